@@ -1,0 +1,295 @@
+"""The `tue` command: options in, a job run, an exit code out. Heavy imports stay inside."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from tue_cli import __version__
+from tue_cli.errors import BadSetting, ExitCode, TueError
+from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+
+app = typer.Typer(
+    name="tue",
+    help="Protect pictures from being learned from.",
+    no_args_is_help=False,
+    pretty_exceptions_show_locals=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=(
+        "Implements Fang et al. 2023 (arXiv 2305.11191); not the method of the same short name by "
+        "Ren et al. (arXiv 2210.10114)."
+    ),
+)
+
+AGAIN = shlex.join(["tue", *sys.argv[1:]])
+"""The command as it was typed, to be typed again."""
+
+NOISE, ADVERSARY, TRAIN = NoiseSettings(), AdversarySettings(), TrainSettings()
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"tue {__version__} (Fang et al. 2023, arXiv 2305.11191)")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _tue(
+    context: typer.Context,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        typer.echo(context.get_help(), err=True)
+        raise typer.Exit(ExitCode.USAGE)
+
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
+Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Name every file.")]
+Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+Device = Annotated[
+    str,
+    typer.Option(help="auto, cpu, cuda, cuda:N or mps; a device named here is used or it fails."),
+]
+
+
+@app.command()
+def protect(
+    paths: Annotated[
+        list[Path],
+        typer.Argument(
+            help="Folders (with all they hold) and files; - reads a list from stdin, one path a "
+            "line or separated by NUL.",
+            show_default=False,
+        ),
+    ],
+    output: Annotated[
+        Path | None,
+        typer.Option("-o", "--output", help="Where the copies go; default <folder>-protected."),
+    ] = None,
+    labels: Annotated[
+        str,
+        typer.Option(
+            help="What a class is: folders (a subfolder each), single (all pictures), cluster or "
+            "cluster:N (pictures that look alike), FILE.csv (columns path,class); auto takes "
+            "folders where there are several, else single."
+        ),
+    ] = "auto",
+    key: Annotated[
+        str | None, typer.Option(help="Key of the weights for a run with one class.")
+    ] = None,
+    radius: Annotated[
+        float, typer.Option(help="Largest change of a pixel, in levels of 255.")
+    ] = round(NOISE.radius * 255, 3),
+    steps: Annotated[int, typer.Option(help="Steps of gradient descent.")] = NOISE.steps,
+    method: Annotated[str, typer.Option(help="tue or em.")] = "tue",
+    score: Annotated[
+        float, typer.Option(help="Part of the score network, alpha_s / alpha_u; 0 leaves it out.")
+    ] = NOISE.score_ratio,
+    score_mode: Annotated[
+        str, typer.Option(help="norm (the paper's line 9) or ascent.")
+    ] = NOISE.score_mode,
+    samples: Annotated[
+        int, typer.Option(help="Random shifts and flips a step.")
+    ] = NOISE.samples,
+    weights: Annotated[
+        str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
+    ] = None,
+    device: Device = "auto",
+    format: Annotated[str, typer.Option(help="keep, png, jpeg or webp.")] = "keep",
+    quality: Annotated[
+        int | None,
+        typer.Option(help="1 to 100 for JPEG, WebP and AVIF; default: the source's, or better."),
+    ] = None,
+    existing: Annotated[
+        str, typer.Option(help="Where a copy exists: skip what is done, overwrite, or error.")
+    ] = "skip",
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Write nothing; tell the plan and the time.")
+    ] = False,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    jobs: Annotated[
+        int, typer.Option(help="Threads that decode and encode; 0: one a processor.")
+    ] = 0,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Write protected copies of pictures beside them; the originals are never touched."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.protect import ProtectSpec
+    from tue_cli.jobs.protect import protect as job
+
+    spec = ProtectSpec(
+        paths=_paths(paths),
+        output=output,
+        labels=labels,
+        key=key,
+        settings=ProtectSettings(
+            method=method,
+            noise=NoiseSettings(
+                radius=radius / 255,
+                steps=steps,
+                score_ratio=score,
+                score_mode=score_mode,
+                samples=samples,
+            ),
+            seed=seed,
+        ),
+        weights=weights,
+        device=device,
+        format=format,
+        quality=quality,
+        existing=existing,
+        dry_run=dry_run,
+        jobs=jobs,
+    )
+    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), AGAIN)
+    if facts.get("failed"):
+        raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@app.command()
+def train(
+    data: Annotated[
+        Path, typer.Argument(help="A folder with one subfolder a class.", show_default=False)
+    ],
+    output: Annotated[
+        Path,
+        typer.Option("-o", "--output", help="The weights: FILE.safetensors.", show_default=False),
+    ],
+    method: Annotated[str, typer.Option(help="tue or em.")] = TRAIN.method,
+    net: Annotated[
+        str, typer.Option(help="vgg16, resnet18, resnet50, densenet121 or wrn34-10.")
+    ] = TRAIN.net,
+    width: Annotated[
+        int, typer.Option(help="Channels of the surrogate's first stage; 64 is the published net.")
+    ] = TRAIN.width,
+    size: Annotated[int, typer.Option(help="Pixels a side at which noise is made.")] = TRAIN.size,
+    steps: Annotated[int, typer.Option(help="Steps of the surrogate.")] = TRAIN.steps,
+    batch: Annotated[int, typer.Option(help="Pictures a step.")] = TRAIN.batch,
+    rate: Annotated[
+        float, typer.Option(help="Peak learning rate of the surrogate.")
+    ] = TRAIN.rate,
+    score_steps: Annotated[
+        int, typer.Option(help="Steps of the score network.")
+    ] = TRAIN.score_steps,
+    score_width: Annotated[
+        int, typer.Option(help="Channels of the score network.")
+    ] = TRAIN.score_width,
+    sigma: Annotated[
+        float, typer.Option(help="Noise of score matching, pixels in [0, 1].")
+    ] = TRAIN.sigma,
+    radius: Annotated[
+        float, typer.Option(help="Radius of the protective noise, in levels of 255.")
+    ] = round(NOISE.radius * 255, 3),
+    noise_steps: Annotated[int, typer.Option(help="Steps of the protective noise.")] = NOISE.steps,
+    score: Annotated[
+        float, typer.Option(help="alpha_s / alpha_u; 0 leaves the score out.")
+    ] = NOISE.score_ratio,
+    score_mode: Annotated[str, typer.Option(help="norm or ascent.")] = NOISE.score_mode,
+    samples: Annotated[int, typer.Option(help="Random shifts and flips a step.")] = NOISE.samples,
+    adversary_radius: Annotated[
+        float, typer.Option(help="Radius of the adversarial noise, in levels of 255.")
+    ] = round(ADVERSARY.radius * 255, 3),
+    adversary_steps: Annotated[
+        int, typer.Option(help="Steps of the adversarial noise.")
+    ] = ADVERSARY.steps,
+    limit: Annotated[
+        int | None, typer.Option(help="Use at most this many pictures of each class.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on from the checkpoint, exactly.")
+    ] = False,
+    max_time: Annotated[
+        str | None, typer.Option(help="Stop after this long: 90s, 30m or 2h.")
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Train weights anew: the score network, then the surrogate on its own protected pictures."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.train import TrainSpec
+    from tue_cli.jobs.train import train as job
+
+    spec = TrainSpec(
+        data=data,
+        output=output,
+        settings=TrainSettings(
+            method=method,
+            net=net,
+            width=width,
+            size=size,
+            score_width=score_width,
+            sigma=sigma,
+            score_steps=score_steps,
+            steps=steps,
+            rate=rate,
+            batch=batch,
+            noise=NoiseSettings(
+                radius=radius / 255,
+                steps=noise_steps,
+                score_ratio=score,
+                score_mode=score_mode,
+                samples=samples,
+            ),
+            adversary=AdversarySettings(radius=adversary_radius / 255, steps=adversary_steps),
+            seed=seed,
+        ),
+        device=device,
+        resume=resume,
+        max_seconds=None if max_time is None else _seconds(max_time),
+        limit=limit,
+        command=AGAIN,
+    )
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+
+
+def _paths(paths: list[Path]) -> tuple[Path, ...]:
+    """Replace - by the paths that stdin lists."""
+    result: list[Path] = []
+    for path in paths:
+        if str(path) != "-":
+            result.append(path)
+            continue
+        data = sys.stdin.buffer.read()
+        lines = data.split(b"\0") if b"\0" in data else data.splitlines()
+        result += [Path(os.fsdecode(line)) for line in lines if line]
+    if not result:
+        raise BadSetting("The list on stdin names no path.", "Write one path a line.")
+    return tuple(result)
+
+
+def _seconds(text: str) -> float:
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        value = float(text[:-1]) * (unit or 0)
+    except ValueError:
+        value = 0
+    if value <= 0:
+        raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
+    return value
+
+
+def main(arguments: list[str] | None = None) -> Any:
+    """Run `tue` and exit with its code; the one place where errors become exit codes."""
+    # Said before torch is loaded: spinning OpenMP threads slow it tenfold on a busy machine.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    arguments = sys.argv[1:] if arguments is None else arguments
+    try:
+        app(arguments, prog_name="tue")
+    except TueError as error:
+        from tue_cli.console import print_error
+
+        print_error(error)
+        sys.exit(error.exit_code)

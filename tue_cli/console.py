@@ -1,0 +1,158 @@
+"""Events to a terminal: progress and notes on stderr, results on stdout."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Generator
+from contextlib import closing
+from dataclasses import asdict
+from typing import Any
+
+from rich.console import Console as Terminal
+from rich.markup import escape
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+
+from tue_cli.errors import ExitCode, TueError
+from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Skipped, Started
+from tue_cli.files.manifest import shown
+
+LINE_SECONDS = 10.0
+"""Where no bar can be drawn, progress is a line this often."""
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+class Console:
+    """Prints a job's events; with `as_json` one object a line on stdout."""
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+        self._json = as_json
+        self._quiet = quiet
+        self._verbose = verbose
+        self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
+        self._unit = ""
+        self._metric = ""
+        self._printed = time.monotonic()
+
+    def run(self, job: Generator[Event, None, None], again: str) -> dict[str, Any]:
+        """Run a job to its end and return the facts of its `Done`.
+
+        Ctrl-C closes the job, prints the command `again`, which goes on from there, and exits.
+        """
+        try:
+            return self._run(job)
+        except KeyboardInterrupt:
+            self._error("Interrupted. What was finished is kept; this goes on from there:")
+            self._error(f"  {shown(again)}")
+            raise SystemExit(ExitCode.INTERRUPTED) from None
+
+    def _run(self, job: Generator[Event, None, None]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+        progress = Progress(
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[state]}"),
+            console=self._terminal,
+            transient=True,
+            disable=self._quiet or not self._terminal.is_terminal,
+        )
+        with progress, closing(job):
+            bar = progress.add_task("", total=None, visible=False, state="")
+            for event in job:
+                if self._json:
+                    self._print_json(event)
+                if isinstance(event, Started):
+                    self._unit = event.unit
+                    self._show_start(event)
+                    progress.update(
+                        bar, description=event.title, total=event.total, visible=event.total > 0
+                    )
+                elif isinstance(event, Advanced):
+                    state = self._state(event)
+                    progress.update(bar, completed=event.done, state=state)
+                    self._line(event, state)
+                elif isinstance(event, Metric):
+                    values = ", ".join(f"{name} {v:.4f}" for name, v in event.values.items())
+                    self._metric = f"{event.phase} {event.step}/{event.steps}, {values}, "
+                elif isinstance(event, Done):
+                    facts = event.facts
+                else:
+                    self._show(event)
+        if not self._json and not self._quiet:
+            for name, value in facts.items():
+                if value not in (None, "", {}):
+                    print(f"{name.replace('_', ' ')}: {_plain(value)}")
+        return facts
+
+    def _show_start(self, event: Started) -> None:
+        self._note(f"{event.title}: {event.total} {event.unit}")
+        for name, value in event.facts.items():
+            if isinstance(value, dict):
+                shown_pairs = [f"{shown(str(k))} → {shown(str(v))}" for k, v in value.items()]
+                more = len(shown_pairs) - 12
+                shown_pairs = shown_pairs[:12] + ([f"and {more} more"] if more > 0 else [])
+                value = ", ".join(shown_pairs)
+            self._note(f"  {name}: {shown(str(value))}")
+        if event.seconds is not None:
+            self._note(f"  estimated time: {duration(event.seconds)}")
+
+    def _show(self, event: Saved | Skipped | Failed | Note) -> None:
+        if isinstance(event, Note):
+            self._note(shown(event.message))
+        elif isinstance(event, Failed):
+            self._error(f"{shown(event.path)}: {shown(event.message)} ({event.reason})")
+        elif self._verbose:
+            word = "protected" if isinstance(event, Saved) else f"skipped ({event.reason})"
+            self._note(f"{shown(event.path)}: {word}")
+
+    def _state(self, event: Advanced) -> str:
+        rate = f"{self._metric}{event.rate:.1f} pictures/s"
+        if event.seconds_left is None or event.done >= event.total:
+            return rate
+        return f"{rate}, {duration(event.seconds_left)} left"
+
+    def _line(self, event: Advanced, state: str) -> None:
+        now = time.monotonic()
+        if not self._terminal.is_terminal and now - self._printed >= LINE_SECONDS:
+            self._printed = now
+            self._note(f"{event.done}/{event.total} {self._unit}, {state}")
+
+    def _note(self, text: str) -> None:
+        if not self._quiet:
+            self._terminal.print(escape(text))
+
+    def _error(self, text: str) -> None:
+        self._terminal.print(f"[red]{escape(text)}[/red]")
+
+    def _print_json(self, event: Event) -> None:
+        if isinstance(event, Advanced):
+            return
+        fields: dict[str, Any] = {"event": type(event).__name__.lower()}
+        for name, value in asdict(event).items():
+            fields |= value if name == "facts" else {name: value}
+        print(json.dumps(fields, default=str), flush=True)
+
+
+def print_error(error: TueError) -> None:
+    """Print an error and its remedy on stderr."""
+    terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
+    terminal.print(f"[bold red]Error:[/] {escape(shown(error.message))}")
+    if error.remedy:
+        terminal.print(escape(shown(error.remedy)))
+
+
+def _plain(value: Any) -> str:
+    """Return a fact as a person reads it."""
+    if isinstance(value, dict):
+        return ", ".join(f"{_plain(v)} × {shown(str(k))}" for k, v in value.items())
+    return shown(str(value))

@@ -1,0 +1,167 @@
+"""What computes the noise: a device, a precision and the frozen nets, behind one small protocol."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tue_cli.errors import BadSetting, DeviceUnavailable
+from tue_cli.settings import NoiseSettings
+from tue_cli.weights import Weights, build
+
+if TYPE_CHECKING:
+    import torch
+
+Floats = NDArray[np.float32]
+
+
+class Engine(Protocol):
+    """Makes noise for batches of pictures at the weights' working size."""
+
+    description: str
+    """Device and precision, for people."""
+
+    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+        """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1].
+
+        A picture's delta depends on its pixels, key and seed alone, not on its neighbours.
+        """
+
+    def features(self, pixels: Floats) -> Floats:
+        """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """Where torch computes, and how precisely."""
+
+    device: torch.device
+    dtype: torch.dtype
+    description: str
+
+
+def machine(name: str = "auto") -> Machine:
+    """Choose a device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; prove it by a small computation.
+
+    Raises:
+        BadSetting: no such kind of device.
+        DeviceUnavailable: a device that was asked for by name does not work.
+    """
+    import torch
+
+    if name != "auto":
+        return _opened(name)
+    for candidate in ("cuda", "mps"):
+        try:
+            return _opened(candidate)
+        except DeviceUnavailable:
+            continue
+    return _opened("cpu")
+
+
+def _opened(name: str) -> Machine:
+    import torch
+
+    kind, _, number = name.partition(":")
+    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+        raise BadSetting(f"There is no device {name!r}.", "Choose auto, cpu, cuda, cuda:N or mps.")
+    try:
+        device = torch.device(name)
+        float((torch.ones(2, device=device) + 1).sum())
+    except (RuntimeError, AssertionError) as error:
+        raise DeviceUnavailable(
+            f"The device {name} cannot be used: {str(error).splitlines()[0]}.",
+            "Use --device cpu or --device auto.",
+        ) from None
+    if kind == "cuda":
+        title = torch.cuda.get_device_name(device)
+        dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    elif kind == "mps":
+        title, dtype = "Apple GPU", torch.float32
+    else:
+        title = f"CPU, {torch.get_num_threads()} threads"
+        dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+    return Machine(device, dtype, f"{title}, {str(dtype).removeprefix('torch.')}")
+
+
+class TorchEngine:
+    """The engine on torch: batches of one fixed size, so that results do not depend on it."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        method: str,
+        noise: NoiseSettings,
+        *,
+        seed: int,
+        machine: Machine,
+        batch: int,
+    ) -> None:
+        from tue_cli.methods import method_named
+        from tue_cli.nets.frozen import frozen
+
+        self._method = method_named(method)
+        self._noise = noise
+        self._seed = seed
+        self._machine = machine
+        self._batch = batch
+        self.description = machine.description
+        roles = tuple(r for r in self._method.roles if r != "score" or noise.score_ratio)
+        self._nets = {
+            role: frozen(net.to(machine.device), machine.dtype)
+            for role, net in build(weights, roles).items()
+        }
+
+    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+        """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
+        import torch
+
+        from tue_cli.numerics.batches import generator_at
+
+        deltas = []
+        device = self._machine.device
+        for place in range(0, len(pixels), self._batch):
+            part = slice(place, place + self._batch)
+            start = starts(pixels[part].shape, seeds[part], self._noise.radius)
+            # The same shifts and flips for every batch: a picture's noise is its own.
+            generator = generator_at(self._seed, "perturb", 0, device)
+            delta = self._method.perturb(
+                self._nets,
+                torch.from_numpy(self._filled(pixels[part])).to(device),
+                torch.from_numpy(self._filled(keys[part])).to(device),
+                self._noise,
+                start=torch.from_numpy(self._filled(start)).to(device),
+                generator=generator,
+            )
+            deltas.append(delta[: len(pixels[part])].cpu().numpy())
+        return np.concatenate(deltas)
+
+    def features(self, pixels: Floats) -> Floats:
+        """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
+        import torch
+
+        from tue_cli.methods.surrogate import surrogate_of
+
+        parts = []
+        with torch.no_grad():
+            for place in range(0, len(pixels), self._batch):
+                part = pixels[place : place + self._batch]
+                batch = torch.from_numpy(self._filled(part)).to(self._machine.device)
+                features = surrogate_of(self._nets).features(batch)
+                parts.append(features[: len(part)].cpu().numpy())
+        return np.concatenate(parts)
+
+    def _filled(self, part: NDArray[Any]) -> NDArray[Any]:
+        """Repeat the last row up to the fixed batch: kernels are chosen by shape, and another
+        kernel rounds differently."""
+        missing = self._batch - len(part)
+        return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
+
+
+def starts(shape: tuple[int, ...], seeds: list[int], radius: float) -> Floats:
+    """Draw each picture's first delta, uniform in the ball, from its own seed."""
+    draws = [np.random.Generator(np.random.Philox(seed)).random(shape[1:]) for seed in seeds]
+    return ((2 * np.stack(draws) - 1) * radius).astype(np.float32)

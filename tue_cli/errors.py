@@ -1,0 +1,75 @@
+"""What can go wrong, as a person is told it: every error carries an exit code and a remedy.
+
+Raised at the door of a floor, translated to an exit code once, in `cli.py`.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+
+
+class ExitCode(IntEnum):
+    """The exit codes of every `tue` command; stable, for scripts."""
+
+    OK = 0
+    """Everything was done, or had been done before."""
+    SOME_FAILED = 1
+    """The run finished, but at least one picture could not be protected."""
+    USAGE = 2
+    """A wrong argument or setting; nothing was done."""
+    NOTHING_TO_DO = 3
+    """No picture was found."""
+    ENVIRONMENT = 4
+    """Weights missing or corrupt, device unavailable, disk full, output not writable."""
+    INTERRUPTED = 130
+    """Stopped by Ctrl-C; what was finished is kept."""
+
+
+class TueError(Exception):
+    """An error with a remedy: `message` says what was found, `remedy` what to do about it."""
+
+    exit_code = ExitCode.ENVIRONMENT
+
+    def __init__(self, message: str, remedy: str = "") -> None:
+        super().__init__(message)
+        self.message = message
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.message} {self.remedy}".strip()
+
+
+class BadSetting(TueError):
+    """A setting that cannot work; raised before any work."""
+
+    exit_code = ExitCode.USAGE
+
+
+class NothingToDo(TueError):
+    """No picture to work on."""
+
+    exit_code = ExitCode.NOTHING_TO_DO
+
+
+class WeightsProblem(TueError):
+    """Weights that are missing, truncated, tampered with or of another kind."""
+
+
+class DeviceUnavailable(TueError):
+    """A device that was asked for by name and is not there."""
+
+
+class OutputProblem(TueError):
+    """The output cannot be written: no permission, no space, in use by another run."""
+
+
+class PictureProblem(Exception):
+    """Why one picture cannot be protected; the run goes on.
+
+    `reason` is a short stable word for scripts (`truncated`, `animated`, …), `message` a sentence.
+    """
+
+    def __init__(self, reason: str, message: str) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.message = message

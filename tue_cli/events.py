@@ -1,0 +1,86 @@
+"""What a job can say: frozen records, yielded one by one, printed or painted by an interface."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Started:
+    """The work is planned and begins."""
+
+    title: str
+    total: int
+    """How many units of work: pictures, or steps."""
+    unit: str
+    seconds: float | None = None
+    """Estimated time, where it is known."""
+    facts: dict[str, Any] = field(default_factory=dict)
+    """What was decided: device, weights, output folder, keys."""
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """`done` of `total` units are finished."""
+
+    done: int
+    total: int
+    rate: float
+    """Pictures a second."""
+    seconds_left: float | None = None
+
+
+@dataclass(frozen=True)
+class Metric:
+    """Figures of a training at one step."""
+
+    phase: str
+    step: int
+    steps: int
+    values: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Saved:
+    """One file was written, whole."""
+
+    source: Path | None
+    path: Path
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """One file was left alone, for a reason that is no failure."""
+
+    path: Path
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Failed:
+    """One picture could not be protected; the run goes on."""
+
+    path: Path
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """A sentence that a person should read."""
+
+    message: str
+
+
+@dataclass(frozen=True)
+class Done:
+    """The job is over; `facts` is its result."""
+
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+Event = Started | Advanced | Metric | Saved | Skipped | Failed | Note | Done

@@ -1,0 +1,398 @@
+"""The journal that makes a run resumable, and the manifest that makes it auditable.
+
+All that is known about one output folder: which run holds it, which copies in it are ours, which
+are done, which key every class got. No picture is opened here; a copy is its bytes' sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import itertools
+import json
+import math
+import os
+import threading
+import time
+from collections.abc import Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, BinaryIO, Self
+
+from filelock import FileLock, Timeout
+
+from tue_cli.errors import BadSetting, OutputProblem
+
+MANIFEST = "tue-manifest.json"
+WORK = ".tue"
+SCHEMA = 1
+EXISTING = ("skip", "overwrite", "error")
+
+_JOURNAL = "journal.jsonl"
+_SCRATCH = "scratch-"
+_FIELDS = ("path", "source_sha256", "sha256", "label", "key")
+
+Record = dict[str, Any]
+
+
+def sha256(what: Path | bytes) -> str:
+    """The SHA-256 of bytes, or of a file's content, in hexadecimal."""
+    if isinstance(what, bytes):
+        return hashlib.sha256(what).hexdigest()
+    with what.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def shown(path: Path | str) -> str:
+    """A path as a sentence can hold it: line breaks, escapes and undecodable bytes spelt out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a run has written its copies here, finished or not."""
+    return (folder / MANIFEST).is_file() or (folder / WORK / _JOURNAL).is_file()
+
+
+def read_manifest(output: Path) -> dict[str, Any]:
+    """The manifest of a finished run: schema, run, keys, summary, pictures, seconds, finished.
+
+    Raises BadSetting where there is none, or none that this version can read.
+    """
+    path = output / MANIFEST
+    try:
+        manifest = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        raise BadSetting(
+            f"{shown(output)} has no {MANIFEST}.", "Name a folder that `tue protect` has finished."
+        ) from None
+    except (OSError, ValueError) as error:
+        raise _corrupt(path, str(error)) from error
+    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise _corrupt(path, "it is not a manifest of tue")
+    if manifest["schema"] != SCHEMA:
+        raise BadSetting(
+            f"{shown(path)} has schema {manifest['schema']}; this version reads {SCHEMA}.",
+            "Use the version of tue that wrote it, or choose another output with -o.",
+        )
+    run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
+    if not (isinstance(run, dict) and isinstance(keys, dict) and isinstance(pictures, list)):
+        raise _corrupt(path, "parts of it are missing")
+    if not all(_is_record(entry) for entry in pictures):
+        raise _corrupt(path, "a picture's entry is incomplete")
+    return manifest
+
+
+def output_problem(error: OSError, output: Path) -> OutputProblem:
+    """The error to raise when writing below `output` failed with `error`."""
+    where = shown(output)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return OutputProblem(
+            f"The disk that holds {where} is full.",
+            "Free some space and run the same command again: finished pictures are kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return OutputProblem(
+            f"The output folder {where} is not writable.",
+            "Change its permissions, or choose another folder with -o.",
+        )
+    if error.errno == errno.EROFS:
+        return OutputProblem(
+            f"The output folder {where} is on a read-only disk.", "Choose another folder with -o."
+        )
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return OutputProblem(
+            f"Something that is not a folder stands in the place of the output folder {where}.",
+            "Move it away, or choose another folder with -o.",
+        )
+    return OutputProblem(
+        f"The output folder {where} cannot be written: {error.strerror or error}.",
+        "Choose another folder with -o.",
+    )
+
+
+class Journal:
+    """What is known about one output folder, held by one run at a time; a context manager.
+
+    Entering makes the folder, locks it and reads what former runs left. Each finished picture is
+    one `record` of at least `path` (its relative posix path), `source_sha256`, `sha256` (of the
+    copy), `label` and `key`, all strings; beside these, only `seconds` may depend on the clock.
+
+    A record is written *before* its copy is moved into place, and counts only where the copy's
+    hash agrees, so that a kill at any moment costs one picture and claims nothing false.
+    """
+
+    def __init__(self, output: Path, run: dict[str, Any], existing: str) -> None:
+        """`run` holds the settings that decide the copies' bytes, as JSON can say them.
+
+        `existing` is `skip` (a former run must have had the same settings), `overwrite` (copies of
+        other settings are known as ours, but not as done) or `error` (no former run may have
+        recorded anything). Entering raises BadSetting where this does not hold, and OutputProblem
+        where the folder cannot be written or another run is using it.
+        """
+        if existing not in EXISTING:
+            raise BadSetting(
+                f"--existing {existing} is unknown.", f"Choose one of: {', '.join(EXISTING)}."
+            )
+        self.output = output
+        self.records: dict[str, Record] = {}
+        """Relative posix path -> record, of this run and of former ones with equal settings."""
+        self.keys: dict[str, str] = {}
+        """Class -> key, likewise; what is added here goes into the manifest."""
+        self._run: dict[str, Any] = json.loads(_line(run))
+        self._existing = existing
+        self._work = output / WORK
+        self._journal = self._work / _JOURNAL
+        self._file: BinaryIO | None = None
+        self._lock = FileLock(self._work / "lock", timeout=0, thread_local=False)
+        self._guard = threading.Lock()
+        self._numbers = itertools.count(1)
+        self._made: list[Path] = []
+        self._ours: dict[str, set[str]] = {}
+        self._sure: set[str] = set()
+        self._since = time.monotonic()
+
+    def __enter__(self) -> Self:
+        """Claim the folder and recall what is in it."""
+        self._claim()
+        try:
+            self._clear_scratch()
+            self._recall()
+        except BaseException:
+            self._leave()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the folder go, finished or to be resumed."""
+        self._leave()
+
+    def scratch(self) -> Path:
+        """A fresh path for an unfinished copy: same disk, and short where the name is long."""
+        return self._work / f"{_SCRATCH}{next(self._numbers)}"
+
+    def is_done(self, relative: Path, *, source_sha256: str, label: str, key: str) -> bool:
+        """Whether a copy of this very source, label and key is in place, whole."""
+        path = relative.as_posix()
+        record = self.records.get(path)
+        wanted = (source_sha256, label, key)
+        if record is None or (record["source_sha256"], record["label"], record["key"]) != wanted:
+            return False
+        if self._hash(relative) != record["sha256"]:
+            return False
+        self._sure.add(path)
+        return True
+
+    def owns(self, relative: Path) -> bool:
+        """Whether the file at this place is, byte for byte, one that a run of ours wrote."""
+        ours = self._ours.get(relative.as_posix())
+        return ours is not None and self._hash(relative) in ours
+
+    def record(self, record: Record) -> None:
+        """Append one finished picture, on disk when this returns; to be called from any thread.
+
+        A number that is not finite becomes null. Raises OutputProblem where the disk is full.
+        """
+        record = _finite(record)
+        if not _is_record(record):
+            raise ValueError(f"a record needs the strings {', '.join(_FIELDS)}: {record}")
+        with self._guard:
+            try:
+                if self._file is None:
+                    self._file = self._journal.open("ab")
+                    # A kill may have left half a line; it must not swallow the next one.
+                    start = "\n" if self._file.tell() else ""
+                    self._file.write(f"{start}{_line({'run': self._run})}\n".encode())
+                self._file.write(f"{_line(record)}\n".encode())
+                self._file.flush()
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                raise output_problem(error, self.output) from error
+            self.records[record["path"]] = record
+            self.keys[record["label"]] = record["key"]
+            self._ours.setdefault(record["path"], set()).add(record["sha256"])
+            self._sure.add(record["path"])
+
+    def finish(self, summary: dict[str, Any]) -> Path:
+        """Write the manifest, remove everything else that is not a copy, and let the folder go.
+
+        `summary` may list `failed`: records of `path`, `reason`, `message`. A record whose copy
+        never came into place is left out. Only `seconds` and `finished` depend on the clock.
+        """
+        doubtful = {entry["path"] for entry in summary.get("failed", ())}
+        sure = self._sure - doubtful
+        pictures = [
+            record
+            for path, record in sorted(self.records.items())
+            if path in sure or self._hash(Path(path)) == record["sha256"]
+        ]
+        manifest = {
+            "schema": SCHEMA,
+            "run": self._run,
+            "keys": self.keys,
+            "summary": _finite(summary),
+            "pictures": pictures,
+            "seconds": round(time.monotonic() - self._since, 3),
+            "finished": datetime.now(UTC).isoformat(timespec="seconds"),
+        }
+        path, unfinished = self.output / MANIFEST, self.scratch()
+        try:
+            with unfinished.open("w", encoding="ascii", newline="\n") as file:
+                json.dump(manifest, file, sort_keys=True, indent=1, allow_nan=False)
+                file.write("\n")
+                file.flush()
+                os.fsync(file.fileno())
+            unfinished.replace(path)
+            self._close()
+            self._journal.unlink(missing_ok=True)
+        except OSError as error:
+            raise output_problem(error, self.output) from error
+        self._leave()
+        return path
+
+    def _claim(self) -> None:
+        """Make the folder and lock it."""
+        # A run that leaves removes its empty folders, perhaps between our making and our locking.
+        for attempts_left in reversed(range(5)):
+            try:
+                folders = (self._work, *self._work.parents)
+                self._made = [folder for folder in folders if not folder.exists()]
+                self._work.mkdir(parents=True, exist_ok=True)
+                if not os.access(self.output, os.W_OK | os.X_OK):
+                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+                self._lock.acquire()
+                return
+            except Timeout:
+                raise OutputProblem(
+                    f"Another run of tue is using {shown(self.output)}.",
+                    "Wait until it has finished, or choose another folder with -o.",
+                ) from None
+            except OSError as error:
+                if attempts_left and isinstance(error, FileNotFoundError):
+                    continue
+                self._remove_empty()
+                raise output_problem(error, self.output) from error
+
+    def _recall(self) -> None:
+        """Read what former runs recorded, and decide whether this run may go on from it."""
+        books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
+        records, keys = self.records, self.keys
+        last: dict[str, Any] = self._run
+        for entry in self._entries():
+            if _is_record(entry):
+                records[entry["path"]] = entry
+                keys[entry["label"]] = entry["key"]
+                self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
+            elif isinstance(entry.get("run"), dict):
+                last = entry["run"]
+                records, keys = books.setdefault(_line(last), ({}, {}))
+                keys.update(entry.get("keys", {}))
+        self.records, self.keys = books.get(_line(self._run), ({}, {}))
+        if not self._ours:
+            return
+        where = shown(self.output)
+        if self._existing == "error":
+            raise BadSetting(
+                f"{where} already holds {len(self._ours)} protected copies.",
+                "Use --existing skip to go on from them, or choose another folder with -o.",
+            )
+        if self._existing == "skip" and last != self._run:
+            raise BadSetting(
+                f"{where} holds copies made with other settings: {_differences(last, self._run)}.",
+                "Use --existing overwrite to replace them, or choose another folder with -o.",
+            )
+
+    def _entries(self) -> Iterator[dict[str, Any]]:
+        """Runs and records, oldest first: the manifest's, then the journal's readable lines."""
+        if os.path.lexists(self.output / MANIFEST):
+            manifest = read_manifest(self.output)
+            yield {"run": manifest["run"], "keys": manifest["keys"]}
+            yield from manifest["pictures"]
+        with contextlib.suppress(FileNotFoundError):
+            for line in self._journal.read_bytes().splitlines():
+                with contextlib.suppress(ValueError):
+                    entry = json.loads(line)
+                    if isinstance(entry, dict):
+                        yield entry
+
+    def _hash(self, relative: Path) -> str | None:
+        """The hash of the file at a place; None where there is no readable regular file."""
+        path = self.output / relative
+        try:
+            return sha256(path) if path.is_file() else None
+        except OSError:
+            return None
+
+    def _clear_scratch(self) -> None:
+        for path in self._work.glob(f"{_SCRATCH}*"):
+            with contextlib.suppress(OSError):
+                path.unlink()
+
+    def _close(self) -> None:
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                self._file.close()
+            self._file = None
+
+    def _leave(self) -> None:
+        """Let the folder go; what was recorded stays, and what this run made empty does not."""
+        if not self._lock.is_locked:
+            return
+        self._close()
+        self._clear_scratch()
+        # Unlinked while held: who has opened the old lock finds it unlinked and tries again.
+        # (Windows refuses; there filelock itself removes the file.)
+        with contextlib.suppress(OSError):
+            Path(self._lock.lock_file).unlink()
+        self._lock.release()
+        self._remove_empty()
+
+    def _remove_empty(self) -> None:
+        for folder in dict.fromkeys((self._work, *self._made)):
+            with contextlib.suppress(OSError):
+                folder.rmdir()
+
+
+def _line(value: Any) -> str:
+    return json.dumps(value, sort_keys=True, allow_nan=False)
+
+
+def _is_record(entry: Any) -> bool:
+    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in _FIELDS)
+
+
+def _finite(value: Any) -> Any:
+    """`value` as strict JSON can say it: the PSNR of an unchanged picture is infinite."""
+    if isinstance(value, dict):
+        return {name: _finite(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(part) for part in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _differences(former: dict[str, Any], run: dict[str, Any]) -> str:
+    """What differs between two runs' settings, the first few, as half a sentence."""
+    before, now = _flat(former), _flat(run)
+    parts = [
+        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        for name in sorted(before.keys() | now.keys())
+        if before.get(name) != now.get(name)
+    ]
+    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for name, value in settings.items():
+        if isinstance(value, dict):
+            flat |= _flat(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value
+    return flat
+
+
+def _corrupt(path: Path, why: str) -> BadSetting:
+    return BadSetting(
+        f"{shown(path)} cannot be read: {shown(why)}.",
+        "Move it away and run again with --existing overwrite, or choose another folder with -o.",
+    )

@@ -1,0 +1,208 @@
+"""What travels with a picture besides its pixels: EXIF, colour profile, XMP, density, PNG chunks.
+
+Everything is copied byte for byte where that is safe. What could show the unprotected picture
+(thumbnails, previews) is blanked or left out. JPEG segments are next door, in `jpeg.py`.
+"""
+
+from __future__ import annotations
+
+import re
+import struct
+import zlib
+from collections.abc import Iterator
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Final
+
+PNG_START: Final = b"\x89PNG\r\n\x1a\n"
+EXIF_START: Final = b"Exif\0\0"
+TEXT_LIMIT: Final = 4_000_000
+
+# Chunks that mean the same whatever the colour type; bKGD, sBIT, hIST and PLTE do not, and a
+# private chunk can hold anything, such as the layers of a Fireworks file.
+_PNG_COLOUR = frozenset({b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"mDCV", b"cLLI", b"pHYs"})
+_PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
+_PNG_KEPT = _PNG_COLOUR | _PNG_TEXT | {b"eXIf", b"tIME"}
+
+_BASE64_PICTURE = re.compile(
+    rb"(?:/9j/|iVBORw0KGgo|UklGR)(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]+;){64,}"
+)
+
+
+@dataclass(frozen=True)
+class Metadata:
+    """What is written beside the pixels; every preview has been taken out."""
+
+    exif: bytes = b""
+    """A TIFF structure, without the `Exif` prefix that JPEG puts before it."""
+    icc: bytes = b""
+    xmp: bytes = b""
+    dpi: tuple[float, float] | None = None
+    blocks: tuple[bytes, ...] = ()
+    """The JPEG segments or PNG chunks of the source, whole, for a copy in the same format."""
+
+
+def without_exif_previews(exif: bytes) -> bytes:
+    """Blank the thumbnail and every other JPEG inside an EXIF structure.
+
+    The length and all other bytes stay, so that the offsets inside maker notes still hold.
+    """
+    cleaned = bytearray(exif)
+    with suppress(struct.error, OverflowError):
+        _cut_thumbnail_directories(cleaned)
+    return without_jpegs(bytes(cleaned))
+
+
+def _cut_thumbnail_directories(exif: bytearray) -> None:
+    """Unlink the directories after the first, then blank them and the strips they point to."""
+    order = {b"II": "<", b"MM": ">"}.get(bytes(exif[:2]))
+    if order is None:
+        return
+    (first,) = struct.unpack_from(order + "I", exif, 4)
+    (count,) = struct.unpack_from(order + "H", exif, first)
+    link = first + 2 + 12 * count
+    (directory,) = struct.unpack_from(order + "I", exif, link)
+    struct.pack_into(order + "I", exif, link, 0)
+    while directory:
+        # A directory that points back into the first one is a loop, not a thumbnail.
+        if directory < 8 or first <= directory < link + 4:
+            return
+        (count,) = struct.unpack_from(order + "H", exif, directory)
+        tags = _numbers_of(exif, order, directory, count)
+        (following,) = struct.unpack_from(order + "I", exif, directory + 2 + 12 * count)
+        for offsets, lengths in ((513, 514), (273, 279), (324, 325)):
+            for start, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False):
+                if start >= 8 and (start + length <= first or start >= link + 4):
+                    _blank(exif, start, start + length)
+        _blank(exif, directory, directory + 6 + 12 * count)
+        directory = following
+
+
+def _numbers_of(
+    exif: bytearray, order: str, directory: int, count: int
+) -> dict[int, tuple[int, ...]]:
+    """Return the whole numbers of a directory's tags."""
+    tags = {}
+    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
+        tag, kind, amount = struct.unpack_from(order + "HHI", exif, entry)
+        code, size = {3: ("H", 2), 4: ("I", 4)}.get(kind, ("", 0))
+        if not code or amount > 65_535:
+            continue
+        at = entry + 8
+        if size * amount > 4:
+            (at,) = struct.unpack_from(order + "I", exif, at)
+        tags[tag] = struct.unpack_from(f"{order}{amount}{code}", exif, at)
+    return tags
+
+
+def _blank(data: bytearray, start: int, end: int) -> None:
+    end = min(end, len(data))
+    if start < end:
+        data[start:end] = bytes(end - start)
+
+
+def without_jpegs(data: bytes) -> bytes:
+    """Blank every JPEG stream inside; the length stays."""
+    cleaned = bytearray(data)
+    start = 0
+    while (start := data.find(b"\xff\xd8\xff", start)) >= 0:
+        end = _jpeg_end(data, start)
+        if end:
+            _blank(cleaned, start, end)
+        start = end or start + 1
+    return bytes(cleaned)
+
+
+def _jpeg_end(data: bytes, start: int) -> int:
+    """Return where the JPEG at `start` ends; 0 if its header makes no sense."""
+    at = start + 2
+    while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] >= 0xC0:
+        if data[at + 1] == 0xDA:
+            end = data.find(b"\xff\xd9", at)
+            return end + 2 if end >= 0 else len(data)
+        at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
+    return 0
+
+
+def without_text_pictures(text: bytes) -> bytes:
+    """Blank every base64 JPEG, PNG or WebP inside a text such as XMP; the length stays."""
+    return _BASE64_PICTURE.sub(lambda found: b" " * len(found[0]), text)
+
+
+def png_chunks(source: bytes) -> Iterator[tuple[bytes, bytes]]:
+    """Yield (type, data) of each whole chunk of a PNG."""
+    at = len(PNG_START)
+    while at + 12 <= len(source):
+        length = int.from_bytes(source[at : at + 4], "big")
+        if at + 12 + length > len(source):
+            return
+        yield source[at + 4 : at + 8], source[at + 8 : at + 8 + length]
+        at += 12 + length
+
+
+def png_chunk(kind: bytes, data: bytes) -> bytes:
+    """Return a whole chunk, with its length and checksum."""
+    return (
+        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
+    )
+
+
+def blocks_of_png(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """Return the chunks that a copy should have, previews taken out, and notes."""
+    blocks, notes = [], []
+    for kind, data in png_chunks(source):
+        if kind not in _PNG_KEPT:
+            continue
+        if kind == b"eXIf":
+            data = without_exif_previews(data)
+        if kind == b"iTXt":
+            data = without_text_pictures(data)
+        if kind in _PNG_TEXT and _holds_a_picture(kind, data):
+            notes.append("a text that held a picture was left out")
+            continue
+        blocks.append(png_chunk(kind, data))
+    return tuple(blocks), tuple(notes)
+
+
+def _holds_a_picture(kind: bytes, data: bytes) -> bool:
+    """Say whether a text chunk hides a picture, in base64 or (ImageMagick's way) in hex."""
+    keyword, _, text = data.partition(b"\0")
+    packed = kind == b"zTXt"
+    if kind == b"iTXt":
+        packed = text[:1] == b"\1"
+        text = text[2:].partition(b"\0")[2].partition(b"\0")[2]
+    elif packed:
+        text = text[1:]
+    if packed:
+        unpacker = zlib.decompressobj()
+        try:
+            text = unpacker.decompress(text, TEXT_LIMIT)
+        except zlib.error:
+            return True
+        if unpacker.unconsumed_tail:
+            return True
+    if keyword.startswith(b"Raw profile type"):
+        return b"ffd8ff" in re.sub(rb"\s", b"", text).lower()
+    return without_text_pictures(text) != text
+
+
+def blocks_for_png(metadata: Metadata) -> tuple[bytes, ...]:
+    """Return chunks for a PNG made from a picture of another format."""
+    blocks = []
+    if metadata.icc:
+        blocks.append(png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+    if metadata.dpi:
+        x, y = (round(density / 0.0254) for density in metadata.dpi)
+        with suppress(struct.error):
+            blocks.append(png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
+    if metadata.exif:
+        blocks.append(png_chunk(b"eXIf", metadata.exif))
+    if metadata.xmp:
+        blocks.append(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    return tuple(blocks)
+
+
+def spliced_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
+    """Put chunks right after the header of a PNG."""
+    header = len(PNG_START) + 25
+    return b"".join((data[:header], *blocks, data[header:]))

@@ -1,0 +1,560 @@
+"""`tue protect`: pictures in, protected copies out; decoding and encoding beside the engine."""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tue_cli import __version__
+from tue_cli.engine import Engine, Floats, TorchEngine, machine
+from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
+from tue_cli.files import folders, images
+from tue_cli.files.manifest import (
+    EXISTING,
+    MANIFEST,
+    Journal,
+    output_problem,
+    read_manifest,
+    sha256,
+    shown,
+)
+from tue_cli.files.quality import compare
+from tue_cli.settings import ProtectSettings
+from tue_cli.weights import Weights, load
+
+BATCH = 32
+"""Pictures the engine takes at once; fixed, because another batch size may round differently."""
+BATCH_PIXELS = 64_000_000
+"""A batch of large pictures is closed at this many pixels: it bounds the memory."""
+SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+LOW_SURVIVAL = 0.8
+_FATAL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+
+
+@dataclass(frozen=True)
+class ProtectSpec:
+    """What `tue protect` was asked for."""
+
+    paths: tuple[Path, ...]
+    output: Path | None = None
+    labels: str = "auto"
+    key: str | None = None
+    """The key of a run's only class; None for an automatic choice."""
+    settings: ProtectSettings = field(default_factory=ProtectSettings)
+    weights: str | None = None
+    device: str = "auto"
+    format: str = "keep"
+    quality: int | None = None
+    existing: str = "skip"
+    dry_run: bool = False
+    jobs: int = 0
+    """Threads that decode and encode; 0 for one a processor."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture and all that was decided about it."""
+
+    item: folders.Item
+    relative: Path
+    """Where the copy goes, below the output."""
+    key: str
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A decoded picture on its way to the engine and back."""
+
+    task: Task
+    picture: images.Picture
+    small: Floats
+    """(3, S, S) in [0, 1], at the weights' working size."""
+    source_sha256: str
+    mtime_ns: int
+    seconds: float
+
+
+Outcome = Saved | Skipped | Failed
+
+
+def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
+    """Protect pictures, yielding what happens; the consumer may stop at any event.
+
+    Raises:
+        TueError: before any work for what cannot work, during it for a full disk.
+    """
+    began = time.monotonic()
+    _check(spec)
+    output = spec.output or folders.default_output(spec.paths)
+    found = folders.discover(spec.paths, output)
+    _refuse_unknown_labels(spec.labels)
+    weights = load(spec.weights)
+    engine = TorchEngine(
+        weights,
+        spec.settings.method,
+        spec.settings.noise,
+        seed=spec.settings.seed,
+        machine=machine(spec.device),
+        batch=BATCH,
+    )
+    for path, reason, message in found.refused:
+        yield Failed(path, reason, message)
+    for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
+        yield Note(f"Left aside: {count} × {reason}.")
+    threads = spec.jobs or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
+        notes: list[str] = []
+        items = _labelled(spec, found, weights, engine, pool, notes)
+        yield from (Note(text) for text in notes)
+        if spec.dry_run:
+            taken = read_manifest(output)["keys"] if (output / MANIFEST).is_file() else {}
+            tasks = _planned(spec, items, weights, taken)
+            seconds = _estimate(tasks, weights, engine, spec, threads)
+            facts = _facts(spec, output, weights, engine, tasks)
+            yield Started("Would protect", len(tasks), "pictures", seconds, facts)
+            yield Done({"dry_run": True, "pictures": len(tasks), "estimated_seconds": seconds})
+            return
+        with Journal(output, _run(spec, weights), spec.existing) as journal:
+            tasks = _planned(spec, items, weights, journal.keys)
+            if spec.existing == "error":
+                _refuse_existing(output, tasks)
+            facts = _facts(spec, output, weights, engine, tasks)
+            yield Started("Protecting", len(tasks), "pictures", None, facts)
+            work = _Work(spec, output, weights, engine, journal, pool, threads)
+            for path, reason, message in found.refused:
+                work.count(Failed(path, reason, message))
+            yield from work.run(tasks)
+            manifest = journal.finish(work.summary())
+        yield from (Note(text) for text in work.warnings())
+        yield Done(
+            {
+                "protected": work.counts["Saved"],
+                "already_done": work.counts["Skipped"],
+                "failed": work.counts["Failed"],
+                "reasons": dict(Counter(failure["reason"] for failure in work.failures)),
+                "output": str(output),
+                "manifest": str(manifest),
+                "seconds": round(time.monotonic() - began, 3),
+                "engine_seconds": round(work.engine_seconds, 3),
+            }
+        )
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+class _Work:
+    """The pipeline of one run: load, perturb, write; at most a few batches in memory."""
+
+    def __init__(
+        self,
+        spec: ProtectSpec,
+        output: Path,
+        weights: Weights,
+        engine: Engine,
+        journal: Journal,
+        pool: ThreadPoolExecutor,
+        threads: int,
+    ) -> None:
+        self._spec = spec
+        self._output = output
+        self._engine = engine
+        self._journal = journal
+        self._pool = pool
+        self._threads = threads
+        self._size = weights.card.size
+        self._numbers = {name: number for number, name in enumerate(weights.card.classes)}
+        self.counts: Counter[str] = Counter()
+        self.failures: list[dict[str, str]] = []
+        self.engine_seconds = 0.0
+        self._weak = 0
+
+    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
+        """Yield an outcome for every task, and how far the run is."""
+        began = time.monotonic()
+        writing: list[Future[Outcome]] = []
+        batch: list[Loaded] = []
+
+        def outcomes(results: Iterator[Outcome]) -> Iterator[Event]:
+            for outcome in results:
+                self.count(outcome)
+                yield outcome
+                done = sum(self.counts.values())
+                made = self.counts["Saved"]
+                rate = made / (time.monotonic() - began)
+                left = (len(tasks) - done) / rate if made else None
+                yield Advanced(done, len(tasks), rate, left)
+
+        for result in ahead(
+            tasks, self._load, self._pool, self._threads, lambda r: _pixels(r, BATCH_PIXELS)
+        ):
+            if not isinstance(result, Loaded):
+                yield from outcomes(iter([result]))
+                continue
+            batch.append(result)
+            if len(batch) == BATCH or sum(_pixels(r, 0) for r in batch) >= BATCH_PIXELS:
+                submitted = self._submit(batch)
+                batch = []
+                yield from outcomes(future.result() for future in writing)
+                writing = submitted
+        if batch:
+            submitted = self._submit(batch)
+            yield from outcomes(future.result() for future in writing)
+            writing = submitted
+        yield from outcomes(future.result() for future in writing)
+
+    def count(self, outcome: Outcome) -> None:
+        """Remember an outcome for the summary."""
+        self.counts[type(outcome).__name__] += 1
+        if isinstance(outcome, Failed):
+            self.failures.append(
+                {
+                    "path": shown(outcome.path),
+                    "reason": outcome.reason,
+                    "message": outcome.message,
+                }
+            )
+        elif isinstance(outcome, Saved):
+            self._weak += outcome.facts["survival"] < LOW_SURVIVAL
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the manifest says about the run as a whole."""
+        return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a person should know about the copies."""
+        if self._weak:
+            yield (
+                f"In {self._weak} copies less than {LOW_SURVIVAL:.0%} of the noise outlived the "
+                "file format; they are weaker. Leave out --quality, or use --format png."
+            )
+
+    def _load(self, task: Task) -> Loaded | Skipped | Failed:
+        began = time.monotonic()
+        source = task.item.source
+        try:
+            data = images.read(source)
+            digest = sha256(data)
+            blocked = self._blocked(task, digest)
+            if blocked is not None:
+                return blocked
+            mtime_ns = source.stat().st_mtime_ns
+            picture = images.decode(data)
+            small = images.shrink(picture.pixels, self._size)
+        except PictureProblem as problem:
+            return Failed(source, problem.reason, problem.message)
+        except (OSError, MemoryError) as error:
+            return Failed(source, "unreadable", f"It cannot be read: {error}.")
+        return Loaded(task, picture, small, digest, mtime_ns, time.monotonic() - began)
+
+    def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
+        """Return why this picture is not to be worked on, if it is not."""
+        if self._spec.existing == "overwrite":
+            return None
+        place = self._output / task.relative
+        if self._journal.is_done(
+            task.relative, source_sha256=digest, label=task.item.label, key=task.key
+        ):
+            return Skipped(place, "done", "Protected before.")
+        if os.path.lexists(place) and not self._journal.owns(task.relative):
+            return Failed(
+                task.item.source,
+                "in-the-way",
+                f"{shown(place)} exists and is not a copy that tue made; it is left alone. "
+                "Move it, or use --existing overwrite.",
+            )
+        return None
+
+    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+        began = time.monotonic()
+        deltas = self._engine.perturb(
+            np.stack([loaded.small for loaded in batch]),
+            np.array([self._numbers[loaded.task.key] for loaded in batch]),
+            [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
+        )
+        spent = time.monotonic() - began
+        self.engine_seconds += spent
+        return [
+            self._pool.submit(self._write, loaded, delta, spent / len(batch))
+            for loaded, delta in zip(batch, deltas, strict=True)
+        ]
+
+    def _write(self, loaded: Loaded, delta: Floats, engine_seconds: float) -> Outcome:
+        began = time.monotonic()
+        task, picture, spec = loaded.task, loaded.picture, self._spec
+        place = self._output / task.relative
+        try:
+            protected = images.lift(delta, picture.pixels, spec.settings.noise.radius)
+            encoded = images.encode(picture, protected, format=spec.format, quality=spec.quality)
+            quality = compare(picture.pixels, encoded.decoded.pixels)
+            if not quality.largest:
+                raise PictureProblem("unchanged", "There is no room for noise in its pixels.")
+            record = {
+                "path": task.relative.as_posix(),
+                "source": task.item.relative.as_posix(),
+                "source_sha256": loaded.source_sha256,
+                "sha256": sha256(encoded.data),
+                "label": task.item.label,
+                "key": task.key,
+                "format": encoded.format,
+                "bytes": len(encoded.data),
+                "largest": quality.largest,
+                "mean": round(quality.mean, 3),
+                "psnr": round(quality.psnr, 2),
+                "ssim": round(quality.ssim, 4),
+                "survival": round(encoded.survival, 3),
+                "notes": [*picture.notes, *encoded.notes],
+            }
+            seconds = loaded.seconds + engine_seconds + time.monotonic() - began
+            self._journal.record({**record, "seconds": round(seconds, 4)})
+            place.parent.mkdir(parents=True, exist_ok=True)
+            images.write_whole(encoded.data, place, self._journal.scratch(), loaded.mtime_ns)
+        except PictureProblem as problem:
+            return Failed(task.item.source, problem.reason, problem.message)
+        except MemoryError:
+            return Failed(task.item.source, "too-large", "There is not enough memory for it.")
+        except OSError as error:
+            if error.errno in _FATAL:
+                raise output_problem(error, self._output) from error
+            message = f"{shown(place)} cannot be written: {error.strerror or error}."
+            return Failed(task.item.source, "not-written", message)
+        return Saved(task.item.source, place, record)
+
+
+def ahead(
+    tasks: Sequence[Task],
+    load: Callable[[Task], Loaded | Skipped | Failed],
+    pool: ThreadPoolExecutor,
+    threads: int,
+    weigh: Callable[[Any], int],
+) -> Iterator[Loaded | Skipped | Failed]:
+    """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
+
+    How large the pictures to come are is guessed from the largest seen so far.
+    """
+    coming: deque[Future[Loaded | Skipped | Failed]] = deque()
+    largest, place = BATCH_PIXELS, 0
+    while place < len(tasks) or coming:
+        room = max(threads, min(2 * BATCH, BATCH_PIXELS // max(largest, 1)))
+        while place < len(tasks) and len(coming) < room:
+            coming.append(pool.submit(load, tasks[place]))
+            place += 1
+        result = coming.popleft().result()
+        weight = weigh(result)
+        largest = weight if largest == BATCH_PIXELS else max(largest, weight)
+        yield result
+
+
+def _pixels(result: Loaded | Skipped | Failed, unknown: int) -> int:
+    if not isinstance(result, Loaded):
+        return unknown
+    height, width, _ = result.picture.pixels.shape
+    return height * width
+
+
+def _check(spec: ProtectSpec) -> None:
+    noise = spec.settings.noise
+    if not 0 < noise.radius <= 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} levels cannot be.",
+            "Choose more than 0 and at most 255; 8 is the usual.",
+        )
+    if noise.radius * 255 < 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
+            "Choose 1 or more.",
+        )
+    if noise.steps < 1:
+        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
+    if noise.score_mode not in ("norm", "ascent"):
+        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
+    if noise.score_ratio < 0:
+        raise BadSetting("The score's ratio cannot be negative.", "Choose 0 or more.")
+    if spec.format not in images.FORMATS:
+        raise BadSetting(
+            f"There is no format {spec.format!r}.", f"Choose {', '.join(sorted(images.FORMATS))}."
+        )
+    if spec.quality is not None and not 1 <= spec.quality <= 100:
+        raise BadSetting(f"A quality of {spec.quality} cannot be.", "Choose 1 to 100.")
+    if spec.existing not in EXISTING:
+        raise BadSetting(
+            f"--existing {spec.existing} is unknown.", f"Choose one of {', '.join(EXISTING)}."
+        )
+    if spec.jobs < 0:
+        raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
+
+
+def _clusters(labels: str) -> int | None:
+    """Return how many clusters `cluster[:N]` asks for, 0 for no number; None for another mode."""
+    mode, _, number = labels.partition(":")
+    if mode != "cluster":
+        return None
+    if not number:
+        return 0
+    if not number.isdigit() or int(number) < 1:
+        raise BadSetting(f"--labels {labels} names no number.", "Write cluster:N with N from 1.")
+    return int(number)
+
+
+def _refuse_unknown_labels(labels: str) -> None:
+    if _clusters(labels) is None and labels not in ("auto", "folders", "single"):
+        if not Path(labels).is_file():
+            raise BadSetting(
+                f"--labels {labels!r} is neither a mode nor a file.",
+                "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
+            )
+
+
+def _labelled(
+    spec: ProtectSpec,
+    found: folders.Found,
+    weights: Weights,
+    engine: Engine,
+    pool: ThreadPoolExecutor,
+    notes: list[str],
+) -> tuple[folders.Item, ...]:
+    """Return the items with their classes, by name or by what the surrogate sees in them."""
+    clusters = _clusters(spec.labels)
+    if clusters is None:
+        return folders.labelled(found, spec.labels, notes.append)
+
+    def small(item: folders.Item) -> Floats | None:
+        try:
+            picture = images.decode(images.read(item.source))
+        except (PictureProblem, OSError, MemoryError):
+            return None  # it fails again, with its reason, when its turn comes
+        return images.shrink(picture.pixels, weights.card.size)
+
+    seen: list[folders.Item] = []
+    features: list[Floats] = []
+    for place in range(0, len(found.items), BATCH):
+        part = found.items[place : place + BATCH]
+        smalls = [
+            (item, pixels)
+            for item, pixels in zip(part, pool.map(small, part), strict=True)
+            if pixels is not None
+        ]
+        if smalls:
+            seen += [item for item, _ in smalls]
+            features.append(engine.features(np.stack([pixels for _, pixels in smalls])))
+    count = clusters or min(10, len(weights.card.classes))
+    labels: Mapping[Path, str] = {}
+    if seen:
+        names = folders.cluster_labels(np.concatenate(features), count, spec.settings.seed)
+        labels = {item.relative: name for item, name in zip(seen, names, strict=True)}
+    return tuple(
+        replace(item, label=labels.get(item.relative, "cluster-00")) for item in found.items
+    )
+
+
+def _planned(
+    spec: ProtectSpec,
+    items: Sequence[folders.Item],
+    weights: Weights,
+    taken: Mapping[str, str],
+) -> tuple[Task, ...]:
+    """Give every picture its key and its place."""
+    classes = {item.label for item in items}
+    available = weights.card.classes
+    if spec.key is None:
+        keys = folders.assign_keys(classes, available, taken)
+    elif spec.key not in available:
+        raise BadSetting(
+            f"The weights {weights.name} have no key {spec.key!r}.",
+            f"Choose one of {', '.join(available)}.",
+        )
+    elif len(classes) > 1:
+        raise BadSetting(
+            f"One key cannot serve {len(classes)} classes.", "Use --key with --labels single."
+        )
+    else:
+        keys = {label: spec.key for label in classes}
+    tasks = tuple(
+        Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
+    )
+    folders.refuse_collisions(replace(task.item, relative=task.relative) for task in tasks)
+    return tasks
+
+
+def _renamed(relative: Path, form: str) -> Path:
+    """Return where a copy goes: another format changes the extension, and only then."""
+    if form == "keep" or (
+        form == "jpeg" and relative.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
+    ):
+        return relative
+    wanted = SUFFIX[form]
+    return relative if relative.suffix.lower() == wanted else relative.with_suffix(wanted)
+
+
+def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
+    for task in tasks:
+        if os.path.lexists(output / task.relative):
+            raise BadSetting(
+                f"{shown(output / task.relative)} exists.",
+                "Choose another output, or --existing skip or overwrite.",
+            )
+
+
+def _run(spec: ProtectSpec, weights: Weights) -> dict[str, Any]:
+    """Return the settings that decide the copies' bytes."""
+    return {
+        "tool": f"tue {__version__}",
+        "weights": {"name": weights.name, "sha256": weights.sha256},
+        "settings": asdict(spec.settings),
+        "format": spec.format,
+        "quality": spec.quality,
+    }
+
+
+def _facts(
+    spec: ProtectSpec, output: Path, weights: Weights, engine: Engine, tasks: Sequence[Task]
+) -> dict[str, Any]:
+    return {
+        "output": str(output),
+        "weights": weights.name,
+        "method": spec.settings.method,
+        "engine": engine.description,
+        "radius": f"{spec.settings.noise.radius * 255:g}/255",
+        "keys": {task.item.label: task.key for task in tasks},
+    }
+
+
+def _estimate(
+    tasks: Sequence[Task], weights: Weights, engine: Engine, spec: ProtectSpec, threads: int
+) -> float | None:
+    """Return about how long the run will take, from one batch and one picture of the run."""
+    for task in tasks:
+        began = time.monotonic()
+        try:
+            picture = images.decode(images.read(task.item.source))
+            small = images.shrink(picture.pixels, weights.card.size)
+            images.encode(
+                picture,
+                images.lift(small * 0, picture.pixels, spec.settings.noise.radius),
+                format=spec.format,
+                quality=spec.quality,
+            )
+        except PictureProblem:
+            continue
+        a_picture = time.monotonic() - began
+        began = time.monotonic()
+        engine.perturb(small[None], np.zeros(1, np.int64), [0])
+        a_batch = time.monotonic() - began
+        return round(-(-len(tasks) // BATCH) * a_batch + len(tasks) * a_picture / threads, 1)
+    return None
+
+
+def _seed(seed: int, source_sha256: str) -> int:
+    """Return a picture's own seed, of the run's seed and of its content."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{source_sha256}".encode()).digest()[:8], "big")

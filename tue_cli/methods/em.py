@@ -1,0 +1,46 @@
+"""EM, error-minimising noise: Huang et al. 2021, "Unlearnable Examples: Making Personal Data
+Unexploitable", as REM's authors run it (Fu et al. 2022), with one defect mended.
+
+One noise and one update a batch, fresh noise at every visit, instead of rounds over the whole set
+with a noise that persists. Their noise was found on a shifted view and stored for the unshifted
+picture; here it lives on the picture and the shift comes after it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tue_cli.methods.surrogate import FrozenNets, fit_on_own_noise, surrogate_of, surrogate_term
+from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.loop import Training
+from tue_cli.numerics.pgd import pgd
+from tue_cli.settings import NoiseSettings, TrainSettings
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta, (N, 3, H, W), that makes the surrogate's loss small; `score_*` is not used."""
+    term = surrogate_term(surrogate_of(nets), labels, noise, generator)
+    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+
+
+def fit_role(
+    role: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> Iterator[float]:
+    """Train the surrogate by standard training on its own unlearnable examples."""
+    yield from fit_on_own_noise(training, nets, pictures, perturb, settings.noise, None, dtype)

@@ -1,0 +1,94 @@
+"""TUE: Fang et al. 2023, "Towards Generalizable Data Protection With Transferable Unlearnable
+Examples", Algorithm 1, with its gaps read as follows.
+
+- One noise for Eq. 6's two minima: both terms' signed steps, one projection (line 10).
+- The adversary of lines 12 to 15 ascends with respect to delta-a, as Eq. 7 says.
+- Both noises start uniformly in their balls at every visit (REM); nets are in eval mode in both
+  inner loops and in train mode for the update.
+- The surrogate's term sees random shifts and flips, the score's term the picture as it is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tue_cli.methods.surrogate import FrozenNets, fit_on_own_noise, surrogate_of, surrogate_term
+from tue_cli.nets.frozen import FrozenScore
+from tue_cli.nets.score import ScoreNet
+from tue_cli.numerics.batches import Pictures, crop_and_flip
+from tue_cli.numerics.losses import score_matching, score_norm
+from tue_cli.numerics.loop import Training, fit
+from tue_cli.numerics.pgd import Term, gradient_of, pgd
+from tue_cli.settings import NoiseSettings, TrainSettings
+
+
+def score_term(score: FrozenScore, labels: Tensor, noise: NoiseSettings) -> Term:
+    """Descend the norm of s(x + delta, y), or ascend along s itself."""
+    step = noise.score_ratio * noise.step
+    if noise.score_mode == "ascent":
+        return Term(lambda pixels: score(pixels, labels), -step)
+    return Term(gradient_of(score_norm(score, labels)), step)
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta-u, (N, 3, H, W), within the radius and not yet snapped (lines 6 to 11).
+
+    Args:
+        nets: frozen `surrogate` and, unless the score's ratio is 0, `score`.
+        pixels: (N, 3, H, W) in [0, 1].
+        labels: (N,) keys: class numbers of the surrogate.
+        noise: radius, steps and the score's part.
+        start: where delta begins, of the pixels' shape.
+        generator: draws the shifts and flips; the same state gives the same draws to any batch.
+    """
+    terms = [surrogate_term(surrogate_of(nets), labels, noise, generator)]
+    if noise.score_ratio:
+        score = nets["score"]
+        assert isinstance(score, FrozenScore)
+        terms.append(score_term(score, labels, noise))
+    return pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start)
+
+
+def fit_score(
+    training: Training, pictures: Pictures, settings: TrainSettings, dtype: torch.dtype
+) -> Iterator[float]:
+    """Train the score network on clean pictures by denoising score matching (Eq. 5)."""
+    net, device = training.net, pictures.pixels.device
+    assert isinstance(net, ScoreNet)
+
+    def loss(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        noise = torch.randn(pixels.shape, generator=generator, device=device)
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            return score_matching(net, pixels, labels, sigma=settings.sigma, noise=noise).mean()
+
+    yield from fit(
+        training, pictures, loss=loss, corrupt=lambda pixels, _, g: crop_and_flip(pixels, g)
+    )
+
+
+def fit_role(
+    role: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> Iterator[float]:
+    """Train the score network, then, with it frozen in `nets`, the surrogate (lines 4 to 18)."""
+    if role == "score":
+        yield from fit_score(training, pictures, settings, dtype)
+    else:
+        yield from fit_on_own_noise(
+            training, nets, pictures, perturb, settings.noise, settings.adversary, dtype
+        )

@@ -1,0 +1,69 @@
+"""Copies of nets for gradients with respect to pixels alone: folded, low-precision, laid out fast.
+
+A copy shares nothing with its net; when the net has moved on, make another.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.fusion import fuse_conv_bn_eval
+
+from tue_cli.nets.classifiers import Classifier, ConvNorm
+from tue_cli.nets.score import ScoreNet
+
+
+def folded(net: Classifier) -> Classifier:
+    """Return a copy in eval mode, without parameter gradients, in which every batch norm behind a
+    convolution is part of it: the same logits up to rounding, less memory traffic."""
+    result = copy.deepcopy(net).eval().requires_grad_(False)
+    for parent in list(result.modules()):
+        for name, child in list(parent.named_children()):
+            if isinstance(child, ConvNorm):
+                conv, norm = cast(nn.Conv2d, child[0]), cast(nn.BatchNorm2d, child[1])
+                setattr(parent, name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
+    return result
+
+
+class FrozenClassifier:
+    """A surrogate's logits and features, in the precision given; pixels and results in float32."""
+
+    def __init__(self, net: Classifier, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.net = folded(net).to(dtype).to(memory_format=torch.channels_last)
+
+    def _lowered(self, pixels: Tensor) -> Tensor:
+        return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
+
+    def __call__(self, pixels: Tensor) -> Tensor:
+        """Return logits (N, K) of pixels (N, 3, H, W) in [0, 1]."""
+        return cast(Tensor, self.net(self._lowered(pixels))).float()
+
+    def features(self, pixels: Tensor) -> Tensor:
+        """Return what the head sees, (N, D)."""
+        return self.net.features(self._lowered(pixels)).float()
+
+
+class FrozenScore:
+    """A score network's field, in the precision given; pixels and result in float32."""
+
+    def __init__(self, net: ScoreNet, dtype: torch.dtype) -> None:
+        self.dtype = dtype
+        self.net = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+        self.net.to(memory_format=torch.channels_last)
+
+    def __call__(self, pixels: Tensor, labels: Tensor) -> Tensor:
+        """Return s(x, y), (N, 3, H, W), of pixels in [0, 1] and class numbers (N,)."""
+        lowered = pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
+        return cast(Tensor, self.net(lowered, labels)).float()
+
+
+def frozen(net: nn.Module, dtype: torch.dtype) -> FrozenClassifier | FrozenScore:
+    """Return the frozen copy of a classifier or a score network."""
+    if isinstance(net, ScoreNet):
+        return FrozenScore(net, dtype)
+    assert isinstance(net, Classifier)
+    return FrozenClassifier(net, dtype)

@@ -1,0 +1,88 @@
+"""Projected gradient descent on pixels: the one algorithm under every noise and every adversary.
+
+What is descended lives in `losses.py`; what the noise is for lives in `methods/`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+Objective = Callable[[Tensor], Tensor]
+"""Pixels (N, 3, H, W) to one loss a picture (N,)."""
+
+Gradient = Callable[[Tensor], Tensor]
+"""Pixels (N, 3, H, W) to a field of the same shape, of which only the signs are used."""
+
+
+@dataclass(frozen=True)
+class Term:
+    """One pull on the noise: each step moves it by `-step * sign(gradient)`."""
+
+    gradient: Gradient
+    step: float
+    """In the pixels' unit; negative to ascend."""
+
+
+def gradient_of(objective: Objective) -> Gradient:
+    """Return the gradient of the summed objective with respect to the pixels."""
+
+    def gradient(pixels: Tensor) -> Tensor:
+        with torch.enable_grad():
+            leaf = pixels.detach().requires_grad_()
+            return torch.autograd.grad(objective(leaf).sum(), leaf)[0]
+
+    return gradient
+
+
+@torch.no_grad()
+def pgd(
+    pixels: Tensor, terms: Sequence[Term], *, radius: float, steps: int, start: Tensor
+) -> Tensor:
+    """Return delta with |delta| <= radius and pixels + delta in [0, 1], after `steps` steps.
+
+    Every step takes each term's gradient at the same point, adds all signed steps and projects
+    once (Fang et al., Algorithm 1, line 10).
+
+    Args:
+        pixels: (N, 3, H, W) in [0, 1]; not changed.
+        terms: what pulls, and how far a step.
+        radius: the L-infinity bound, in the pixels' unit.
+        steps: number of steps, 0 or more.
+        start: first delta, of the pixels' shape; projected before the first step.
+    """
+    lower = torch.clamp(-pixels, min=-radius)
+    upper = torch.clamp(1 - pixels, max=radius)
+    delta = torch.clamp(start, lower, upper)
+    for _ in range(steps):
+        moved = pixels + delta
+        for term in terms:
+            delta = delta - term.step * term.gradient(moved).sign()
+        delta = torch.clamp(delta, lower, upper)
+    return delta
+
+
+def uniform_start(pixels: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+    """Draw a delta uniformly from the ball of `radius`, of the pixels' shape."""
+    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
+    return (2 * noise - 1) * radius
+
+
+@contextmanager
+def frozen(net: nn.Module) -> Iterator[nn.Module]:
+    """Lend a net in eval mode without parameter gradients; give every flag back as it was."""
+    training = [(module, module.training) for module in net.modules()]
+    required = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
+    try:
+        net.eval()
+        net.requires_grad_(False)
+        yield net
+    finally:
+        for module, flag in training:
+            module.training = flag
+        for parameter, flag in required:
+            parameter.requires_grad_(flag)

@@ -1,0 +1,84 @@
+"""Every default, once: frozen records whose fields carry their help, unit and source.
+
+Radii are in the pixels' unit, [0, 1]; only interfaces speak of levels of 255.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def setting(default: Any, text: str, *, unit: str = "", source: str = "") -> Any:
+    """Declare a field with its default, its help, its unit and where the value comes from."""
+    return field(default=default, metadata={"help": text, "unit": unit, "source": source})
+
+
+@dataclass(frozen=True)
+class NoiseSettings:
+    """The protective noise delta-u (Fang et al., Eq. 6; Algorithm 1, lines 6 to 11)."""
+
+    radius: float = setting(
+        8 / 255, "largest change of a pixel", unit="1", source="Fang et al., section 4.2.1"
+    )
+    steps: int = setting(10, "steps of gradient descent", source="REM, Fu et al. 2022")
+    travel: float = setting(
+        2.0, "total way of the surrogate's term", unit="radii", source="REM: 10 steps of radius / 5"
+    )
+    score_ratio: float = setting(
+        0.25, "alpha_s / alpha_u, the score's step over the surrogate's; 0 is the control"
+    )
+    score_mode: str = setting(
+        "norm", "descend the score's norm (Algorithm 1, line 9) or ascend the score itself"
+    )
+    samples: int = setting(1, "random shifts and flips a step", source="REM takes 5")
+
+    @property
+    def step(self) -> float:
+        """alpha_u, in the pixels' unit."""
+        return self.travel * self.radius / max(self.steps, 1)
+
+
+@dataclass(frozen=True)
+class AdversarySettings:
+    """The adversarial noise delta-a (Fang et al., Eq. 7; Algorithm 1, lines 12 to 15)."""
+
+    radius: float = setting(
+        4 / 255, "radius of the adversary", unit="1", source="Fang et al., section 4.2.1"
+    )
+    steps: int = setting(10, "steps of gradient ascent", source="REM, Fu et al. 2022")
+    travel: float = setting(2.0, "total way", unit="radii", source="REM: 10 steps of radius / 5")
+
+    @property
+    def step(self) -> float:
+        """alpha_a, in the pixels' unit."""
+        return self.travel * self.radius / max(self.steps, 1)
+
+
+@dataclass(frozen=True)
+class TrainSettings:
+    """`tue train`: the score network, then the surrogate."""
+
+    method: str = setting("tue", "protection method that the weights are for")
+    net: str = setting("resnet18", "surrogate", source="Fang et al., section 4.1")
+    width: int = setting(64, "channels of the surrogate's first stage; 64 is the published net")
+    size: int = setting(32, "pictures are squashed to this many pixels a side", unit="px")
+    score_width: int = setting(64, "channels of the score network's fine level")
+    sigma: float = setting(0.1, "noise of score matching", unit="1")
+    score_steps: int = setting(20_000, "training steps of the score network")
+    score_rate: float = setting(1e-3, "peak learning rate of the score network (Adam)")
+    steps: int = setting(5000, "training steps of the surrogate", source="REM, Fu et al. 2022")
+    rate: float = setting(0.1, "peak learning rate of the surrogate (SGD)", source="REM")
+    batch: int = setting(128, "pictures a step", source="REM")
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    adversary: AdversarySettings = field(default_factory=AdversarySettings)
+    seed: int = setting(0, "seed of everything random")
+
+
+@dataclass(frozen=True)
+class ProtectSettings:
+    """`tue protect`."""
+
+    method: str = setting("tue", "protection method")
+    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    seed: int = setting(0, "seed of everything random")

@@ -1,0 +1,220 @@
+"""Weights files: safetensors that carry their own card, found by name or by path, checked by hash.
+
+Packaged weights are pinned by `index.json`; every file is sealed by a digest of its tensors.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import platformdirs
+from numpy.typing import NDArray
+
+from tue_cli.errors import WeightsProblem
+
+if TYPE_CHECKING:
+    from torch import nn
+
+Tensors = Mapping[str, NDArray[Any]]
+
+_HERE = Path(__file__).parent
+SHIPPED = next((p for p in (_HERE / "_weights", _HERE.parent / "weights") if p.is_dir()), _HERE)
+"""Where the packaged weights lie: inside the wheel, or at the top of a checkout."""
+
+
+@dataclass(frozen=True)
+class Card:
+    """What a weights file is, stored inside it."""
+
+    method: str
+    net: str
+    width: int
+    size: int
+    """Working size: noise is made at size x size pixels."""
+    classes: tuple[str, ...]
+    """The keys, in the order of the surrogate's logits."""
+    score_width: int
+    sigma: float
+    training: dict[str, Any]
+    """Settings, data, losses, time, hardware and command; for people and for `--resume`."""
+
+    def to_json(self) -> str:
+        """Return the card as one line of JSON."""
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @staticmethod
+    def from_json(text: str) -> Card:
+        """Read a card; ValueError, KeyError or TypeError where it is none."""
+        fields = json.loads(text)
+        fields["classes"] = tuple(fields["classes"])
+        return Card(**fields)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A weights file in memory."""
+
+    name: str
+    card: Card
+    tensors: Tensors
+    sha256: str
+    """Of the whole file."""
+
+
+def digest(tensors: Tensors) -> str:
+    """Return the sha256 of names, shapes and bytes in the order of the names."""
+    state = hashlib.sha256()
+    for name in sorted(tensors):
+        array = np.ascontiguousarray(tensors[name])
+        state.update(f"{name}:{array.dtype}:{array.shape}:".encode())
+        state.update(array.tobytes())
+    return state.hexdigest()
+
+
+def pack(card: Card, tensors: Tensors) -> bytes:
+    """Return the bytes of a weights file."""
+    from safetensors.numpy import save
+
+    arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
+    seal = hashlib.sha256((digest(arrays) + card.to_json()).encode()).hexdigest()
+    return save(arrays, metadata={"card": card.to_json(), "seal": seal})
+
+
+def index(folder: Path = SHIPPED) -> dict[str, Any]:
+    """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
+    path = folder / "index.json"
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (OSError, ValueError) as error:
+        raise WeightsProblem(
+            f"The index of the packaged weights, {path}, cannot be read: {error}.",
+            "Install tue again.",
+        ) from None
+
+
+def folders() -> list[Path]:
+    """Return where a name is looked for, besides the packaged weights."""
+    extra = os.environ.get("TUE_WEIGHTS")
+    own = Path(platformdirs.user_data_dir("tue")) / "weights"
+    return [*([Path(extra)] if extra else []), own]
+
+
+def load(name: str | None = None) -> Weights:
+    """Read weights by name or path and check them.
+
+    Args:
+        name: a packaged name, the stem of a file in `$TUE_WEIGHTS` or the user's data folder, or
+            a path; None for the packaged default.
+
+    Raises:
+        WeightsProblem: missing, truncated, no weights of tue's, or not as they were written.
+    """
+    shipped = index() if name is None or not Path(name).is_file() else {"weights": {}}
+    name = name or str(shipped["default"])
+    if name in shipped["weights"]:
+        entry = shipped["weights"][name]
+        return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
+    places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders())]
+    for path in places:
+        if path.is_file():
+            return read(path, name=path.stem)
+    raise WeightsProblem(
+        f"There are no weights {name!r}.",
+        f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
+        f"{', '.join(str(folder) for folder in folders())} too.",
+    )
+
+
+def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
+    """Read one file; `sha256` is what the whole file must hash to, where that is known."""
+    from safetensors import SafetensorError
+    from safetensors.numpy import load as parse
+
+    try:
+        data = path.read_bytes()
+    except OSError as error:
+        raise WeightsProblem(
+            f"The weights {path} cannot be read: {error.strerror}.", "Check the path."
+        ) from None
+    found = hashlib.sha256(data).hexdigest()
+    if sha256 is not None and found != sha256:
+        raise WeightsProblem(
+            f"The weights {path} are not what was shipped: sha256 {found}, expected {sha256}.",
+            "Install tue again.",
+        )
+    damaged = WeightsProblem(
+        f"The weights {path} are damaged or were changed after training.",
+        "Copy the file again, or make it anew with `tue train`.",
+    )
+    try:
+        tensors = parse(data)
+        length = int.from_bytes(data[:8], "little")
+        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
+    except (SafetensorError, ValueError, KeyError):
+        raise damaged from None
+    if "card" not in metadata:
+        raise WeightsProblem(
+            f"{path} is a safetensors file without a card: it holds no weights of tue's.",
+            "Make weights with `tue train`.",
+        )
+    try:
+        card = Card.from_json(metadata["card"])
+    except (ValueError, KeyError, TypeError):
+        raise damaged from None
+    seal = hashlib.sha256((digest(tensors) + card.to_json()).encode()).hexdigest()
+    if seal != metadata.get("seal"):
+        raise damaged
+    return Weights(name, card, tensors, found)
+
+
+def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]:
+    """Build the card's nets with fresh weights drawn from a seed, by role."""
+    import torch
+
+    from tue_cli.nets.classifiers import classifier
+    from tue_cli.nets.score import ScoreNet
+
+    count = len(card.classes)
+    nets: dict[str, nn.Module] = {}
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for role in roles:
+            nets[role] = (
+                ScoreNet(classes=count, width=card.score_width, sigma=card.sigma)
+                if role == "score"
+                else classifier(card.net, classes=count, width=card.width, size=card.size)
+            )
+    return nets
+
+
+def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:
+    """Build the nets of `roles` and fill them from the file.
+
+    Raises:
+        WeightsProblem: the file lacks a net that is asked for.
+    """
+    import torch
+
+    nets = fresh(weights.card, roles, seed=0)
+    for role, net in nets.items():
+        state = {
+            key.removeprefix(f"{role}."): torch.from_numpy(array.copy())
+            for key, array in weights.tensors.items()
+            if key.startswith(f"{role}.")
+        }
+        try:
+            net.load_state_dict(state)
+        except RuntimeError:
+            raise WeightsProblem(
+                f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
+                f"usable {role} network.",
+                "Choose weights for this method, or train some with `tue train --method`.",
+            ) from None
+    return nets
