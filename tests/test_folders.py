@@ -16,15 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tue_cli.errors import BadSetting, NothingToDo
-from tue_cli.files.folders import (
-    Found,
-    Item,
-    assign_keys,
-    cluster_labels,
-    default_output,
-    discover,
-    labelled,
-)
+from tue_cli.files.folders import Found, Item, default_output, discover
+from tue_cli.files.labels import assign_keys, cluster_labels, labelled
 from tue_cli.files.manifest import MANIFEST, WORK
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

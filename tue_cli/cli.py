@@ -95,9 +95,7 @@ def protect(
     score_mode: Annotated[
         str, typer.Option(help="norm (the paper's line 9) or ascent.")
     ] = NOISE.score_mode,
-    samples: Annotated[
-        int, typer.Option(help="Random shifts and flips a step.")
-    ] = NOISE.samples,
+    samples: Annotated[int, typer.Option(help="Random shifts and flips a step.")] = NOISE.samples,
     weights: Annotated[
         str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
     ] = None,
@@ -174,9 +172,7 @@ def train(
     size: Annotated[int, typer.Option(help="Pixels a side at which noise is made.")] = TRAIN.size,
     steps: Annotated[int, typer.Option(help="Steps of the surrogate.")] = TRAIN.steps,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = TRAIN.batch,
-    rate: Annotated[
-        float, typer.Option(help="Peak learning rate of the surrogate.")
-    ] = TRAIN.rate,
+    rate: Annotated[float, typer.Option(help="Peak learning rate of the surrogate.")] = TRAIN.rate,
     score_steps: Annotated[
         int, typer.Option(help="Steps of the score network.")
     ] = TRAIN.score_steps,

@@ -50,8 +50,6 @@ def machine(name: str = "auto") -> Machine:
         BadSetting: no such kind of device.
         DeviceUnavailable: a device that was asked for by name does not work.
     """
-    import torch
-
     if name != "auto":
         return _opened(name)
     for candidate in ("cuda", "mps"):
@@ -156,7 +154,8 @@ class TorchEngine:
 
     def _filled(self, part: NDArray[Any]) -> NDArray[Any]:
         """Repeat the last row up to the fixed batch: kernels are chosen by shape, and another
-        kernel rounds differently."""
+        kernel rounds differently.
+        """
         missing = self._batch - len(part)
         return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
 

@@ -1,0 +1,1 @@
+"""Pictures, folders and manifests: Pillow and numpy, no torch."""

@@ -51,7 +51,8 @@ def shown(path: Path | str) -> str:
 
 def is_output(folder: Path) -> bool:
     """Whether a run has written its copies here, finished or not."""
-    return (folder / MANIFEST).is_file() or (folder / WORK / _JOURNAL).is_file()
+    # lexists, for it does not raise where the folder cannot be entered.
+    return any(map(os.path.lexists, (folder / MANIFEST, folder / WORK / _JOURNAL)))
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
@@ -156,6 +157,8 @@ class Journal:
         """Claim the folder and recall what is in it."""
         self._claim()
         try:
+            if not os.access(self.output, os.W_OK | os.X_OK):
+                raise output_problem(PermissionError(errno.EACCES, "not writable"), self.output)
             self._clear_scratch()
             self._recall()
         except BaseException:
@@ -258,8 +261,6 @@ class Journal:
                 folders = (self._work, *self._work.parents)
                 self._made = [folder for folder in folders if not folder.exists()]
                 self._work.mkdir(parents=True, exist_ok=True)
-                if not os.access(self.output, os.W_OK | os.X_OK):
-                    raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
                 self._lock.acquire()
                 return
             except Timeout:
@@ -268,7 +269,7 @@ class Journal:
                     "Wait until it has finished, or choose another folder with -o.",
                 ) from None
             except OSError as error:
-                if attempts_left and isinstance(error, FileNotFoundError):
+                if attempts_left and isinstance(error, FileNotFoundError | FileExistsError):
                     continue
                 self._remove_empty()
                 raise output_problem(error, self.output) from error

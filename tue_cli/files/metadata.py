@@ -12,11 +12,22 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
+
+from PIL import Image, TiffImagePlugin
 
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 EXIF_START: Final = b"Exif\0\0"
 TEXT_LIMIT: Final = 4_000_000
+ORIENTATION: Final = 274
+# The first directory of a TIFF also says where the pixels are; only these are about the picture.
+_TIFF_KEPT: Final = (
+    *(270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 33723, 34665, 34853, 700),
+    *(18246, 18249, 40091, 40092, 40093, 40094, 40095),
+)
+_TIFF_DIRECTORIES: Final = (34665, 34853)
+INTEROPERABILITY: Final = 40965
+"""A pointer inside EXIF whose target is not copied."""
 
 # Chunks that mean the same whatever the colour type; bKGD, sBIT, hIST and PLTE do not, and a
 # private chunk can hold anything, such as the layers of a Fireworks file.
@@ -142,9 +153,7 @@ def png_chunks(source: bytes) -> Iterator[tuple[bytes, bytes]]:
 
 def png_chunk(kind: bytes, data: bytes) -> bytes:
     """Return a whole chunk, with its length and checksum."""
-    return (
-        len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
-    )
+    return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
 def blocks_of_png(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
@@ -206,3 +215,59 @@ def spliced_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
     """Put chunks right after the header of a PNG."""
     header = len(PNG_START) + 25
     return b"".join((data[:header], *blocks, data[header:]))
+
+
+def tiff_exif(image: Image.Image) -> bytes:
+    """Return what the first directory of a TIFF says about the picture, as an EXIF structure."""
+    found = image.getexif()
+    kept = Image.Exif()
+    for tag in _TIFF_KEPT:
+        if tag in found:
+            kept[tag] = found.get_ifd(tag) if tag in _TIFF_DIRECTORIES else found[tag]
+    try:
+        exif = kept.tobytes()
+    except Exception:
+        # A tag whose value is of the wrong type: the orientation is the one that matters.
+        kept = Image.Exif()
+        kept[ORIENTATION] = found.get(ORIENTATION, 1)
+        exif = kept.tobytes()
+    return without_text_pictures(without_exif_previews(exif.removeprefix(EXIF_START)))
+
+
+def tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
+    """Return the tags of an EXIF structure, and apart from them its further directories.
+
+    Pillow cannot write those into a compressed TIFF; `tiff_with_directories` can.
+    """
+    tags = Image.Exif()
+    if exif:
+        tags.load(exif)
+    directories = {tag: tags.get_ifd(tag) for tag in _TIFF_DIRECTORIES if tag in tags}
+    for tag in directories:
+        del tags[tag]
+    return tags, directories
+
+
+def tiff_with_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
+    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
+
+    The first directory is copied to the end, where it has room to point to them.
+    """
+    if not directories:
+        return data
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
+    grown = data + bytes(len(data) % 2)
+    for tag, values in directories.items():
+        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
+        for key, value in values.items():
+            if key != INTEROPERABILITY:
+                directory[key] = value
+        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
+        grown += directory.tobytes(len(grown))
+        grown += bytes(len(grown) % 2)
+    entries.sort(key=lambda entry: entry[1::-1])
+    start = struct.pack("<I", len(grown))
+    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return grown[:4] + start + grown[8:] + packed

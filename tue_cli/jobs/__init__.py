@@ -1,0 +1,1 @@
+"""One job a command: a generator of events."""

@@ -19,7 +19,7 @@ from tue_cli import __version__
 from tue_cli.engine import Engine, Floats, TorchEngine, machine
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
-from tue_cli.files import folders, images
+from tue_cli.files import folders, images, labels
 from tue_cli.files.manifest import (
     EXISTING,
     MANIFEST,
@@ -174,6 +174,7 @@ class _Work:
         self._pool = pool
         self._threads = threads
         self._size = weights.card.size
+        self._places: dict[Path, str] = {}
         self._numbers = {name: number for number, name in enumerate(weights.card.classes)}
         self.counts: Counter[str] = Counter()
         self.failures: list[dict[str, str]] = []
@@ -183,6 +184,7 @@ class _Work:
     def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
         """Yield an outcome for every task, and how far the run is."""
         began = time.monotonic()
+        self._places = {task.item.source: task.relative.as_posix() for task in tasks}
         writing: list[Future[Outcome]] = []
         batch: list[Loaded] = []
 
@@ -220,7 +222,7 @@ class _Work:
         if isinstance(outcome, Failed):
             self.failures.append(
                 {
-                    "path": shown(outcome.path),
+                    "path": self._places.get(outcome.path, outcome.path.as_posix()),
                     "reason": outcome.reason,
                     "message": outcome.message,
                 }
@@ -359,8 +361,7 @@ def ahead(
 def _pixels(result: Loaded | Skipped | Failed, unknown: int) -> int:
     if not isinstance(result, Loaded):
         return unknown
-    height, width, _ = result.picture.pixels.shape
-    return height * width
+    return int(np.prod(result.picture.pixels.shape[:2]))
 
 
 def _check(spec: ProtectSpec) -> None:
@@ -395,25 +396,25 @@ def _check(spec: ProtectSpec) -> None:
         raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
 
 
-def _clusters(labels: str) -> int | None:
+def _clusters(mode: str) -> int | None:
     """Return how many clusters `cluster[:N]` asks for, 0 for no number; None for another mode."""
-    mode, _, number = labels.partition(":")
-    if mode != "cluster":
+    kind, _, number = mode.partition(":")
+    if kind != "cluster":
         return None
     if not number:
         return 0
     if not number.isdigit() or int(number) < 1:
-        raise BadSetting(f"--labels {labels} names no number.", "Write cluster:N with N from 1.")
+        raise BadSetting(f"--labels {mode} names no number.", "Write cluster:N with N from 1.")
     return int(number)
 
 
-def _refuse_unknown_labels(labels: str) -> None:
-    if _clusters(labels) is None and labels not in ("auto", "folders", "single"):
-        if not Path(labels).is_file():
-            raise BadSetting(
-                f"--labels {labels!r} is neither a mode nor a file.",
-                "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
-            )
+def _refuse_unknown_labels(mode: str) -> None:
+    known = _clusters(mode) is not None or mode in ("auto", "folders", "single")
+    if not known and not Path(mode).is_file():
+        raise BadSetting(
+            f"--labels {mode!r} is neither a mode nor a file.",
+            "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
+        )
 
 
 def _labelled(
@@ -427,7 +428,7 @@ def _labelled(
     """Return the items with their classes, by name or by what the surrogate sees in them."""
     clusters = _clusters(spec.labels)
     if clusters is None:
-        return folders.labelled(found, spec.labels, notes.append)
+        return labels.labelled(found, spec.labels, notes.append)
 
     def small(item: folders.Item) -> Floats | None:
         try:
@@ -449,12 +450,12 @@ def _labelled(
             seen += [item for item, _ in smalls]
             features.append(engine.features(np.stack([pixels for _, pixels in smalls])))
     count = clusters or min(10, len(weights.card.classes))
-    labels: Mapping[Path, str] = {}
+    clustered: Mapping[Path, str] = {}
     if seen:
-        names = folders.cluster_labels(np.concatenate(features), count, spec.settings.seed)
-        labels = {item.relative: name for item, name in zip(seen, names, strict=True)}
+        names = labels.cluster_labels(np.concatenate(features), count, spec.settings.seed)
+        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
     return tuple(
-        replace(item, label=labels.get(item.relative, "cluster-00")) for item in found.items
+        replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items
     )
 
 
@@ -468,7 +469,7 @@ def _planned(
     classes = {item.label for item in items}
     available = weights.card.classes
     if spec.key is None:
-        keys = folders.assign_keys(classes, available, taken)
+        keys = labels.assign_keys(classes, available, taken)
     elif spec.key not in available:
         raise BadSetting(
             f"The weights {weights.name} have no key {spec.key!r}.",
@@ -479,7 +480,7 @@ def _planned(
             f"One key cannot serve {len(classes)} classes.", "Use --key with --labels single."
         )
     else:
-        keys = {label: spec.key for label in classes}
+        keys = dict.fromkeys(classes, spec.key)
     tasks = tuple(
         Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
     )

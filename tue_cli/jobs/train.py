@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import platform
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from tue_cli import __version__
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem, PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
-from tue_cli.files import folders, images
+from tue_cli.files import images
 from tue_cli.settings import TrainSettings
 from tue_cli.weights import Card, fresh, pack
 
 if TYPE_CHECKING:
+    from tue_cli.engine import Machine
     from tue_cli.numerics.batches import Pictures
+    from tue_cli.numerics.loop import Training
 
 CHECKPOINT_SECONDS = 120.0
 REPORT_SECONDS = 5.0
@@ -43,37 +47,24 @@ class TrainSpec:
 
 
 def train(spec: TrainSpec) -> Generator[Event, None, None]:
-    """Train weights and write them with their card; checkpoints lie beside the output meanwhile.
+    """Train weights and write them with their card; a checkpoint lies beside them meanwhile.
+
+    At the time limit the weights are written as they are, and the checkpoint stays for `--resume`.
 
     Raises:
         BadSetting: unsuitable data or settings, or a checkpoint of another training.
         OutputProblem: the output's folder cannot be written.
     """
-    import torch
-
     from tue_cli.engine import machine
     from tue_cli.methods import method_named
-    from tue_cli.nets.frozen import frozen
-    from tue_cli.numerics.loop import Plan, Training
+    from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 
     settings = spec.settings
     method = method_named(settings.method)
-    if spec.output.suffix != ".safetensors":
-        raise BadSetting(
-            f"The output {spec.output.name} is no safetensors file.", "Name it FILE.safetensors."
-        )
-    checkpoint = spec.output.with_suffix(".checkpoint")
-    if checkpoint.exists() and not spec.resume:
-        raise BadSetting(
-            f"An unfinished training lies in {checkpoint}.",
-            "Go on with --resume, or remove that file.",
-        )
-    if spec.output.exists() and not checkpoint.exists():
-        raise BadSetting(f"{spec.output} exists.", "Choose another name, or remove it.")
-    _check_writable(spec.output.parent)
+    _check(spec)
     computer = machine(spec.device)
-    classes, pictures, events = load_pictures(spec.data, settings.size, spec.limit)
-    yield from events
+    classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
+    yield from failures
     card = Card(
         method=settings.method,
         net=settings.net,
@@ -85,145 +76,271 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         training={},
     )
     pictures = pictures.to(computer.device)
-    nets = fresh(card, method.roles, settings.seed)
-    trainings = {}
-    for role, net in nets.items():
-        adam = role == "score"
-        plan = Plan(
-            steps=settings.score_steps if adam else settings.steps,
-            batch=settings.batch,
-            rate=settings.score_rate if adam else settings.rate,
-            optimizer="adam" if adam else "sgd",
-            seed=settings.seed,
-            stream=role,
-        )
-        net.to(computer.device).to(memory_format=torch.channels_last)
-        trainings[role] = Training(net, plan)
-
-    identity = {"settings": asdict(settings), "classes": classes, "count": len(pictures)}
-    curves: dict[str, list[float]] = {role: [] for role in trainings}
-    spent = 0.0
-    if spec.resume and checkpoint.exists():
-        state = _read_checkpoint(checkpoint, identity)
-        spent, curves = state["seconds"], state["curves"]
-        for role, training in trainings.items():
-            training.load(state["trainings"][role])
-
+    trainings = _trainings(card, method.roles, settings, computer)
+    checkpoint = Checkpoint(
+        spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
+    )
+    if spec.resume:
+        checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
     facts = {"device": computer.description, "pictures": len(pictures), "classes": len(classes)}
     yield Started(f"Training {settings.method} weights", total, "steps", facts=facts)
+
     began = time.monotonic()
-    saved = reported = began
-
-    def snapshot() -> None:
-        state = {
-            "identity": identity,
-            "seconds": spent + time.monotonic() - began,
-            "curves": curves,
-            "trainings": {role: training.state() for role, training in trainings.items()},
-        }
-        scratch = checkpoint.with_suffix(".checkpoint-part")
-        torch.save(state, scratch)
-        os.replace(scratch, checkpoint)
-
-    finished: dict[str, Any] = {}
+    nets: dict[str, FrozenClassifier | FrozenScore] = {}
     out_of_time = False
-    here = 0
     try:
         for role, training in trainings.items():
-            steps = method.fit_role(
-                role, training, finished, pictures, settings, computer.dtype
-            )
-            for loss in steps:
-                here += 1
+            curve, meter = checkpoint.curves[role], Meter(training.step)
+            losses = method.fit_role(role, training, nets, pictures, settings, computer.dtype)
+            for loss in losses:
                 if not np.isfinite(loss):
                     raise BadSetting(
                         f"The {role} network's loss is {loss} after {training.step} steps.",
                         "Train it with a smaller learning rate, or from another seed.",
                     )
-                curves[role].append(round(loss, 5))
-                now = time.monotonic()
-                if now - reported >= REPORT_SECONDS or training.step == training.plan.steps:
-                    reported = now
-                    done = sum(t.step for t in trainings.values())
-                    recent = float(np.mean(curves[role][-20:]))
-                    yield Metric(role, training.step, training.plan.steps, {"loss": recent})
-                    left = _seconds_left(trainings, role, curves, (now - began) / here)
-                    yield Advanced(done, total, here * settings.batch / (now - began), left)
-                if now - saved >= CHECKPOINT_SECONDS:
-                    saved = now
-                    snapshot()
-                if spec.max_seconds is not None and now - began >= spec.max_seconds:
-                    out_of_time = True
+                curve.append(round(loss, 5))
+                steps = training.plan.steps
+                if meter.is_due() or training.step == steps:
+                    a_step = meter.seconds_a_step(training.step)
+                    yield Metric(role, training.step, steps, {"loss": float(np.mean(curve[-20:]))})
+                    yield Advanced(
+                        sum(t.step for t in trainings.values()),
+                        total,
+                        settings.batch / a_step,
+                        (steps - training.step) * a_step,
+                    )
+                checkpoint.write_when_due()
+                out_of_time = (
+                    spec.max_seconds is not None and time.monotonic() - began >= spec.max_seconds
+                )
+                if out_of_time:
                     break
             if out_of_time:
                 break
-            finished[role] = frozen(training.net, computer.dtype)
+            nets[role] = frozen(training.net, computer.dtype)
     finally:
-        snapshot()
+        checkpoint.write()
+    steps_done = {role: training.step for role, training in trainings.items()}
     if out_of_time:
         yield Note(
-            f"Stopped at the time limit, after {curves_steps(curves)} of {total} steps; "
-            f"`--resume` goes on from {checkpoint.name}."
+            f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
+            f"--resume goes on from {checkpoint.path.name}."
         )
-        if not curves["surrogate"]:
-            yield Done({"steps": curves_steps(curves), "checkpoint": str(checkpoint)})
-            return
-    card = Card(
-        **{
-            **{name: getattr(card, name) for name in card.__dataclass_fields__},
-            "training": {
-                "settings": asdict(settings),
-                "data": {
-                    "name": spec.data.resolve().name,
-                    "pictures": len(pictures),
-                    "classes": len(classes),
-                    "sha256": pictures_digest(pictures),
-                },
-                "steps": {role: training.step for role, training in trainings.items()},
-                "losses": {
-                    role: {"first": curve[:5], "last": curve[-5:]}
-                    for role, curve in curves.items()
-                },
-                "seconds": round(spent + time.monotonic() - began, 1),
-                "hardware": f"{platform.machine()}, {computer.description}",
-                "software": f"tue {__version__}, torch {torch.__version__}",
-                "command": spec.command,
-            },
+    if steps_done["surrogate"]:
+        about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
+        card = replace(card, training=about)
+        data = pack(card, _tensors(trainings))
+        images.write_whole(data, spec.output, spec.output.with_suffix(".part"), None)
+        yield Saved(None, spec.output, {"bytes": len(data)})
+    if not out_of_time:
+        checkpoint.path.unlink()
+    yield Done({"steps": steps_done, "seconds": round(checkpoint.seconds(), 1)})
+
+
+class Meter:
+    """How fast one net's training goes in this run, told every few seconds."""
+
+    def __init__(self, step: int) -> None:
+        self._began = self._told = time.monotonic()
+        self._first = step
+
+    def is_due(self) -> bool:
+        """Say whether it is time to report again."""
+        now = time.monotonic()
+        if now - self._told < REPORT_SECONDS:
+            return False
+        self._told = now
+        return True
+
+    def seconds_a_step(self, step: int) -> float:
+        """Return the mean so far, having come to `step`."""
+        return (time.monotonic() - self._began) / max(1, step - self._first)
+
+
+class Checkpoint:
+    """All that an exact `--resume` needs, in one file, replaced whole every few minutes.
+
+    Batches and draws are functions of seed and step, so no generator's state is in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pictures: Pictures,
+        classes: tuple[str, ...],
+        settings: TrainSettings,
+        trainings: Mapping[str, Training],
+    ) -> None:
+        self.path = path
+        self.curves: dict[str, list[float]] = {role: [] for role in trainings}
+        self.data_sha256 = _digest(pictures)
+        self._trainings = trainings
+        self._identity = {
+            "settings": asdict(settings),
+            "classes": list(classes),
+            "data": self.data_sha256,
         }
-    )
-    tensors = {
-        f"{role}.{name}": value.detach().cpu().float().numpy()
-        if value.is_floating_point()
-        else value.cpu().numpy()
+        self._spent = 0.0
+        self._began = self._written = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the training time of this run and of those it went on from."""
+        return self._spent + time.monotonic() - self._began
+
+    def read(self) -> None:
+        """Go on where the file says; where there is none, from the start.
+
+        Raises:
+            BadSetting: unreadable, or of another training.
+        """
+        import torch
+
+        if not self.path.exists():
+            return
+        try:
+            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            changed = [k for k, v in self._identity.items() if state["identity"][k] != v]
+        except Exception as error:
+            raise BadSetting(
+                f"The checkpoint {self.path} cannot be read: {error}.",
+                "Remove it and train anew.",
+            ) from None
+        if changed:
+            raise BadSetting(
+                f"The checkpoint {self.path} is of another training: {', '.join(changed)} differ.",
+                "Give the same data and settings, or remove it.",
+            )
+        self._spent, self.curves = state["seconds"], state["curves"]
+        for role, training in self._trainings.items():
+            training.load(state["trainings"][role])
+
+    def write_when_due(self) -> None:
+        """Write once every few minutes."""
+        if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+            self.write()
+
+    def write(self) -> None:
+        """Replace the file, whole or not at all."""
+        import torch
+
+        state = {
+            "identity": self._identity,
+            "seconds": self.seconds(),
+            "curves": self.curves,
+            "trainings": {role: t.state() for role, t in self._trainings.items()},
+        }
+        scratch = self.path.with_suffix(".checkpoint-part")
+        torch.save(state, scratch)
+        scratch.replace(self.path)
+        self._written = time.monotonic()
+
+
+def _check(spec: TrainSpec) -> None:
+    checkpoint = spec.output.with_suffix(".checkpoint")
+    if spec.output.suffix != ".safetensors":
+        raise BadSetting(
+            f"The output {spec.output.name} is no safetensors file.", "Name it FILE.safetensors."
+        )
+    if checkpoint.exists() and not spec.resume:
+        raise BadSetting(
+            f"An unfinished training lies in {checkpoint}.",
+            "Go on with --resume, or remove that file.",
+        )
+    if spec.output.exists() and not checkpoint.exists():
+        raise BadSetting(f"{spec.output} exists.", "Choose another name, or remove it.")
+    settings = spec.settings
+    if settings.size < 16 or settings.size % 4:
+        raise BadSetting(
+            f"A working size of {settings.size} pixels cannot be.",
+            "Choose a multiple of 4 from 16.",
+        )
+    for name in ("steps", "score_steps", "batch", "score_width"):
+        if getattr(settings, name) < 1:
+            raise BadSetting(f"{name} must be 1 or more.", f"Give another --{name}.")
+    folder = spec.output.parent
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".tue-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputProblem(
+            f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
+        ) from None
+
+
+def _trainings(
+    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: Machine
+) -> dict[str, Training]:
+    from tue_cli.nets.frozen import channels_last
+    from tue_cli.numerics.loop import Plan, Training
+
+    plans = {
+        "score": Plan(
+            steps=settings.score_steps,
+            batch=settings.batch,
+            rate=settings.score_rate,
+            optimizer="adam",
+            seed=settings.seed,
+            stream="score",
+        ),
+        "surrogate": Plan(
+            steps=settings.steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            optimizer="sgd",
+            seed=settings.seed,
+            stream="surrogate",
+        ),
+    }
+    return {
+        role: Training(channels_last(net.to(computer.device)), plans[role])
+        for role, net in fresh(card, roles, settings.seed).items()
+    }
+
+
+def _training_card(
+    spec: TrainSpec,
+    hardware: str,
+    pictures: Pictures,
+    checkpoint: Checkpoint,
+    trainings: Mapping[str, Training],
+) -> dict[str, Any]:
+    """Return how the weights came about, for their card."""
+    import torch
+
+    folder = spec.data.resolve()
+    return {
+        "settings": asdict(spec.settings),
+        "data": {
+            "name": f"{folder.parent.name}/{folder.name}",
+            "pictures": len(pictures),
+            "sha256": checkpoint.data_sha256,
+        },
+        "steps": {role: training.step for role, training in trainings.items()},
+        "losses": {
+            role: {"first": curve[:5], "last": curve[-5:]}
+            for role, curve in checkpoint.curves.items()
+        },
+        "seconds": round(checkpoint.seconds(), 1),
+        "hardware": f"{platform.system()} {platform.machine()}, {hardware}",
+        "software": f"tue {__version__}, torch {torch.__version__}",
+        "command": spec.command,
+    }
+
+
+def _tensors(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
+    return {
+        f"{role}.{name}": value.detach().cpu().numpy()
         for role, training in trainings.items()
         for name, value in training.net.state_dict().items()
     }
-    data = pack(card, tensors)
-    images.write_whole(data, spec.output, spec.output.with_suffix(".part"), None)
-    if not out_of_time:
-        checkpoint.unlink(missing_ok=True)
-    yield Saved(None, spec.output, {"bytes": len(data)})
-    yield Done({"steps": curves_steps(curves), "seconds": card.training["seconds"]})
-
-
-def curves_steps(curves: dict[str, list[float]]) -> int:
-    """Return how many steps all curves hold together."""
-    return sum(len(curve) for curve in curves.values())
-
-
-def _seconds_left(
-    trainings: dict[str, Any], role: str, curves: dict[str, list[float]], a_step: float
-) -> float:
-    left = 0.0
-    for training in trainings.values():
-        left += (training.plan.steps - training.step) * a_step
-    return left
 
 
 def load_pictures(
     data: Path, size: int, limit: int | None = None
-) -> tuple[tuple[str, ...], Pictures, list[Event]]:
+) -> tuple[tuple[str, ...], Pictures, list[Failed]]:
     """Decode a folder with one subfolder a class into memory, squashed to size x size.
 
     Raises:
@@ -254,55 +371,25 @@ def load_pictures(
             return Failed(path, problem.reason, problem.message)
 
     pixels = np.empty((len(files), 3, size, size), np.uint8)
-    labels, events, count = [], [], 0
+    labels: list[int] = []
+    failures: list[Failed] = []
+    count = 0
     with ThreadPoolExecutor() as pool:
-        for (_, label), result in zip(files, pool.map(squashed, (p for p, _ in files)), strict=True):
+        results = pool.map(squashed, (path for path, _ in files))
+        for (_, label), result in zip(files, results, strict=True):
             if isinstance(result, Failed):
-                events.append(result)
+                failures.append(result)
                 continue
             pixels[count] = np.rint(result * 255)
             labels.append(label)
             count += 1
     if not count:
         raise NothingToDo(f"No picture in {data} could be read.", "Give a folder of pictures.")
-    return tuple(names), Pictures(torch.from_numpy(pixels[:count]), torch.tensor(labels)), events
+    return tuple(names), Pictures(torch.from_numpy(pixels[:count]), torch.tensor(labels)), failures
 
 
-def pictures_digest(pictures: Pictures) -> str:
+def _digest(pictures: Pictures) -> str:
     """Return the sha256 of the squashed pictures and their labels."""
-    import hashlib
-
     state = hashlib.sha256(pictures.pixels.cpu().numpy().tobytes())
     state.update(pictures.labels.cpu().numpy().tobytes())
     return state.hexdigest()
-
-
-def _check_writable(folder: Path) -> None:
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".tue-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputProblem(
-            f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
-        ) from None
-
-
-def _read_checkpoint(path: Path, identity: dict[str, Any]) -> dict[str, Any]:
-    import torch
-
-    try:
-        state: dict[str, Any] = torch.load(path, weights_only=True)
-    except Exception as error:
-        raise BadSetting(
-            f"The checkpoint {path} cannot be read: {error}.", "Remove it and train anew."
-        ) from None
-    theirs = state["identity"]
-    changed = [name for name in identity if theirs.get(name) != identity[name]]
-    if changed:
-        raise BadSetting(
-            f"The checkpoint {path} is of another training: {', '.join(changed)} differ.",
-            "Give the same data and settings, or remove it.",
-        )
-    return state

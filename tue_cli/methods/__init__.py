@@ -14,9 +14,7 @@ from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.loop import Training
 from tue_cli.settings import TrainSettings
 
-Fit = Callable[
-    [str, Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[float]
-]
+Fit = Callable[[str, Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[float]]
 """Role, its training, the nets trained before it, pictures, settings and precision to losses."""
 
 

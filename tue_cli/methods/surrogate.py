@@ -12,8 +12,8 @@ from torch import Tensor
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.numerics.batches import Pictures, crop_and_flip, sample_shift_and_flip
-from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.loop import Training, fit
+from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings
 

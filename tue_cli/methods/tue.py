@@ -19,8 +19,8 @@ from tue_cli.methods.surrogate import FrozenNets, fit_on_own_noise, surrogate_of
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import Pictures, crop_and_flip
-from tue_cli.numerics.losses import score_matching, score_norm
 from tue_cli.numerics.loop import Training, fit
+from tue_cli.numerics.losses import score_matching, score_norm
 from tue_cli.numerics.pgd import Term, gradient_of, pgd
 from tue_cli.settings import NoiseSettings, TrainSettings
 

@@ -1,0 +1,1 @@
+"""Networks: classifiers, the score network, and their frozen copies."""

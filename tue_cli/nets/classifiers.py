@@ -38,7 +38,7 @@ class Residual(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
-        return (self.branch(x) + self.shortcut(x)).relu()
+        return cast(Tensor, self.branch(x) + self.shortcut(x)).relu()
 
 
 class Dense(nn.Module):
@@ -192,4 +192,3 @@ def classifier(name: str, *, classes: int, width: int = 64, size: int = 32) -> C
     if width < 4:
         raise BadSetting(f"A net of width {width} is too narrow.", "Choose a width of 4 or more.")
     return NETS[name](classes, width, size)
-

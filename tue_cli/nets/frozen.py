@@ -6,7 +6,7 @@ A copy shares nothing with its net; when the net has moved on, make another.
 from __future__ import annotations
 
 import copy
-from typing import cast
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +18,8 @@ from tue_cli.nets.score import ScoreNet
 
 def folded(net: Classifier) -> Classifier:
     """Return a copy in eval mode, without parameter gradients, in which every batch norm behind a
-    convolution is part of it: the same logits up to rounding, less memory traffic."""
+    convolution is part of it: the same logits up to rounding, less memory traffic.
+    """
     result = copy.deepcopy(net).eval().requires_grad_(False)
     for parent in list(result.modules()):
         for name, child in list(parent.named_children()):
@@ -28,12 +29,21 @@ def folded(net: Classifier) -> Classifier:
     return result
 
 
+Net = TypeVar("Net", bound=nn.Module)
+
+
+def channels_last(net: Net) -> Net:
+    """Lay a net's convolutions out as the fast kernels want them, in place."""
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return net
+
+
 class FrozenClassifier:
     """A surrogate's logits and features, in the precision given; pixels and results in float32."""
 
     def __init__(self, net: Classifier, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = folded(net).to(dtype).to(memory_format=torch.channels_last)
+        self.net = channels_last(folded(net).to(dtype))
 
     def _lowered(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
@@ -52,8 +62,7 @@ class FrozenScore:
 
     def __init__(self, net: ScoreNet, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
-        self.net.to(memory_format=torch.channels_last)
+        self.net = channels_last(copy.deepcopy(net).eval().requires_grad_(False).to(dtype))
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return s(x, y), (N, 3, H, W), of pixels in [0, 1] and class numbers (N,)."""

@@ -58,9 +58,7 @@ def batch_indices(count: int, size: int, *, seed: int, step: int) -> Tensor:
     """
     a_epoch = -(-count // size)
     epoch, place = divmod(step, a_epoch)
-    order = torch.randperm(
-        count, generator=generator_at(seed, "order", epoch, torch.device("cpu"))
-    )
+    order = torch.randperm(count, generator=generator_at(seed, "order", epoch, torch.device("cpu")))
     return order[torch.arange(place * size, (place + 1) * size) % count]
 
 

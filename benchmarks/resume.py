@@ -1,0 +1,322 @@
+"""Whether `tue protect` writes the same bytes again, and after every kill -9 and resume.
+
+    python benchmarks/resume.py --data DIR/tiny-imagenet-50b/train --weights NAME
+
+Some 120 pictures in three class folders are protected twice, into two folders, and the trees are
+compared. Then the command is started in a fresh folder, killed at a random moment (seeded; uniform
+from 0.3 s to the full run's time), started again with the same words, and the tree compared with
+the uninterrupted one: the same files with the same bytes, no file but copies and the manifest, and
+no copy that was finished before the kill written anew. The manifests are compared but for what the
+clock decides. A second series is killed only while copies are being written. Each kill is saved as
+it is done; a run that was cut off goes on where it stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import subprocess
+import tempfile
+import time
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import record
+
+from tue_cli.files.images import SUFFIXES
+from tue_cli.weights import load
+
+MANIFEST = "tue-manifest.json"
+CLOCK = frozenset({"seconds", "finished", "engine_seconds"})
+"""Keys of the manifest, anywhere in it, that only the clock decides."""
+EARLIEST = 0.3
+"""Seconds from a start to the first moment at which it may be killed."""
+POLL = 0.002
+
+
+def chosen(data: Path, classes: int, per_class: int, place: Path) -> Path:
+    """Copy the first pictures of the first classes to a folder."""
+    shutil.rmtree(place, ignore_errors=True)
+    names = sorted(p.name for p in data.iterdir() if p.is_dir())[:classes]
+    for name in names:
+        (place / name).mkdir(parents=True)
+        found = sorted(p for p in (data / name).rglob("*") if p.suffix.lower() in SUFFIXES)
+        for path in found[:per_class]:
+            shutil.copy2(path, place / name / path.name)
+    return place
+
+
+def timeless(value: Any) -> Any:
+    """Return a manifest without what the clock decides."""
+    if isinstance(value, dict):
+        return {name: timeless(part) for name, part in value.items() if name not in CLOCK}
+    return [timeless(part) for part in value] if isinstance(value, list) else value
+
+
+def tree(folder: Path) -> dict[str, bytes]:
+    """Return all that lies below a folder, by relative path; folders end in a stroke."""
+    found = {}
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        if path.is_dir():
+            found[f"{name}/"] = b""
+        elif name == MANIFEST:
+            manifest = timeless(json.loads(path.read_bytes()))
+            found[name] = json.dumps(manifest, sort_keys=True).encode()
+        else:
+            found[name] = path.read_bytes()
+    return found
+
+
+def differences(tree_a: dict[str, bytes], tree_b: dict[str, bytes]) -> list[str]:
+    """Return the paths that only one tree has or that differ."""
+    return sorted(name for name in tree_a | tree_b if tree_a.get(name) != tree_b.get(name))
+
+
+def copies(output: Path) -> dict[str, tuple[int, int]]:
+    """Return the finished copies in an output: inode and size by relative path."""
+    found = {}
+    for path in output.rglob("*"):
+        place = path.relative_to(output)
+        if path.suffix.lower() in SUFFIXES and place.parts[0] != ".tue":
+            status = path.stat()
+            found[place.as_posix()] = (status.st_ino, status.st_size)
+    return found
+
+
+class Runs:
+    """The one command of this benchmark, with outputs that differ."""
+
+    def __init__(self, arguments: argparse.Namespace, source: Path) -> None:
+        """`source` is the folder of originals."""
+        self._arguments = arguments
+        self._source = source
+        self._said = arguments.work / "stdout"
+        self._complaints = arguments.work / "stderr"
+
+    def _start(self, output: Path) -> subprocess.Popen[bytes]:
+        given = self._arguments
+        options = [] if given.jobs is None else ["--jobs", str(given.jobs)]
+        command = record.protect_command(
+            self._source, output, weights=given.weights, device=given.device, options=options
+        )
+        with self._said.open("wb") as said, self._complaints.open("wb") as complaints:
+            return subprocess.Popen(
+                command,
+                env=record.environment(given.threads),
+                stdin=subprocess.DEVNULL,
+                stdout=said,
+                stderr=complaints,
+            )
+
+    def whole(self, output: Path) -> record.Facts:
+        """Run the command to its end; return its code, its summary and its times."""
+        began, first = time.monotonic(), None
+        process = self._start(output)
+        while process.poll() is None:
+            if first is None and output.is_dir() and copies(output):
+                first = time.monotonic() - began
+            time.sleep(POLL)
+        return {
+            "code": process.returncode,
+            "first_copy": first,
+            "seconds": time.monotonic() - began,
+            "stderr": self._complaints.read_text(encoding="utf-8", errors="replace"),
+            "summary": record.summary_of(self._said.read_text(encoding="utf-8")),
+        }
+
+    def killed(self, output: Path, after: float) -> bool:
+        """Start the command and kill it so many seconds later; return whether it had ended."""
+        process = self._start(output)
+        try:
+            process.wait(timeout=after)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            process.wait()
+            return False
+        return True
+
+
+def kill_and_resume(
+    runs: Runs, output: Path, after: float, reference: dict[str, bytes]
+) -> record.Facts:
+    """Kill a run, resume it, and compare what it leaves with an uninterrupted one."""
+    shutil.rmtree(output, ignore_errors=True)
+    ended = runs.killed(output, after)
+    before = copies(output) if output.is_dir() else {}
+    done = ended or (output / MANIFEST).exists()
+    wrong = [path for path in before if (output / path).read_bytes() != reference.get(path)]
+    resumed = runs.whole(output)
+    found = tree(output)
+    later = copies(output)
+    phase = "after" if done else "within" if before else "before"
+    return {
+        "already_done": resumed["summary"].get("already_done"),
+        "copies_at_kill": len(before),
+        "differing": differences(found, reference)[:20],
+        "equal": found == reference,
+        "exit_code": resumed["code"],
+        "killed_after": round(after, 3),
+        "phase": phase,
+        "rewritten": sum(later.get(path) != status for path, status in before.items()),
+        "stderr": resumed["stderr"][-500:],
+        "strays": sorted(set(found) - set(reference))[:20],
+        "unfinished_copies_in_place": wrong[:20],
+    }
+
+
+def summary(cells: list[record.Facts]) -> record.Facts:
+    """Return what all kills of a series came to."""
+    phases = Counter(cell["phase"] for cell in cells)
+    return {
+        "kills": len(cells),
+        "phases": {name: phases[name] for name in ("before", "within", "after")},
+        "equal": sum(cell["equal"] for cell in cells),
+        "exit_0": sum(cell["exit_code"] == 0 for cell in cells),
+        "with_strays": sum(bool(cell["strays"]) for cell in cells),
+        "with_unfinished_copies": sum(bool(cell["unfinished_copies_in_place"]) for cell in cells),
+        "with_rewritten_copies": sum(cell["rewritten"] > 0 for cell in cells),
+        "copies_at_kill": record.spread((cell["copies_at_kill"] for cell in cells), 1),
+    }
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--data", type=Path, required=True, help="a folder of class folders")
+    add("--weights", required=True, help="name or file")
+    add("--classes", type=int, default=3)
+    add("--per-class", type=int, default=40)
+    add("--kills", type=int, default=20, help="at any moment of a run")
+    add("--writing-kills", type=int, default=10, help="between the first copy and the end")
+    add("--seed", type=int, default=0, help="of the moments")
+    add("--device", default="cpu")
+    add("--threads", type=int, default=1)
+    add("--jobs", type=int, help="of tue protect")
+    add("--name", default="resume", help="of the results file")
+    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
+    add("--work", type=Path, help="where copies are made; default a temporary folder")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Make the reference, then kill and resume as often as is still missing."""
+    began = time.monotonic()
+    work = arguments.work
+    source = chosen(arguments.data, arguments.classes, arguments.per_class, work / "pictures")
+    weights = load(arguments.weights)
+    results = record.Results(arguments.results, arguments.name)
+    where = record.hardware(
+        threads=arguments.threads, dtype="chosen by tue", device=arguments.device
+    )
+    runs = Runs(arguments, source)
+    trees, times = [], []
+    for name in ("reference", "again"):
+        output = work / name
+        shutil.rmtree(output, ignore_errors=True)
+        run = runs.whole(output)
+        if run["code"] or not run["summary"]:
+            raise SystemExit(f"tue protect ended with {run['code']}:\n{run['stderr']}")
+        record.note(f"uninterrupted: {run['seconds']:.1f} s, first copy at {run['first_copy']} s")
+        trees.append(tree(output))
+        times.append(run)
+    reference = trees[0]
+    full = min(run["seconds"] for run in times)
+    first = max(run["first_copy"] or 0.0 for run in times)
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*.*")} | {MANIFEST}
+    strays = sorted({name for name in reference if not name.endswith("/")} - expected)
+    twice = {
+        "differing": differences(*trees)[:20],
+        "equal": trees[0] == trees[1],
+        "files": sum(not name.endswith("/") for name in reference),
+        "first_copy_seconds": [round(run["first_copy"] or 0.0, 3) for run in times],
+        "missing": sorted(expected - set(reference))[:20],
+        "seconds": [round(run["seconds"], 3) for run in times],
+        "strays": strays[:20],
+    }
+    results.put(
+        benchmark="resume",
+        command=record.command_line(),
+        hardware=where,
+        seeds=[arguments.seed],
+        twice=twice,
+        weights=record.weights_facts(weights),
+    )
+    series = {
+        "any moment": (arguments.kills, EARLIEST),
+        "while writing": (arguments.writing_kills, first),
+    }
+    for title, (kills, earliest) in series.items():
+        for number in range(kills):
+            settings = {
+                "classes": arguments.classes,
+                "data": arguments.data.resolve().name,
+                "device": arguments.device,
+                "jobs": arguments.jobs,
+                "kill": number,
+                "per_class": arguments.per_class,
+                "seed": arguments.seed,
+                "series": title,
+                "threads": arguments.threads,
+                "weights_sha256": weights.sha256,
+            }
+            if results.find(settings):
+                continue
+            share = random.Random(f"{arguments.seed}/{title}/{number}").random()
+            after = earliest + share * max(0.0, full - earliest)
+            figures = kill_and_resume(runs, work / "killed", after, reference)
+            results.add(settings, figures)
+            record.note(
+                f"{title} {number + 1}/{kills}: killed after {after:.2f} s, {figures['phase']}, "
+                f"{figures['copies_at_kill']} copies; {'equal' if figures['equal'] else 'DIFFERS'}"
+            )
+    cells = results.cells()
+    sums = {
+        title: summary([cell for cell in cells if cell["settings"]["series"] == title])
+        for title, (kills, _) in series.items()
+        if kills
+    }
+    results.put(summary=sums, hardware=where, wall_seconds=round(time.monotonic() - began, 1))
+    record.say(
+        f"Twice uninterrupted, {twice['files']} files: "
+        f"{'equal' if twice['equal'] else 'DIFFERENT'}; strays: {len(strays)}.\n"
+    )
+    head = ["killed", "kills", "before writing", "within", "after", "equal", "exit 0"]
+    record.say(
+        record.table(
+            [*head, "strays", "unfinished copies", "rewritten"],
+            (
+                [
+                    title,
+                    figures["kills"],
+                    *(figures["phases"][name] for name in ("before", "within", "after")),
+                    figures["equal"],
+                    figures["exit_0"],
+                    figures["with_strays"],
+                    figures["with_unfinished_copies"],
+                    figures["with_rewritten_copies"],
+                ]
+                for title, figures in sums.items()
+            ),
+        )
+    )
+
+
+def main() -> None:
+    """Measure, in a folder of its own where none is given."""
+    arguments = parsed()
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="tue-resume-") as folder:
+        arguments.work = Path(folder)
+        measure(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,427 @@
+"""How fast the engine and the command are, how much memory they take, and how soon help is there.
+
+    python benchmarks/speed.py --weights NAME --photos DIR [--only engine,photos,memory,help]
+
+- engine: noise for one batch of 64 pictures in 10 steps, by `TorchEngine` and by the plain loop
+  (float32, NCHW, nets as they were trained in eval mode, `loss.backward()` with the gradients of
+  all parameters), for the surrogate's term alone and for the whole step; and the engine's two terms
+  alone. Turns are taken (ABAB…), so that what else the machine does falls on all alike.
+- photos: `tue protect` on the photographs in DIR, and the share of its time outside the engine.
+- memory: peak resident memory for 1,000 photographs against that for 100.
+- help: `tue --help` in a fresh process, and which heavy modules it imports.
+
+A section that is in the results already, with the same settings, is not measured again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import itertools
+import json
+import os
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+
+from tue_cli.files.images import SUFFIXES
+from tue_cli.settings import NoiseSettings
+from tue_cli.weights import Weights, build, load
+
+SECTIONS = ("engine", "photos", "memory", "help")
+HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "PIL", "numpy", "rich", "safetensors")
+"""Modules that are looked for when help is shown."""
+FORBIDDEN = ("torch", "onnxruntime", "textual")
+
+_PROBE = """
+import json, sys
+sys.argv = ["tue", "--help"]
+from tue_cli.cli import main
+try:
+    main()
+except SystemExit as ending:
+    code = ending.code
+print(json.dumps([code or 0, [name for name in HEAVY if name in sys.modules]]), file=sys.stderr)
+"""
+
+Run = Callable[[], object]
+
+
+def in_turns(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
+    """Return seconds of each run, by name, run in turns after one round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(repeats + 1):
+        for name, run in runs.items():
+            began = time.perf_counter()
+            run()
+            if turn:
+                seconds[name].append(time.perf_counter() - began)
+        record.note(f"engine: turn {turn} of {repeats}")
+    return seconds
+
+
+def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Measure the engine against the plain loop on the same nets, pictures and starts."""
+    import torch
+    from torch import Tensor, nn
+
+    from tue_cli.engine import TorchEngine, machine, starts
+    from tue_cli.methods.surrogate import surrogate_term
+    from tue_cli.methods.tue import score_term
+    from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
+    from tue_cli.numerics.batches import generator_at, sample_shift_and_flip
+    from tue_cli.numerics.losses import cross_entropy, score_norm
+    from tue_cli.numerics.pgd import Objective, Term, pgd
+
+    torch.set_num_threads(arguments.threads)
+    computer = machine("cpu")
+    batch, card = arguments.batch, weights.card
+    whole = NoiseSettings(steps=arguments.steps)
+    alone = NoiseSettings(steps=arguments.steps, score_ratio=0.0)
+    seeds = list(range(batch))
+    random = np.random.default_rng(0)
+    pixels = random.random((batch, 3, card.size, card.size), np.float32)
+    keys = np.arange(batch, dtype=np.int64) % len(card.classes)
+    tensor, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
+
+    plain = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
+    for net in plain.values():
+        net.requires_grad_(True)
+
+    def backward(objective: Objective, net: nn.Module) -> Callable[[Tensor], Tensor]:
+        def gradient(at: Tensor) -> Tensor:
+            net.zero_grad()
+            with torch.enable_grad():
+                leaf = at.detach().requires_grad_()
+                objective(leaf).sum().backward()  # type: ignore[no-untyped-call]
+            assert leaf.grad is not None
+            return leaf.grad
+
+        return gradient
+
+    def plainly(noise: NoiseSettings) -> object:
+        generator = generator_at(0, "perturb", 0, computer.device)
+        loss = cross_entropy(plain["surrogate"], labels)
+
+        def moved(at: Tensor) -> Tensor:
+            return loss(sample_shift_and_flip(generator)(at))
+
+        terms = [Term(backward(moved, plain["surrogate"]), noise.step)]
+        if noise.score_ratio:
+            norm = score_norm(plain["score"], labels)
+            terms.append(Term(backward(norm, plain["score"]), noise.score_ratio * noise.step))
+        start = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        return pgd(tensor, terms, radius=noise.radius, steps=noise.steps, start=start)
+
+    def engine_for(noise: NoiseSettings) -> Run:
+        made = TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=batch)
+        return lambda: made.perturb(pixels, keys, seeds)
+
+    nets = build(weights, ("score", "surrogate"))
+    surrogate = FrozenClassifier(nets["surrogate"], computer.dtype)  # type: ignore[arg-type]
+    score = FrozenScore(nets["score"], computer.dtype)  # type: ignore[arg-type]
+
+    def one_term(name: str) -> object:
+        generator = generator_at(0, "perturb", 0, computer.device)
+        term = (
+            score_term(score, labels, whole)
+            if name == "score"
+            else surrogate_term(surrogate, labels, whole, generator)
+        )
+        start = torch.from_numpy(starts(pixels.shape, seeds, whole.radius))
+        return pgd(tensor, [term], radius=whole.radius, steps=whole.steps, start=start)
+
+    seconds = in_turns(
+        {
+            "plain, surrogate's term": lambda: plainly(alone),
+            "engine, surrogate's term": engine_for(alone),
+            "plain, whole step": lambda: plainly(whole),
+            "engine, whole step": engine_for(whole),
+            "score term only": lambda: one_term("score"),
+            "surrogate term only": lambda: one_term("surrogate"),
+        },
+        arguments.repeats,
+    )
+
+    def ratio(slow: str, fast: str) -> record.Facts:
+        return record.spread(
+            (a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)), digits=3
+        )
+
+    return {
+        "dtype": str(computer.dtype).removeprefix("torch."),
+        "pictures_a_second": {
+            name: record.spread((batch / value for value in values), digits=2)
+            for name, values in seconds.items()
+        },
+        "ratios": {
+            "engine over plain, surrogate's term": ratio(
+                "plain, surrogate's term", "engine, surrogate's term"
+            ),
+            "engine over plain, whole step": ratio("plain, whole step", "engine, whole step"),
+            "score term's time over surrogate term's": ratio(
+                "score term only", "surrogate term only"
+            ),
+        },
+    }
+
+
+def photographs(folder: Path, count: int, place: Path) -> Path:
+    """Fill a folder with `count` photographs: those of `folder`, again and again by new names."""
+    found = sorted(p for p in folder.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+    if not found:
+        raise SystemExit(f"{folder} holds no photograph.")
+    shutil.rmtree(place, ignore_errors=True)
+    place.mkdir(parents=True)
+    for number, source in zip(range(count), itertools.cycle(found), strict=False):
+        target = place / f"{number:05d}{source.suffix}"
+        try:
+            os.link(source, target)
+        except OSError:
+            shutil.copy2(source, target)
+    return place
+
+
+def protect_once(arguments: argparse.Namespace, count: int, turn: int) -> record.Facts:
+    """Run `tue protect` on so many photographs into a fresh folder."""
+    source = photographs(arguments.photos, count, arguments.work / f"photos-{count}")
+    output = arguments.work / f"photos-{count}-protected"
+    shutil.rmtree(output, ignore_errors=True)
+    options = [] if arguments.jobs is None else ["--jobs", str(arguments.jobs)]
+    figures = record.run_protect(
+        source,
+        output,
+        weights=arguments.weights,
+        device="cpu",
+        threads=arguments.threads,
+        options=options,
+    )
+    shutil.rmtree(output)
+    record.note(f"{count} photographs, run {turn + 1}: {figures}")
+    return figures
+
+
+def photos(arguments: argparse.Namespace) -> record.Facts:
+    """Measure the command from end to end, and its time outside the engine."""
+    runs = [
+        protect_once(arguments, arguments.count, turn) for turn in range(arguments.command_repeats)
+    ]
+
+    def outside(name: str) -> record.Facts:
+        return record.spread(1 - run["engine_seconds"] / run[name] for run in runs)
+
+    return {
+        "engine_seconds": record.spread((run["engine_seconds"] for run in runs), 3),
+        "job_seconds": record.spread((run["job_seconds"] for run in runs), 3),
+        "outside_engine_of_job": outside("job_seconds"),
+        "outside_engine_of_process": outside("wall_seconds"),
+        "pictures_a_second": record.spread(
+            (run["protected"] / run["wall_seconds"] for run in runs), 3
+        ),
+        "protected": runs[0]["protected"],
+        "wall_seconds": record.spread((run["wall_seconds"] for run in runs), 3),
+    }
+
+
+def memory(arguments: argparse.Namespace) -> record.Facts:
+    """Measure peak memory for few and for many photographs."""
+    few, many = arguments.count, arguments.many
+    peaks: dict[int, list[float]] = {few: [], many: []}
+    for turn in range(arguments.memory_repeats):
+        for count, values in peaks.items():
+            values.append(protect_once(arguments, count, turn)["peak_mib"])
+    return {
+        "peak_mib": {str(count): record.spread(values, 1) for count, values in peaks.items()},
+        "ratio": record.spread((b / a for a, b in zip(*peaks.values(), strict=True)), 3),
+    }
+
+
+def tue_command() -> list[str]:
+    """Return `tue` as it is installed beside this Python, else as a module."""
+    installed = Path(sys.executable).with_name("tue")
+    return [str(installed)] if installed.exists() else list(record.TUE)
+
+
+def help_page(arguments: argparse.Namespace) -> record.Facts:
+    """Measure `tue --help` in fresh processes, after two that are not counted."""
+    environment = record.environment(arguments.threads)
+    command, seconds = [*tue_command(), "--help"], []
+    for turn in range(arguments.help_repeats + 2):
+        began = time.perf_counter()
+        subprocess.run(command, env=environment, capture_output=True, check=True)
+        if turn >= 2:
+            seconds.append(time.perf_counter() - began)
+    probe = subprocess.run(
+        [sys.executable, "-c", _PROBE.replace("HEAVY", repr(HEAVY))],
+        env=environment,
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    code, imported = json.loads(probe.stderr.splitlines()[-1])
+    if code:
+        raise SystemExit(f"tue --help ended with {code}.")
+    bare = statistics.median(_bare_seconds(environment) for _ in range(5))
+    return {
+        "bare_python_seconds": round(bare, 4),
+        "measured": " ".join([Path(command[0]).name, *command[1:]]),
+        "forbidden_imports": [name for name in imported if name in FORBIDDEN],
+        "heavy_imports": imported,
+        "seconds": record.spread(seconds, 4),
+    }
+
+
+def _bare_seconds(environment: dict[str, str]) -> float:
+    began = time.perf_counter()
+    subprocess.run([sys.executable, "-c", "pass"], env=environment, check=True)
+    return time.perf_counter() - began
+
+
+def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Return all that a section's figures depend on, but for the machine."""
+    names = {
+        "engine": ("batch", "repeats", "steps"),
+        "photos": ("command_repeats", "count", "jobs"),
+        "memory": ("count", "jobs", "many", "memory_repeats"),
+        "help": ("help_repeats",),
+    }[section]
+    settings = {name: getattr(arguments, name) for name in (*names, "threads")}
+    if section in ("photos", "memory"):
+        settings["photos"] = arguments.photos.resolve().name
+    if section != "help":
+        settings["weights_sha256"] = weights.sha256
+    return {"section": section, **settings}
+
+
+def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
+    """Return the table's lines of all sections that were measured."""
+    lines: list[list[str]] = []
+
+    def line(section: str, what: str, figures: record.Facts, unit: str = "", by: float = 1) -> None:
+        values = [f"{by * figures[name]:.4g}{unit}" for name in ("median", "min", "max")]
+        lines.append([section, what, *values, str(figures["n"])])
+
+    for cell in cells:
+        section, threads = cell["settings"]["section"], cell["settings"]["threads"]
+        title = f"{section}, {threads} thread{'s' * (threads > 1)}"
+        if section == "engine":
+            for name, figures in cell["pictures_a_second"].items():
+                line(title, f"{name}, pictures/s", figures)
+            for name, figures in cell["ratios"].items():
+                line(title, name, figures, " ×")
+        elif section == "photos":
+            line(title, f"{cell['protected']} photographs", cell["wall_seconds"], " s")
+            line(title, "job alone", cell["job_seconds"], " s")
+            line(title, "outside the engine, process", cell["outside_engine_of_process"], " %", 100)
+            line(title, "outside the engine, job", cell["outside_engine_of_job"], " %", 100)
+        elif section == "memory":
+            for count, figures in sorted(cell["peak_mib"].items(), key=lambda item: int(item[0])):
+                line(title, f"peak memory, {count} photographs", figures, " MiB")
+            line(title, "many over few", cell["ratio"], " ×")
+        else:
+            line(title, f"`{cell['measured']}`", cell["seconds"], " s")
+            forbidden = ", ".join(cell["forbidden_imports"]) or "none"
+            lines.append([title, f"imports of {', '.join(FORBIDDEN)}", forbidden, "", "", "1"])
+    return lines
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--weights", required=True, help="name or file, trained for the method tue")
+    add("--photos", type=Path, help="a folder of photographs")
+    add("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    add("--threads", type=int, default=1, help="of torch")
+    add("--jobs", type=int, help="of tue protect")
+    add("--batch", type=int, default=64)
+    add("--steps", type=int, default=10)
+    add("--repeats", type=int, default=7, help="turns of the engine's section")
+    add("--count", type=int, default=100, help="photographs of a run")
+    add("--many", type=int, default=1000, help="photographs of the large run")
+    add("--command-repeats", type=int, default=3, help="runs of the command on the photographs")
+    add("--memory-repeats", type=int, default=1)
+    add("--help-repeats", type=int, default=11)
+    add("--name", default="speed", help="of the results file")
+    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
+    add("--work", type=Path, help="where copies are made; default a temporary folder")
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure the sections that are asked for and not in the results yet."""
+    sections = arguments.only.split(",")
+    if unknown := set(sections) - set(SECTIONS):
+        raise SystemExit(f"There is no section {', '.join(sorted(unknown))}.")
+    if arguments.photos is None and {"photos", "memory"} & set(sections):
+        raise SystemExit("The sections photos and memory need --photos DIR.")
+    weights = load(arguments.weights)
+    results = record.Results(arguments.results, arguments.name, replacing=_REPLACING)
+    results.put(benchmark="speed", weights=record.weights_facts(weights))
+    measured: dict[str, Callable[[], record.Facts]] = {
+        "engine": lambda: engine(arguments, weights),
+        "photos": lambda: photos(arguments),
+        "memory": lambda: memory(arguments),
+        "help": lambda: help_page(arguments),
+    }
+    # The engine's section comes last: it makes this process large and warm.
+    for section in sorted(sections, key=lambda name: name == "engine"):
+        settings = settings_of(section, arguments, weights)
+        if results.find(settings):
+            continue
+        record.note(f"section {section}")
+        where: dict[str, Any] = record.hardware(threads=arguments.threads, dtype=_dtype())
+        began = time.monotonic()
+        figures = measured[section]()
+        results.add(
+            settings,
+            {
+                **figures,
+                "command": record.command_line(),
+                "hardware": where,
+                "seconds_in_all": round(time.monotonic() - began, 1),
+                "seeds": [0],
+            },
+        )
+    cells = sorted(results.cells(), key=lambda cell: SECTIONS.index(cell["settings"]["section"]))
+    record.say(record.table(["section", "what", "median", "min", "max", "n"], rows(cells)))
+
+
+_REPLACING = (
+    *("weights_sha256", "batch", "steps", "repeats", "photos", "count", "many", "jobs"),
+    *("command_repeats", "memory_repeats", "help_repeats"),
+)
+"""A section has one cell for every number of threads."""
+
+
+def _dtype() -> str:
+    """Return the precision that the engine chooses here, found out in a process of its own."""
+    code = "from tue_cli.engine import machine; print(machine('cpu').dtype)"
+    found = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    ).stdout
+    return found.strip().removeprefix("torch.")
+
+
+def main() -> None:
+    """Measure, in a folder of its own where none is given."""
+    arguments = parsed()
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="tue-speed-") as folder:
+        arguments.work = Path(folder)
+        measure(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,116 @@
+"""What every test may lean on: a seed, a home of its own, and weights small enough to train here."""
+
+from __future__ import annotations
+
+import copy
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tue_cli.methods import METHODS, FrozenNets
+from tue_cli.nets.frozen import frozen
+from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.loop import Plan, Training
+from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.weights import Card, Weights, build, fresh, pack, read
+
+TINY = TrainSettings(
+    width=4,
+    size=16,
+    score_width=8,
+    score_steps=80,
+    score_rate=5e-3,
+    steps=24,
+    rate=0.05,
+    batch=24,
+    noise=NoiseSettings(steps=2),
+    adversary=AdversarySettings(steps=2),
+)
+"""Training settings that are over in seconds."""
+
+
+@pytest.fixture(autouse=True)
+def _seeded() -> None:
+    torch.set_num_threads(1)
+    torch.manual_seed(0)
+
+
+@pytest.fixture(autouse=True)
+def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Keep the weights of the person who runs the tests out of them."""
+    home = str(tmp_path_factory.getbasetemp() / "user-data")
+    monkeypatch.delenv("TUE_WEIGHTS", raising=False)
+    monkeypatch.setenv("XDG_DATA_HOME", home)
+    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", home)
+
+
+def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Pictures:
+    """Draw pictures of three classes, each a colour and a stripe under noise: easy to tell apart."""
+    generator = torch.Generator().manual_seed(seed)
+    labels = torch.arange(count) % 3
+    colours = 0.12 * torch.eye(3)[:, :, None, None]
+    places = torch.arange(size)
+    stripes = torch.stack([torch.sin(places / (1.0 + k)) for k in range(3)])[:, None, None, :]
+    noise = 0.05 * torch.randn((count, 3, size, size), generator=generator)
+    pixels = (0.45 + colours[labels] + 0.15 * stripes[labels] + noise).clamp(0, 1)
+    return Pictures((pixels * 255).round().to(torch.uint8), labels)
+
+
+@pytest.fixture(scope="session")
+def toy() -> Pictures:
+    """72 pictures of 16x16 in three classes."""
+    return make_toy()
+
+
+@pytest.fixture(scope="session")
+def tiny_settings() -> TrainSettings:
+    """Training settings that are over in seconds."""
+    return TINY
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A weights file of method tue: ResNet-18 of width 4, 16x16, keys a, b, c, lightly trained."""
+    torch.set_num_threads(1)
+    method = METHODS["tue"]
+    card = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
+    nets = fresh(card, method.roles, seed=0)
+    done: dict[str, nn.Module] = {}
+    for role, net in nets.items():
+        helpers = {name: frozen(earlier, torch.float32) for name, earlier in done.items()}
+        for _ in method.fit_role(
+            role, Training(net, tiny_plan(role)), helpers, toy, TINY, torch.float32
+        ):
+            pass
+        done[role] = net
+    tensors = {f"{r}.{k}": v.numpy() for r, net in done.items() for k, v in net.state_dict().items()}
+    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
+    path.write_bytes(pack(card, tensors))
+    return path
+
+
+def tiny_plan(role: str) -> Plan:
+    """Return how `TINY` trains a role, as `tue train` would."""
+    if role == "score":
+        return Plan(TINY.score_steps, TINY.batch, TINY.score_rate, "adam", 0, role)
+    return Plan(TINY.steps, TINY.batch, TINY.rate, "sgd", 0, role)
+
+
+@pytest.fixture(scope="session")
+def tiny(tiny_weights: Path) -> Weights:
+    """The tiny weights, read."""
+    return read(tiny_weights, name="tiny")
+
+
+@pytest.fixture
+def tiny_nets(tiny: Weights) -> dict[str, nn.Module]:
+    """The tiny `score` and `surrogate`, in train mode, for one test alone."""
+    return copy.deepcopy(build(tiny, ("score", "surrogate")))
+
+
+@pytest.fixture
+def tiny_frozen(tiny_nets: dict[str, nn.Module]) -> FrozenNets:
+    """The tiny nets as methods get them, in float32."""
+    return {role: frozen(net, torch.float32) for role, net in tiny_nets.items()}

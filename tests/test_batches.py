@@ -1,0 +1,174 @@
+"""Which pictures, which crops and which shifts: all of it a function of a seed and a step."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from tue_cli.numerics.batches import (
+    PADDING,
+    Pictures,
+    batch_indices,
+    crop_and_flip,
+    generator_at,
+    sample_shift_and_flip,
+)
+
+CPU = torch.device("cpu")
+
+
+def naive(picture: Tensor, top: int, left: int, flip: bool) -> Tensor:
+    """Return one picture (C, H, W) over black, shifted and perhaps flipped, pixel by pixel."""
+    _, height, width = picture.shape
+    result = torch.zeros_like(picture)
+    for row in range(height):
+        for column in range(width):
+            there = row + top - PADDING, column + left - PADDING
+            if 0 <= there[0] < height and 0 <= there[1] < width:
+                goal = width - 1 - column if flip else column
+                result[:, row, goal] = picture[:, there[0], there[1]]
+    return result
+
+
+def views(picture: Tensor) -> dict[tuple[int, int, bool], Tensor]:
+    """Return every view that a crop and a flip can give."""
+    shifts = range(2 * PADDING + 1)
+    return {
+        (top, left, flip): naive(picture, top, left, flip)
+        for top in shifts
+        for left in shifts
+        for flip in (False, True)
+    }
+
+
+@given(count=st.integers(1, 40), size=st.integers(1, 50), epoch=st.integers(0, 3))
+def test_an_epoch_covers_every_picture(count: int, size: int, epoch: int) -> None:
+    a_epoch = -(-count // size)
+    batches = [
+        batch_indices(count, size, seed=3, step=epoch * a_epoch + place) for place in range(a_epoch)
+    ]
+    assert all(len(batch) == size for batch in batches)
+    drawn = torch.cat(batches)
+    assert set(drawn.tolist()) == set(range(count))
+    assert sorted(drawn[:count].tolist()) == list(range(count))
+
+
+@given(seed=st.integers(0, 2**40), step=st.integers(0, 10**6))
+def test_a_batch_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
+    first = batch_indices(97, 10, seed=seed, step=step)
+    torch.rand(3)
+    assert torch.equal(first, batch_indices(97, 10, seed=seed, step=step))
+
+
+def test_epochs_and_seeds_are_shuffled_differently() -> None:
+    def epoch(seed: int, number: int) -> list[int]:
+        return batch_indices(50, 50, seed=seed, step=number).tolist()
+
+    orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(1, 1), list(range(50))]
+    assert len({tuple(order) for order in orders}) == 5
+
+
+def test_a_generator_is_one_step_of_one_stream_of_one_seed() -> None:
+    def draw(seed: int, stream: str, step: int) -> float:
+        return float(torch.rand((), generator=generator_at(seed, stream, step, CPU)))
+
+    places = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 10), (0, "a1", 0)]
+    assert len({draw(*place) for place in places}) == len(places)
+    assert draw(0, "a", 0) == draw(0, "a", 0)
+
+
+def test_a_batch_is_float_in_the_unit_range_and_leaves_the_set_alone() -> None:
+    raw = torch.arange(256, dtype=torch.uint8)[:240].reshape(5, 3, 4, 4)
+    raw[0, 0, 0, 0] = 255
+    pictures = Pictures(raw.clone(), torch.arange(5))
+    pixels, labels = pictures.batch(torch.tensor([4, 0, 0]))
+    assert len(pictures) == 5
+    assert pixels.dtype == torch.float32
+    assert torch.equal((pixels * 255).round().to(torch.uint8), raw[[4, 0, 0]])
+    assert float(pixels.max()) == 1.0
+    assert labels.tolist() == [4, 0, 0]
+    assert torch.equal(pictures.pixels, raw)
+
+
+def test_every_crop_is_one_a_naive_loop_would_make() -> None:
+    generator = torch.Generator().manual_seed(0)
+    for shape in [(3, 5, 7), (1, 6, 3), (3, 1, 1)]:
+        picture = 0.1 + 0.9 * torch.rand(shape)
+        possible = torch.stack(list(views(picture).values()))
+        moved = crop_and_flip(picture.expand(40, *shape), generator)
+        same = (moved[:, None] == possible[None]).flatten(2).all(2)
+        assert moved.shape == (40, *shape)
+        assert same.any(1).all()
+
+
+def test_crops_differ_by_picture_and_reach_every_shift_and_both_flips() -> None:
+    picture = 0.1 + 0.9 * torch.rand(1, 5, 6)
+    possible = views(picture)
+    moved = crop_and_flip(picture.expand(2000, 1, 5, 6), torch.Generator().manual_seed(0))
+    same = (moved[:, None] == torch.stack(list(possible.values()))[None]).flatten(2).all(2)
+    drawn = [list(possible)[place] for place in same.int().argmax(1).tolist()]
+    assert len(set(drawn)) == len(possible)
+    assert 0.45 < sum(flip for _, _, flip in drawn) / len(drawn) < 0.55
+
+
+def test_a_crop_is_a_function_of_its_generator() -> None:
+    pixels = torch.rand(6, 3, 8, 8)
+    first = crop_and_flip(pixels, generator_at(1, "crop", 2, CPU))
+    assert torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 2, CPU)))
+    assert not torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 3, CPU)))
+
+
+@settings(deadline=None)
+@given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9))
+def test_a_sampled_shift_is_one_naive_view_for_the_whole_batch(
+    seed: int, height: int, width: int
+) -> None:
+    transform = sample_shift_and_flip(torch.Generator().manual_seed(seed))
+    pictures = 0.1 + 0.9 * torch.rand(3, 3, height, width)
+    moved = transform(pictures)
+    fitting = [
+        {place for place, view in views(picture).items() if torch.equal(view, result)}
+        for picture, result in zip(pictures, moved, strict=True)
+    ]
+    assert set.intersection(*fitting)
+    assert torch.equal(moved, transform(pictures))
+
+
+def test_a_sampled_shift_is_undone_by_autograd() -> None:
+    size = 9
+    places = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
+    seen = 0
+    for seed in range(30):
+        transform = sample_shift_and_flip(torch.Generator().manual_seed(seed))
+        pixels = torch.rand(1, 1, size, size, requires_grad=True)
+        # A net that reads one pixel: its gradient belongs where that pixel came from.
+        transform(pixels)[0, 0, 2, 3].backward()
+        assert pixels.grad is not None
+        origin = int(transform(places)[0, 0, 2, 3])
+        expected = torch.zeros(size * size)
+        if origin:
+            expected[origin - 1] = 1
+            seen += 1
+        assert torch.equal(pixels.grad.flatten(), expected)
+    assert seen > 10
+
+
+def test_a_sampled_shift_passes_gradcheck() -> None:
+    transform = sample_shift_and_flip(torch.Generator().manual_seed(4))
+    pixels = torch.rand(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
+    assert torch.autograd.gradcheck(lambda p: F.softplus(transform(p)), (pixels,))
+
+
+def test_sampled_shifts_reach_every_shift_and_both_flips() -> None:
+    picture = 0.1 + 0.9 * torch.rand(1, 5, 6)
+    possible = views(picture)
+    stacked = torch.stack(list(possible.values()))
+    generator = torch.Generator().manual_seed(0)
+    drawn = set()
+    for _ in range(1500):
+        moved = sample_shift_and_flip(generator)(picture[None])[0]
+        drawn.add(int((stacked == moved).flatten(1).all(1).int().argmax()))
+    assert drawn == set(range(len(possible)))
