@@ -42,7 +42,7 @@ from tue_cli.engine import Machine, machine
 from tue_cli.files import images
 from tue_cli.jobs.train import load_pictures
 from tue_cli.nets.classifiers import Classifier, classifier
-from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.nets.frozen import FrozenClassifier, channels_last
 from tue_cli.numerics.batches import Pictures, crop_and_flip, generator_at
 from tue_cli.numerics.loop import Plan, Training, accuracy, fit
 from tue_cli.numerics.losses import cross_entropy
@@ -147,11 +147,11 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
     """Run `tue protect` on the training pictures, once; return its output and what it cost."""
     sha256 = load(arm.weights).sha256
     options = [*arm.options, "--seed", str(arguments.protect_seed)]
-    if arguments.jobs is not None:
-        options += ["--jobs", str(arguments.jobs)]
     key = record.key_of(
         {"pictures": pictures.name, "weights": sha256, "options": options, "on": arguments.device}
     )
+    if arguments.jobs is not None:
+        options += ["--jobs", str(arguments.jobs)]
     output, facts = arguments.work / f"protected-{key}", arguments.work / f"protected-{key}.json"
     if not facts.exists():
         record.note(f"{arm.name}: tue protect")
@@ -165,12 +165,18 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
         )
         figures |= {
             "options": options,
+            "hardware": record.hardware(
+                threads=arguments.threads, dtype="chosen by tue", device=arguments.device
+            ),
             "pictures_a_second": round(figures["protected"] / figures["job_seconds"], 2),
             "weights": record.weights_facts(load(arm.weights)),
             **_quality(output),
         }
         facts.write_text(json.dumps(figures, sort_keys=True), encoding="utf-8")
-    return output, dict(json.loads(facts.read_text(encoding="utf-8")))
+    figures = dict(json.loads(facts.read_text(encoding="utf-8")))
+    if figures["hardware"]["tue_sources"] != record.sources():
+        record.note(f"{arm.name}: the copies in --work were made by another state of tue's code")
+    return output, figures
 
 
 def _quality(output: Path) -> record.Facts:
@@ -237,7 +243,7 @@ def train_victim(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         net = classifier(arguments.net, classes=classes, width=arguments.width, size=size)
-    net.to(device).to(memory_format=torch.channels_last)
+    channels_last(net.to(device))
     an_epoch = -(-len(pictures) // BATCH)
     plan = Plan(
         steps=an_epoch * arguments.epochs,
@@ -425,21 +431,22 @@ def measure(arguments: argparse.Namespace) -> None:
         arguments.results, arguments.name, replacing=("weights_sha256", "options")
     )
     weights = load(arguments.weights)
+    where = record.hardware(
+        threads=arguments.threads, dtype=fixed["dtype"], device=computer.description
+    )
     results.put(
         benchmark="protection",
         classes_that_the_weights_saw=sorted(set(classes) & set(weights.card.classes)),
         command=record.command_line(),
-        hardware=record.hardware(
-            threads=arguments.threads, dtype=fixed["dtype"], device=computer.description
-        ),
+        hardware=where,
         weights=record.weights_facts(weights),
     )
     outputs: dict[str, Path] = {}
     for arm in arms:
         if arm.kind == "protected":
-            outputs[arm.name], figures = protected(arm, pictures, arguments)
+            outputs[arm.name], cost = protected(arm, pictures, arguments)
             former = results.read().get("protect", {})
-            results.put(protect={**former, arm.name: figures})
+            results.put(protect={**former, arm.name: cost})
 
     for size in arguments.sizes:
         loaded: dict[str, Pictures] = {}
@@ -475,7 +482,8 @@ def measure(arguments: argparse.Namespace) -> None:
                         continue
                     title = f"{arm.name}, {size} px, adversary {adversary:g}, seed {seed}"
                     record.note(title)
-                    figures = {}
+                    figures: record.Facts = {}
+                    began = time.monotonic()
                     for figures in train_victim(
                         cast(Pictures, pictures_of(arm)),
                         test,
@@ -486,9 +494,11 @@ def measure(arguments: argparse.Namespace) -> None:
                         adversary=adversary,
                         seed=seed,
                     ):
-                        last = figures["curve"][-1]
-                        record.note(f"  epoch {len(figures['curve'])}: {100 * last:.1f} %")
-                    results.add(settings, figures)
+                        if "accuracy" not in figures:
+                            epoch, last = len(figures["curve"]), figures["curve"][-1]
+                            record.note(f"  epoch {epoch}: {100 * last:.1f} %")
+                    wall = round(time.monotonic() - began, 1)
+                    results.add(settings, {**figures, "hardware": where, "wall_seconds": wall})
                     results.put(summary=summary(results.cells()))
     rows = summary(results.cells())
     results.put(summary=rows)

@@ -15,6 +15,7 @@ import shlex
 import statistics
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -24,6 +25,7 @@ from typing import Any
 
 from filelock import FileLock
 
+import tue_cli
 from tue_cli import __version__
 from tue_cli.weights import Weights
 
@@ -82,7 +84,18 @@ def hardware(*, threads: int, dtype: str, device: str = "cpu") -> Facts:
         "threads": threads,
         "torch": version("torch"),
         "tue": __version__,
+        "tue_sources": sources(),
     }
+
+
+def sources() -> str:
+    """Return a short digest of the package's own code, whatever its version says."""
+    state = hashlib.sha256()
+    folder = Path(tue_cli.__file__).parent
+    for path in sorted(folder.rglob("*.py")):
+        state.update(f"{path.relative_to(folder).as_posix()}\n".encode())
+        state.update(path.read_bytes())
+    return state.hexdigest()[:16]
 
 
 def weights_facts(weights: Weights) -> Facts:
@@ -150,7 +163,9 @@ class Results:
         """`name` is the file's, without its extension."""
         folder.mkdir(parents=True, exist_ok=True)
         self.path = folder / f"{name}.json"
-        self._lock = FileLock(folder / f".{name}.lock")
+        # Not beside the results: the lock's file outlives the lock.
+        where = hashlib.sha256(str(self.path.resolve()).encode()).hexdigest()[:16]
+        self._lock = FileLock(Path(tempfile.gettempdir()) / f"tue-results-{where}.lock")
         self._replacing = frozenset(replacing)
 
     def read(self) -> Facts:

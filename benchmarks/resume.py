@@ -7,8 +7,8 @@ compared. Then the command is started in a fresh folder, killed at a random mome
 from 0.3 s to the full run's time), started again with the same words, and the tree compared with
 the uninterrupted one: the same files with the same bytes, no file but copies and the manifest, and
 no copy that was finished before the kill written anew. The manifests are compared but for what the
-clock decides. A second series is killed only while copies are being written. Each kill is saved as
-it is done; a run that was cut off goes on where it stopped.
+clock decides. A second series is killed while copies are being written: as soon as a random number
+of them is there. Each kill is saved as it is done; a run that was cut off goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ CLOCK = frozenset({"seconds", "finished", "engine_seconds"})
 """Keys of the manifest, anywhere in it, that only the clock decides."""
 EARLIEST = 0.3
 """Seconds from a start to the first moment at which it may be killed."""
-POLL = 0.002
+POLL = 0.005
+"""Seconds between two looks at a run."""
 
 
 def chosen(data: Path, classes: int, per_class: int, place: Path) -> Path:
@@ -79,11 +80,10 @@ def differences(tree_a: dict[str, bytes], tree_b: dict[str, bytes]) -> list[str]
 def copies(output: Path) -> dict[str, tuple[int, int]]:
     """Return the finished copies in an output: inode and size by relative path."""
     found = {}
-    for path in output.rglob("*"):
-        place = path.relative_to(output)
-        if path.suffix.lower() in SUFFIXES and place.parts[0] != ".tue":
+    for path in output.glob("*/*"):
+        if path.suffix.lower() in SUFFIXES and path.parent.name != ".tue":
             status = path.stat()
-            found[place.as_posix()] = (status.st_ino, status.st_size)
+            found[path.relative_to(output).as_posix()] = (status.st_ino, status.st_size)
     return found
 
 
@@ -117,7 +117,7 @@ class Runs:
         began, first = time.monotonic(), None
         process = self._start(output)
         while process.poll() is None:
-            if first is None and output.is_dir() and copies(output):
+            if first is None and copies(output):
                 first = time.monotonic() - began
             time.sleep(POLL)
         return {
@@ -128,25 +128,31 @@ class Runs:
             "summary": record.summary_of(self._said.read_text(encoding="utf-8")),
         }
 
-    def killed(self, output: Path, after: float) -> bool:
-        """Start the command and kill it so many seconds later; return whether it had ended."""
+    def killed(self, output: Path, after: float, copies_first: int) -> tuple[bool, float]:
+        """Start the command; kill it after so many seconds, and not before so many copies.
+
+        Returns whether it had ended by itself, and how long it ran.
+        """
+        began = time.monotonic()
         process = self._start(output)
         try:
             process.wait(timeout=after)
         except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-            return False
-        return True
+            while process.poll() is None and len(copies(output)) < copies_first:
+                time.sleep(POLL)
+        ended = process.poll() is not None
+        process.kill()
+        process.wait()
+        return ended, time.monotonic() - began
 
 
 def kill_and_resume(
-    runs: Runs, output: Path, after: float, reference: dict[str, bytes]
+    runs: Runs, output: Path, after: float, copies_first: int, reference: dict[str, bytes]
 ) -> record.Facts:
     """Kill a run, resume it, and compare what it leaves with an uninterrupted one."""
     shutil.rmtree(output, ignore_errors=True)
-    ended = runs.killed(output, after)
-    before = copies(output) if output.is_dir() else {}
+    ended, ran = runs.killed(output, after, copies_first)
+    before = copies(output)
     done = ended or (output / MANIFEST).exists()
     wrong = [path for path in before if (output / path).read_bytes() != reference.get(path)]
     resumed = runs.whole(output)
@@ -159,7 +165,7 @@ def kill_and_resume(
         "differing": differences(found, reference)[:20],
         "equal": found == reference,
         "exit_code": resumed["code"],
-        "killed_after": round(after, 3),
+        "killed_after": round(ran, 3),
         "phase": phase,
         "rewritten": sum(later.get(path) != status for path, status in before.items()),
         "stderr": resumed["stderr"][-500:],
@@ -192,7 +198,9 @@ def parsed() -> argparse.Namespace:
     add("--classes", type=int, default=3)
     add("--per-class", type=int, default=40)
     add("--kills", type=int, default=20, help="at any moment of a run")
-    add("--writing-kills", type=int, default=10, help="between the first copy and the end")
+    add(
+        "--writing-kills", type=int, default=10, help="as soon as 1 to all but one copies are there"
+    )
     add("--seed", type=int, default=0, help="of the moments")
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
@@ -226,7 +234,7 @@ def measure(arguments: argparse.Namespace) -> None:
         times.append(run)
     reference = trees[0]
     full = min(run["seconds"] for run in times)
-    first = max(run["first_copy"] or 0.0 for run in times)
+    count = len(copies(work / "reference"))
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.*")} | {MANIFEST}
     strays = sorted({name for name in reference if not name.endswith("/")} - expected)
     twice = {
@@ -246,11 +254,8 @@ def measure(arguments: argparse.Namespace) -> None:
         twice=twice,
         weights=record.weights_facts(weights),
     )
-    series = {
-        "any moment": (arguments.kills, EARLIEST),
-        "while writing": (arguments.writing_kills, first),
-    }
-    for title, (kills, earliest) in series.items():
+    series = {"any moment": arguments.kills, "while writing": arguments.writing_kills}
+    for title, kills in series.items():
         for number in range(kills):
             settings = {
                 "classes": arguments.classes,
@@ -267,17 +272,20 @@ def measure(arguments: argparse.Namespace) -> None:
             if results.find(settings):
                 continue
             share = random.Random(f"{arguments.seed}/{title}/{number}").random()
-            after = earliest + share * max(0.0, full - earliest)
-            figures = kill_and_resume(runs, work / "killed", after, reference)
+            after, least = EARLIEST + share * max(0.0, full - EARLIEST), 0
+            if title == "while writing":
+                after, least = EARLIEST, 1 + int(share * (count - 1))
+            figures = kill_and_resume(runs, work / "killed", after, least, reference)
             results.add(settings, figures)
+            verdict = "equal" if figures["equal"] else "DIFFERS"
             record.note(
-                f"{title} {number + 1}/{kills}: killed after {after:.2f} s, {figures['phase']}, "
-                f"{figures['copies_at_kill']} copies; {'equal' if figures['equal'] else 'DIFFERS'}"
+                f"{title} {number + 1}/{kills}: killed after {figures['killed_after']:.2f} s, "
+                f"{figures['phase']} writing, {figures['copies_at_kill']} copies; {verdict}"
             )
     cells = results.cells()
     sums = {
         title: summary([cell for cell in cells if cell["settings"]["series"] == title])
-        for title, (kills, _) in series.items()
+        for title, kills in series.items()
         if kills
     }
     results.put(summary=sums, hardware=where, wall_seconds=round(time.monotonic() - began, 1))

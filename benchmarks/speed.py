@@ -19,6 +19,7 @@ import argparse
 import itertools
 import json
 import os
+import resource
 import shutil
 import statistics
 import subprocess
@@ -253,12 +254,13 @@ def tue_command() -> list[str]:
 def help_page(arguments: argparse.Namespace) -> record.Facts:
     """Measure `tue --help` in fresh processes, after two that are not counted."""
     environment = record.environment(arguments.threads)
-    command, seconds = [*tue_command(), "--help"], []
+    command, seconds, busy = [*tue_command(), "--help"], [], []
     for turn in range(arguments.help_repeats + 2):
-        began = time.perf_counter()
+        began, used = time.perf_counter(), _cpu_seconds()
         subprocess.run(command, env=environment, capture_output=True, check=True)
         if turn >= 2:
             seconds.append(time.perf_counter() - began)
+            busy.append(_cpu_seconds() - used)
     probe = subprocess.run(
         [sys.executable, "-c", _PROBE.replace("HEAVY", repr(HEAVY))],
         env=environment,
@@ -272,11 +274,18 @@ def help_page(arguments: argparse.Namespace) -> record.Facts:
     bare = statistics.median(_bare_seconds(environment) for _ in range(5))
     return {
         "bare_python_seconds": round(bare, 4),
+        "cpu_seconds": record.spread(busy, 4),
         "measured": " ".join([Path(command[0]).name, *command[1:]]),
         "forbidden_imports": [name for name in imported if name in FORBIDDEN],
         "heavy_imports": imported,
         "seconds": record.spread(seconds, 4),
     }
+
+
+def _cpu_seconds() -> float:
+    """Return what all processes that were waited for have used, whatever else the machine did."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
 
 
 def _bare_seconds(environment: dict[str, str]) -> float:
@@ -328,6 +337,7 @@ def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
             line(title, "many over few", cell["ratio"], " ×")
         else:
             line(title, f"`{cell['measured']}`", cell["seconds"], " s")
+            line(title, "its processor time", cell["cpu_seconds"], " s")
             forbidden = ", ".join(cell["forbidden_imports"]) or "none"
             lines.append([title, f"imports of {', '.join(FORBIDDEN)}", forbidden, "", "", "1"])
     return lines

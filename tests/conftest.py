@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tue_cli.methods import METHODS, FrozenNets
-from tue_cli.nets.frozen import frozen
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.loop import Plan, Training
 from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
@@ -70,25 +70,39 @@ def tiny_settings() -> TrainSettings:
     return TINY
 
 
+@dataclass(frozen=True)
+class Trained:
+    """What the session's one training left."""
+
+    path: Path
+    losses: dict[str, list[float]]
+    """By role, each step's."""
+
+
 @pytest.fixture(scope="session")
-def tiny_weights(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A weights file of method tue: ResNet-18 of width 4, 16x16, keys a, b, c, lightly trained."""
+def trained(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Trained:
+    """Train weights of method tue: ResNet-18 of width 4, 16x16, keys a, b, c."""
     torch.set_num_threads(1)
     method = METHODS["tue"]
     card = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
     nets = fresh(card, method.roles, seed=0)
-    done: dict[str, nn.Module] = {}
+    helpers: dict[str, FrozenClassifier | FrozenScore] = {}
+    losses = {}
     for role, net in nets.items():
-        helpers = {name: frozen(earlier, torch.float32) for name, earlier in done.items()}
-        for _ in method.fit_role(
-            role, Training(net, tiny_plan(role)), helpers, toy, TINY, torch.float32
-        ):
-            pass
-        done[role] = net
-    tensors = {f"{r}.{k}": v.numpy() for r, net in done.items() for k, v in net.state_dict().items()}
+        training = Training(net, tiny_plan(role))
+        steps = method.fit_role(role, training, helpers, toy, TINY, torch.float32)
+        losses[role] = list(steps)
+        helpers[role] = frozen(net, torch.float32)
+    tensors = {f"{r}.{k}": v.numpy() for r, net in nets.items() for k, v in net.state_dict().items()}
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     path.write_bytes(pack(card, tensors))
-    return path
+    return Trained(path, losses)
+
+
+@pytest.fixture(scope="session")
+def tiny_weights(trained: Trained) -> Path:
+    """A real weights file of method tue with the keys a, b, c, lightly trained on `toy`."""
+    return trained.path
 
 
 def tiny_plan(role: str) -> Plan:
@@ -107,7 +121,7 @@ def tiny(tiny_weights: Path) -> Weights:
 @pytest.fixture
 def tiny_nets(tiny: Weights) -> dict[str, nn.Module]:
     """The tiny `score` and `surrogate`, in train mode, for one test alone."""
-    return copy.deepcopy(build(tiny, ("score", "surrogate")))
+    return build(tiny, ("score", "surrogate"))
 
 
 @pytest.fixture

@@ -178,6 +178,15 @@ def test_a_delta_of_the_pictures_size_is_added_as_it_is() -> None:
     assert np.array_equal(lifted.astype(int) - 100, levels.transpose(1, 2, 0))
 
 
+@pytest.mark.parametrize("size", [32, 400])
+def test_a_tall_picture_has_no_seams(size: int) -> None:
+    delta = np.random.default_rng(0).normal(0, 0.02, (3, size, size)).astype(np.float32)
+    lifted = lift(delta, np.full((300, 40, 1), 128, np.uint8), RADIUS)[..., 0]
+    plane = Image.fromarray(delta.mean(axis=0) * np.float32(255))
+    whole = np.asarray(plane.resize((40, 300), Image.Resampling.BICUBIC))
+    assert np.abs(lifted - 128.0 - whole.clip(-8, 8)).max() < 0.501
+
+
 def test_a_grey_picture_gets_the_mean_of_the_channels() -> None:
     delta = np.array([2, 4, 6], np.float32).reshape(3, 1, 1) / np.float32(255)
     assert lift(delta, np.full((1, 1, 1), 10, np.uint8), RADIUS).item() == 14

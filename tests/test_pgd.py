@@ -26,9 +26,7 @@ def test_a_linear_net_gets_radius_times_sign(shape: tuple[int, ...], way: int) -
     weight = torch.randn(shape[1:])
     pixels = torch.full(shape, 0.5)
     term = Term(gradient_of(linear(weight)), way * RADIUS / 5)
-    delta = pgd(
-        pixels, [term], radius=RADIUS, steps=11, start=(2 * torch.rand(shape) - 1) * RADIUS
-    )
+    delta = pgd(pixels, [term], radius=RADIUS, steps=11, start=(2 * torch.rand(shape) - 1) * RADIUS)
     assert torch.equal(delta, (-way * RADIUS * weight.sign()).expand(shape))
 
 
@@ -102,9 +100,7 @@ def test_two_terms_see_the_same_point() -> None:
         return Term(gradient, RADIUS / 4)
 
     pixels = torch.rand(2, 3, 4, 4)
-    pgd(
-        pixels, [watched(0), watched(1)], radius=RADIUS, steps=3, start=torch.zeros_like(pixels)
-    )
+    pgd(pixels, [watched(0), watched(1)], radius=RADIUS, steps=3, start=torch.zeros_like(pixels))
     assert len(seen[0]) == 3
     assert all(torch.equal(a, b) for a, b in zip(*seen, strict=True))
     assert not torch.equal(seen[0][0], seen[0][1])
@@ -129,15 +125,11 @@ def test_descent_lowers_and_ascent_raises_the_loss(way: int) -> None:
 
 
 def test_perturbing_leaves_a_net_as_it_was() -> None:
-    net = classifier("resnet18", classes=3, width=4, size=16).eval()
-    net.body[0].train()
-    net.head.weight.requires_grad_(False)  # type: ignore[operator, union-attr]
+    net = mixed_net().eval()
     before = net_facts(net)
-    pixels = torch.rand(4, 3, 16, 16)
-    term = Term(gradient_of(cross_entropy(net.eval(), torch.zeros(4, dtype=torch.long))), 0.01)
-    net.body[0].train(mode=True)
-    with frozen(net):
-        pgd(pixels, [term], radius=RADIUS, steps=2, start=torch.zeros_like(pixels))
+    pixels, labels = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
+    term = Term(gradient_of(cross_entropy(net, labels)), 0.01)
+    pgd(pixels, [term], radius=RADIUS, steps=2, start=torch.zeros_like(pixels))
     assert net_facts(net) == before
 
 

@@ -46,7 +46,7 @@ def _tue(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        typer.echo(context.get_help(), err=True)
+        typer.echo(context.get_help(), nl=False)  # typer prints it, and returns nothing
         raise typer.Exit(ExitCode.USAGE)
 
 
@@ -64,6 +64,7 @@ def protect(
     paths: Annotated[
         list[Path],
         typer.Argument(
+            metavar="PATHS...",
             help="Folders (with all they hold) and files; - reads a list from stdin, one path a "
             "line or separated by NUL.",
             show_default=False,

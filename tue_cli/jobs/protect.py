@@ -127,16 +127,20 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             yield Done({"dry_run": True, "pictures": len(tasks), "estimated_seconds": seconds})
             return
         with Journal(output, _run(spec, weights), spec.existing) as journal:
-            tasks = _planned(spec, items, weights, journal.keys)
-            if spec.existing == "error":
-                _refuse_existing(output, tasks)
-            facts = _facts(spec, output, weights, engine, tasks)
-            yield Started("Protecting", len(tasks), "pictures", None, facts)
-            work = _Work(spec, output, weights, engine, journal, pool, threads)
-            for path, reason, message in found.refused:
-                work.count(Failed(path, reason, message))
-            yield from work.run(tasks)
-            manifest = journal.finish(work.summary())
+            try:
+                tasks = _planned(spec, items, weights, journal.keys)
+                if spec.existing == "error":
+                    _refuse_existing(output, tasks)
+                facts = _facts(spec, output, weights, engine, tasks)
+                yield Started("Protecting", len(tasks), "pictures", None, facts)
+                work = _Work(spec, output, weights, engine, journal, pool, threads)
+                for path, reason, message in found.refused:
+                    work.count(Failed(path, reason, message))
+                yield from work.run(tasks)
+                manifest = journal.finish(work.summary())
+            finally:
+                # Threads that write are over before the folder is let go.
+                pool.shutdown(wait=True, cancel_futures=True)
         yield from (Note(text) for text in work.warnings())
         yield Done(
             {

@@ -1,0 +1,50 @@
+"""Write weights/index.json anew from the weights beside it and the committed measurements.
+
+    python benchmarks/weights_index.py --default NAME
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+from pathlib import Path
+
+from tue_cli.weights import read
+
+ROOT = Path(__file__).parent.parent
+LICENCE = (
+    "MIT for the file; trained on research data, see the card's data: CIFAR-10 and Tiny ImageNet "
+    "pictures are for research use"
+)
+
+
+def main() -> None:
+    """Hash every file, repeat its card, and point to what was measured with it."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--default", required=True)
+    default = parser.parse_args().default
+    folder = ROOT / "weights"
+    listed = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        weights = read(path, name=path.stem)
+        measured = [
+            result.name
+            for result in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+            if weights.sha256 in result.read_text(encoding="utf-8")
+        ]
+        listed[path.stem] = {
+            "file": path.name,
+            "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "licence": LICENCE,
+            "measured": measured,
+            "card": json.loads(weights.card.to_json()),
+        }
+    if default not in listed:
+        raise SystemExit(f"There are no weights {default!r} in {folder}.")
+    text = json.dumps({"default": default, "weights": listed}, indent=1, sort_keys=True)
+    (folder / "index.json").write_text(text + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,213 @@
+"""The five nets and their frozen copies."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from tue_cli.errors import BadSetting
+from tue_cli.methods import FrozenNets
+from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, classifier
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, folded, frozen
+from tue_cli.nets.score import ScoreNet
+from tue_cli.numerics.batches import Pictures
+
+NARROW = [(name, 4 if name == "wrn34-10" else 8) for name in NETS]
+
+PUBLISHED = {
+    # torchvision's sum for 1000 classes and the ImageNet stem.
+    ("resnet18", 224, 1000): 11_689_512,
+    ("resnet50", 224, 1000): 25_557_032,
+    ("densenet121", 224, 1000): 7_978_856,
+    # kuangliu's pytorch-cifar for 10 classes and the small stem.
+    ("resnet18", 32, 10): 11_173_962,
+    ("resnet50", 32, 10): 23_520_842,
+    # Its 6,956,298 and the norm behind the stem, which it lacks.
+    ("densenet121", 32, 10): 6_956_298 + 2 * 64,
+    # REM's 46,160,474, and 2,240 because norms that come after have the outputs' channels.
+    ("wrn34-10", 32, 10): 46_160_474 + 2_240,
+}
+
+
+def shaken(net: nn.Module) -> nn.Module:
+    """Give every batch norm statistics and scales of its own."""
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            assert module.running_mean is not None
+            assert module.running_var is not None
+            nn.init.normal_(module.running_mean, 0, 0.2)
+            nn.init.uniform_(module.running_var, 0.5, 2)
+            nn.init.uniform_(module.weight, 0.5, 1.5)
+            nn.init.normal_(module.bias, 0, 0.2)
+    return net
+
+
+def count(net: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in net.parameters())
+
+
+@pytest.mark.parametrize(("name", "width"), NARROW)
+@pytest.mark.parametrize("size", [32, 96])
+def test_a_narrow_net_gives_one_logit_a_class(name: str, width: int, size: int) -> None:
+    net = classifier(name, classes=7, width=width, size=size).eval()
+    pixels = torch.rand(2, 3, size, size)
+    assert net(pixels).shape == (2, 7)
+    assert net.features(pixels).ndim == 2
+    assert torch.equal(net.head(net.features(pixels)), net(pixels))
+
+
+@pytest.mark.parametrize(("name", "width"), NARROW)
+def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None:
+    net = classifier(name, classes=3, width=width, size=32).eval()
+    assert net(torch.rand(1, 3, 33, 47)).shape == (1, 3)
+
+
+@pytest.mark.parametrize(("key", "parameters"), PUBLISHED.items(), ids=str)
+def test_the_published_width_has_the_published_parameters(
+    key: tuple[str, int, int], parameters: int
+) -> None:
+    name, size, classes = key
+    with torch.device("meta"):
+        assert count(classifier(name, classes=classes, size=size)) == parameters
+
+
+def test_vgg16_has_the_published_body() -> None:
+    with torch.device("meta"):
+        net = classifier("vgg16", classes=10)
+    # torchvision's vgg16_bn features, less the biases that its norms make idle.
+    assert count(net.body) == 14_723_136 - 4_224
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "wrn34-10"])
+def test_pictures_from_96_pixels_get_the_imagenet_stem(name: str) -> None:
+    def stem(size: int) -> tuple[int, ...]:
+        convolution = next(
+            m
+            for m in classifier(name, classes=2, width=4, size=size).modules()
+            if isinstance(m, nn.Conv2d)
+        )
+        return (*convolution.kernel_size, *convolution.stride)
+
+    assert stem(95) == (3, 3, 1, 1)
+    assert stem(96) == (7, 7, 2, 2)
+
+
+def test_fresh_weights_follow_torch_s_seed() -> None:
+    def first() -> Tensor:
+        return next(classifier("resnet18", classes=2, width=4).parameters())
+
+    torch.manual_seed(3)
+    one = first()
+    assert not torch.equal(one, first())
+    torch.manual_seed(3)
+    assert torch.equal(one, first())
+
+
+def test_an_unknown_net_is_refused_with_the_names_there_are() -> None:
+    with pytest.raises(BadSetting) as caught:
+        classifier("resnet19", classes=2)
+    assert "resnet19" in caught.value.message
+    assert all(name in caught.value.remedy for name in NETS)
+
+
+@pytest.mark.parametrize("width", [3, 0, -8])
+def test_too_narrow_a_net_is_refused(width: int) -> None:
+    with pytest.raises(BadSetting, match="4 or more"):
+        classifier("resnet18", classes=2, width=width)
+
+
+@pytest.mark.parametrize(("name", "width"), NARROW)
+@pytest.mark.parametrize("size", [32, 96])
+def test_folding_keeps_the_logits(name: str, width: int, size: int) -> None:
+    net = shaken(classifier(name, classes=5, width=width, size=size)).double().eval()
+    assert isinstance(net, Classifier)
+    copy = folded(net)
+    assert not any(isinstance(module, ConvNorm) for module in copy.modules())
+    assert not any(parameter.requires_grad for parameter in copy.parameters())
+    pixels = torch.rand(2, 3, size, size, dtype=torch.float64)
+    with torch.no_grad():
+        logits = net(pixels)
+        assert logits.std() > 1e-3
+        assert torch.allclose(copy(pixels), logits, rtol=1e-9, atol=1e-12)
+
+
+def test_freezing_leaves_the_net_as_it_was() -> None:
+    net = classifier("resnet18", classes=3, width=4, size=16)
+    net(torch.rand(4, 3, 16, 16)).sum().backward()
+    state = {name: value.clone() for name, value in net.state_dict().items()}
+    gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
+    copy = FrozenClassifier(net, torch.float32)
+    torch.autograd.grad(
+        copy(torch.rand(2, 3, 16, 16, requires_grad=True)).sum(), [], allow_unused=True
+    ) if False else None
+    assert all(module.training for module in net.modules())
+    assert all(p.requires_grad for p in net.parameters())
+    for parameter, gradient in zip(net.parameters(), gradients, strict=True):
+        assert parameter.grad is not None
+        assert gradient is not None
+        assert torch.equal(parameter.grad, gradient)
+    assert all(torch.equal(value, state[name]) for name, value in net.state_dict().items())
+    assert all(p.dtype == torch.float32 for p in net.parameters())
+
+
+def test_a_frozen_copy_shares_nothing_with_its_net() -> None:
+    net = classifier("resnet18", classes=3, width=4, size=16)
+    copy = FrozenClassifier(net, torch.float32)
+    pixels = torch.rand(2, 3, 16, 16)
+    before = copy(pixels)
+    with torch.no_grad():
+        for value in net.state_dict().values():
+            value.zero_()
+    assert torch.equal(copy(pixels), before)
+
+
+def test_a_frozen_net_answers_as_its_net_in_eval_mode(
+    tiny_nets: dict[str, nn.Module], toy: Pictures
+) -> None:
+    pixels, labels = toy.batch(torch.arange(8))
+    surrogate, score = tiny_nets["surrogate"].eval(), tiny_nets["score"].eval()
+    assert isinstance(surrogate, Classifier)
+    copy = FrozenClassifier(surrogate, torch.float32)
+    assert torch.allclose(copy(pixels), surrogate(pixels), atol=1e-5)
+    assert torch.allclose(copy.features(pixels), surrogate.features(pixels), atol=1e-5)
+    assert isinstance(score, ScoreNet)
+    field = FrozenScore(score, torch.float32)(pixels, labels)
+    assert torch.allclose(field, score(pixels, labels), rtol=1e-4, atol=1e-4)
+
+
+def test_bf16_stays_close_to_float32(
+    tiny_nets: dict[str, nn.Module], tiny_frozen: FrozenNets, toy: Pictures
+) -> None:
+    pixels, labels = toy.batch(torch.arange(24))
+    lowered = {role: frozen(net, torch.bfloat16) for role, net in tiny_nets.items()}
+    exact, close = tiny_frozen["surrogate"], lowered["surrogate"]
+    assert isinstance(exact, FrozenClassifier)
+    assert isinstance(close, FrozenClassifier)
+    logits = exact(pixels)
+    assert close(pixels).dtype == close.features(pixels).dtype == torch.float32
+    assert (close(pixels) - logits).norm() < 0.03 * logits.norm()
+    assert torch.equal(close(pixels).argmax(1), logits.argmax(1))
+    exact_field, field = tiny_frozen["score"], lowered["score"]
+    assert isinstance(exact_field, FrozenScore)
+    assert isinstance(field, FrozenScore)
+    found = field(pixels, labels)
+    assert found.dtype == torch.float32
+    assert (found - exact_field(pixels, labels)).norm() < 0.05 * found.norm()
+
+
+def test_gradients_through_bf16_come_back_in_float32_and_point_the_same_way(
+    tiny_nets: dict[str, nn.Module], toy: Pictures
+) -> None:
+    pixels, labels = toy.batch(torch.arange(24))
+    net = tiny_nets["surrogate"]
+    assert isinstance(net, Classifier)
+
+    def gradient(dtype: torch.dtype) -> Tensor:
+        leaf = pixels.clone().requires_grad_()
+        logits = FrozenClassifier(net, dtype)(leaf)
+        return torch.autograd.grad(nn.functional.cross_entropy(logits, labels), leaf)[0]
+
+    exact, close = gradient(torch.float32), gradient(torch.bfloat16)
+    assert close.dtype == torch.float32
+    assert torch.cosine_similarity(exact.flatten(), close.flatten(), dim=0) > 0.97

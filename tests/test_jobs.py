@@ -1,0 +1,457 @@
+"""The jobs, run as an interface runs them: real pictures, real small weights."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
+from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
+from tue_cli.files.images import decode
+from tue_cli.files.manifest import MANIFEST, sha256
+from tue_cli.jobs.protect import BATCH, ProtectSpec, protect
+from tue_cli.jobs.train import TrainSpec, train
+from tue_cli.settings import NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.weights import read
+
+ASSETS = Path(__file__).parent.parent / "assets" / "photos"
+QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
+
+
+def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> ProtectSpec:
+    spec = ProtectSpec((photos,), output, weights=str(tiny), settings=QUICK, device="cpu", jobs=2)
+    return replace(spec, **changes)  # type: ignore[arg-type]
+
+
+def run(spec: ProtectSpec) -> list[Event]:
+    return list(protect(spec))
+
+
+def done(events: list[Event]) -> dict[str, object]:
+    assert isinstance(events[-1], Done)
+    return events[-1].facts
+
+
+def tree(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def copies(folder: Path) -> dict[str, str]:
+    return {name: digest for name, digest in tree(folder).items() if name != MANIFEST}
+
+
+def timeless(folder: Path) -> dict[str, object]:
+    """The manifest without what depends on the clock."""
+    manifest = json.loads((folder / MANIFEST).read_text())
+    del manifest["seconds"], manifest["finished"]
+    for record in manifest["pictures"]:
+        del record["seconds"]
+    return dict(manifest)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six photographs in two class folders, small enough to be quick."""
+    folder = tmp_path / "photos"
+    for source in sorted(ASSETS.rglob("*.*")):
+        place = folder / source.relative_to(ASSETS)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            image.thumbnail((120, 120))
+            image.save(place, **({"quality": 90} if place.suffix == ".jpg" else {}))
+    return folder
+
+
+def test_every_picture_gets_a_copy_in_the_mirrored_tree(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    before = tree(photos)
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 6
+    assert copies(tmp_path / "out").keys() == before.keys()
+    assert tree(photos) == before
+    assert not set(copies(tmp_path / "out").values()) & set(before.values())
+
+
+def test_what_the_manifest_claims_is_what_the_files_hold(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    output = tmp_path / "out"
+    run(spec_of(photos, output, tiny_weights, format="png"))
+    records = timeless(output)["pictures"]
+    assert isinstance(records, list) and len(records) == 6
+    for record in records:
+        original = decode((photos / record["source"]).read_bytes()).pixels.astype(int)
+        copy = decode((output / record["path"]).read_bytes()).pixels.astype(int)
+        assert record["sha256"] == sha256(output / record["path"])
+        assert record["largest"] == np.abs(copy - original).max() == 8
+        assert record["mean"] == pytest.approx(np.abs(copy - original).mean(), abs=1e-3)
+
+
+def test_modification_times_are_kept(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    os.utime(photos / "space" / "rocket.jpg", ns=(10**18, 10**18))
+    run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert (tmp_path / "out" / "space" / "rocket.jpg").stat().st_mtime_ns == 10**18
+
+
+def test_each_class_gets_its_own_key_and_gets_it_again(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    keys = []
+    for output in (tmp_path / "a", tmp_path / "b"):
+        events = run(spec_of(photos, output, tiny_weights))
+        keys.append(next(e.facts["keys"] for e in events if isinstance(e, Started)))
+    assert keys[0] == keys[1]
+    assert set(keys[0]) == {"space", "everyday"}
+    assert len(set(keys[0].values())) == 2
+
+
+def test_the_same_run_writes_the_same_bytes(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    for output in (tmp_path / "a", tmp_path / "b"):
+        run(spec_of(photos, output, tiny_weights))
+    assert copies(tmp_path / "a") == copies(tmp_path / "b")
+    assert timeless(tmp_path / "a") == timeless(tmp_path / "b")
+
+
+def test_another_seed_writes_other_bytes(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    run(spec_of(photos, tmp_path / "a", tiny_weights))
+    other = replace(QUICK, seed=1)
+    run(spec_of(photos, tmp_path / "b", tiny_weights, settings=other))
+    assert not set(copies(tmp_path / "a").items()) & set(copies(tmp_path / "b").items())
+
+
+def test_a_second_run_touches_nothing(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.jpg")}
+    inodes = {p: p.stat().st_ino for p in times}
+    events = run(spec)
+    assert done(events)["already_done"] == 6
+    assert sum(isinstance(e, Skipped) for e in events) == 6
+    assert inodes == {p: p.stat().st_ino for p in times}
+
+
+def test_a_run_that_was_left_goes_on_and_ends_equal(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    for number in range(BATCH):
+        shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / f"rocket-{number}.jpg")
+    run(spec_of(photos, tmp_path / "whole", tiny_weights))
+    spec = spec_of(photos, tmp_path / "left", tiny_weights)
+    job = protect(spec)
+    for event in job:
+        if isinstance(event, Saved):
+            break
+    job.close()
+    finished = copies(tmp_path / "left")
+    assert 0 < len([name for name in finished if not name.startswith(".tue")])
+    assert not (tmp_path / "left" / MANIFEST).exists()
+    events = run(spec)
+    assert done(events)["already_done"] == len(
+        [name for name in finished if not name.startswith(".tue")]
+    )
+    assert copies(tmp_path / "left") == copies(tmp_path / "whole")
+    assert timeless(tmp_path / "left") == timeless(tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_a_killed_run_goes_on_and_ends_equal(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    for number in range(3 * BATCH):
+        shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / f"rocket-{number}.jpg")
+    command = [sys.executable, "-m", "tue_cli", "protect", str(photos), "--steps", "2"]
+    command += ["--weights", str(tiny_weights), "--device", "cpu", "-q", "-o"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    with subprocess.Popen([*command, str(tmp_path / "killed")]) as process:
+        deadline = time.monotonic() + 60
+        while len(list((tmp_path / "killed").rglob("*.jpg"))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.send_signal(signal.SIGKILL)
+    assert not (tmp_path / "killed" / MANIFEST).exists()
+    subprocess.run([*command, str(tmp_path / "killed")], check=True)
+    assert copies(tmp_path / "killed") == copies(tmp_path / "whole")
+    assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+
+
+def test_a_changed_original_is_protected_anew(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    before = copies(tmp_path / "out")
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "astronaut.jpg")
+    assert done(run(spec))["protected"] == 1
+    changed = {k for k, v in copies(tmp_path / "out").items() if before[k] != v}
+    assert changed == {"space/astronaut.jpg"}
+
+
+def test_other_settings_need_another_place(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    run(spec_of(photos, tmp_path / "out", tiny_weights))
+    weaker = replace(QUICK, noise=NoiseSettings(steps=2, radius=4 / 255))
+    with pytest.raises(BadSetting, match="radius"):
+        run(spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker))
+    events = run(
+        spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker, existing="overwrite")
+    )
+    assert done(events)["protected"] == 6
+
+
+def test_a_file_in_the_way_is_left_alone(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    stranger = tmp_path / "out" / "space" / "rocket.jpg"
+    stranger.parent.mkdir(parents=True)
+    stranger.write_bytes(b"somebody's")
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert [e.reason for e in events if isinstance(e, Failed)] == ["in-the-way"]
+    assert stranger.read_bytes() == b"somebody's"
+    assert done(events)["protected"] == 5
+    with pytest.raises(BadSetting, match="exists|already"):
+        run(spec_of(photos, tmp_path / "out", tiny_weights, existing="error"))
+
+
+def test_a_bad_picture_never_stops_the_others(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    whole = (photos / "space" / "rocket.jpg").read_bytes()
+    (photos / "space" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+    (photos / "space" / "page.jpg").write_text("<html>not found</html>")
+    (photos / "space" / "empty.png").touch()
+    os.mkfifo(photos / "space" / "pipe.jpg")
+    (photos / "notes.txt").write_text("not a picture")
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    reasons = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
+    assert reasons == {
+        "cut.jpg": "truncated",
+        "page.jpg": "not-a-picture",
+        "empty.png": "empty",
+        "pipe.jpg": "not-a-file",
+    }
+    assert done(events)["protected"] == 6
+    assert done(events)["failed"] == 4
+    summary = json.loads((tmp_path / "out" / MANIFEST).read_text())["summary"]
+    assert len(summary["failed"]) == 4
+
+
+@pytest.mark.parametrize(
+    "name", ["new\nline.png", "émoji 🦊.png", "-dash.png", "a" * 251 + ".png", "UPPER.PNG"]
+)
+def test_odd_names_are_kept(name: str, photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    shutil.copy(photos / "everyday" / "cat.png", photos / "everyday" / name)
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 7
+    assert (tmp_path / "out" / "everyday" / name).is_file()
+
+
+def test_alpha_and_extreme_shapes_pass(tmp_path: Path, tiny_weights: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    noise = np.random.default_rng(0)
+    for height, width in [(1, 1), (3, 500), (500, 3), (64, 64)]:
+        pixels = noise.integers(60, 200, (height, width, 4), np.uint8)
+        pixels[..., 3] |= 1
+        Image.fromarray(pixels, "RGBA").save(folder / f"{height}x{width}.png")
+    events = run(spec_of(folder, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 4
+    for place in folder.iterdir():
+        before = np.asarray(Image.open(place)).astype(int)
+        after = np.asarray(Image.open(tmp_path / "out" / place.name)).astype(int)
+        assert (before[..., 3] == after[..., 3]).all()
+        assert 0 < np.abs(before - after).max() <= 8
+
+
+def test_another_format_changes_the_extension(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    run(spec_of(photos, tmp_path / "out", tiny_weights, format="png"))
+    assert {Path(name).suffix for name in copies(tmp_path / "out")} == {".png"}
+    data = (tmp_path / "out" / "space" / "rocket.png").read_bytes()
+    assert Image.open(io.BytesIO(data)).format == "PNG"
+
+
+def test_a_format_that_would_make_two_copies_one_is_refused(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    shutil.copy(photos / "everyday" / "cat.png", photos / "everyday" / "coffee.png")
+    with pytest.raises(BadSetting, match="same place"):
+        run(spec_of(photos, tmp_path / "out", tiny_weights, format="png"))
+
+
+def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights, dry_run=True))
+    started = next(e for e in events if isinstance(e, Started))
+    assert started.total == 6 and started.seconds is not None and started.seconds >= 0
+    assert not (tmp_path / "out").exists()
+
+
+def test_clusters_are_labels_too(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="cluster:2"))
+    keys = next(e.facts["keys"] for e in events if isinstance(e, Started))
+    assert set(keys) == {"cluster-00", "cluster-01"}
+
+
+def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="single", key="b"))
+    assert next(e.facts["keys"] for e in events if isinstance(e, Started)) == {"photos": "b"}
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"key": "nosuch", "labels": "single"}, BadSetting),
+        ({"key": "a"}, BadSetting),
+        ({"settings": ProtectSettings(method="nosuch")}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(radius=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(steps=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(score_mode="x"))}, BadSetting),
+        ({"labels": "nosuch"}, BadSetting),
+        ({"labels": "cluster:0"}, BadSetting),
+        ({"format": "gif"}, BadSetting),
+        ({"quality": 0}, BadSetting),
+        ({"existing": "maybe"}, BadSetting),
+        ({"jobs": -1}, BadSetting),
+        ({"device": "gpu"}, BadSetting),
+        ({"device": "cuda:99"}, DeviceUnavailable),
+        ({"weights": "nosuch"}, WeightsProblem),
+    ],
+)
+def test_a_bad_setting_stops_the_run_before_any_work(
+    changes: dict[str, object],
+    error: type[Exception],
+    photos: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+) -> None:
+    with pytest.raises(error):
+        run(spec_of(photos, tmp_path / "out", tiny_weights, **changes))
+    assert not (tmp_path / "out").exists()
+
+
+def test_more_classes_than_keys_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
+    for name in "abcd":
+        (tmp_path / "in" / name).mkdir(parents=True)
+        Image.new("RGB", (20, 20), (90, 90, 90)).save(tmp_path / "in" / name / "x.png")
+    with pytest.raises(BadSetting, match="4 classes"):
+        run(spec_of(tmp_path / "in", tmp_path / "out", tiny_weights))
+    assert not (tmp_path / "out").exists()
+
+
+def test_output_and_input_must_not_overlap(photos: Path, tiny_weights: Path) -> None:
+    for output in (photos, photos / "out", photos.parent):
+        with pytest.raises(BadSetting):
+            run(spec_of(photos, output, tiny_weights))
+
+
+def test_no_picture_is_nothing_to_do(tmp_path: Path, tiny_weights: Path) -> None:
+    (tmp_path / "in").mkdir()
+    with pytest.raises(NothingToDo):
+        run(spec_of(tmp_path / "in", tmp_path / "out", tiny_weights))
+
+
+def test_an_output_that_cannot_be_written_is_said(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputProblem):
+        run(spec_of(photos, tmp_path / "file" / "out", tiny_weights))
+
+
+def train_spec(photos: Path, output: Path, **changes: object) -> TrainSpec:
+    settings = TrainSettings(
+        width=4,
+        size=16,
+        score_width=8,
+        score_steps=4,
+        steps=4,
+        batch=4,
+        noise=NoiseSettings(steps=2),
+    )
+    return replace(TrainSpec(photos, output, settings, device="cpu"), **changes)  # type: ignore[arg-type]
+
+
+def test_training_writes_weights_with_their_card(photos: Path, tmp_path: Path) -> None:
+    output = tmp_path / "w.safetensors"
+    events = list(train(train_spec(photos, output, command="tue train photos")))
+    assert {e.phase for e in events if isinstance(e, Metric)} == {"score", "surrogate"}
+    weights = read(output, name="w")
+    about = weights.card.training
+    assert weights.card.classes == ("everyday", "space")
+    assert about["data"]["name"].endswith("photos") and about["data"]["pictures"] == 6
+    assert about["steps"] == {"score": 4, "surrogate": 4}
+    assert about["command"] == "tue train photos"
+    assert about["settings"]["noise"]["radius"] == 8 / 255
+    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["w.safetensors"]
+
+
+@pytest.mark.parametrize("stop_after", ["score", "surrogate"])
+def test_a_resumed_training_ends_with_the_same_weights(
+    stop_after: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tue_cli.jobs.train.REPORT_SECONDS", 0.0)
+    list(train(train_spec(photos, tmp_path / "whole.safetensors")))
+    spec = train_spec(photos, tmp_path / "stopped.safetensors")
+    job = train(spec)
+    for event in job:
+        if isinstance(event, Metric) and event.phase == stop_after and event.step == 2:
+            break
+    job.close()
+    assert not spec.output.exists()
+    with pytest.raises(BadSetting, match="resume"):
+        list(train(spec))
+    list(train(replace(spec, resume=True)))
+    whole = read(tmp_path / "whole.safetensors", name="whole")
+    resumed = read(spec.output, name="stopped")
+    assert whole.tensors.keys() == resumed.tensors.keys()
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(tensor, resumed.tensors[name])
+
+
+def test_a_checkpoint_of_another_training_is_refused(photos: Path, tmp_path: Path) -> None:
+    spec = train_spec(photos, tmp_path / "w.safetensors")
+    list(train(replace(spec, max_seconds=0.0)))
+    other = replace(spec, resume=True, settings=replace(spec.settings, seed=5))
+    with pytest.raises(BadSetting, match="settings"):
+        list(train(other))
+
+
+def test_the_time_limit_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
+    spec = train_spec(photos, tmp_path / "w.safetensors", max_seconds=0.0)
+    events = list(train(spec))
+    assert done(events)["steps"] == {"score": 1, "surrogate": 0}
+    assert (tmp_path / "w.checkpoint").exists() and not spec.output.exists()
+
+
+def test_training_needs_two_classes(photos: Path, tmp_path: Path) -> None:
+    with pytest.raises(BadSetting, match="class"):
+        list(train(train_spec(photos / "space", tmp_path / "w.safetensors")))
+
+
+def test_em_needs_no_score_network(photos: Path, tmp_path: Path) -> None:
+    spec = train_spec(photos, tmp_path / "em.safetensors")
+    list(train(replace(spec, settings=replace(spec.settings, method="em"))))
+    weights = read(spec.output, name="em")
+    assert not [name for name in weights.tensors if name.startswith("score.")]
+    em = ProtectSettings(method="em", noise=NoiseSettings(steps=2))
+    events = run(spec_of(photos, tmp_path / "out", spec.output, settings=em))
+    assert done(events)["protected"] == 6
+    with pytest.raises(WeightsProblem, match="score"):
+        run(spec_of(photos, tmp_path / "tue", spec.output))
