@@ -39,7 +39,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.engine import Machine, machine
-from tue_cli.files import images
+from tue_cli.files import images, scale
 from tue_cli.jobs.train import load_pictures
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
@@ -207,7 +207,7 @@ def with_random_noise(train: Path, size: int) -> Pictures:
         seed = int.from_bytes(hashlib.sha256(source).digest()[:8], "big")
         levels = np.random.default_rng(seed).integers(-LEVELS, LEVELS + 1, pixels.shape)
         moved = np.clip(pixels + levels, 0, 255).astype(np.uint8)
-        return np.rint(images.shrink(moved, size) * 255).astype(np.uint8)
+        return np.rint(scale.shrink(moved, size) * 255).astype(np.uint8)
 
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(noisy, (path for path, _ in files))))

@@ -1,15 +1,15 @@
-"""What every test may lean on: a seed, a home of its own, and weights small enough to train here."""
+"""What every test may lean on: a seed, a home of its own, and weights trained in seconds."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 import torch
 from torch import nn
 
-from tue_cli.methods import METHODS, FrozenNets
+from tue_cli.methods import METHODS
+from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.loop import Plan, Training
@@ -47,7 +47,7 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
 
 
 def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Pictures:
-    """Draw pictures of three classes, each a colour and a stripe under noise: easy to tell apart."""
+    """Draw pictures of three classes, each a colour and a stripe under noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
     colours = 0.12 * torch.eye(3)[:, :, None, None]
@@ -70,18 +70,11 @@ def tiny_settings() -> TrainSettings:
     return TINY
 
 
-@dataclass(frozen=True)
-class Trained:
-    """What the session's one training left."""
-
-    path: Path
-    losses: dict[str, list[float]]
-    """By role, each step's."""
-
-
 @pytest.fixture(scope="session")
-def trained(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Trained:
-    """Train weights of method tue: ResNet-18 of width 4, 16x16, keys a, b, c."""
+def tiny_training(
+    toy: Pictures, tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Path, dict[str, list[float]]]:
+    """Train `toy` once: a weights file of method tue and, by role, each step's loss."""
     torch.set_num_threads(1)
     method = METHODS["tue"]
     card = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
@@ -90,19 +83,26 @@ def trained(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Trained:
     losses = {}
     for role, net in nets.items():
         training = Training(net, tiny_plan(role))
-        steps = method.fit_role(role, training, helpers, toy, TINY, torch.float32)
-        losses[role] = list(steps)
+        losses[role] = list(method.fit_role(role, training, helpers, toy, TINY, torch.float32))
         helpers[role] = frozen(net, torch.float32)
-    tensors = {f"{r}.{k}": v.numpy() for r, net in nets.items() for k, v in net.state_dict().items()}
+    tensors = {
+        f"{r}.{k}": v.numpy() for r, net in nets.items() for k, v in net.state_dict().items()
+    }
     path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     path.write_bytes(pack(card, tensors))
-    return Trained(path, losses)
+    return path, losses
 
 
 @pytest.fixture(scope="session")
-def tiny_weights(trained: Trained) -> Path:
-    """A real weights file of method tue with the keys a, b, c, lightly trained on `toy`."""
-    return trained.path
+def tiny_weights(tiny_training: tuple[Path, dict[str, list[float]]]) -> Path:
+    """A weights file of method tue: ResNet-18 of width 4, 16x16, keys a, b, c."""
+    return tiny_training[0]
+
+
+@pytest.fixture(scope="session")
+def tiny_losses(tiny_training: tuple[Path, dict[str, list[float]]]) -> dict[str, list[float]]:
+    """The losses of the tiny weights' training, by role."""
+    return tiny_training[1]
 
 
 def tiny_plan(role: str) -> Plan:

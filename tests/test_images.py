@@ -6,6 +6,8 @@ import base64
 import io
 import os
 import struct
+import subprocess
+import sys
 import tarfile
 import threading
 import time
@@ -26,8 +28,10 @@ from skimage import data as bundled
 
 from tue_cli.errors import PictureProblem
 from tue_cli.files import images, jpeg, metadata
-from tue_cli.files.images import Encoded, Picture, decode, encode, lift, shrink
+from tue_cli.files.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
+from tue_cli.files.images import Picture, decode
 from tue_cli.files.quality import compare
+from tue_cli.files.scale import lift, shrink
 
 RADIUS = 8 / 255
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
@@ -48,7 +52,7 @@ def picture_file(kind: str, mode: str, **options: Any) -> bytes:
         image.putalpha(Image.fromarray(ALPHA))
     if (kind, mode) == ("BMP", "RGBA"):
         planes = np.asarray(image)
-        return images._bmp_with_alpha(planes, metadata.Metadata())
+        return _bmp_with_alpha(planes, None)
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -112,7 +116,7 @@ def test_every_format_comes_back_in_its_own_format_and_shape(kind: str, mode: st
     assert picture.format == encoded.format == encoded.decoded.format == kind
     assert picture.pixels.shape == encoded.decoded.pixels.shape == protected.shape
     assert picture.pixels.shape[2] == (1 if mode in ("L", "LA") else 3)
-    assert encoded.survival >= images.SURVIVAL_FLOOR
+    assert encoded.survival >= SURVIVAL_FLOOR
     if kind in ("PNG", "TIFF", "BMP"):
         visible = protected
         if picture.alpha is not None:
@@ -229,13 +233,13 @@ def test_a_jpeg_keeps_its_tables_sampling_and_scan_order(
 
 def test_a_coarse_jpeg_is_written_finer_so_that_the_protection_survives() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=15))
-    assert encoded.survival >= images.SURVIVAL_FLOOR
+    assert encoded.survival >= SURVIVAL_FLOOR
     assert "quality 95" in " ".join(encoded.notes)
 
 
 def test_an_explicit_quality_wins() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=95), quality=15)
-    assert encoded.survival < images.SURVIVAL_FLOOR
+    assert encoded.survival < SURVIVAL_FLOOR
     (note,) = encoded.notes
     assert note == f"only {encoded.survival:.0%} of the protection survives in this JPEG"
 
@@ -257,6 +261,19 @@ def test_a_lossless_webp_stays_lossless_and_a_lossy_one_lossy() -> None:
     assert np.array_equal(encoded.decoded.pixels, protected)
     _, _, encoded = protect(picture_file("WEBP", "RGB", quality=80))
     assert b"VP8L" not in encoded.data[:40]
+
+
+@pytest.mark.parametrize("kind", ["WEBP", "JPEG"])
+def test_a_webp_is_written_lossless_where_no_quality_would_do(kind: str) -> None:
+    picture = decode(picture_file(kind, "RGB", quality=80))
+    signs = np.random.default_rng(0).choice([-1.0, 1.0], (3, *ASTRONAUT.shape[:2]))
+    colours = (signs - signs.mean(axis=0)).astype(np.float32) * np.float32(RADIUS)
+    protected = lift(colours, picture.pixels, RADIUS)
+    encoded = encode(picture, protected, format="webp")
+    assert np.array_equal(encoded.decoded.pixels, protected) and encoded.survival == 1
+    assert encoded.notes == ("written lossless so that the protection survives",)
+    chosen = encode(picture, protected, format="webp", quality=100)
+    assert b"VP8L" not in chosen.data[:40] and chosen.survival < SURVIVAL_FLOOR
 
 
 @pytest.mark.parametrize("compression", ["raw", "tiff_lzw", "tiff_adobe_deflate", "packbits"])
@@ -537,6 +554,22 @@ def test_a_damaged_byte_is_a_picture_problem_at_worst(at: int, byte: int, kind: 
         protect(bytes(source))
     except PictureProblem as problem:
         assert problem.reason
+
+
+def test_what_pillow_says_of_damaged_tags_stays_off_the_screen(tmp_path: Path) -> None:
+    exif = struct.pack("<4sIHHHII", b"II*\0", 8, 1, 0x010F, 2, 9999, 50_000) + bytes(4)
+    path = tmp_path / "damaged.jpg"
+    path.write_bytes(picture_file("JPEG", "RGB", exif=b"Exif\0\0" + exif))
+    code = (
+        "import sys, warnings\nfrom pathlib import Path\nfrom tue_cli.files import images\n"
+        "if sys.argv[2] == 'without': warnings.resetwarnings()\n"
+        "images.decode(Path(sys.argv[1]).read_bytes())"
+    )
+    said = {}
+    for filters in ("with", "without"):
+        command = [sys.executable, "-W", "always", "-c", code, str(path), filters]
+        said[filters] = subprocess.run(command, capture_output=True, check=True).stderr
+    assert b"Warning" in said["without"] and not said["with"]
 
 
 def test_pictures_can_be_worked_on_in_several_threads() -> None:

@@ -8,18 +8,23 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import Trained
 from torch import Tensor, nn
 
 from tue_cli.errors import BadSetting
-from tue_cli.methods import METHODS, FrozenNets, em, method_named, tue
-from tue_cli.methods.surrogate import fit_on_own_noise, snapped, surrogate_of, surrogate_term
+from tue_cli.methods import METHODS, em, method_named, tue
+from tue_cli.methods.surrogate import (
+    FrozenNets,
+    fit_on_own_noise,
+    snapped,
+    surrogate_of,
+    surrogate_term,
+)
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures, generator_at, sample_shift_and_flip
-from tue_cli.numerics.losses import cross_entropy, score_norm
+from tue_cli.numerics.batches import Pictures, Transform, generator_at, sample_shift_and_flip
 from tue_cli.numerics.loop import Plan, Training
+from tue_cli.numerics.losses import cross_entropy, score_norm
 from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
 
@@ -248,7 +253,9 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
         start=torch.zeros_like(pixels),
         generator=generator_at(3, "perturb", 0, CPU),
     )
-    touched = {place + 1 for place in delta.abs().amax((0, 1)).flatten().nonzero().flatten().tolist()}
+    touched = {
+        place + 1 for place in delta.abs().amax((0, 1)).flatten().nonzero().flatten().tolist()
+    }
     assert len(seen - {0}) > 3
     assert touched == seen - {0}
     # Class 0 and class 1 want opposite colours of it.
@@ -264,7 +271,11 @@ def test_a_step_averages_its_samples(batch: tuple[Tensor, Tensor]) -> None:
     generator = generator_at(0, "perturb", 0, CPU)
     draws = [sample_shift_and_flip(generator) for _ in range(3)]
     loss = cross_entropy(surrogate, labels)
-    expected = sum(gradient_of(lambda p, t=draw: loss(t(p)))(pixels) for draw in draws) / 3  # type: ignore[misc]
+
+    def seen_through(draw: Transform) -> Tensor:
+        return gradient_of(lambda moved: loss(draw(moved)))(pixels)
+
+    expected = torch.stack([seen_through(draw) for draw in draws]).mean(0)
     assert torch.allclose(term.gradient(pixels), expected, atol=1e-7)
 
 
@@ -299,11 +310,11 @@ ROLES = [(name, role) for name, method in METHODS.items() for role in method.rol
 
 @pytest.mark.parametrize("role", METHODS["tue"].roles)
 def test_training_tue_lowers_the_loss_of_each_role(
-    role: str, trained: Trained, tiny_settings: TrainSettings
+    role: str, tiny_losses: dict[str, list[float]], tiny_settings: TrainSettings
 ) -> None:
-    losses = trained.losses[role]
+    losses = tiny_losses[role]
     assert len(losses) == plan_of(tiny_settings, role).steps
-    assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
+    assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
 def test_training_em_lowers_its_loss(tiny_settings: TrainSettings, toy: Pictures) -> None:
@@ -340,7 +351,7 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
     tiny_nets: dict[str, nn.Module], tiny_settings: TrainSettings, toy: Pictures
 ) -> None:
     settings = replace(tiny_settings, noise=replace(tiny_settings.noise, score_ratio=0.0))
-    plan = plan_of(settings, "surrogate", 3)
+    plan = plan_of(settings, "surrogate", 2)
 
     def net() -> nn.Module:
         # Trained, so that eval mode, in which the adversary sees it, is like train mode.
@@ -362,10 +373,11 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
 
     standard = bare(None)
     assert losses("em") == standard
-    assert losses("tue") == bare(settings.adversary)
+    adversarial = losses("tue")
+    assert adversarial == bare(settings.adversary)
     # Before the first update the nets are the same: the adversary alone makes that batch harder.
-    assert losses("tue")[0] > standard[0]
-    assert bare(AdversarySettings(radius=16 / 255, steps=2))[0] > losses("tue")[0]
+    assert adversarial[0] > standard[0]
+    assert bare(AdversarySettings(radius=16 / 255, steps=2))[0] > adversarial[0]
     assert bare(AdversarySettings(radius=0.0, steps=2)) == standard
 
 
@@ -374,7 +386,10 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
 )
 @pytest.mark.parametrize(("name", "role"), ROLES)
 def test_a_role_trains_in_bf16(
-    name: str, role: str, tiny_nets: dict[str, nn.Module], tiny_settings: TrainSettings,
+    name: str,
+    role: str,
+    tiny_nets: dict[str, nn.Module],
+    tiny_settings: TrainSettings,
     toy: Pictures,
 ) -> None:
     lowered = {key: frozen(net, torch.bfloat16) for key, net in tiny_nets.items()}

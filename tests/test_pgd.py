@@ -150,7 +150,7 @@ def mixed_net() -> nn.Module:
     """Return a net with flags of both kinds and gradients from a step before."""
     net = classifier("resnet18", classes=3, width=4, size=16)
     net(torch.rand(4, 3, 16, 16)).sum().backward()
-    net.body[2].eval()
+    next(net.body.children()).eval()
     net.head.requires_grad_(False)
     return net
 

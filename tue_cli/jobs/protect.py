@@ -19,7 +19,7 @@ from tue_cli import __version__
 from tue_cli.engine import Engine, Floats, TorchEngine, machine
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
-from tue_cli.files import folders, images, labels
+from tue_cli.files import encode, folders, images, labels, scale
 from tue_cli.files.manifest import (
     EXISTING,
     MANIFEST,
@@ -257,7 +257,7 @@ class _Work:
                 return blocked
             mtime_ns = source.stat().st_mtime_ns
             picture = images.decode(data)
-            small = images.shrink(picture.pixels, self._size)
+            small = scale.shrink(picture.pixels, self._size)
         except PictureProblem as problem:
             return Failed(source, problem.reason, problem.message)
         except (OSError, MemoryError) as error:
@@ -301,8 +301,8 @@ class _Work:
         task, picture, spec = loaded.task, loaded.picture, self._spec
         place = self._output / task.relative
         try:
-            protected = images.lift(delta, picture.pixels, spec.settings.noise.radius)
-            encoded = images.encode(picture, protected, format=spec.format, quality=spec.quality)
+            protected = scale.lift(delta, picture.pixels, spec.settings.noise.radius)
+            encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:
                 raise PictureProblem("unchanged", "There is no room for noise in its pixels.")
@@ -439,7 +439,7 @@ def _labelled(
             picture = images.decode(images.read(item.source))
         except (PictureProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
-        return images.shrink(picture.pixels, weights.card.size)
+        return scale.shrink(picture.pixels, weights.card.size)
 
     seen: list[folders.Item] = []
     features: list[Floats] = []
@@ -543,10 +543,10 @@ def _estimate(
         began = time.monotonic()
         try:
             picture = images.decode(images.read(task.item.source))
-            small = images.shrink(picture.pixels, weights.card.size)
-            images.encode(
+            small = scale.shrink(picture.pixels, weights.card.size)
+            encode.encode(
                 picture,
-                images.lift(small * 0, picture.pixels, spec.settings.noise.radius),
+                scale.lift(small * 0, picture.pixels, spec.settings.noise.radius),
                 format=spec.format,
                 quality=spec.quality,
             )

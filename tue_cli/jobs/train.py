@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from tue_cli import __version__
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem, PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
-from tue_cli.files import images
+from tue_cli.files import images, scale
 from tue_cli.settings import TrainSettings
 from tue_cli.weights import Card, fresh, pack
 
@@ -366,7 +366,7 @@ def load_pictures(
 
     def squashed(path: Path) -> Any:
         try:
-            return images.shrink(images.decode(images.read(path)).pixels, size)
+            return scale.shrink(images.decode(images.read(path)).pixels, size)
         except PictureProblem as problem:
             return Failed(path, problem.reason, problem.message)
 

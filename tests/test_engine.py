@@ -1,0 +1,256 @@
+"""The engine: a picture's noise is its own, on whatever device there is."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+
+from tue_cli.engine import Machine, TorchEngine, machine, starts
+from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
+from tue_cli.numerics.batches import Pictures
+from tue_cli.settings import NoiseSettings
+from tue_cli.weights import Weights
+
+NOISE = NoiseSettings(steps=4)
+BATCH = 6
+DTYPES = [
+    torch.float32,
+    pytest.param(
+        torch.bfloat16,
+        marks=pytest.mark.skipif(
+            not torch.cpu._is_avx512_bf16_supported(), reason="no bfloat16 on this processor"
+        ),
+    ),
+]
+every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+VARIANTS = [("em", NOISE), ("tue", NOISE), ("tue", replace(NOISE, score_mode="ascent"))]
+every_variant = pytest.mark.parametrize(("method", "noise"), VARIANTS, ids=["em", "norm", "ascent"])
+
+
+def engine(
+    weights: Weights,
+    method: str = "tue",
+    noise: NoiseSettings = NOISE,
+    *,
+    dtype: torch.dtype = torch.float32,
+    seed: int = 0,
+    batch: int = BATCH,
+) -> TorchEngine:
+    cpu = Machine(torch.device("cpu"), dtype, "CPU")
+    return TorchEngine(weights, method, noise, seed=seed, machine=cpu, batch=batch)
+
+
+@pytest.fixture
+def batch(toy: Pictures) -> tuple[NDArray[Any], NDArray[Any], list[int]]:
+    """Return a full batch of pixels, keys and seeds."""
+    pixels, labels = toy.batch(torch.arange(BATCH))
+    return pixels.numpy(), labels.numpy(), [11, 22, 33, 44, 55, 2**63]
+
+
+@every_dtype
+@every_variant
+def test_the_same_input_and_seed_give_identical_noise(
+    method: str,
+    noise: NoiseSettings,
+    dtype: torch.dtype,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    first = engine(tiny, method, noise, dtype=dtype).perturb(*batch)
+    torch.rand(3)
+    np.random.default_rng().random(3)
+    assert first.dtype == np.float32
+    assert first.shape == batch[0].shape
+    assert np.array_equal(first, engine(tiny, method, noise, dtype=dtype).perturb(*batch))
+    running = engine(tiny, method, noise, dtype=dtype)
+    running.perturb(*batch)
+    assert np.array_equal(first, running.perturb(*batch))
+
+
+def test_another_seed_of_the_run_or_of_a_picture_is_another_noise(
+    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    pixels, keys, seeds = batch
+    first = engine(tiny).perturb(*batch)
+    assert not np.array_equal(first, engine(tiny, seed=1).perturb(*batch))
+    changed = engine(tiny).perturb(pixels, keys, [99, *seeds[1:]])
+    assert not np.array_equal(first[0], changed[0])
+    assert np.array_equal(first[1:], changed[1:])
+
+
+@every_dtype
+@every_variant
+def test_a_picture_s_noise_does_not_depend_on_its_neighbours(
+    method: str,
+    noise: NoiseSettings,
+    dtype: torch.dtype,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    pixels, keys, seeds = batch
+    worker = engine(tiny, method, noise, dtype=dtype)
+    first = worker.perturb(*batch)
+    others = np.random.default_rng(0).random(pixels.shape).astype(np.float32)
+    others[2] = pixels[2]
+    strange = (keys + 1) % 3
+    strange[2] = keys[2]
+    again = worker.perturb(others, strange, [0, 1, seeds[2], 3, 4, 5])
+    assert np.array_equal(again[2], first[2])
+    assert not np.array_equal(again[1], first[1])
+
+
+@every_dtype
+@every_variant
+def test_a_picture_s_noise_does_not_depend_on_its_place(
+    method: str,
+    noise: NoiseSettings,
+    dtype: torch.dtype,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    pixels, keys, seeds = batch
+    worker = engine(tiny, method, noise, dtype=dtype)
+    first = worker.perturb(*batch)
+    order = [3, 5, 0, 4, 2, 1]
+    moved = worker.perturb(pixels[order], keys[order], [seeds[place] for place in order])
+    assert np.array_equal(moved, first[order])
+
+
+@every_dtype
+@every_variant
+def test_a_picture_s_noise_does_not_depend_on_how_many_there_are(
+    method: str,
+    noise: NoiseSettings,
+    dtype: torch.dtype,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    pixels, keys, seeds = batch
+    worker = engine(tiny, method, noise, dtype=dtype)
+    first = worker.perturb(*batch)
+    for count in (1, BATCH - 1):
+        few = worker.perturb(pixels[-count:], keys[-count:], seeds[-count:])
+        assert np.array_equal(few, first[-count:])
+    many = worker.perturb(
+        np.concatenate([pixels, pixels[:1]]), np.concatenate([keys, keys[:1]]), [*seeds, seeds[0]]
+    )
+    assert np.array_equal(many, np.concatenate([first, first[:1]]))
+
+
+@every_dtype
+@every_variant
+def test_noise_keeps_bound_and_range(
+    method: str,
+    noise: NoiseSettings,
+    dtype: torch.dtype,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    pixels, keys, seeds = batch
+    pixels = pixels.copy()
+    pixels[0], pixels[1] = 0, 1
+    before = pixels.copy()
+    delta = engine(tiny, method, noise, dtype=dtype).perturb(pixels, keys, seeds)
+    assert np.abs(delta).max() <= np.float32(noise.radius)
+    assert (pixels + delta).min() >= 0
+    assert (pixels + delta).max() <= 1
+    assert (np.abs(delta).reshape(BATCH, -1).max(1) > 1 / 255).all()
+    assert np.array_equal(pixels, before)
+
+
+def test_another_key_is_another_noise(
+    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    pixels, keys, seeds = batch
+    worker = engine(tiny)
+    other = worker.perturb(pixels, (keys + 1) % 3, seeds)
+    assert not np.array_equal(other, worker.perturb(pixels, keys, seeds))
+
+
+def test_without_its_score_tue_needs_no_score_network(
+    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    bare = replace(
+        tiny, tensors={k: v for k, v in tiny.tensors.items() if not k.startswith("score.")}
+    )
+    control = replace(NOISE, score_ratio=0.0)
+    delta = engine(bare, "tue", control).perturb(*batch)
+    assert np.array_equal(delta, engine(bare, "em").perturb(*batch))
+    with pytest.raises(WeightsProblem, match="score"):
+        engine(bare, "tue")
+
+
+def test_an_unknown_method_is_refused(tiny: Weights) -> None:
+    with pytest.raises(BadSetting, match="tea"):
+        engine(tiny, "tea")
+
+
+@every_dtype
+def test_a_picture_s_features_are_its_own(
+    dtype: torch.dtype, tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    worker = engine(tiny, dtype=dtype)
+    features = worker.features(batch[0])
+    assert features.shape == (BATCH, 32)
+    assert features.dtype == np.float32
+    assert np.array_equal(worker.features(batch[0][3:4]), features[3:4])
+    twice = worker.features(np.concatenate([batch[0], batch[0][::-1]]))
+    assert np.array_equal(twice, np.concatenate([features, features[::-1]]))
+
+
+def test_starts_fill_the_ball_and_are_each_picture_s_own() -> None:
+    drawn = starts((3, 3, 16, 16), [7, 8, 9], 8 / 255)
+    assert drawn.dtype == np.float32
+    assert np.abs(drawn).max() <= np.float32(8 / 255)
+    assert drawn.max() > 0.99 * 8 / 255
+    assert drawn.min() < -0.99 * 8 / 255
+    assert np.array_equal(starts((1, 3, 16, 16), [8], 8 / 255), drawn[1:2])
+    assert not np.array_equal(drawn[0], drawn[1])
+
+
+def test_the_cpu_is_always_there() -> None:
+    computer = machine("cpu")
+    assert computer.device.type == "cpu"
+    assert computer.dtype in (torch.float32, torch.bfloat16)
+    assert "CPU" in computer.description
+
+
+def test_auto_finds_a_device_that_works() -> None:
+    computer = machine()
+    assert float(torch.ones(2, device=computer.device).sum()) == 2
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
+def test_cuda_asked_for_and_not_there_is_told(name: str) -> None:
+    with pytest.raises(DeviceUnavailable, match=name) as caught:
+        machine(name)
+    assert "--device" in caught.value.remedy
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+
+
+@pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
+def test_mps_asked_for_and_not_there_is_told() -> None:
+    with pytest.raises(DeviceUnavailable, match="mps") as caught:
+        machine("mps")
+    assert "--device" in caught.value.remedy
+
+
+@pytest.mark.parametrize("name", ["", "gpu", "tpu", "CUDA", "cuda:x", "cuda:-1", "cpu:1", "mps:0"])
+def test_an_unknown_device_is_refused(name: str) -> None:
+    with pytest.raises(BadSetting) as caught:
+        machine(name)
+    assert repr(name) in caught.value.message
+    assert caught.value.exit_code == ExitCode.USAGE
+
+
+@pytest.mark.parametrize("name", ["cuda:", "cuda:99999999999999999999", "cuda:²"])
+def test_an_ill_written_device_number_is_an_error_with_a_remedy(name: str) -> None:
+    with pytest.raises((BadSetting, DeviceUnavailable)) as caught:
+        machine(name)
+    assert caught.value.remedy

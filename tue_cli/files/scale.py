@@ -1,0 +1,57 @@
+"""Between a picture's own size and the square that the nets see.
+
+`shrink` makes the square; `lift` brings the protection made for it back to full size and adds it
+within the radius.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+STRIP: Final = 128
+"""Rows that `lift` works on at a time."""
+
+
+def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+    """Squash a picture (H, W, C) to a square (3, size, size) in [0, 1], antialiased."""
+    image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+    small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
+    planes = np.asarray(small, dtype=np.float32) / np.float32(255)
+    if planes.ndim == 2:
+        return np.repeat(planes[None], 3, axis=0)
+    return np.ascontiguousarray(planes.transpose(2, 0, 1))
+
+
+def lift(delta: NDArray[np.float32], pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
+    """Add `delta` (3, s, s), in units of [0, 1], to a picture (H, W, C) of any size.
+
+    Bicubic; no level moves by more than floor(radius * 255), and none leaves 0..255.
+    """
+    height, width, channels = pixels.shape
+    bound = np.float32(math.floor(radius * 255 + 1e-6))
+    planes = delta.mean(axis=0, keepdims=True) if channels == 1 else delta
+    lifted = np.empty_like(pixels)
+    scale = planes.shape[1] / height
+    for channel in range(channels):
+        small = np.asarray(planes[channel], dtype=np.float32) * np.float32(255)
+        image = Image.fromarray(small)
+        # A strip at a time stays in the cache, which is three times faster at 100 megapixels.
+        for top in range(0, height, STRIP):
+            rows = slice(top, min(top + STRIP, height))
+            if small.shape == (height, width):
+                levels = small[rows]
+            else:
+                box = (0, rows.start * scale, small.shape[1], rows.stop * scale)
+                size = (width, rows.stop - rows.start)
+                levels = np.array(image.resize(size, Image.Resampling.BICUBIC, box))
+            np.rint(levels, out=levels)
+            np.clip(levels, -bound, bound, out=levels)
+            levels += pixels[rows, :, channel]
+            np.clip(levels, 0, 255, out=levels)
+            lifted[rows, :, channel] = levels
+    return lifted
