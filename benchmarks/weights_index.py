@@ -1,6 +1,6 @@
 """Write weights/index.json anew from the weights beside it and the committed measurements.
 
-    python benchmarks/weights_index.py --default NAME
+python benchmarks/weights_index.py --default NAME
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_shipped_weights_are_what_the_index_says() -> None:
-    listed = index(ROOT / "weights")
+    listed = index()
     assert listed["default"] in listed["weights"]
     files = {entry["file"] for entry in listed["weights"].values()}
     assert files == {path.name for path in (ROOT / "weights").glob("*.safetensors")}

@@ -63,20 +63,7 @@ def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None
     assert net(torch.rand(1, 3, 33, 47)).shape == (1, 3)
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        pytest.param(
-            name,
-            marks=pytest.mark.xfail(
-                strict=True, raises=RuntimeError, reason="VGG's five pools leave nothing of 16"
-            ),
-        )
-        if name == "vgg16"
-        else name
-        for name in NETS
-    ],
-)
+@pytest.mark.parametrize("name", NETS)
 def test_a_net_takes_its_size_or_refuses_it_when_built(name: str) -> None:
     # 16 pixels is the smallest working size that `tue train` allows.
     try:

@@ -86,7 +86,6 @@ def test_resume_equals_the_uninterrupted_training_bit_for_bit(
     assert same(second.net, whole.net)
 
 
-@pytest.mark.xfail(strict=True, reason="VGG's dropout draws from torch's global generator")
 def test_resume_is_exact_for_a_net_with_dropout(toy: Pictures) -> None:
     pictures = Pictures(toy.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), toy.labels)
     whole = Training(small_net("vgg16"), plan(4))

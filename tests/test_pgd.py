@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tue_cli.nets.classifiers import classifier
 from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Objective, Term, frozen, gradient_of, pgd, uniform_start
+from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
 
 RADIUS = 8 / 255
 ODD_SHAPES = [(1, 3, 1, 1), (2, 3, 5, 7), (3, 3, 16, 16), (1, 3, 33, 2), (5, 3, 1, 9), (1, 1, 3, 3)]
@@ -153,32 +153,6 @@ def mixed_net() -> nn.Module:
     next(net.body.children()).eval()
     net.head.requires_grad_(False)
     return net
-
-
-def test_frozen_lends_a_net_without_parameter_gradients() -> None:
-    net = mixed_net()
-    with frozen(net) as lent:
-        assert lent is net
-        assert not any(module.training for module in net.modules())
-        assert not any(parameter.requires_grad for parameter in net.parameters())
-
-
-def test_frozen_gives_every_flag_buffer_and_gradient_back() -> None:
-    net = mixed_net()
-    before = net_facts(net)
-    pixels, labels = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
-    with frozen(net):
-        term = Term(gradient_of(cross_entropy(net, labels)), 0.01)
-        pgd(pixels, [term], radius=RADIUS, steps=2, start=torch.zeros_like(pixels))
-    assert net_facts(net) == before
-
-
-def test_frozen_gives_back_after_an_error_too() -> None:
-    net = mixed_net()
-    before = net_facts(net)
-    with pytest.raises(RuntimeError), frozen(net):
-        net(torch.rand(1, 7, 3, 3))
-    assert net_facts(net) == before
 
 
 def test_a_gradient_is_taken_even_where_gradients_are_off() -> None:

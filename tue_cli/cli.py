@@ -122,7 +122,7 @@ def protect(
 ) -> None:
     """Write protected copies of pictures beside them; the originals are never touched."""
     from tue_cli.console import Console
-    from tue_cli.jobs.protect import ProtectSpec
+    from tue_cli.jobs.plan import ProtectSpec
     from tue_cli.jobs.protect import protect as job
 
     spec = ProtectSpec(

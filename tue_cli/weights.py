@@ -84,15 +84,22 @@ def pack(card: Card, tensors: Tensors) -> bytes:
 
     arrays = {name: np.ascontiguousarray(array) for name, array in tensors.items()}
     seal = hashlib.sha256((digest(arrays) + card.to_json()).encode()).hexdigest()
-    return save(arrays, metadata={"card": card.to_json(), "seal": seal})
+    data = save(arrays, metadata={"card": card.to_json(), "seal": seal})
+    # safetensors writes its metadata in any order; sorted, the same weights are the same bytes.
+    length = int.from_bytes(data[:8], "little")
+    header = json.dumps(json.loads(data[8 : 8 + length]), sort_keys=True).encode()
+    header += b" " * (-len(header) % 8)
+    return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def index(folder: Path = SHIPPED) -> dict[str, Any]:
+def index() -> dict[str, Any]:
     """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
-    path = folder / "index.json"
+    path = SHIPPED / "index.json"
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (OSError, ValueError) as error:
+        listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        listed["weights"][listed["default"]]["file"]
+        return listed
+    except (OSError, ValueError, LookupError, TypeError) as error:
         raise WeightsProblem(
             f"The index of the packaged weights, {path}, cannot be read: {error}.",
             "Install tue again.",
@@ -116,20 +123,27 @@ def load(name: str | None = None) -> Weights:
     Raises:
         WeightsProblem: missing, truncated, no weights of tue's, or not as they were written.
     """
-    shipped = index() if name is None or not Path(name).is_file() else {"weights": {}}
+    shipped = index() if name is None or not _is_file(Path(name)) else {"weights": {}}
     name = name or str(shipped["default"])
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
         return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
     places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders())]
     for path in places:
-        if path.is_file():
+        if _is_file(path):
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
         f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
         f"{', '.join(str(folder) for folder in folders())} too.",
     )
+
+
+def _is_file(path: Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError:  # a name longer than any file's, a folder that may not be entered
+        return False
 
 
 def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:

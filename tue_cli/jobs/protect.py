@@ -7,9 +7,9 @@ import hashlib
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +17,10 @@ import numpy as np
 
 from tue_cli import __version__
 from tue_cli.engine import Engine, Floats, TorchEngine, machine
-from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.errors import PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
-from tue_cli.files import encode, folders, images, labels, scale
+from tue_cli.files import encode, folders, images, scale
 from tue_cli.files.manifest import (
-    EXISTING,
     MANIFEST,
     Journal,
     output_problem,
@@ -30,46 +29,15 @@ from tue_cli.files.manifest import (
     shown,
 )
 from tue_cli.files.quality import compare
-from tue_cli.settings import ProtectSettings
+from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, planned, refuse_existing
 from tue_cli.weights import Weights, load
 
 BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
 BATCH_PIXELS = 64_000_000
 """A batch of large pictures is closed at this many pixels: it bounds the memory."""
-SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 LOW_SURVIVAL = 0.8
 _FATAL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-@dataclass(frozen=True)
-class ProtectSpec:
-    """What `tue protect` was asked for."""
-
-    paths: tuple[Path, ...]
-    output: Path | None = None
-    labels: str = "auto"
-    key: str | None = None
-    """The key of a run's only class; None for an automatic choice."""
-    settings: ProtectSettings = field(default_factory=ProtectSettings)
-    weights: str | None = None
-    device: str = "auto"
-    format: str = "keep"
-    quality: int | None = None
-    existing: str = "skip"
-    dry_run: bool = False
-    jobs: int = 0
-    """Threads that decode and encode; 0 for one a processor."""
-
-
-@dataclass(frozen=True)
-class Task:
-    """One picture and all that was decided about it."""
-
-    item: folders.Item
-    relative: Path
-    """Where the copy goes, below the output."""
-    key: str
 
 
 @dataclass(frozen=True)
@@ -95,10 +63,9 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         TueError: before any work for what cannot work, during it for a full disk.
     """
     began = time.monotonic()
-    _check(spec)
+    check(spec)
     output = spec.output or folders.default_output(spec.paths)
     found = folders.discover(spec.paths, output)
-    _refuse_unknown_labels(spec.labels)
     weights = load(spec.weights)
     engine = TorchEngine(
         weights,
@@ -116,11 +83,11 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        items = _labelled(spec, found, weights, engine, pool, notes)
+        items = labelled(spec, found, weights, engine, pool, notes)
         yield from (Note(text) for text in notes)
         if spec.dry_run:
             taken = read_manifest(output)["keys"] if (output / MANIFEST).is_file() else {}
-            tasks = _planned(spec, items, weights, taken)
+            tasks = planned(spec, items, weights, taken)
             seconds = _estimate(tasks, weights, engine, spec, threads)
             facts = _facts(spec, output, weights, engine, tasks)
             yield Started("Would protect", len(tasks), "pictures", seconds, facts)
@@ -128,9 +95,9 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             return
         with Journal(output, _run(spec, weights), spec.existing) as journal:
             try:
-                tasks = _planned(spec, items, weights, journal.keys)
+                tasks = planned(spec, items, weights, journal.keys)
                 if spec.existing == "error":
-                    _refuse_existing(output, tasks)
+                    refuse_existing(output, tasks)
                 facts = _facts(spec, output, weights, engine, tasks)
                 yield Started("Protecting", len(tasks), "pictures", None, facts)
                 work = _Work(spec, output, weights, engine, journal, pool, threads)
@@ -366,149 +333,6 @@ def _pixels(result: Loaded | Skipped | Failed, unknown: int) -> int:
     if not isinstance(result, Loaded):
         return unknown
     return int(np.prod(result.picture.pixels.shape[:2]))
-
-
-def _check(spec: ProtectSpec) -> None:
-    noise = spec.settings.noise
-    if not 0 < noise.radius <= 1:
-        raise BadSetting(
-            f"A radius of {noise.radius * 255:g} levels cannot be.",
-            "Choose more than 0 and at most 255; 8 is the usual.",
-        )
-    if noise.radius * 255 < 1:
-        raise BadSetting(
-            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
-            "Choose 1 or more.",
-        )
-    if noise.steps < 1:
-        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
-    if noise.score_mode not in ("norm", "ascent"):
-        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
-    if noise.score_ratio < 0:
-        raise BadSetting("The score's ratio cannot be negative.", "Choose 0 or more.")
-    if spec.format not in images.FORMATS:
-        raise BadSetting(
-            f"There is no format {spec.format!r}.", f"Choose {', '.join(sorted(images.FORMATS))}."
-        )
-    if spec.quality is not None and not 1 <= spec.quality <= 100:
-        raise BadSetting(f"A quality of {spec.quality} cannot be.", "Choose 1 to 100.")
-    if spec.existing not in EXISTING:
-        raise BadSetting(
-            f"--existing {spec.existing} is unknown.", f"Choose one of {', '.join(EXISTING)}."
-        )
-    if spec.jobs < 0:
-        raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
-
-
-def _clusters(mode: str) -> int | None:
-    """Return how many clusters `cluster[:N]` asks for, 0 for no number; None for another mode."""
-    kind, _, number = mode.partition(":")
-    if kind != "cluster":
-        return None
-    if not number:
-        return 0
-    if not number.isdigit() or int(number) < 1:
-        raise BadSetting(f"--labels {mode} names no number.", "Write cluster:N with N from 1.")
-    return int(number)
-
-
-def _refuse_unknown_labels(mode: str) -> None:
-    known = _clusters(mode) is not None or mode in ("auto", "folders", "single")
-    if not known and not Path(mode).is_file():
-        raise BadSetting(
-            f"--labels {mode!r} is neither a mode nor a file.",
-            "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
-        )
-
-
-def _labelled(
-    spec: ProtectSpec,
-    found: folders.Found,
-    weights: Weights,
-    engine: Engine,
-    pool: ThreadPoolExecutor,
-    notes: list[str],
-) -> tuple[folders.Item, ...]:
-    """Return the items with their classes, by name or by what the surrogate sees in them."""
-    clusters = _clusters(spec.labels)
-    if clusters is None:
-        return labels.labelled(found, spec.labels, notes.append)
-
-    def small(item: folders.Item) -> Floats | None:
-        try:
-            picture = images.decode(images.read(item.source))
-        except (PictureProblem, OSError, MemoryError):
-            return None  # it fails again, with its reason, when its turn comes
-        return scale.shrink(picture.pixels, weights.card.size)
-
-    seen: list[folders.Item] = []
-    features: list[Floats] = []
-    for place in range(0, len(found.items), BATCH):
-        part = found.items[place : place + BATCH]
-        smalls = [
-            (item, pixels)
-            for item, pixels in zip(part, pool.map(small, part), strict=True)
-            if pixels is not None
-        ]
-        if smalls:
-            seen += [item for item, _ in smalls]
-            features.append(engine.features(np.stack([pixels for _, pixels in smalls])))
-    count = clusters or min(10, len(weights.card.classes))
-    clustered: Mapping[Path, str] = {}
-    if seen:
-        names = labels.cluster_labels(np.concatenate(features), count, spec.settings.seed)
-        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
-    return tuple(
-        replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items
-    )
-
-
-def _planned(
-    spec: ProtectSpec,
-    items: Sequence[folders.Item],
-    weights: Weights,
-    taken: Mapping[str, str],
-) -> tuple[Task, ...]:
-    """Give every picture its key and its place."""
-    classes = {item.label for item in items}
-    available = weights.card.classes
-    if spec.key is None:
-        keys = labels.assign_keys(classes, available, taken)
-    elif spec.key not in available:
-        raise BadSetting(
-            f"The weights {weights.name} have no key {spec.key!r}.",
-            f"Choose one of {', '.join(available)}.",
-        )
-    elif len(classes) > 1:
-        raise BadSetting(
-            f"One key cannot serve {len(classes)} classes.", "Use --key with --labels single."
-        )
-    else:
-        keys = dict.fromkeys(classes, spec.key)
-    tasks = tuple(
-        Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
-    )
-    folders.refuse_collisions(replace(task.item, relative=task.relative) for task in tasks)
-    return tasks
-
-
-def _renamed(relative: Path, form: str) -> Path:
-    """Return where a copy goes: another format changes the extension, and only then."""
-    if form == "keep" or (
-        form == "jpeg" and relative.suffix.lower() in (".jpg", ".jpeg", ".jpe", ".jfif")
-    ):
-        return relative
-    wanted = SUFFIX[form]
-    return relative if relative.suffix.lower() == wanted else relative.with_suffix(wanted)
-
-
-def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
-    for task in tasks:
-        if os.path.lexists(output / task.relative):
-            raise BadSetting(
-                f"{shown(output / task.relative)} exists.",
-                "Choose another output, or --existing skip or overwrite.",
-            )
 
 
 def _run(spec: ProtectSpec, weights: Weights) -> dict[str, Any]:

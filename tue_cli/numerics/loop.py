@@ -89,7 +89,10 @@ def fit(
         if corrupt is not None:
             pixels = corrupt(pixels, labels, generator)
         net.train()
-        value = loss(pixels, labels, generator)
+        # Dropout draws from torch's own generator: it too must be a function of seed and step.
+        with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+            torch.manual_seed(generator.initial_seed())
+            value = loss(pixels, labels, generator)
         training.optimizer.zero_grad()
         value.backward()  # type: ignore[no-untyped-call]
         if plan.optimizer == "adam":

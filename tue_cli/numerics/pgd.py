@@ -5,12 +5,11 @@ What is descended lives in `losses.py`; what the noise is for lives in `methods/
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 Objective = Callable[[Tensor], Tensor]
 """Pixels (N, 3, H, W) to one loss a picture (N,)."""
@@ -70,19 +69,3 @@ def uniform_start(pixels: Tensor, radius: float, generator: torch.Generator) -> 
     """Draw a delta uniformly from the ball of `radius`, of the pixels' shape."""
     noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
     return (2 * noise - 1) * radius
-
-
-@contextmanager
-def frozen(net: nn.Module) -> Iterator[nn.Module]:
-    """Lend a net in eval mode without parameter gradients; give every flag back as it was."""
-    training = [(module, module.training) for module in net.modules()]
-    required = [(parameter, parameter.requires_grad) for parameter in net.parameters()]
-    try:
-        net.eval()
-        net.requires_grad_(False)
-        yield net
-    finally:
-        for module, flag in training:
-            module.training = flag
-        for parameter, flag in required:
-            parameter.requires_grad_(flag)

@@ -1,0 +1,197 @@
+"""What `tue protect` decides before any work: checked settings, classes, keys and places."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+
+from tue_cli.engine import Engine, Floats
+from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.files import folders, images, labels, scale
+from tue_cli.files.manifest import EXISTING, shown
+from tue_cli.settings import ProtectSettings
+from tue_cli.weights import Weights
+
+SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+FEATURES_BATCH = 32
+
+
+@dataclass(frozen=True)
+class ProtectSpec:
+    """What `tue protect` was asked for."""
+
+    paths: tuple[Path, ...]
+    output: Path | None = None
+    labels: str = "auto"
+    key: str | None = None
+    """The key of a run's only class; None for an automatic choice."""
+    settings: ProtectSettings = field(default_factory=ProtectSettings)
+    weights: str | None = None
+    device: str = "auto"
+    format: str = "keep"
+    quality: int | None = None
+    existing: str = "skip"
+    dry_run: bool = False
+    jobs: int = 0
+    """Threads that decode and encode; 0 for one a processor."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """One picture and all that was decided about it."""
+
+    item: folders.Item
+    relative: Path
+    """Where the copy goes, below the output."""
+    key: str
+
+
+def check(spec: ProtectSpec) -> None:
+    """Raise BadSetting for a setting that cannot work."""
+    noise = spec.settings.noise
+    if not 0 < noise.radius <= 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} levels cannot be.",
+            "Choose more than 0 and at most 255; 8 is the usual.",
+        )
+    if noise.radius * 255 < 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
+            "Choose 1 or more.",
+        )
+    if noise.steps < 1:
+        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
+    if noise.score_mode not in ("norm", "ascent"):
+        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
+    if noise.score_ratio < 0:
+        raise BadSetting("The score's ratio cannot be negative.", "Choose 0 or more.")
+    if spec.format not in images.FORMATS:
+        raise BadSetting(
+            f"There is no format {spec.format!r}.", f"Choose {', '.join(sorted(images.FORMATS))}."
+        )
+    if spec.quality is not None and not 1 <= spec.quality <= 100:
+        raise BadSetting(f"A quality of {spec.quality} cannot be.", "Choose 1 to 100.")
+    if spec.existing not in EXISTING:
+        raise BadSetting(
+            f"--existing {spec.existing} is unknown.", f"Choose one of {', '.join(EXISTING)}."
+        )
+    _refuse_unknown_labels(spec.labels)
+    if spec.jobs < 0:
+        raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
+
+
+def _clusters(mode: str) -> int | None:
+    """Return how many clusters `cluster[:N]` asks for, 0 for no number; None for another mode."""
+    kind, _, number = mode.partition(":")
+    if kind != "cluster":
+        return None
+    if not number:
+        return 0
+    if not number.isdigit() or int(number) < 1:
+        raise BadSetting(f"--labels {mode} names no number.", "Write cluster:N with N from 1.")
+    return int(number)
+
+
+def _refuse_unknown_labels(mode: str) -> None:
+    known = _clusters(mode) is not None or mode in ("auto", "folders", "single")
+    if not known and not Path(mode).is_file():
+        raise BadSetting(
+            f"--labels {mode!r} is neither a mode nor a file.",
+            "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
+        )
+
+
+def labelled(
+    spec: ProtectSpec,
+    found: folders.Found,
+    weights: Weights,
+    engine: Engine,
+    pool: ThreadPoolExecutor,
+    notes: list[str],
+) -> tuple[folders.Item, ...]:
+    """Return the items with their classes, by name or by what the surrogate sees in them."""
+    clusters = _clusters(spec.labels)
+    if clusters is None:
+        return labels.labelled(found, spec.labels, notes.append)
+
+    def small(item: folders.Item) -> Floats | None:
+        try:
+            picture = images.decode(images.read(item.source))
+        except (PictureProblem, OSError, MemoryError):
+            return None  # it fails again, with its reason, when its turn comes
+        return scale.shrink(picture.pixels, weights.card.size)
+
+    seen: list[folders.Item] = []
+    features: list[Floats] = []
+    for place in range(0, len(found.items), FEATURES_BATCH):
+        part = found.items[place : place + FEATURES_BATCH]
+        smalls = [
+            (item, pixels)
+            for item, pixels in zip(part, pool.map(small, part), strict=True)
+            if pixels is not None
+        ]
+        if smalls:
+            seen += [item for item, _ in smalls]
+            features.append(engine.features(np.stack([pixels for _, pixels in smalls])))
+    count = clusters or min(10, len(weights.card.classes))
+    clustered: Mapping[Path, str] = {}
+    if seen:
+        names = labels.cluster_labels(np.concatenate(features), count, spec.settings.seed)
+        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
+    return tuple(
+        replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items
+    )
+
+
+def planned(
+    spec: ProtectSpec,
+    items: Sequence[folders.Item],
+    weights: Weights,
+    taken: Mapping[str, str],
+) -> tuple[Task, ...]:
+    """Give every picture its key and its place."""
+    classes = {item.label for item in items}
+    available = weights.card.classes
+    if spec.key is None:
+        keys = labels.assign_keys(classes, available, taken)
+    elif spec.key not in available:
+        raise BadSetting(
+            f"The weights {weights.name} have no key {spec.key!r}.",
+            f"Choose one of {', '.join(available)}.",
+        )
+    elif len(classes) > 1:
+        raise BadSetting(
+            f"One key cannot serve {len(classes)} classes.", "Use --key with --labels single."
+        )
+    else:
+        keys = dict.fromkeys(classes, spec.key)
+    tasks = tuple(
+        Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
+    )
+    folders.refuse_collisions(replace(task.item, relative=task.relative) for task in tasks)
+    return tasks
+
+
+def _renamed(relative: Path, form: str) -> Path:
+    """Return where a copy goes: another format changes the extension, and only then."""
+    suffix = relative.suffix.lower()
+    fits = form == "keep" or suffix == SUFFIX[form]
+    if fits or (form == "jpeg" and suffix in JPEG_SUFFIXES):
+        return relative
+    return relative.with_suffix(SUFFIX[form])
+
+
+def refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
+    """Raise BadSetting where a copy's place is taken."""
+    for task in tasks:
+        if os.path.lexists(output / task.relative):
+            raise BadSetting(
+                f"{shown(output / task.relative)} exists.",
+                "Choose another output, or --existing skip or overwrite.",
+            )
