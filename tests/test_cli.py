@@ -67,18 +67,23 @@ def test_a_list_on_stdin_names_the_pictures(
         (("protect", "/no/such/place"), 2, "does not exist"),
         (("protect", "IN", "--radius", "-1"), 2, "radius"),
         (("protect", "IN", "--weights", "nosuch"), 4, "no weights"),
-        (("protect", "IN", "--device", "cuda:99"), 4, "--device cpu"),
+        (("protect", "IN", "--device", "cuda:99", "--weights", "TINY"), 4, "--device cpu"),
         (("protect", "EMPTY"), 3, "No picture"),
         (("train", "IN", "-o", "x.pt"), 2, "safetensors"),
         (("train", "IN", "-o", "x.safetensors", "--max-time", "soon"), 2, "30m"),
     ],
 )
 def test_errors_have_codes_and_remedies(
-    arguments: tuple[str, ...], code: int, says: str, folder: Path, tmp_path: Path
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+    folder: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
 ) -> None:
     (tmp_path / "empty").mkdir()
-    places = {"IN": str(folder), "EMPTY": str(tmp_path / "empty")}
-    ran = tue(*(places.get(a, a) for a in arguments), cwd=tmp_path)
+    places = {"IN": folder, "EMPTY": tmp_path / "empty", "TINY": tiny_weights}
+    ran = tue(*(str(places.get(a, a)) for a in arguments), cwd=tmp_path)
     assert ran.returncode == code
     assert says in (ran.stdout + ran.stderr).decode()
     assert b"Traceback" not in ran.stderr

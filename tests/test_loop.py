@@ -22,7 +22,7 @@ def plan(steps: int = 8, optimizer: str = "sgd", seed: int = 0, rate: float = 0.
 
 def small_net(name: str = "resnet18") -> nn.Module:
     torch.manual_seed(7)
-    return classifier(name, classes=3, width=4, size=16)
+    return classifier(name, classes=3, width=4, size=32 if name == "vgg16" else 16)
 
 
 def run(training: Training, pictures: Pictures, count: int | None = None) -> list[float]:

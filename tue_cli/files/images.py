@@ -8,6 +8,7 @@ the nets, `encode` writes them back; folders and what was done before are elsewh
 from __future__ import annotations
 
 import io
+import logging
 import os
 import stat
 import warnings
@@ -33,6 +34,7 @@ Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 # What it says of damaged tags is for programmers; a person hears of it only if the picture suffers.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
+logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .mpo .png .webp .tif .tiff .bmp .avif"
 _REFUSED: Final = (
