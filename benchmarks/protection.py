@@ -4,7 +4,7 @@ The training pictures are protected by the `tue protect` command itself; a victi
 copies, squashed to each size, and tested on the clean pictures that it never saw. Same seed, same
 budget and same order of pictures in every arm. Run it again with, for example,
 
-    python benchmarks/protection.py --data DIR/tiny-imagenet-50b --classes 10 --per-class 500 \
+    python benchmarks/protection.py --data DIR/tiny-imagenet-50a --classes 10 --per-class 500 \
         --sizes 32,64 --weights NAME --seeds 0,1 --name protection-tiny
     python benchmarks/protection.py --data DIR/cifar-10 --classes 10 --per-class 5000 --sizes 32 \
         --weights NAME --adversary 0,4 --name protection-cifar
@@ -49,7 +49,7 @@ from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.weights import load
 
-BATCH, RATE = 128, 0.1
+BATCH, RATE = 32, 0.05
 LEVELS = 8
 """Radius of the random control, in levels of 255."""
 TRAVEL = 2.0

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import importlib
 import json
 import re
 import subprocess
@@ -53,3 +54,9 @@ def test_the_readme_tells_every_exit_code() -> None:
     text = (ROOT / "README.md").read_text()
     for code in ExitCode:
         assert re.search(rf"^\| {code.value} \|", text, re.M), code
+
+
+def test_the_readme_quotes_the_committed_results(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    block = importlib.import_module("readme").block()
+    assert block in (ROOT / "README.md").read_text()

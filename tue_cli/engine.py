@@ -75,6 +75,8 @@ def _opened(name: str) -> Machine:
             "Use --device cpu or --device auto.",
         ) from None
     if kind == "cuda":
+        # The same input must give the same bytes, and a resumed training the same weights.
+        torch.backends.cudnn.deterministic = True
         title = torch.cuda.get_device_name(device)
         dtype = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
     elif kind == "mps":
