@@ -1,6 +1,6 @@
 """Write the README's table of figures from the committed results, so that no figure is typed.
 
-    python benchmarks/readme.py
+python benchmarks/readme.py
 """
 
 from __future__ import annotations

@@ -19,9 +19,9 @@ SIDE, GAP, HEAD = 300, 8, 28
 
 
 def square(pixels: np.ndarray) -> np.ndarray:
-    """Cut SIDE x SIDE pixels out of the middle, not scaled."""
+    """Cut SIDE x SIDE pixels out of the upper middle, not scaled."""
     height, width, _ = pixels.shape
-    top, left = (height - SIDE) // 2, (width - SIDE) // 2
+    top, left = (height - SIDE) // 8, (width - SIDE) // 2
     return pixels[top : top + SIDE, left : left + SIDE]
 
 
@@ -39,7 +39,7 @@ def main() -> None:
     width, height = 3 * SIDE + 2 * GAP, HEAD + len(rows) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
-    for column, title in enumerate(("original", "protected copy", "difference × 10")):
+    for column, title in enumerate(("original", "protected copy", "difference, ten times")):
         place = (column * (SIDE + GAP) + SIDE // 2, HEAD // 2)
         draw.text(place, title, "black", ImageFont.load_default(16), anchor="mm")
     for row, pictures in enumerate(rows):

@@ -43,7 +43,26 @@ def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: P
     events = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [e["event"] for e in events] == ["started", "saved", "saved", "done"]
     assert events[1]["largest"] == 8
+    assert Path(events[1]["path"]).is_file() and Path(events[1]["source"]).is_file()
     assert events[-1]["protected"] == 2 and events[-1]["engine_seconds"] > 0
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
+def test_names_are_printed_as_they_are_in_any_encoding(
+    encoding: str,
+    folder: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("PYTHONIOENCODING", encoding)
+    (folder / "a" / "[red]:smile:.png").write_text("<html>")
+    out = str(tmp_path / "é")
+    ran = tue("protect", str(folder), "-o", out, "--steps", "1", "--weights", str(tiny_weights))
+    assert ran.returncode == 1
+    assert b"[red]:smile:.png" in ran.stderr
+    shown = "é".encode(encoding, "backslashreplace")
+    assert b"output: " + str(tmp_path).encode() + b"/" + shown in ran.stdout
 
 
 def test_a_list_on_stdin_names_the_pictures(
@@ -71,6 +90,7 @@ def test_a_list_on_stdin_names_the_pictures(
         (("protect", "EMPTY"), 3, "No picture"),
         (("train", "IN", "-o", "x.pt"), 2, "safetensors"),
         (("train", "IN", "-o", "x.safetensors", "--max-time", "soon"), 2, "30m"),
+        (("train", "IN", "-o", "x.safetensors", "--max-time", "nanh"), 2, "30m"),
     ],
 )
 def test_errors_have_codes_and_remedies(

@@ -275,6 +275,14 @@ def test_copies_that_would_collide_elsewhere_are_refused_naming_both(
     assert Path(other).name in caught.value.message
 
 
+def test_a_picture_named_beside_its_folder_counts_once(tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "x.png").touch()
+    found = discover([folder, folder / "x.png"], tmp_path / "out")
+    assert [item.relative for item in found.items] == [Path("x.png")]
+
+
 def test_two_files_of_one_name_collide(tmp_path: Path) -> None:
     plant(tmp_path, "one/a.jpg", "two/a.jpg")
     with pytest.raises(BadSetting, match="same place"):

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import json
+import math
 import os
 import shutil
 import signal
@@ -15,6 +17,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
@@ -24,7 +27,7 @@ from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.jobs.protect import BATCH, protect
 from tue_cli.jobs.train import TrainSpec, train
-from tue_cli.settings import NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
 from tue_cli.weights import read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
@@ -304,6 +307,27 @@ def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, tiny_weights: Pa
     assert not (tmp_path / "out").exists()
 
 
+def test_a_dry_run_says_what_the_real_run_would(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    run(spec_of(photos, tmp_path / "out", tiny_weights))
+    before = tree(tmp_path)
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
+    plan = spec_of(photos, tmp_path / "out", tiny_weights, dry_run=True)
+    assert done(run(plan))["pictures"] == 1
+    assert done(run(plan))["already_done"] == 6
+    assert done(run(replace(plan, existing="overwrite")))["pictures"] == 7
+    (tmp_path / "out" / "space" / "astronaut.jpg").unlink()
+    assert done(run(plan))["pictures"] == 2
+    (photos / "space" / "new.jpg").unlink()
+    with pytest.raises(BadSetting, match="already holds"):
+        run(replace(plan, existing="error"))
+    other = replace(plan.settings, seed=9)
+    with pytest.raises(BadSetting, match="seed"):
+        run(replace(plan, settings=other))
+    assert not set(tree(tmp_path)) - set(before)
+
+
 def test_clusters_are_labels_too(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="cluster:2"))
     keys = next(e.facts["keys"] for e in events if isinstance(e, Started))
@@ -324,8 +348,13 @@ def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) 
         ({"settings": ProtectSettings(noise=NoiseSettings(radius=0))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(steps=0))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(score_mode="x"))}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(score_ratio=math.nan))}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(samples=0))}, BadSetting),
+        ({"settings": ProtectSettings(seed=-1), "labels": "cluster"}, BadSetting),
         ({"labels": "nosuch"}, BadSetting),
         ({"labels": "cluster:0"}, BadSetting),
+        ({"labels": "cluster:²"}, BadSetting),
+        ({"labels": "x" * 300}, BadSetting),
         ({"format": "gif"}, BadSetting),
         ({"quality": 0}, BadSetting),
         ({"existing": "maybe"}, BadSetting),
@@ -430,8 +459,96 @@ def test_a_checkpoint_of_another_training_is_refused(photos: Path, tmp_path: Pat
     spec = train_spec(photos, tmp_path / "w.safetensors")
     list(train(replace(spec, max_seconds=0.0)))
     other = replace(spec, resume=True, settings=replace(spec.settings, seed=5))
-    with pytest.raises(BadSetting, match="settings"):
+    with pytest.raises(BadSetting, match=r"settings\.seed was 0 and is now 5"):
         list(train(other))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"rate": -1.0},
+        {"sigma": 0.0},
+        {"sigma": math.nan},
+        {"seed": 2**70},
+        {"noise": NoiseSettings(samples=0)},
+        {"noise": NoiseSettings(score_mode="x")},
+        {"adversary": AdversarySettings(radius=-1)},
+        {"adversary": AdversarySettings(steps=-1)},
+        {"size": 17},
+    ],
+)
+def test_a_training_that_cannot_work_is_refused_before_any_work(
+    changes: dict[str, object], photos: Path, tmp_path: Path
+) -> None:
+    spec = train_spec(photos, tmp_path / "w.safetensors")
+    settings = replace(spec.settings, **changes)  # type: ignore[arg-type]
+    with pytest.raises(BadSetting):
+        list(train(replace(spec, settings=settings)))
+    assert not list(tmp_path.glob("w.*"))
+
+
+def test_no_class_is_trained_without_a_picture(photos: Path, tmp_path: Path) -> None:
+    (photos / "empty").mkdir()
+    with pytest.raises(BadSetting, match="empty"):
+        list(train(train_spec(photos, tmp_path / "w.safetensors")))
+
+
+def test_ctrl_c_waits_for_the_step_to_be_whole(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    list(train(train_spec(photos, tmp_path / "whole.safetensors")))
+    spec = train_spec(photos, tmp_path / "stopped.safetensors")
+    step = torch.optim.SGD.step
+
+    def struck(self: torch.optim.SGD) -> object:
+        signal.raise_signal(signal.SIGINT)
+        return step(self)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(torch.optim.SGD, "step", struck)
+        with pytest.raises(KeyboardInterrupt):
+            list(train(spec))
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    list(train(replace(spec, resume=True)))
+    whole = read(tmp_path / "whole.safetensors", name="whole")
+    resumed = read(spec.output, name="stopped")
+    for name, tensor in whole.tensors.items():
+        np.testing.assert_array_equal(tensor, resumed.tensors[name])
+
+
+def test_half_a_step_never_replaces_a_checkpoint(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = train_spec(photos, tmp_path / "w.safetensors")
+    list(train(replace(spec, max_seconds=0.0)))
+    before = (tmp_path / "w.checkpoint").read_bytes()
+
+    def broken(self: torch.optim.SGD) -> object:
+        raise RuntimeError("out of memory")
+
+    monkeypatch.setattr(torch.optim.SGD, "step", broken)
+    with pytest.raises(RuntimeError):
+        list(train(replace(spec, resume=True)))
+    assert (tmp_path / "w.checkpoint").read_bytes() == before
+
+
+def test_a_full_disk_ends_a_training_with_a_remedy(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(_: int) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("tue_cli.files.images.os.fsync", full)
+    with pytest.raises(OutputProblem, match=r"w\.checkpoint cannot be written: No space"):
+        list(train(train_spec(photos, tmp_path / "w.safetensors")))
+    assert not list(tmp_path.glob("w.*"))
+
+
+def test_a_damaged_checkpoint_is_named_in_one_sentence(photos: Path, tmp_path: Path) -> None:
+    (tmp_path / "w.checkpoint").write_text("garbage")
+    with pytest.raises(BadSetting, match="damaged") as caught:
+        list(train(train_spec(photos, tmp_path / "w.safetensors", resume=True)))
+    assert len(caught.value.message) < 300
 
 
 def test_the_time_limit_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import io
+import math
 import os
 import shlex
 import sys
@@ -273,7 +275,7 @@ def _seconds(text: str) -> float:
         value = float(text[:-1]) * (unit or 0)
     except ValueError:
         value = 0
-    if value <= 0:
+    if not 0 < value < math.inf:
         raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
     return value
 
@@ -282,6 +284,9 @@ def main(arguments: list[str] | None = None) -> Any:
     """Run `tue` and exit with its code; the one place where errors become exit codes."""
     # Said before torch is loaded: spinning OpenMP threads slow it tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        # A name that a pipe's encoding lacks is spelt out, as stderr does it, and stops nothing.
+        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         app(arguments, prog_name="tue")

@@ -10,7 +10,6 @@ from dataclasses import asdict
 from typing import Any
 
 from rich.console import Console as Terminal
-from rich.markup import escape
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 
 from tue_cli.errors import ExitCode, TueError
@@ -38,7 +37,7 @@ class Console:
         self._json = as_json
         self._quiet = quiet
         self._verbose = verbose
-        self._terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
+        self._terminal = _stderr()
         self._unit = ""
         self._metric = ""
         self._printed = time.monotonic()
@@ -129,26 +128,33 @@ class Console:
 
     def _note(self, text: str) -> None:
         if not self._quiet:
-            self._terminal.print(escape(text))
+            self._terminal.print(text)
 
     def _error(self, text: str) -> None:
-        self._terminal.print(f"[red]{escape(text)}[/red]")
+        self._terminal.print(text, style="red")
 
     def _print_json(self, event: Event) -> None:
         if isinstance(event, Advanced):
             return
-        fields: dict[str, Any] = {"event": type(event).__name__.lower()}
-        for name, value in asdict(event).items():
-            fields |= value if name == "facts" else {name: value}
-        print(json.dumps(fields, default=str), flush=True)
+        fields = asdict(event)
+        facts = fields.pop("facts", {})
+        fields = {"event": type(event).__name__.lower(), **fields}
+        # A record's `path` and `source` count from their folders; the event's lead to the files.
+        print(json.dumps({**fields, **facts, **fields}, default=str), flush=True)
 
 
 def print_error(error: TueError) -> None:
     """Print an error and its remedy on stderr."""
-    terminal = Terminal(stderr=True, highlight=False, soft_wrap=True)
-    terminal.print(f"[bold red]Error:[/] {escape(shown(error.message))}")
+    terminal = _stderr()
+    terminal.print("Error: ", style="bold red", end="")
+    terminal.print(shown(error.message))
     if error.remedy:
-        terminal.print(escape(shown(error.remedy)))
+        terminal.print(shown(error.remedy))
+
+
+def _stderr() -> Terminal:
+    """Return stderr as it is: file names may hold rich's markup and `:emoji:` names."""
+    return Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
 
 def _plain(value: Any) -> str:

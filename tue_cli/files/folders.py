@@ -97,8 +97,10 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
             entries.extend(_walk(path, Path(), output))
         else:
             entries.extend(_walk(path, Path(absolute(path).name), output))
-    entries.sort(
-        key=lambda entry: (os.fsencode(entry.relative.as_posix()), os.fsencode(entry.path))
+    # A set, for a picture may be named beside the folder that holds it.
+    entries = sorted(
+        set(entries),
+        key=lambda entry: (os.fsencode(entry.relative.as_posix()), os.fsencode(entry.path)),
     )
     found = Found(
         items=tuple(Item(e.path, e.relative, "") for e in entries if e.kind == "picture"),

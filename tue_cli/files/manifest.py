@@ -160,7 +160,7 @@ class Journal:
             if not os.access(self.output, os.W_OK | os.X_OK):
                 raise output_problem(PermissionError(errno.EACCES, "not writable"), self.output)
             self._clear_scratch()
-            self._recall()
+            self.recall()
         except BaseException:
             self._leave()
             raise
@@ -274,8 +274,11 @@ class Journal:
                 self._remove_empty()
                 raise output_problem(error, self.output) from error
 
-    def _recall(self) -> None:
-        """Read what former runs recorded, and decide whether this run may go on from it."""
+    def recall(self) -> None:
+        """Read what former runs recorded, and decide whether this run may go on from it.
+
+        Entering does so; called alone it is for a plan: nothing is written or locked.
+        """
         books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
         records, keys = self.records, self.keys
         last: dict[str, Any] = self._run
@@ -299,7 +302,7 @@ class Journal:
             )
         if self._existing == "skip" and last != self._run:
             raise BadSetting(
-                f"{where} holds copies made with other settings: {_differences(last, self._run)}.",
+                f"{where} holds copies made with other settings: {differences(last, self._run)}.",
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 
@@ -371,8 +374,8 @@ def _finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
-def _differences(former: dict[str, Any], run: dict[str, Any]) -> str:
-    """What differs between two runs' settings, the first few, as half a sentence."""
+def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
+    """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flat(former), _flat(run)
     parts = [
         f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,8 @@ import numpy as np
 from tue_cli.engine import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.files import folders, images, labels, scale
-from tue_cli.files.manifest import EXISTING, shown
-from tue_cli.settings import ProtectSettings
+from tue_cli.files.manifest import EXISTING, Journal, shown
+from tue_cli.settings import NoiseSettings, ProtectSettings
 from tue_cli.weights import Weights
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -54,23 +55,8 @@ class Task:
 
 def check(spec: ProtectSpec) -> None:
     """Raise BadSetting for a setting that cannot work."""
-    noise = spec.settings.noise
-    if not 0 < noise.radius <= 1:
-        raise BadSetting(
-            f"A radius of {noise.radius * 255:g} levels cannot be.",
-            "Choose more than 0 and at most 255; 8 is the usual.",
-        )
-    if noise.radius * 255 < 1:
-        raise BadSetting(
-            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
-            "Choose 1 or more.",
-        )
-    if noise.steps < 1:
-        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
-    if noise.score_mode not in ("norm", "ascent"):
-        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
-    if noise.score_ratio < 0:
-        raise BadSetting("The score's ratio cannot be negative.", "Choose 0 or more.")
+    refuse_noise(spec.settings.noise)
+    refuse_seed(spec.settings.seed)
     if spec.format not in images.FORMATS:
         raise BadSetting(
             f"There is no format {spec.format!r}.", f"Choose {', '.join(sorted(images.FORMATS))}."
@@ -86,6 +72,34 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
 
 
+def refuse_noise(noise: NoiseSettings) -> None:
+    """Raise BadSetting for noise that cannot be made."""
+    if not 0 < noise.radius <= 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} levels cannot be.",
+            "Choose more than 0 and at most 255; 8 is the usual.",
+        )
+    if noise.radius * 255 < 1:
+        raise BadSetting(
+            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
+            "Choose 1 or more.",
+        )
+    if noise.steps < 1:
+        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
+    if noise.score_mode not in ("norm", "ascent"):
+        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
+    if not 0 <= noise.score_ratio < math.inf:
+        raise BadSetting(f"A score of {noise.score_ratio} cannot be.", "Choose 0 or more.")
+    if noise.samples < 1:
+        raise BadSetting(f"{noise.samples} samples a step make no noise.", "Choose 1 or more.")
+
+
+def refuse_seed(seed: int) -> None:
+    """Raise BadSetting for a seed that a random generator does not take."""
+    if not 0 <= seed < 2**63:
+        raise BadSetting(f"A seed of {seed} cannot be.", "Choose a whole number from 0.")
+
+
 def _clusters(mode: str) -> int | None:
     """Return how many clusters `cluster[:N]` asks for, 0 for no number; None for another mode."""
     kind, _, number = mode.partition(":")
@@ -93,14 +107,14 @@ def _clusters(mode: str) -> int | None:
         return None
     if not number:
         return 0
-    if not number.isdigit() or int(number) < 1:
+    if not number.isdecimal() or int(number) < 1:
         raise BadSetting(f"--labels {mode} names no number.", "Write cluster:N with N from 1.")
     return int(number)
 
 
 def _refuse_unknown_labels(mode: str) -> None:
     known = _clusters(mode) is not None or mode in ("auto", "folders", "single")
-    if not known and not Path(mode).is_file():
+    if not known and not os.path.isfile(mode):  # noqa: PTH113 - False for a name too long
         raise BadSetting(
             f"--labels {mode!r} is neither a mode nor a file.",
             "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
@@ -153,13 +167,13 @@ def planned(
     spec: ProtectSpec,
     items: Sequence[folders.Item],
     weights: Weights,
-    taken: Mapping[str, str],
+    journal: Journal,
 ) -> tuple[Task, ...]:
-    """Give every picture its key and its place."""
+    """Give every picture its key, as former runs did, and its place in the journal's output."""
     classes = {item.label for item in items}
     available = weights.card.classes
     if spec.key is None:
-        keys = labels.assign_keys(classes, available, taken)
+        keys = labels.assign_keys(classes, available, journal.keys)
     elif spec.key not in available:
         raise BadSetting(
             f"The weights {weights.name} have no key {spec.key!r}.",
@@ -175,7 +189,22 @@ def planned(
         Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
     )
     folders.refuse_collisions(replace(task.item, relative=task.relative) for task in tasks)
+    if spec.existing == "error":
+        _refuse_existing(journal.output, tasks)
     return tasks
+
+
+def outstanding(spec: ProtectSpec, tasks: Sequence[Task], journal: Journal) -> list[Task]:
+    """Return the tasks that have no copy yet, where no original has changed since."""
+    if spec.existing == "overwrite":
+        return list(tasks)
+
+    def has_copy(task: Task) -> bool:
+        record = journal.records.get(task.relative.as_posix(), {})
+        same = (record.get("label"), record.get("key")) == (task.item.label, task.key)
+        return same and os.path.lexists(journal.output / task.relative)
+
+    return [task for task in tasks if not has_copy(task)]
 
 
 def _renamed(relative: Path, form: str) -> Path:
@@ -187,7 +216,7 @@ def _renamed(relative: Path, form: str) -> Path:
     return relative.with_suffix(SUFFIX[form])
 
 
-def refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
+def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
     """Raise BadSetting where a copy's place is taken."""
     for task in tasks:
         if os.path.lexists(output / task.relative):

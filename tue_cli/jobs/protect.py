@@ -20,16 +20,9 @@ from tue_cli.engine import Engine, Floats, TorchEngine, machine
 from tue_cli.errors import PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
 from tue_cli.files import encode, folders, images, scale
-from tue_cli.files.manifest import (
-    MANIFEST,
-    Journal,
-    output_problem,
-    read_manifest,
-    sha256,
-    shown,
-)
+from tue_cli.files.manifest import Journal, output_problem, sha256, shown
 from tue_cli.files.quality import compare
-from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, planned, refuse_existing
+from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
 from tue_cli.weights import Weights, load
 
 BATCH = 32
@@ -85,19 +78,26 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         notes: list[str] = []
         items = labelled(spec, found, weights, engine, pool, notes)
         yield from (Note(text) for text in notes)
+        journal = Journal(output, _run(spec, weights), spec.existing)
         if spec.dry_run:
-            taken = read_manifest(output)["keys"] if (output / MANIFEST).is_file() else {}
-            tasks = planned(spec, items, weights, taken)
-            seconds = _estimate(tasks, weights, engine, spec, threads)
+            journal.recall()
+            tasks = planned(spec, items, weights, journal)
+            left = outstanding(spec, tasks, journal)
+            seconds = _estimate(left, weights, engine, spec, threads)
             facts = _facts(spec, output, weights, engine, tasks)
-            yield Started("Would protect", len(tasks), "pictures", seconds, facts)
-            yield Done({"dry_run": True, "pictures": len(tasks), "estimated_seconds": seconds})
+            yield Started("Would protect", len(left), "pictures", seconds, facts)
+            yield Done(
+                {
+                    "dry_run": True,
+                    "pictures": len(left),
+                    "already_done": len(tasks) - len(left),
+                    "estimated_seconds": seconds,
+                }
+            )
             return
-        with Journal(output, _run(spec, weights), spec.existing) as journal:
+        with journal:
             try:
-                tasks = planned(spec, items, weights, journal.keys)
-                if spec.existing == "error":
-                    refuse_existing(output, tasks)
+                tasks = planned(spec, items, weights, journal)
                 facts = _facts(spec, output, weights, engine, tasks)
                 yield Started("Protecting", len(tasks), "pictures", None, facts)
                 work = _Work(spec, output, weights, engine, journal, pool, threads)

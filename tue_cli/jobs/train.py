@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
+import math
 import os
 import platform
 import time
@@ -19,6 +19,8 @@ from tue_cli import __version__
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem, PictureProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.files import images, scale
+from tue_cli.jobs.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
+from tue_cli.jobs.plan import refuse_noise, refuse_seed
 from tue_cli.settings import TrainSettings
 from tue_cli.weights import Card, fresh, pack
 
@@ -27,7 +29,6 @@ if TYPE_CHECKING:
     from tue_cli.numerics.batches import Pictures
     from tue_cli.numerics.loop import Training
 
-CHECKPOINT_SECONDS = 120.0
 REPORT_SECONDS = 5.0
 
 
@@ -53,7 +54,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
 
     Raises:
         BadSetting: unsuitable data or settings, or a checkpoint of another training.
-        OutputProblem: the output's folder cannot be written.
+        OutputProblem: the output cannot be written.
     """
     from tue_cli.engine import machine
     from tue_cli.methods import method_named
@@ -90,37 +91,45 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     nets: dict[str, FrozenClassifier | FrozenScore] = {}
     out_of_time = False
     try:
-        for role, training in trainings.items():
-            curve, meter = checkpoint.curves[role], Meter(training.step)
-            losses = method.fit_role(role, training, nets, pictures, settings, computer.dtype)
-            for loss in losses:
-                if not np.isfinite(loss):
-                    raise BadSetting(
-                        f"The {role} network's loss is {loss} after {training.step} steps.",
-                        "Train it with a smaller learning rate, or from another seed.",
+        with held_interrupt() as strike_if_interrupted:
+            for role, training in trainings.items():
+                curve, meter = checkpoint.curves[role], Meter(training.step)
+                losses = method.fit_role(role, training, nets, pictures, settings, computer.dtype)
+                for loss in losses:
+                    if not np.isfinite(loss):
+                        raise BadSetting(
+                            f"The {role} network's loss is {loss} after {training.step} steps.",
+                            "Train it with a smaller learning rate, or from another seed.",
+                        )
+                    curve.append(round(loss, 5))
+                    steps = training.plan.steps
+                    if meter.is_due() or training.step == steps:
+                        a_step = meter.seconds_a_step(training.step)
+                        yield Metric(
+                            role, training.step, steps, {"loss": float(np.mean(curve[-20:]))}
+                        )
+                        yield Advanced(
+                            sum(t.step for t in trainings.values()),
+                            total,
+                            settings.batch / a_step,
+                            (steps - training.step) * a_step,
+                        )
+                    checkpoint.write_when_due()
+                    strike_if_interrupted()
+                    out_of_time = (
+                        spec.max_seconds is not None
+                        and time.monotonic() - began >= spec.max_seconds
                     )
-                curve.append(round(loss, 5))
-                steps = training.plan.steps
-                if meter.is_due() or training.step == steps:
-                    a_step = meter.seconds_a_step(training.step)
-                    yield Metric(role, training.step, steps, {"loss": float(np.mean(curve[-20:]))})
-                    yield Advanced(
-                        sum(t.step for t in trainings.values()),
-                        total,
-                        settings.batch / a_step,
-                        (steps - training.step) * a_step,
-                    )
-                checkpoint.write_when_due()
-                out_of_time = (
-                    spec.max_seconds is not None and time.monotonic() - began >= spec.max_seconds
-                )
+                    if out_of_time:
+                        break
                 if out_of_time:
                     break
-            if out_of_time:
-                break
-            nets[role] = frozen(training.net, computer.dtype)
-    finally:
+                nets[role] = frozen(training.net, computer.dtype)
+    except (GeneratorExit, Interrupted):
+        # These come between two steps; what else comes leaves half a step, not to be gone on from.
         checkpoint.write()
+        raise
+    checkpoint.write()
     steps_done = {role: training.step for role, training in trainings.items()}
     if out_of_time:
         yield Note(
@@ -131,11 +140,17 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         card = replace(card, training=about)
         data = pack(card, _tensors(trainings))
-        images.write_whole(data, spec.output, spec.output.with_suffix(".part"), None)
+        write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
     if not out_of_time:
         checkpoint.path.unlink()
-    yield Done({"steps": steps_done, "seconds": round(checkpoint.seconds(), 1)})
+    yield Done(
+        {
+            "steps": steps_done,
+            "weights": str(spec.output) if steps_done["surrogate"] else None,
+            "seconds": round(checkpoint.seconds(), 1),
+        }
+    )
 
 
 class Meter:
@@ -158,84 +173,6 @@ class Meter:
         return (time.monotonic() - self._began) / max(1, step - self._first)
 
 
-class Checkpoint:
-    """All that an exact `--resume` needs, in one file, replaced whole every few minutes.
-
-    Batches and draws are functions of seed and step, so no generator's state is in it.
-    """
-
-    def __init__(
-        self,
-        path: Path,
-        pictures: Pictures,
-        classes: tuple[str, ...],
-        settings: TrainSettings,
-        trainings: Mapping[str, Training],
-    ) -> None:
-        self.path = path
-        self.curves: dict[str, list[float]] = {role: [] for role in trainings}
-        self.data_sha256 = _digest(pictures)
-        self._trainings = trainings
-        self._identity = {
-            "settings": asdict(settings),
-            "classes": list(classes),
-            "data": self.data_sha256,
-        }
-        self._spent = 0.0
-        self._began = self._written = time.monotonic()
-
-    def seconds(self) -> float:
-        """Return the training time of this run and of those it went on from."""
-        return self._spent + time.monotonic() - self._began
-
-    def read(self) -> None:
-        """Go on where the file says; where there is none, from the start.
-
-        Raises:
-            BadSetting: unreadable, or of another training.
-        """
-        import torch
-
-        if not self.path.exists():
-            return
-        try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
-            changed = [k for k, v in self._identity.items() if state["identity"][k] != v]
-        except Exception as error:
-            raise BadSetting(
-                f"The checkpoint {self.path} cannot be read: {error}.",
-                "Remove it and train anew.",
-            ) from None
-        if changed:
-            raise BadSetting(
-                f"The checkpoint {self.path} is of another training: {', '.join(changed)} differ.",
-                "Give the same data and settings, or remove it.",
-            )
-        self._spent, self.curves = state["seconds"], state["curves"]
-        for role, training in self._trainings.items():
-            training.load(state["trainings"][role])
-
-    def write_when_due(self) -> None:
-        """Write once every few minutes."""
-        if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
-            self.write()
-
-    def write(self) -> None:
-        """Replace the file, whole or not at all."""
-        import torch
-
-        state = {
-            "identity": self._identity,
-            "seconds": self.seconds(),
-            "curves": self.curves,
-            "trainings": {role: t.state() for role, t in self._trainings.items()},
-        }
-        scratch = self.path.with_suffix(".checkpoint-part")
-        torch.save(state, scratch)
-        scratch.replace(self.path)
-        self._written = time.monotonic()
-
-
 def _check(spec: TrainSpec) -> None:
     checkpoint = spec.output.with_suffix(".checkpoint")
     if spec.output.suffix != ".safetensors":
@@ -255,9 +192,25 @@ def _check(spec: TrainSpec) -> None:
             f"A working size of {settings.size} pixels cannot be.",
             "Choose a multiple of 4 from 16.",
         )
+    refuse_noise(settings.noise)
+    refuse_seed(settings.seed)
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
-            raise BadSetting(f"{name} must be 1 or more.", f"Give another --{name}.")
+            raise BadSetting(
+                f"{name} must be 1 or more.", f"Give another --{name.replace('_', '-')}."
+            )
+    for name in ("rate", "sigma"):
+        if not 0 < getattr(settings, name) < math.inf:
+            raise BadSetting(f"{name} must be more than 0.", f"Give another --{name}.")
+    adversary = settings.adversary
+    if not 0 <= adversary.radius <= 1 or adversary.steps < 0:
+        raise BadSetting(
+            f"An adversary of {adversary.steps} steps and {adversary.radius * 255:g} levels cannot "
+            "be.",
+            "Give 0 steps or more and a radius of 0 to 255.",
+        )
+    if spec.limit is not None and spec.limit < 1:
+        raise BadSetting(f"A limit of {spec.limit} pictures leaves none.", "Choose 1 or more.")
     folder = spec.output.parent
     try:
         folder.mkdir(parents=True, exist_ok=True)
@@ -344,7 +297,7 @@ def load_pictures(
     """Decode a folder with one subfolder a class into memory, squashed to size x size.
 
     Raises:
-        BadSetting: fewer than two classes.
+        BadSetting: fewer than two classes, or one without a picture.
         NothingToDo: no picture could be read.
     """
     import torch
@@ -385,11 +338,10 @@ def load_pictures(
             count += 1
     if not count:
         raise NothingToDo(f"No picture in {data} could be read.", "Give a folder of pictures.")
+    if empty := [name for number, name in enumerate(names) if number not in set(labels)]:
+        raise BadSetting(
+            f"{len(empty)} class folders of {data} hold no readable picture: "
+            f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}.",
+            "Remove them, or put pictures there.",
+        )
     return tuple(names), Pictures(torch.from_numpy(pixels[:count]), torch.tensor(labels)), failures
-
-
-def _digest(pictures: Pictures) -> str:
-    """Return the sha256 of the squashed pictures and their labels."""
-    state = hashlib.sha256(pictures.pixels.cpu().numpy().tobytes())
-    state.update(pictures.labels.cpu().numpy().tobytes())
-    return state.hexdigest()
