@@ -84,6 +84,7 @@ def test_a_list_on_stdin_names_the_pictures(
         (("nosuch",), 2, "nosuch"),
         (("protect",), 2, "PATHS"),
         (("protect", "/no/such/place"), 2, "does not exist"),
+        (("protect", ""), 2, "empty"),
         (("protect", "IN", "--radius", "-1"), 2, "radius"),
         (("protect", "IN", "--weights", "nosuch"), 4, "no weights"),
         (("protect", "IN", "--device", "cuda:99", "--weights", "TINY"), 4, "--device cpu"),

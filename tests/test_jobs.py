@@ -24,8 +24,9 @@ from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputPro
 from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
 from tue_cli.files.images import decode
 from tue_cli.files.manifest import MANIFEST, sha256
+from tue_cli.jobs.pipeline import BATCH
 from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.protect import BATCH, protect
+from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
 from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
 from tue_cli.weights import read
@@ -374,6 +375,15 @@ def test_a_bad_setting_stops_the_run_before_any_work(
     with pytest.raises(error):
         run(spec_of(photos, tmp_path / "out", tiny_weights, **changes))
     assert not (tmp_path / "out").exists()
+
+
+def test_the_last_class_folder_that_is_left_keeps_its_key(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    shutil.rmtree(photos / "everyday")
+    assert done(run(spec))["already_done"] == 3
 
 
 def test_more_classes_than_keys_is_refused(tmp_path: Path, tiny_weights: Path) -> None:

@@ -64,7 +64,7 @@ Device = Annotated[
 @app.command()
 def protect(
     paths: Annotated[
-        list[Path],
+        list[str],
         typer.Argument(
             metavar="PATHS...",
             help="Folders (with all they hold) and files; - reads a list from stdin, one path a "
@@ -151,7 +151,8 @@ def protect(
         dry_run=dry_run,
         jobs=jobs,
     )
-    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), AGAIN)
+    again = f"{AGAIN} --existing skip" if existing == "overwrite" else AGAIN
+    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
     if facts.get("failed"):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
@@ -248,18 +249,22 @@ def train(
         resume=resume,
         max_seconds=None if max_time is None else _seconds(max_time),
         limit=limit,
-        command=AGAIN,
+        command=_lasting(sys.argv[1:]),
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    if facts.get("failed"):
+        raise typer.Exit(ExitCode.SOME_FAILED)
 
 
-def _paths(paths: list[Path]) -> tuple[Path, ...]:
+def _paths(paths: list[str]) -> tuple[Path, ...]:
     """Replace - by the paths that stdin lists."""
     result: list[Path] = []
     for path in paths:
-        if str(path) != "-":
-            result.append(path)
+        if not path:
+            raise BadSetting("A path is empty.", "Write . for the folder you are in.")
+        if path != "-":
+            result.append(Path(path))
             continue
         data = sys.stdin.buffer.read()
         lines = data.split(b"\0") if b"\0" in data else data.splitlines()
@@ -267,6 +272,15 @@ def _paths(paths: list[Path]) -> tuple[Path, ...]:
     if not result:
         raise BadSetting("The list on stdin names no path.", "Write one path a line.")
     return tuple(result)
+
+
+def _lasting(arguments: list[str]) -> str:
+    """Return the command that trains the same weights from the start, in one go."""
+    kept = [a for a in arguments if a != "--resume" and not a.startswith("--max-time=")]
+    if "--max-time" in kept:
+        place = kept.index("--max-time")
+        del kept[place : place + 2]
+    return shlex.join(["tue", *kept])
 
 
 def _seconds(text: str) -> float:

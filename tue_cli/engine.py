@@ -23,6 +23,8 @@ class Engine(Protocol):
 
     description: str
     """Device and precision, for people."""
+    kind: str
+    """What of these decides the bits of a result."""
 
     def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1].
@@ -64,14 +66,16 @@ def _opened(name: str) -> Machine:
     import torch
 
     kind, _, number = name.partition(":")
-    if kind not in ("cpu", "cuda", "mps") or (number and not (kind == "cuda" and number.isdigit())):
+    if kind not in ("cpu", "cuda", "mps") or (
+        name != kind and not (kind == "cuda" and number.isdecimal())
+    ):
         raise BadSetting(f"There is no device {name!r}.", "Choose auto, cpu, cuda, cuda:N or mps.")
     try:
         device = torch.device(name)
         float((torch.ones(2, device=device) + 1).sum())
     except (RuntimeError, AssertionError) as error:
         raise DeviceUnavailable(
-            f"The device {name} cannot be used: {str(error).splitlines()[0]}.",
+            f"The device {name} cannot be used: {str(error).splitlines()[0][:120]}.",
             "Use --device cpu or --device auto.",
         ) from None
     if kind == "cuda":
@@ -109,6 +113,7 @@ class TorchEngine:
         self._machine = machine
         self._batch = batch
         self.description = machine.description
+        self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
         roles = tuple(r for r in self._method.roles if r != "score" or noise.score_ratio)
         self._nets = {
             role: frozen(net.to(machine.device), machine.dtype)
@@ -128,14 +133,20 @@ class TorchEngine:
             start = starts(pixels[part].shape, seeds[part], self._noise.radius)
             # The same shifts and flips for every batch: a picture's noise is its own.
             generator = generator_at(self._seed, "perturb", 0, device)
-            delta = self._method.perturb(
-                self._nets,
-                torch.from_numpy(self._filled(pixels[part])).to(device),
-                torch.from_numpy(self._filled(keys[part])).to(device),
-                self._noise,
-                start=torch.from_numpy(self._filled(start)).to(device),
-                generator=generator,
-            )
+            try:
+                delta = self._method.perturb(
+                    self._nets,
+                    torch.from_numpy(self._filled(pixels[part])).to(device),
+                    torch.from_numpy(self._filled(keys[part])).to(device),
+                    self._noise,
+                    start=torch.from_numpy(self._filled(start)).to(device),
+                    generator=generator,
+                )
+            except torch.OutOfMemoryError:
+                raise DeviceUnavailable(
+                    f"{self.description} has not enough free memory.",
+                    "Free some, or use --device cpu.",
+                ) from None
             deltas.append(delta[: len(pixels[part])].cpu().numpy())
         return np.concatenate(deltas)
 

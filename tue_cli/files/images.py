@@ -222,8 +222,8 @@ def _coding(image: Image.Image, kind: str, source: bytes) -> Coding:
     return Coding(lossless=kind != "AVIF")
 
 
-def write_whole(data: bytes, path: Path, scratch: Path, mtime_ns: int | None) -> None:
-    """Write a file so that it appears whole or not at all.
+def write_whole(data: bytes, path: Path, scratch: Path, like: os.stat_result | None = None) -> None:
+    """Write a file so that it appears whole or not at all, with the times and mode of `like`.
 
     `scratch` is a path on the same file system; it is gone afterwards, whatever happens.
 
@@ -235,8 +235,9 @@ def write_whole(data: bytes, path: Path, scratch: Path, mtime_ns: int | None) ->
             file.write(data)
             file.flush()
             os.fsync(file.fileno())
-        if mtime_ns is not None:
-            os.utime(scratch, ns=(mtime_ns, mtime_ns))
+        if like is not None:
+            scratch.chmod(stat.S_IMODE(like.st_mode) | stat.S_IWUSR)
+            os.utime(scratch, ns=(like.st_mtime_ns, like.st_mtime_ns))
         scratch.replace(path)
     except BaseException:
         with suppress(OSError):

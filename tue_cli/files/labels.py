@@ -100,8 +100,8 @@ def assign_keys(
         reserved = f" ({former} more were used in this output before)" if former else ""
         raise BadSetting(
             f"There are {len(wanted)} classes{reserved}, but the weights have {len(keys)} keys.",
-            "Use weights with more classes, --labels cluster:N or single, or `tue train` weights "
-            "of your own.",
+            "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
+            "your own, or, where others were used before, another output with -o.",
         )
     for name in new:
         digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()

@@ -312,12 +312,17 @@ class Journal:
             manifest = read_manifest(self.output)
             yield {"run": manifest["run"], "keys": manifest["keys"]}
             yield from manifest["pictures"]
-        with contextlib.suppress(FileNotFoundError):
-            for line in self._journal.read_bytes().splitlines():
-                with contextlib.suppress(ValueError):
-                    entry = json.loads(line)
-                    if isinstance(entry, dict):
-                        yield entry
+        try:
+            lines = self._journal.read_bytes().splitlines()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise output_problem(error, self.output) from error
+        for line in lines:
+            with contextlib.suppress(ValueError):
+                entry = json.loads(line)
+                if isinstance(entry, dict):
+                    yield entry
 
     def _hash(self, relative: Path) -> str | None:
         """The hash of the file at a place; None where there is no readable regular file."""

@@ -66,7 +66,7 @@ def write_output(data: bytes, path: Path) -> None:
         OutputProblem: it cannot be written.
     """
     try:
-        images.write_whole(data, path, path.with_name(f"{path.name}-part"), None)
+        images.write_whole(data, path, path.with_name(f"{path.name}-part"))
     except OSError as error:
         raise OutputProblem(
             f"{path} cannot be written: {error.strerror or error}.",

@@ -127,12 +127,16 @@ def labelled(
     weights: Weights,
     engine: Engine,
     pool: ThreadPoolExecutor,
+    journal: Journal,
     notes: list[str],
 ) -> tuple[folders.Item, ...]:
     """Return the items with their classes, by name or by what the surrogate sees in them."""
     clusters = _clusters(spec.labels)
     if clusters is None:
-        return labels.labelled(found, spec.labels, notes.append)
+        tops = {item.relative.parts[0] for item in found.items if len(item.relative.parts) > 1}
+        # Where folders were classes before, the last one that is left still is one.
+        again = spec.labels == "auto" and tops and tops <= journal.keys.keys()
+        return labels.labelled(found, "folders" if again else spec.labels, notes.append)
 
     def small(item: folders.Item) -> Floats | None:
         try:

@@ -2,51 +2,28 @@
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from collections import Counter
+from collections.abc import Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+import tue_cli
 from tue_cli import __version__
-from tue_cli.engine import Engine, Floats, TorchEngine, machine
+from tue_cli.engine import Engine, TorchEngine, machine
 from tue_cli.errors import PictureProblem
-from tue_cli.events import Advanced, Done, Event, Failed, Note, Saved, Skipped, Started
+from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
-from tue_cli.files.manifest import Journal, output_problem, sha256, shown
-from tue_cli.files.quality import compare
+from tue_cli.files.manifest import Journal
+from tue_cli.jobs.pipeline import BATCH, Pipeline
 from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
 from tue_cli.weights import Weights, load
-
-BATCH = 32
-"""Pictures the engine takes at once; fixed, because another batch size may round differently."""
-BATCH_PIXELS = 64_000_000
-"""A batch of large pictures is closed at this many pixels: it bounds the memory."""
-LOW_SURVIVAL = 0.8
-_FATAL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
-
-
-@dataclass(frozen=True)
-class Loaded:
-    """A decoded picture on its way to the engine and back."""
-
-    task: Task
-    picture: images.Picture
-    small: Floats
-    """(3, S, S) in [0, 1], at the weights' working size."""
-    source_sha256: str
-    mtime_ns: int
-    seconds: float
-
-
-Outcome = Saved | Skipped | Failed
 
 
 def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
@@ -76,11 +53,11 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        items = labelled(spec, found, weights, engine, pool, notes)
+        journal = Journal(output, _run(spec, weights, engine), spec.existing)
+        journal.recall()
+        items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
-        journal = Journal(output, _run(spec, weights), spec.existing)
         if spec.dry_run:
-            journal.recall()
             tasks = planned(spec, items, weights, journal)
             left = outstanding(spec, tasks, journal)
             seconds = _estimate(left, weights, engine, spec, threads)
@@ -99,11 +76,12 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             try:
                 tasks = planned(spec, items, weights, journal)
                 facts = _facts(spec, output, weights, engine, tasks)
-                yield Started("Protecting", len(tasks), "pictures", None, facts)
-                work = _Work(spec, output, weights, engine, journal, pool, threads)
+                total = len(tasks) + len(found.refused)
+                yield Started("Protecting", total, "pictures", None, facts)
+                work = Pipeline(spec, output, weights, engine, journal, pool, threads)
                 for path, reason, message in found.refused:
                     work.count(Failed(path, reason, message))
-                yield from work.run(tasks)
+                yield from work.run(tasks, total)
                 manifest = journal.finish(work.summary())
             finally:
                 # Threads that write are over before the folder is let go.
@@ -125,220 +103,11 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-class _Work:
-    """The pipeline of one run: load, perturb, write; at most a few batches in memory."""
-
-    def __init__(
-        self,
-        spec: ProtectSpec,
-        output: Path,
-        weights: Weights,
-        engine: Engine,
-        journal: Journal,
-        pool: ThreadPoolExecutor,
-        threads: int,
-    ) -> None:
-        self._spec = spec
-        self._output = output
-        self._engine = engine
-        self._journal = journal
-        self._pool = pool
-        self._threads = threads
-        self._size = weights.card.size
-        self._places: dict[Path, str] = {}
-        self._numbers = {name: number for number, name in enumerate(weights.card.classes)}
-        self.counts: Counter[str] = Counter()
-        self.failures: list[dict[str, str]] = []
-        self.engine_seconds = 0.0
-        self._weak = 0
-
-    def run(self, tasks: Sequence[Task]) -> Iterator[Event]:
-        """Yield an outcome for every task, and how far the run is."""
-        began = time.monotonic()
-        self._places = {task.item.source: task.relative.as_posix() for task in tasks}
-        writing: list[Future[Outcome]] = []
-        batch: list[Loaded] = []
-
-        def outcomes(results: Iterator[Outcome]) -> Iterator[Event]:
-            for outcome in results:
-                self.count(outcome)
-                yield outcome
-                done = sum(self.counts.values())
-                made = self.counts["Saved"]
-                rate = made / (time.monotonic() - began)
-                left = (len(tasks) - done) / rate if made else None
-                yield Advanced(done, len(tasks), rate, left)
-
-        for result in ahead(
-            tasks, self._load, self._pool, self._threads, lambda r: _pixels(r, BATCH_PIXELS)
-        ):
-            if not isinstance(result, Loaded):
-                yield from outcomes(iter([result]))
-                continue
-            batch.append(result)
-            if len(batch) == BATCH or sum(_pixels(r, 0) for r in batch) >= BATCH_PIXELS:
-                submitted = self._submit(batch)
-                batch = []
-                yield from outcomes(future.result() for future in writing)
-                writing = submitted
-        if batch:
-            submitted = self._submit(batch)
-            yield from outcomes(future.result() for future in writing)
-            writing = submitted
-        yield from outcomes(future.result() for future in writing)
-
-    def count(self, outcome: Outcome) -> None:
-        """Remember an outcome for the summary."""
-        self.counts[type(outcome).__name__] += 1
-        if isinstance(outcome, Failed):
-            self.failures.append(
-                {
-                    "path": self._places.get(outcome.path, outcome.path.as_posix()),
-                    "reason": outcome.reason,
-                    "message": outcome.message,
-                }
-            )
-        elif isinstance(outcome, Saved):
-            self._weak += outcome.facts["survival"] < LOW_SURVIVAL
-
-    def summary(self) -> dict[str, Any]:
-        """Return what the manifest says about the run as a whole."""
-        return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
-
-    def warnings(self) -> Iterator[str]:
-        """Yield what a person should know about the copies."""
-        if self._weak:
-            yield (
-                f"In {self._weak} copies less than {LOW_SURVIVAL:.0%} of the noise outlived the "
-                "file format; they are weaker. Leave out --quality, or use --format png."
-            )
-
-    def _load(self, task: Task) -> Loaded | Skipped | Failed:
-        began = time.monotonic()
-        source = task.item.source
-        try:
-            data = images.read(source)
-            digest = sha256(data)
-            blocked = self._blocked(task, digest)
-            if blocked is not None:
-                return blocked
-            mtime_ns = source.stat().st_mtime_ns
-            picture = images.decode(data)
-            small = scale.shrink(picture.pixels, self._size)
-        except PictureProblem as problem:
-            return Failed(source, problem.reason, problem.message)
-        except (OSError, MemoryError) as error:
-            return Failed(source, "unreadable", f"It cannot be read: {error}.")
-        return Loaded(task, picture, small, digest, mtime_ns, time.monotonic() - began)
-
-    def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
-        """Return why this picture is not to be worked on, if it is not."""
-        if self._spec.existing == "overwrite":
-            return None
-        place = self._output / task.relative
-        if self._journal.is_done(
-            task.relative, source_sha256=digest, label=task.item.label, key=task.key
-        ):
-            return Skipped(place, "done", "Protected before.")
-        if os.path.lexists(place) and not self._journal.owns(task.relative):
-            return Failed(
-                task.item.source,
-                "in-the-way",
-                f"{shown(place)} exists and is not a copy that tue made; it is left alone. "
-                "Move it, or use --existing overwrite.",
-            )
-        return None
-
-    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
-        began = time.monotonic()
-        deltas = self._engine.perturb(
-            np.stack([loaded.small for loaded in batch]),
-            np.array([self._numbers[loaded.task.key] for loaded in batch]),
-            [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
-        )
-        spent = time.monotonic() - began
-        self.engine_seconds += spent
-        return [
-            self._pool.submit(self._write, loaded, delta, spent / len(batch))
-            for loaded, delta in zip(batch, deltas, strict=True)
-        ]
-
-    def _write(self, loaded: Loaded, delta: Floats, engine_seconds: float) -> Outcome:
-        began = time.monotonic()
-        task, picture, spec = loaded.task, loaded.picture, self._spec
-        place = self._output / task.relative
-        try:
-            protected = scale.lift(delta, picture.pixels, spec.settings.noise.radius)
-            encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
-            quality = compare(picture.pixels, encoded.decoded.pixels)
-            if not quality.largest:
-                raise PictureProblem("unchanged", "There is no room for noise in its pixels.")
-            record = {
-                "path": task.relative.as_posix(),
-                "source": task.item.relative.as_posix(),
-                "source_sha256": loaded.source_sha256,
-                "sha256": sha256(encoded.data),
-                "label": task.item.label,
-                "key": task.key,
-                "format": encoded.format,
-                "bytes": len(encoded.data),
-                "largest": quality.largest,
-                "mean": round(quality.mean, 3),
-                "psnr": round(quality.psnr, 2),
-                "ssim": round(quality.ssim, 4),
-                "survival": round(encoded.survival, 3),
-                "notes": [*picture.notes, *encoded.notes],
-            }
-            seconds = loaded.seconds + engine_seconds + time.monotonic() - began
-            self._journal.record({**record, "seconds": round(seconds, 4)})
-            place.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(encoded.data, place, self._journal.scratch(), loaded.mtime_ns)
-        except PictureProblem as problem:
-            return Failed(task.item.source, problem.reason, problem.message)
-        except MemoryError:
-            return Failed(task.item.source, "too-large", "There is not enough memory for it.")
-        except OSError as error:
-            if error.errno in _FATAL:
-                raise output_problem(error, self._output) from error
-            message = f"{shown(place)} cannot be written: {error.strerror or error}."
-            return Failed(task.item.source, "not-written", message)
-        return Saved(task.item.source, place, record)
-
-
-def ahead(
-    tasks: Sequence[Task],
-    load: Callable[[Task], Loaded | Skipped | Failed],
-    pool: ThreadPoolExecutor,
-    threads: int,
-    weigh: Callable[[Any], int],
-) -> Iterator[Loaded | Skipped | Failed]:
-    """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
-
-    How large the pictures to come are is guessed from the largest seen so far.
-    """
-    coming: deque[Future[Loaded | Skipped | Failed]] = deque()
-    largest, place = BATCH_PIXELS, 0
-    while place < len(tasks) or coming:
-        room = max(threads, min(2 * BATCH, BATCH_PIXELS // max(largest, 1)))
-        while place < len(tasks) and len(coming) < room:
-            coming.append(pool.submit(load, tasks[place]))
-            place += 1
-        result = coming.popleft().result()
-        weight = weigh(result)
-        largest = weight if largest == BATCH_PIXELS else max(largest, weight)
-        yield result
-
-
-def _pixels(result: Loaded | Skipped | Failed, unknown: int) -> int:
-    if not isinstance(result, Loaded):
-        return unknown
-    return int(np.prod(result.picture.pixels.shape[:2]))
-
-
-def _run(spec: ProtectSpec, weights: Weights) -> dict[str, Any]:
-    """Return the settings that decide the copies' bytes."""
+def _run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
+    """Return what decides the copies' bytes."""
     return {
-        "tool": f"tue {__version__}",
+        "tool": {"version": __version__, "sha256": _tool_sha256()},
+        "engine": engine.kind,
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "settings": asdict(spec.settings),
         "format": spec.format,
@@ -384,6 +153,10 @@ def _estimate(
     return None
 
 
-def _seed(seed: int, source_sha256: str) -> int:
-    """Return a picture's own seed, of the run's seed and of its content."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{source_sha256}".encode()).digest()[:8], "big")
+def _tool_sha256() -> str:
+    """Return the sha256 of tue's own sources."""
+    state = hashlib.sha256()
+    root = Path(tue_cli.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return state.hexdigest()

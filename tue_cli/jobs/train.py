@@ -148,6 +148,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         {
             "steps": steps_done,
             "weights": str(spec.output) if steps_done["surrogate"] else None,
+            "failed": len(failures),
             "seconds": round(checkpoint.seconds(), 1),
         }
     )
