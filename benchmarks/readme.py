@@ -50,7 +50,45 @@ def block() -> str:
             figures = [shown(row and row["accuracy"]) for row in arms.values()]
             seeds = max(row["accuracy"]["n"] for row in arms.values() if row)
             lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} | {seeds} |")
-    return START + "\n".join(lines) + "\n" + END
+    return START + "\n".join([*lines, "", *speeds()]) + "\n" + END
+
+
+def speeds() -> list[str]:
+    """Return what is known of speed, memory and resuming, as a list; n and hardware with it."""
+    result = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
+    cells = {(c["settings"]["section"], c["settings"]["threads"]): c for c in result["cells"]}
+    lines = []
+    for (section, threads), cell in sorted(cells.items()):
+        if section == "engine":
+            rate, ratio = cell["pictures_a_second"]["engine, whole step"], cell["ratios"]
+            surrogate = ratio["engine over plain, surrogate's term"]["median"]
+            whole = ratio["engine over plain, whole step"]["median"]
+            lines.append(
+                f"- Engine, {threads} thread{'s' * (threads > 1)}, 10 steps: "
+                f"{rate['median']:.0f} pictures a second; {surrogate:.1f} times the plain loop for "
+                f"the surrogate's term, {whole:.1f} times for the whole step (n = {rate['n']})."
+            )
+    photos, memory = cells["photos", 1], cells["memory", 1]
+    lines.append(
+        f"- `tue protect` on 100 photographs of about 500 × 375: "
+        f"{photos['wall_seconds']['median']:.1f} s on one thread, of which "
+        f"{100 * photos['outside_engine_of_process']['median']:.0f} % outside the engine, most of "
+        f"it starting up (n = {photos['wall_seconds']['n']}). Peak memory for 1,000 photographs: "
+        f"{memory['peak_mib']['1000']['median']:.0f} MiB, {memory['ratio']['median']:.2f} times "
+        "that for 100 (n = 1)."
+    )
+    resume = json.loads((RESULTS / "resume.json").read_text(encoding="utf-8"))
+    cut = [cell for cell in resume["cells"] if cell["equal"]]
+    lines.append(
+        f"- Killed with `kill -9` at random moments and resumed: {len(cut)} of "
+        f"{len(resume['cells'])} trees equal the uninterrupted one, byte for byte."
+    )
+    hardware = photos["hardware"]
+    lines.append(
+        f"- All on {hardware['cores']} cores of an {hardware['cpu']} with AVX-512 bf16, "
+        f"torch {hardware['torch']}, beside other work."
+    )
+    return lines
 
 
 def main() -> None:
