@@ -21,8 +21,10 @@ ARMS = {
     "clean": "originals",
     "random": "random noise",
     "protected": "protected",
-    "protected:score=0": "without the score",
+    "protected:steps=20": "protected, `--steps 20`",
+    "protected:score=0": "protected, `--score 0`",
 }
+"""What the training pictures were, and the column's title; a column nobody measured is left out."""
 
 
 def shown(figures: dict[str, Any] | None) -> str:
@@ -37,16 +39,22 @@ def shown(figures: dict[str, Any] | None) -> str:
 
 def block() -> str:
     """Return the table between the README's markers, markers included."""
+    summaries = {
+        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]
+        for name in TITLES
+    }
+    measured = {row["arm"] for rows in summaries.values() for row in rows}
+    columns = [arm for arm in ARMS if arm in measured]
+    titles = " | ".join(ARMS[arm] for arm in columns)
     lines = [
-        "| trained and tested on | size | training | " + " | ".join(ARMS.values()) + " | seeds |",
-        "|" + "---|" * (4 + len(ARMS)),
+        f"| trained and tested on | size | training | {titles} | seeds |",
+        "|" + "---|" * (4 + len(columns)),
     ]
     for name, title in TITLES.items():
-        result = json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))
-        rows = {(r["size"], r["adversary"], r["arm"]): r for r in result["summary"]}
+        rows = {(r["size"], r["adversary"], r["arm"]): r for r in summaries[name]}
         for size, adversary in sorted({key[:2] for key in rows}):
             training = f"adversarial, {adversary:g}/255" if adversary else "standard"
-            arms = {arm: rows.get((size, adversary, arm)) for arm in ARMS}
+            arms = {arm: rows.get((size, adversary, arm)) for arm in columns}
             figures = [shown(row and row["accuracy"]) for row in arms.values()]
             seeds = max(row["accuracy"]["n"] for row in arms.values() if row)
             lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} | {seeds} |")

@@ -66,7 +66,7 @@ def protect(
     paths: Annotated[
         list[str],
         typer.Argument(
-            metavar="PATHS...",
+            metavar="PATHS",
             help="Folders (with all they hold) and files; - reads a list from stdin, one path a "
             "line or separated by NUL.",
             show_default=False,
