@@ -47,8 +47,8 @@ def block() -> str:
     columns = [arm for arm in ARMS if arm in measured]
     titles = " | ".join(ARMS[arm] for arm in columns)
     lines = [
-        f"| trained and tested on | size | training | {titles} | seeds |",
-        "|" + "---|" * (4 + len(columns)),
+        f"| trained and tested on | size | training | {titles} |",
+        "|" + "---|" * (3 + len(columns)),
     ]
     for name, title in TITLES.items():
         rows = {(r["size"], r["adversary"], r["arm"]): r for r in summaries[name]}
@@ -56,8 +56,7 @@ def block() -> str:
             training = f"adversarial, {adversary:g}/255" if adversary else "standard"
             arms = {arm: rows.get((size, adversary, arm)) for arm in columns}
             figures = [shown(row and row["accuracy"]) for row in arms.values()]
-            seeds = max(row["accuracy"]["n"] for row in arms.values() if row)
-            lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} | {seeds} |")
+            lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} |")
     return START + "\n".join([*lines, "", *speeds()]) + "\n" + END
 
 
