@@ -514,11 +514,16 @@ def test_ctrl_c_waits_for_the_step_to_be_whole(
         signal.raise_signal(signal.SIGINT)
         return step(self)
 
-    with monkeypatch.context() as patched:
-        patched.setattr(torch.optim.SGD, "step", struck)
-        with pytest.raises(KeyboardInterrupt):
-            list(train(spec))
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    # Tests that run in the background inherit a SIGINT that is ignored.
+    former = signal.signal(signal.SIGINT, signal.default_int_handler)
+    try:
+        with monkeypatch.context() as patched:
+            patched.setattr(torch.optim.SGD, "step", struck)
+            with pytest.raises(KeyboardInterrupt):
+                list(train(spec))
+        assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    finally:
+        signal.signal(signal.SIGINT, former)
     list(train(replace(spec, resume=True)))
     whole = read(tmp_path / "whole.safetensors", name="whole")
     resumed = read(spec.output, name="stopped")
