@@ -12,6 +12,7 @@ import signal
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from PIL import Image
 
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
-from tue_cli.files.images import decode
+from tue_cli.files.folders import Item
+from tue_cli.files.images import Picture, decode
 from tue_cli.files.manifest import MANIFEST, sha256
-from tue_cli.jobs.pipeline import BATCH
-from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.pipeline import BATCH, BATCH_PIXELS, Loaded, ahead
+from tue_cli.jobs.plan import ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
 from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
@@ -282,6 +284,25 @@ def test_alpha_and_extreme_shapes_pass(tmp_path: Path, tiny_weights: Path) -> No
         after = np.asarray(Image.open(tmp_path / "out" / place.name)).astype(int)
         assert (before[..., 3] == after[..., 3]).all()
         assert 0 < np.abs(before - after).max() <= 8
+
+
+def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> None:
+    tasks = [Task(Item(tmp_path, Path(str(n)), ""), Path(str(n)), "") for n in range(40)]
+    begun: list[int] = []
+
+    def load(task: Task) -> Loaded | Failed:
+        number = int(task.relative.name)
+        begun.append(number)
+        if number == 1:
+            return Failed(tmp_path, "truncated", "")
+        side = 4000 if number == 0 else 10
+        pixels = np.broadcast_to(np.uint8(0), (side, side, 3))
+        small = np.zeros((3, 16, 16), np.float32)
+        return Loaded(task, Picture(pixels, None, "PNG"), small, "", tmp_path.stat(), 0.0)
+
+    with ThreadPoolExecutor(2) as pool:
+        for seen, _ in enumerate(ahead(tasks, load, pool, 2)):
+            assert max(begun) <= seen + BATCH_PIXELS // 4000**2
 
 
 def test_another_format_changes_the_extension(

@@ -31,7 +31,6 @@ BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
 BATCH_PIXELS = 64_000_000
 """A batch of large pictures is closed at this many pixels: it bounds the memory."""
-LOW_SURVIVAL = 0.8
 _FATAL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
 
 
@@ -94,14 +93,12 @@ class Pipeline:
                 rate = made / (time.monotonic() - began)
                 yield Advanced(done, total, rate, (total - done) / rate if made else None)
 
-        for result in ahead(
-            tasks, self._load, self._pool, self._threads, lambda r: _pixels(r, BATCH_PIXELS)
-        ):
+        for result in ahead(tasks, self._load, self._pool, self._threads):
             if not isinstance(result, Loaded):
                 yield from outcomes(iter([result]))
                 continue
             batch.append(result)
-            if len(batch) == BATCH or sum(_pixels(r, 0) for r in batch) >= BATCH_PIXELS:
+            if len(batch) == BATCH or sum(map(_pixels, batch)) >= BATCH_PIXELS:
                 submitted = self._submit(batch)
                 batch = []
                 yield from outcomes(future.result() for future in writing)
@@ -124,7 +121,7 @@ class Pipeline:
                 }
             )
         elif isinstance(outcome, Saved):
-            self._weak += outcome.facts["survival"] < LOW_SURVIVAL
+            self._weak += outcome.facts["survival"] < encode.SURVIVAL_FLOOR
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest says about the run as a whole."""
@@ -134,7 +131,7 @@ class Pipeline:
         """Yield what a person should know about the copies."""
         if self._weak:
             yield (
-                f"In {self._weak} copies less than {LOW_SURVIVAL:.0%} of the noise outlived the "
+                f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise outlived the "
                 "file format; they are weaker. Leave out --quality, or use --format png."
             )
 
@@ -235,29 +232,28 @@ def ahead(
     load: Callable[[Task], Loaded | Skipped | Failed],
     pool: ThreadPoolExecutor,
     threads: int,
-    weigh: Callable[[Any], int],
 ) -> Iterator[Loaded | Skipped | Failed]:
     """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
 
-    How large the pictures to come are is guessed from the largest seen so far.
+    How large the pictures to come are is guessed from the largest seen so far; before the first
+    is seen, each thread loads one.
     """
     coming: deque[Future[Loaded | Skipped | Failed]] = deque()
-    largest, place = BATCH_PIXELS, 0
+    largest = place = 0
     while place < len(tasks) or coming:
-        room = min(2 * BATCH, max(threads, BATCH_PIXELS // max(largest, 1)))
+        room = min(2 * BATCH, max(threads, BATCH_PIXELS // largest if largest else 0))
         while place < len(tasks) and len(coming) < room:
             coming.append(pool.submit(load, tasks[place]))
             place += 1
         result = coming.popleft().result()
-        weight = weigh(result)
-        largest = weight if largest == BATCH_PIXELS else max(largest, weight)
+        if isinstance(result, Loaded):
+            largest = max(largest, _pixels(result))
         yield result
 
 
-def _pixels(result: Loaded | Skipped | Failed, unknown: int) -> int:
-    if not isinstance(result, Loaded):
-        return unknown
-    return int(np.prod(result.picture.pixels.shape[:2]))
+def _pixels(loaded: Loaded) -> int:
+    height, width, _ = loaded.picture.pixels.shape
+    return height * width
 
 
 def _seed(seed: int, source_sha256: str) -> int:
