@@ -131,8 +131,8 @@ class Pipeline:
         """Yield what a person should know about the copies."""
         if self._weak:
             yield (
-                f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise outlived "
-                "the file format; they are weaker. Leave out --quality, or use --format png."
+                f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
+                "outlived the file format; they are weaker. Leave out --quality, or use --format png."
             )
 
     def _load(self, task: Task) -> Loaded | Skipped | Failed:
