@@ -132,7 +132,8 @@ class Pipeline:
         if self._weak:
             yield (
                 f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
-                "outlived the file format; they are weaker. Leave out --quality, or use --format png."
+                "outlived the file format; they are weaker. Leave out --quality, or "
+                "use --format png."
             )
 
     def _load(self, task: Task) -> Loaded | Skipped | Failed:
