@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import closing
 from dataclasses import asdict
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console as Terminal
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.table import Table as Grid
+from rich.text import Text
 
 from tue_cli.errors import ExitCode, TueError
-from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Skipped, Started
+from tue_cli.events import (
+    Advanced,
+    Done,
+    Event,
+    Failed,
+    Metric,
+    Note,
+    Saved,
+    Skipped,
+    Started,
+    Table,
+)
 from tue_cli.files.manifest import shown
 
 LINE_SECONDS = 10.0
@@ -56,6 +70,8 @@ class Console:
 
     def _run(self, job: Generator[Event, None, None]) -> dict[str, Any]:
         facts: dict[str, Any] = {}
+        said: tuple[str, ...] = ()
+        tables: list[Table] = []
         progress = Progress(
             TextColumn("{task.description}"),
             BarColumn(),
@@ -83,14 +99,17 @@ class Console:
                 elif isinstance(event, Metric):
                     values = ", ".join(f"{name} {v:.4f}" for name, v in event.values.items())
                     self._metric = f"{event.phase} {event.step}/{event.steps}, {values}, "
+                elif isinstance(event, Table):
+                    tables.append(event)
                 elif isinstance(event, Done):
-                    facts = event.facts
+                    facts, said = event.facts, event.said
                 else:
                     self._show(event)
         if not self._json and not self._quiet:
-            for name, value in facts.items():
-                if value not in (None, "", {}):
-                    print(f"{name.replace('_', ' ')}: {_plain(value)}")
+            for table in tables:
+                _print_table(table)
+            for sentence in said or _listed(facts):
+                print(shown(sentence))
         return facts
 
     def _show_start(self, event: Started) -> None:
@@ -134,9 +153,10 @@ class Console:
         self._terminal.print(text, style="red")
 
     def _print_json(self, event: Event) -> None:
-        if isinstance(event, Advanced):
+        if isinstance(event, Advanced | Table):
             return
         fields = asdict(event)
+        fields.pop("said", None)
         facts = fields.pop("facts", {})
         fields = {"event": type(event).__name__.lower(), **fields}
         # A record's `path` and `source` count from their folders; the event's lead to the files.
@@ -155,6 +175,24 @@ def print_error(error: TueError) -> None:
 def _stderr() -> Terminal:
     """Return stderr as it is: file names may hold rich's markup and `:emoji:` names."""
     return Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
+
+
+def _print_table(table: Table) -> None:
+    """Print a table on stdout: as wide as the terminal, or as it needs where there is none."""
+    grid = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    for place, name in enumerate(table.columns):
+        grid.add_column(name, justify="left" if place == 0 else "right")
+    for row in table.rows:
+        grid.add_row(*(Text(shown(cell)) for cell in row))
+    terminal = Terminal(highlight=False, markup=False, emoji=False)
+    terminal.print(grid, width=None if terminal.is_terminal else 200)
+
+
+def _listed(facts: dict[str, Any]) -> Iterator[str]:
+    """Return each fact that says something, as a line."""
+    for name, value in facts.items():
+        if value not in (None, "", {}):
+            yield f"{name.replace('_', ' ')}: {_plain(value)}"
 
 
 def _plain(value: Any) -> str:

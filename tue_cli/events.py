@@ -77,10 +77,21 @@ class Note:
 
 
 @dataclass(frozen=True)
+class Table:
+    """Results for a person to read; the same figures are in the facts of `Done`."""
+
+    title: str
+    columns: tuple[str, ...]
+    rows: tuple[tuple[str, ...], ...]
+
+
+@dataclass(frozen=True)
 class Done:
     """The job is over; `facts` is its result."""
 
     facts: dict[str, Any] = field(default_factory=dict)
+    said: tuple[str, ...] = ()
+    """The result in sentences, for people; without any, the facts are listed."""
 
 
-Event = Started | Advanced | Metric | Saved | Skipped | Failed | Note | Done
+Event = Started | Advanced | Metric | Saved | Skipped | Failed | Note | Table | Done
