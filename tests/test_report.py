@@ -1,0 +1,314 @@
+"""The report stands alone, believes no name, and gives no figure that was not measured."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+from skimage import data as bundled
+
+from tue_cli.errors import OutputProblem, PictureProblem
+from tue_cli.files.metadata import ORIENTATION
+from tue_cli.files.showing import MIDDLE, SIDE, Shown, shown_pairs
+from tue_cli.report import page, write
+
+ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
+    bundled.astronaut()[20:120, 150:310]  # type: ignore[no-untyped-call]
+)
+HOSTILE = "a<script>alert(1)</script>\"'&\u202e.png"
+
+
+class Marks(HTMLParser):
+    """Every element of a page with its attributes, and its text."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.elements: list[tuple[str, dict[str, str | None]]] = []
+        self.within = ""
+        self.text = ""
+        self.feed(html)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.elements.append((tag, dict(attrs)))
+        self.within = tag
+
+    def handle_data(self, data: str) -> None:
+        if self.within != "style":
+            self.text += data
+
+    def of(self, tag: str) -> list[dict[str, str | None]]:
+        return [attributes for name, attributes in self.elements if name == tag]
+
+
+def saved(path: Path, pixels: NDArray[np.uint8], turn: int = 1, **options: Any) -> Path:
+    exif = Image.Exif()
+    exif[ORIENTATION] = turn
+    Image.fromarray(pixels).save(path, exif=exif, **options)
+    return path
+
+
+def opened(view: bytes) -> NDArray[np.uint8]:
+    return np.asarray(Image.open(io.BytesIO(view)))
+
+
+@pytest.fixture
+def pair(tmp_path: Path) -> Shown:
+    noise = np.random.default_rng(0).integers(-8, 9, ASTRONAUT.shape)
+    after = np.clip(ASTRONAUT + noise, 0, 255).astype(np.uint8)
+    before_file, after_file = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", after)
+    return shown_pairs(before_file, after_file, record(HOSTILE))
+
+
+def record(path: str = "cats/a.png", **more: Any) -> dict[str, Any]:
+    return {"path": path, "largest": 8, "psnr": 34.06, "ssim": 0.987, "survival": 1.0, **more}
+
+
+def manifest(*records: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "run": {
+            "settings": {"method": "tue", "noise": {"radius": 8 / 255, "steps": 10}, "seed": 0},
+            "weights": {"name": "cifar10", "sha256": "9a4d" * 16},
+        },
+        "keys": {HOSTILE: "frog"},
+        "summary": {"failed": [{"path": HOSTILE, "reason": "animated", "message": "Animated."}]},
+        "pictures": list(records) or [record()],
+    }
+
+
+def attack(**more: Any) -> dict[str, Any]:
+    return {
+        "name": "std",
+        "title": "standard training",
+        "victim": "resnet18:16",
+        "floor": 0.1,
+        "floor_name": "chance",
+        "clean": {"mean": 0.583, "low": 0.551, "high": 0.612},
+        "protected": {"mean": 0.193, "low": 0.17, "high": 0.22},
+        "random": None,
+        "protection": {"value": 81.4, "low": 75.3, "high": 86.8},
+        "inconclusive": "",
+        "curves": {"clean": [[0.2, 0.5, 0.58]], "protected": [[0.2, 0.2, 0.19]], "random": []},
+        **more,
+    }
+
+
+def result(**more: Any) -> dict[str, Any]:
+    weakest = {"attack": "jpeg", "title": "JPEG at quality 10", "victim": "resnet18:16"}
+    return {
+        "headline": "Protection: 38 % (weakest attack: JPEG at quality 10)",
+        "status": "conclusive",
+        "reasons": [],
+        "standard": {"value": 81.4, "low": 75.3, "high": 86.8},
+        "weakest": {"value": 38.1, "low": -2.2, "high": 44.0, **weakest},
+        "chance": 0.1,
+        "attacks": [attack()],
+        "setup": {"victims": ["resnet18:16"], "time": "3 min", "held_out_pictures": 1000},
+        **more,
+    }
+
+
+EMBEDDING: dict[str, Any] = {
+    "classes": ["cat", HOSTILE],
+    "clean": [[0.0, 0.0, 0], [4.0, 2.0, 1]],
+    "protected": [[1.0, 1.0, 0], [3.0, 8.0, 1]],
+    "title": "t-SNE of the features of 2 pictures",
+}
+
+
+def full(pair: Shown, **more: Any) -> str:
+    given = {"manifest": manifest(), "pictures": [pair], "result": result(), "embedding": EMBEDDING}
+    return page(**{**given, "command": f"tue verify '{HOSTILE}'", **more})
+
+
+def test_the_page_needs_nothing_but_itself(pair: Shown) -> None:
+    html = full(pair)
+    marks = Marks(html)
+    assert not {"script", "link", "iframe", "object", "embed", "base"} & {
+        t for t, _ in marks.elements
+    }
+    for tag, attributes in marks.elements:
+        assert not any(name.startswith("on") for name in attributes), tag
+        for name in ("src", "href", "xlink:href", "action", "srcset"):
+            assert re.match(r"data:image/(png|jpeg);base64,|#", attributes.get(name) or "#"), tag
+    assert not re.search(r"url\(|@import|https?://", html)
+    policy = next(a for a in marks.of("meta") if a.get("http-equiv") == "Content-Security-Policy")
+    assert (policy["content"] or "").startswith("default-src 'none'; style-src 'unsafe-inline';")
+
+
+def test_no_name_becomes_markup(pair: Shown) -> None:
+    hostile = attack(title=HOSTILE, victim=HOSTILE, floor_name=HOSTILE, inconclusive=HOSTILE)
+    html = full(pair, result=result(attacks=[hostile], headline=HOSTILE, reasons=[HOSTILE]))
+    assert "<script" not in html
+    assert "\u202e" not in html and r"\u202e" in html
+    assert Marks(html).text.count("<script>alert(1)</script>") > 10
+
+
+def test_an_undecodable_name_can_be_written(tmp_path: Path) -> None:
+    write(page(manifest=manifest(record("\udc80.png")), pictures=[]), tmp_path / "report.html")
+    name = Shown("\udc80.png", b"", b"", b"", "")
+    assert r"\udc80.png" in page(manifest=manifest(), pictures=[name])
+
+
+def test_the_answer_stands_with_its_intervals(pair: Shown) -> None:
+    text = Marks(full(pair)).text
+    assert "Protection: 38 % (weakest attack: JPEG at quality 10)" in text
+    assert "38\N{NO-BREAK SPACE}% (\N{MINUS SIGN}2 to 44)" in text
+    assert "81\N{NO-BREAK SPACE}% (75–87)" in text
+
+
+def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Shown) -> None:
+    doubtful = attack(protection={"value": 77.0, "low": 1, "high": 99}, inconclusive="too few")
+    html = full(
+        pair,
+        result=result(
+            status="inconclusive",
+            headline="Protection: 77 %",
+            reasons=["only 120 pictures were given"],
+            attacks=[doubtful],
+            weakest={**result()["weakest"], "value": 77.0},
+        ),
+    )
+    text = Marks(html).text
+    assert "Inconclusive" in text and "Only 120 pictures were given." in text
+    assert "too few" in text
+    assert "77" not in text
+    answer = text[text.index("Inconclusive") : text.index("What the victims learned")]
+    assert "%" not in answer
+
+
+def test_without_a_result_only_the_pictures_are_told_of(pair: Shown) -> None:
+    marks = Marks(page(manifest=manifest(), pictures=[pair], command="tue protect a"))
+    assert "was not measured here" in marks.text
+    assert "victim" not in marks.text and not marks.of("table")
+    assert len(marks.of("img")) == 3
+    assert "Nothing here says how much the copies protect." in marks.text
+
+
+def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: Shown) -> None:
+    html = full(pair)
+    bars = [a for a in Marks(html).of("rect") if a["class"] == "fill-clean"]
+    assert [bar["width"] for bar in bars] == ["58.3%"]
+    whiskers = re.findall(r'<g class="whisker">\s*<line x1="(.+?)%" x2="(.+?)%"', html)
+    assert whiskers == [("55.1", "61.2"), ("17.0", "22.0")]
+    without = attack(clean={"mean": 0.5, "low": None, "high": None}, protected=None)
+    assert 'class="whisker"' not in full(pair, result=result(attacks=[without]))
+
+
+def test_every_chart_is_told_in_words(pair: Shown) -> None:
+    charts = [a for a in Marks(full(pair)).of("svg") if a.get("role") == "img"]
+    assert len(charts) == 2 + 1 + 1 + 2 + 2  # answers, bars, curves, maps, spreads
+    assert all(chart["aria-label"] for chart in charts)
+
+
+def test_both_maps_share_their_axes(pair: Shown) -> None:
+    paths = re.findall(r'<path class="cloud .+?" d="M([\d.]+) ([\d.]+)h', full(pair))
+    places = np.array(paths, float)
+    original = np.array([[0, 0], [4, 2], [1, 1], [3, 8]], float)
+    scale = np.ptp(places[:, 1]) / 8
+    np.testing.assert_allclose(places[:, 0] - places[0, 0], original[:, 0] * scale, atol=0.1)
+    np.testing.assert_allclose(places[0, 1] - places[:, 1], original[:, 1] * scale, atol=0.1)
+
+
+def test_what_a_manifest_lacks_is_left_out() -> None:
+    bare: dict[str, Any] = {"run": {}, "keys": {}, "pictures": [{"path": "a", "psnr": None}]}
+    assert "PSNR says" not in page(manifest=bare, pictures=[])
+    spread = Marks(page(manifest=manifest(record(), record(psnr=30.0)), pictures=[])).text
+    assert "lowest 30.0 dB" in spread and "median 32.0 dB" in spread
+
+
+def test_equal_pictures_differ_nowhere(tmp_path: Path) -> None:
+    path = saved(tmp_path / "a.png", ASTRONAUT)
+    views = shown_pairs(path, path, {})
+    assert np.unique(opened(views.difference)).tolist() == [MIDDLE]
+    assert (views.name, views.note) == ("a.png", "")
+
+
+def test_the_difference_is_ten_times_the_change_and_clipped(tmp_path: Path) -> None:
+    before = np.full((6, 6, 3), 100, np.uint8)
+    after = before.copy()
+    after[0, 0], after[5, 5] = (103, 98, 100), (255, 0, 100)
+    files = saved(tmp_path / "a.png", before), saved(tmp_path / "b.png", after)
+    difference = opened(shown_pairs(*files, record()).difference)
+    assert difference[0, 0].tolist() == [158, 108, 128]
+    assert difference[-1, -1].tolist() == [255, 0, 128]
+
+
+def test_views_are_small_and_keep_no_metadata(tmp_path: Path) -> None:
+    large = np.tile(ASTRONAUT, (6, 7, 1))
+    files = saved(tmp_path / "a.jpg", large), saved(tmp_path / "b.jpg", large)
+    views = shown_pairs(*files, record(psnr=None))
+    for view in (views.before, views.after, views.difference):
+        image = Image.open(io.BytesIO(view))
+        assert max(image.size) <= SIDE and not image.getexif()
+    assert views.note == "largest change 8 levels, SSIM 0.987"
+
+
+@pytest.mark.parametrize("turn", range(1, 9))
+@pytest.mark.parametrize("kind", ["png", "jpg", "tif"])
+def test_views_stand_upright(tmp_path: Path, kind: str, turn: int) -> None:
+    quarters = np.zeros((20, 40, 3), np.uint8)
+    quarters[:10, :20], quarters[:10, 20:], quarters[10:, :20] = (
+        (240, 0, 0),
+        (0, 240, 0),
+        (0, 0, 240),
+    )
+    path = saved(tmp_path / f"a.{kind}", quarters, turn)
+    with Image.open(path) as image:
+        expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
+    view = Image.open(io.BytesIO(shown_pairs(path, path, {}).before))
+    assert view.size == tuple(9 * side for side in expected.shape[1::-1])
+    found = np.asarray(view.convert("RGB"))[4::9, 4::9]
+    assert np.abs(found.astype(int) - expected).max() <= 4
+
+
+def test_a_transparent_picture_lies_on_white(tmp_path: Path) -> None:
+    clear = np.dstack([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)])
+    path = saved(tmp_path / "a.png", clear)
+    assert np.unique(opened(shown_pairs(path, path, {}).before)).tolist() == [255]
+
+
+def test_a_grey_original_can_have_a_coloured_copy(tmp_path: Path) -> None:
+    grey = np.full((8, 8), 90, np.uint8)
+    files = saved(tmp_path / "a.png", grey), saved(tmp_path / "b.png", np.dstack([grey + 2] * 3))
+    assert np.unique(opened(shown_pairs(*files, {}).difference)).tolist() == [MIDDLE + 20]
+
+
+def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
+    files = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", ASTRONAUT[1:])
+    with pytest.raises(PictureProblem) as caught:
+        shown_pairs(*files, {})
+    assert caught.value.reason == "other-size"
+
+
+@pytest.mark.parametrize(
+    "place", ["missing/report.html", "folder", "file/report.html", "nul\0.html"]
+)
+def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, place: str) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    before = sorted(os.walk(tmp_path))
+    with pytest.raises(OutputProblem) as caught:
+        write("<!doctype html>", tmp_path / place)
+    assert caught.value.remedy
+    assert sorted(os.walk(tmp_path)) == before
+
+
+def test_a_full_disk_keeps_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "report.html"
+    write("old", path)
+
+    def full_disk(_: int) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full_disk)
+    with pytest.raises(OutputProblem, match="Free some space"):
+        write("new", path)
+    assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("report.html", "old")]
