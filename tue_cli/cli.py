@@ -7,6 +7,7 @@ import math
 import os
 import shlex
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,7 +15,14 @@ import typer
 
 from tue_cli import __version__
 from tue_cli.errors import BadSetting, ExitCode, TueError
-from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.settings import (
+    BUDGETS,
+    AdversarySettings,
+    NoiseSettings,
+    ProtectSettings,
+    TrainSettings,
+    VictimSettings,
+)
 
 app = typer.Typer(
     name="tue",
@@ -257,6 +265,129 @@ def train(
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
+@app.command()
+def verify(
+    protected: Annotated[
+        Path, typer.Argument(help="A folder that `tue protect` wrote.", show_default=False)
+    ],
+    original: Annotated[
+        Path, typer.Option(help="The folder of originals that was given to `tue protect`.")
+    ],
+    attacks: Annotated[
+        str | None,
+        typer.Option(
+            help="Attackers, with commas between: std, early, at1 to at4 (at), gray, jpeg10 "
+            "(jpeg), jpeg50, jpeg75, resize, blur, bits, cutout, cutmix, mixup, ueraser, labels, "
+            "part20 to part80; default: the budget's.",
+            show_default=False,
+        ),
+    ] = None,
+    victim: Annotated[
+        str,
+        typer.Option(
+            help="Architectures, each with its width: resnet18:0.25,vgg16 (1: as published)."
+        ),
+    ] = "resnet18:0.25",
+    budget: Annotated[
+        str, typer.Option(help="quick, standard, full, or how long it may take: 10m, 2h.")
+    ] = "quick",
+    seeds: Annotated[
+        int | None, typer.Option(help="Victims of each kind; default: the budget's.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    holdout: Annotated[
+        Path | None,
+        typer.Option(help="Clean pictures to test on, a subfolder a class; default: a fifth."),
+    ] = None,
+    background: Annotated[
+        Path | None, typer.Option(help="Other people's pictures, as one more class.")
+    ] = None,
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side that victims see; default: 32 or 64.")
+    ] = None,
+    fail_under: Annotated[
+        float | None,
+        typer.Option(help="Exit with 5 where the weakest protection is not this many percent."),
+    ] = None,
+    report: Annotated[Path | None, typer.Option(help="Write a page to show: FILE.html.")] = None,
+    device: Device = "auto",
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Keep the victims that are finished.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Train models on the copies, and tell how much less they learn than from the originals."""
+    from tue_cli.attacks import attacks_named
+    from tue_cli.console import Console
+    from tue_cli.jobs.verify import VerifySpec
+    from tue_cli.jobs.verify import verify as job
+
+    settings = BUDGETS.get(budget, BUDGETS["quick"])
+    spec = VerifySpec(
+        protected=protected,
+        original=original,
+        settings=replace(
+            settings,
+            victims=_victims(victim),
+            attacks=settings.attacks if attacks is None else attacks_named(attacks.split(",")),
+            seeds=settings.seeds if seeds is None else seeds,
+            seed=seed,
+            size=size,
+        ),
+        seconds=None if budget in BUDGETS else _seconds(budget),
+        holdout=holdout,
+        background=background,
+        report=report,
+        device=device,
+        resume=resume,
+        command=shlex.join(["tue", *sys.argv[1:]]),
+    )
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    if fail_under is not None:
+        weakest = facts.get("weakest")
+        if weakest is None or weakest["value"] < fail_under:
+            raise typer.Exit(ExitCode.MISMATCH)
+
+
+@app.command()
+def check(
+    protected: Annotated[
+        Path,
+        typer.Argument(metavar="PROTECTED", help="A folder of copies.", show_default=False),
+    ],
+    original: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that was protected. Tells what is left of the noise in changed copies: "
+            "<d', d> / <d, d>, with d what protecting changed and d' what is changed now; only an "
+            "upper bound where the manifest's folder has no intact copy."
+        ),
+    ] = None,
+    manifest: Annotated[
+        Path | None,
+        typer.Option(
+            help="The folder that tue protect wrote, or its manifest; default PROTECTED. Copies "
+            "are found at their paths there, else by their names, whatever the extension."
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Tell which copies differ from their manifest, and how much of their noise is left."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.check import CheckSpec
+    from tue_cli.jobs.check import check as job
+
+    spec = CheckSpec(protected, original, manifest, listed=None if verbose else 10)
+    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
+    if facts["mismatches"]:
+        raise typer.Exit(ExitCode.MISMATCH)
+
+
 def _paths(paths: list[str]) -> tuple[Path, ...]:
     """Replace - by the paths that stdin lists."""
     result: list[Path] = []
@@ -272,6 +403,18 @@ def _paths(paths: list[str]) -> tuple[Path, ...]:
     if not result:
         raise BadSetting("The list on stdin names no path.", "Write one path a line.")
     return tuple(result)
+
+
+def _victims(text: str) -> tuple[VictimSettings, ...]:
+    victims = []
+    for part in text.split(","):
+        net, _, share = part.partition(":")
+        try:
+            width = round(64 * float(share or 0.25))
+        except (ValueError, OverflowError):
+            raise BadSetting(f"{part!r} is no victim.", "Write resnet18:0.25, say.") from None
+        victims.append(VictimSettings(net=net, width=width))
+    return tuple(dict.fromkeys(victims))
 
 
 def _lasting(arguments: list[str]) -> str:

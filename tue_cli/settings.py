@@ -82,3 +82,41 @@ class ProtectSettings:
     method: str = setting("tue", "protection method")
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = setting(0, "seed of everything random")
+
+
+@dataclass(frozen=True)
+class VictimSettings:
+    """A victim of `tue verify`, and how it is trained."""
+
+    net: str = setting("resnet18", "architecture", source="Fang et al., section 4.1")
+    width: int = setting(16, "channels of its first stage; 64 is the published net")
+    batch: int = setting(64, "pictures a step")
+    rate: float = setting(0.1, "peak learning rate (SGD)", source="REM, Fu et al. 2022")
+
+
+@dataclass(frozen=True)
+class VerifySettings:
+    """`tue verify`."""
+
+    victims: tuple[VictimSettings, ...] = setting((VictimSettings(),), "kinds of victims")
+    attacks: tuple[str, ...] = setting(("std", "at4", "gray", "jpeg10"), "attackers")
+    seen: int = setting(40_000, "pictures that a victim is shown, each as often as it comes up")
+    adversary_steps: int = setting(5, "steps of the adversary in adversarial training")
+    held_out: float = setting(0.2, "share of the pictures that victims are tested on", unit="1")
+    size: int | None = setting(None, "pixels a side at which victims see pictures", unit="px")
+    seeds: int = setting(1, "victims of each kind, which differ by their seed")
+    seed: int = setting(0, "seed of everything random")
+
+
+_FEW = VerifySettings().attacks
+_MORE = ("early", "at2", "jpeg50", "jpeg75", "resize", "blur", "bits", "cutmix", "ueraser")
+_MOST = ("at1", "at3", "cutout", "mixup", "labels", "part20", "part40", "part60", "part80")
+
+BUDGETS: dict[str, VerifySettings] = {
+    "quick": VerifySettings(),
+    "standard": VerifySettings(attacks=_FEW + _MORE, seen=200_000, seeds=3),
+    # REM's victim sees 40,000 batches of 128; this is a fifth of it.
+    "full": VerifySettings(
+        attacks=_FEW + _MORE + _MOST, seen=1_000_000, adversary_steps=10, seeds=3
+    ),
+}

@@ -1,0 +1,65 @@
+"""Attackers: what somebody does who wants to learn from protected pictures all the same.
+
+Each changes how a victim is trained and nothing else: it is tested on clean pictures.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from tue_cli.errors import BadSetting
+
+
+@dataclass(frozen=True)
+class Attack:
+    """One attacker: standard training but for what is named."""
+
+    title: str
+    degrade: str = ""
+    """A filter of `files.degrade` that every training picture goes through."""
+    mixing: str = ""
+    """What is done to each batch, of `numerics.mixing`."""
+    radius: float = 0.0
+    """Of the adversary in adversarial training, in the pixels' unit."""
+    part: float = 1.0
+    """Share of the training pictures that is protected; the others are clean."""
+    other_labels: bool = False
+    """Learn to tell what the pictures' colours say, not their classes."""
+    best_epoch: bool = False
+    """Stop at the best epoch, as one could who has clean pictures to test on."""
+
+
+ATTACKS: dict[str, Attack] = {
+    "std": Attack("standard training"),
+    "early": Attack("early stopping", best_epoch=True),
+    **{f"at{r}": Attack(f"adversarial training {r}/255", radius=r / 255) for r in (1, 2, 3, 4)},
+    "gray": Attack("grayscale", degrade="gray"),
+    **{f"jpeg{q}": Attack(f"JPEG {q}", degrade=f"jpeg{q}") for q in (10, 50, 75)},
+    "resize": Attack("half size and back", degrade="resize"),
+    "blur": Attack("Gaussian blur", degrade="blur"),
+    "bits": Attack("two bits a channel", degrade="bits"),
+    "cutout": Attack("cutout", mixing="cutout"),
+    "cutmix": Attack("cutmix", mixing="cutmix"),
+    "mixup": Attack("mixup", mixing="mixup"),
+    "ueraser": Attack("UEraser-lite", mixing="ueraser"),
+    "labels": Attack("other labels", other_labels=True),
+    **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 60, 80)},
+}
+
+SHORT = {"at": "at4", "jpeg": "jpeg10"}
+
+
+def attacks_named(names: Iterable[str]) -> tuple[str, ...]:
+    """Return the keys of `ATTACKS` that were asked for, each once; standard training comes first.
+
+    Raises:
+        BadSetting: there is no such attacker.
+    """
+    wanted = [SHORT.get(name, name) for name in names]
+    if unknown := [name for name in wanted if name not in ATTACKS]:
+        raise BadSetting(
+            f"There is no attacker {unknown[0]!r}.",
+            f"Choose from {', '.join([*SHORT, *ATTACKS])}, with commas between.",
+        )
+    return tuple(dict.fromkeys(["std", *wanted]))

@@ -1,0 +1,100 @@
+"""What a victim does to its batches while it trains, beside shifts and flips: tensors in and out.
+
+Labels become targets, (N, K): the weight of each class in a picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cache
+
+import torch
+from torch import Tensor, nn
+
+Mixing = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+"""Pixels (N, 3, H, W) in [0, 1], targets (N, K) and a generator to the same, changed."""
+
+
+def cutout(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Black out a square of half the side at a random place (DeVries and Taylor 2017: 16 of 32)."""
+    size = pixels.shape[-1] // 2
+    return pixels.masked_fill(_squares(pixels, size, generator), 0.0), targets
+
+
+def cutmix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Paste a rectangle of another picture into half of the batches (Yun et al. 2019; beta 1)."""
+    share, other, applied = _draws(pixels, generator)
+    if not applied:
+        return pixels, targets
+    mask = _squares(pixels[:1], round(pixels.shape[-1] * (1 - share) ** 0.5), generator)
+    pasted = float(mask.float().mean())
+    return (
+        torch.where(mask, pixels[other], pixels),
+        targets * (1 - pasted) + targets[other] * pasted,
+    )
+
+
+def mixup(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Blend half of the batches with other pictures (Zhang et al. 2018; beta 1)."""
+    share, other, applied = _draws(pixels, generator)
+    if not applied:
+        return pixels, targets
+    return (
+        pixels * share + pixels[other] * (1 - share),
+        targets * share + targets[other] * (1 - share),
+    )
+
+
+def ueraser(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Change brightness and contrast by fractal noise, shuffle channels, then TrivialAugment.
+
+    UEraser's lite form (Qin et al. 2023): one draw a picture, no search for the worst of five.
+    Strengths are of its public code; the last operation is drawn for eight pictures at a time.
+    """
+    plasma, trivial = _ueraser_parts()
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    # Kornia draws from torch's own generator.
+    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
+        torch.manual_seed(seed)
+        pixels = plasma(pixels)
+        return torch.cat([trivial(few) for few in torch.split(pixels, 8)]).clamp(0, 1), targets
+
+
+MIXINGS: dict[str, Mixing] = {
+    "cutout": cutout,
+    "cutmix": cutmix,
+    "mixup": mixup,
+    "ueraser": ueraser,
+}
+
+
+@cache
+def _ueraser_parts() -> tuple[nn.Module, nn.Module]:
+    import kornia.augmentation as aug
+    from kornia.augmentation.auto import TrivialAugment
+
+    plasma = nn.Sequential(
+        aug.RandomPlasmaBrightness(roughness=(0.3, 0.7), intensity=(0.5, 1.0), p=1.0),
+        aug.RandomPlasmaContrast(roughness=(0.3, 0.7), p=1.0),
+        aug.RandomChannelShuffle(p=0.5),
+    )
+    return plasma, TrivialAugment()
+
+
+def _draws(pixels: Tensor, generator: torch.Generator) -> tuple[float, Tensor, bool]:
+    """Draw a share uniformly (beta 1), a partner for every picture, and whether to mix at all."""
+    device = generator.device
+    share, chance = torch.rand(2, generator=generator, device=device).tolist()
+    other = torch.randperm(len(pixels), generator=generator, device=device)
+    return share, other, chance < 0.5
+
+
+def _squares(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Return a mask (N, 1, H, W): a square around a random centre in each picture, cut at edges."""
+    count, _, height, width = pixels.shape
+    device = pixels.device
+    place = torch.rand((2, count, 1), generator=generator, device=device)
+    down = torch.arange(height, device=device) - (place[0] * height).floor() + size // 2
+    right = torch.arange(width, device=device) - (place[1] * width).floor() + size // 2
+    rows, columns = (down >= 0) & (down < size), (right >= 0) & (right < size)
+    return rows[:, None, :, None] & columns[:, None, None, :]

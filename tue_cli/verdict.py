@@ -1,0 +1,179 @@
+"""From the accuracies of victims to what may be said of the protection, and what may not.
+
+Protection is (clean - protected) / (clean - floor) in percent, cut to 0 to 100: 0 where victims
+learn as much from the copies as from the originals, 100 where they learn nothing. The floor is
+chance or, where only a part is protected, what the clean part alone teaches.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+FEWEST_PICTURES = 200
+LEARNED = 0.1
+"""A clean control has learned something so far above the floor, of what is left to 1."""
+FITTED = 0.5
+"""An adversarial victim has fitted its own pictures where it knows so much above chance."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A mean with its 95 % interval."""
+
+    value: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class Accuracy:
+    """Mean accuracy of like victims that differ by their seed, and how sure it is."""
+
+    mean: float
+    variance: float
+    """Of the mean: what the test pictures and the seeds contribute."""
+    freedom: float
+    """Degrees of freedom behind the variance (Welch and Satterthwaite)."""
+
+    @classmethod
+    def of(cls, values: Sequence[float], tested: int) -> Accuracy:
+        """`values`: a seed each, 0 to 1; `tested`: pictures that each was tested on."""
+        mean = statistics.fmean(values)
+        # Agresti and Coull's centre: an accuracy of 0 or 1 is not certain either.
+        centre = (mean * tested + 2) / (tested + 4)
+        sampling = centre * (1 - centre) / (tested + 4)
+        seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
+        return cls(
+            mean, sampling + seeds, _freedom([(sampling, tested - 1), (seeds, len(values) - 1)])
+        )
+
+    def estimate(self) -> Estimate:
+        """Return the accuracy with its interval, both cut to 0 to 1."""
+        half = _quantile(self.freedom) * math.sqrt(self.variance)
+        return Estimate(self.mean, max(0.0, self.mean - half), min(1.0, self.mean + half))
+
+
+CERTAIN_ZERO = Accuracy(0.0, 0.0, math.inf)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One attacker on one kind of victim."""
+
+    attack: str
+    title: str
+    victim: str
+    clean: Accuracy
+    protected: Accuracy
+    random: Accuracy
+    floor: Accuracy
+    floor_name: str
+    fitted: float | None = None
+    """Adversarial victims: the least that one knew of its own attacked training pictures."""
+
+    def protection(self) -> Estimate:
+        """Return the protection, 0 to 100, with its interval (delta method, arms independent)."""
+        value, low, high = self._whole()
+        return Estimate(*(100 * min(1.0, max(0.0, part)) for part in (value, low, high)))
+
+    def doubt(self, chance: float) -> str:
+        """Return why no number may be given for this attacker; nothing where one may."""
+        clean, floor = self.clean.estimate(), self.floor.estimate()
+        if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
+            learned = f"{clean.value:.0%} against {floor.value:.0%} for {self.floor_name}"
+            return f"the control on the originals learned nothing ({learned})"
+        if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
+            return (
+                "a victim of adversarial training knew only "
+                f"{self.fitted:.0%} of its own attacked training pictures"
+            )
+        _, low, high = self._whole()
+        if high - low > 1:
+            return "the interval is wider than the effect"
+        return ""
+
+    def _whole(self) -> tuple[float, float, float]:
+        gap = self.clean.mean - self.floor.mean
+        if gap <= 0:
+            return 0.0, -math.inf, math.inf
+        value = (self.clean.mean - self.protected.mean) / gap
+        parts = [
+            (self.protected.variance / gap**2, self.protected.freedom),
+            (self.clean.variance * ((1 - value) / gap) ** 2, self.clean.freedom),
+            (self.floor.variance * (value / gap) ** 2, self.floor.freedom),
+        ]
+        half = _quantile(_freedom(parts)) * math.sqrt(sum(variance for variance, _ in parts))
+        return value, value - half, value + half
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What may be said of a set of copies."""
+
+    headline: str
+    reasons: tuple[str, ...]
+    """Why a number is missing, or what to mind about one."""
+    standard: Estimate | None
+    weakest: Estimate | None
+    weakest_row: Row | None
+
+    @property
+    def is_conclusive(self) -> bool:
+        """Whether there is a number at all."""
+        return self.weakest is not None
+
+
+def inconclusive(*reasons: str) -> Verdict:
+    """Return the verdict that nothing can be said, and why."""
+    return Verdict(f"Inconclusive: {reasons[0]}.", reasons, None, None, None)
+
+
+def verdict(rows: Sequence[Row], chance: float) -> Verdict:
+    """Judge by the weakest link among the attackers that could be measured.
+
+    Standard training comes first in `rows`; where it can't be judged, nothing is.
+    """
+    doubts: Mapping[int, str] = {number: row.doubt(chance) for number, row in enumerate(rows)}
+    reasons = tuple(
+        f"{row.title} on {row.victim}: {doubts[number]}"
+        for number, row in enumerate(rows)
+        if doubts[number]
+    )
+    sound = [row for number, row in enumerate(rows) if not doubts[number]]
+    standard = [row for row in sound if row.attack == "std"]
+    if not standard:
+        return inconclusive(*reasons)
+    at_best = min(standard, key=lambda row: row.protection().value)
+    worst = min(sound, key=lambda row: row.protection().value)
+    first, last = at_best.protection(), worst.protection()
+    headline = f"Protection {_percent(first)} against standard training"
+    if len(rows) == len(standard):
+        headline += "; no other attacker was tried"
+    elif worst.attack == "std":
+        headline += ", its weakest"
+    else:
+        headline += f", {_percent(last)} at its weakest ({worst.title})"
+    random = at_best.random.mean
+    if random <= at_best.protected.mean:
+        reasons += (f"random noise of the same radius does as much ({random:.0%})",)
+    return Verdict(f"{headline}.", reasons, first, last, worst)
+
+
+def _percent(estimate: Estimate) -> str:
+    return f"{estimate.value:.0f} % ({estimate.low:.0f} to {estimate.high:.0f})"
+
+
+def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+    whole = sum(variance for variance, _ in parts)
+    below = sum(variance**2 / freedom for variance, freedom in parts if variance and freedom > 0)
+    return whole**2 / below if below else math.inf
+
+
+def _quantile(freedom: float) -> float:
+    """Return how many standard errors lie on each side of a 95 % interval (Student)."""
+    from scipy.special import stdtrit
+
+    return 1.959964 if math.isinf(freedom) else float(stdtrit(max(1.0, freedom), 0.975))
