@@ -361,9 +361,9 @@ def check(
     original: Annotated[
         Path | None,
         typer.Option(
-            help="The folder that was protected. Tells what is left of the noise in changed copies: "
-            "<d', d> / <d, d>, with d what protecting changed and d' what is changed now; only an "
-            "upper bound where the manifest's folder has no intact copy."
+            help="The folder that was protected. Tells what is left of the noise in changed "
+            "copies: <d', d> / <d, d>, with d what protecting changed and d' what is changed now; "
+            "only an upper bound where the manifest's folder has no intact copy."
         ),
     ] = None,
     manifest: Annotated[

@@ -18,6 +18,7 @@ from rich.text import Text
 from tue_cli.errors import ExitCode, TueError
 from tue_cli.events import (
     Advanced,
+    Checked,
     Done,
     Event,
     Failed,
@@ -56,16 +57,19 @@ class Console:
         self._metric = ""
         self._printed = time.monotonic()
 
-    def run(self, job: Generator[Event, None, None], again: str) -> dict[str, Any]:
+    def run(self, job: Generator[Event, None, None], again: str | None = None) -> dict[str, Any]:
         """Run a job to its end and return the facts of its `Done`.
 
-        Ctrl-C closes the job, prints the command `again`, which goes on from there, and exits.
+        Ctrl-C closes the job, prints the command `again`, if one goes on from there, and exits.
         """
         try:
             return self._run(job)
         except KeyboardInterrupt:
-            self._error("Interrupted. What was finished is kept; this goes on from there:")
-            self._error(f"  {shown(again)}")
+            if again is None:
+                self._error("Interrupted.")
+            else:
+                self._error("Interrupted. What was finished is kept; this goes on from there:")
+                self._error(f"  {shown(again)}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
     def _run(self, job: Generator[Event, None, None]) -> dict[str, Any]:
@@ -103,7 +107,7 @@ class Console:
                     tables.append(event)
                 elif isinstance(event, Done):
                     facts, said = event.facts, event.said
-                else:
+                elif not isinstance(event, Checked):
                     self._show(event)
         if not self._json and not self._quiet:
             for table in tables:
@@ -181,11 +185,15 @@ def _print_table(table: Table) -> None:
     """Print a table on stdout: as wide as the terminal, or as it needs where there is none."""
     grid = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(table.columns):
-        grid.add_column(name, justify="left" if place == 0 else "right")
+        # Names are folded, not cut: they are there to be found again.
+        words = place < table.words
+        grid.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in table.rows:
         grid.add_row(*(Text(shown(cell)) for cell in row))
     terminal = Terminal(highlight=False, markup=False, emoji=False)
-    terminal.print(grid, width=None if terminal.is_terminal else 200)
+    if not terminal.is_terminal:
+        terminal.width = 200
+    terminal.print(grid)
 
 
 def _listed(facts: dict[str, Any]) -> Iterator[str]:

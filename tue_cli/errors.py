@@ -21,6 +21,8 @@ class ExitCode(IntEnum):
     """No picture was found."""
     ENVIRONMENT = 4
     """Weights missing or corrupt, device unavailable, disk full, output not writable."""
+    MISMATCH = 5
+    """`tue verify` below --fail-under, or a mismatch found by `tue check`."""
     INTERRUPTED = 130
     """Stopped by Ctrl-C; what was finished is kept."""
 

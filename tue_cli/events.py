@@ -70,6 +70,17 @@ class Failed:
 
 
 @dataclass(frozen=True)
+class Checked:
+    """One copy was held against what the manifest says of it."""
+
+    path: Path
+    """Where it lies, or should lie."""
+    state: str
+    """`intact`, or what became of it."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Note:
     """A sentence that a person should read."""
 
@@ -83,6 +94,8 @@ class Table:
     title: str
     columns: tuple[str, ...]
     rows: tuple[tuple[str, ...], ...]
+    words: int = 1
+    """How many columns, from the left, hold words; the others hold figures."""
 
 
 @dataclass(frozen=True)
@@ -94,4 +107,4 @@ class Done:
     """The result in sentences, for people; without any, the facts are listed."""
 
 
-Event = Started | Advanced | Metric | Saved | Skipped | Failed | Note | Table | Done
+Event = Started | Advanced | Metric | Saved | Skipped | Failed | Checked | Note | Table | Done

@@ -58,9 +58,10 @@ def is_output(folder: Path) -> bool:
 def read_manifest(output: Path) -> dict[str, Any]:
     """The manifest of a finished run: schema, run, keys, summary, pictures, seconds, finished.
 
+    `output` is the folder of the run, or a manifest by itself.
     Raises BadSetting where there is none, or none that this version can read.
     """
-    path = output / MANIFEST
+    path = output if output.is_file() else output / MANIFEST
     try:
         manifest = json.loads(path.read_bytes())
     except FileNotFoundError:

@@ -12,7 +12,7 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +24,7 @@ from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
 from tue_cli.files import encode, images, scale
 from tue_cli.files.manifest import Journal, output_problem, sha256, shown
 from tue_cli.files.quality import compare
+from tue_cli.files.remains import facts, small_rms
 from tue_cli.jobs.plan import ProtectSpec, Task
 from tue_cli.weights import Weights
 
@@ -205,11 +206,13 @@ class Pipeline:
                 "key": task.key,
                 "format": encoded.format,
                 "bytes": len(encoded.data),
+                **asdict(facts(_as_read(encoded))),
                 "largest": quality.largest,
                 "mean": round(quality.mean, 3),
                 "psnr": round(quality.psnr, 2),
                 "ssim": round(quality.ssim, 4),
                 "survival": round(encoded.survival, 3),
+                "small_rms": round(small_rms(picture, encoded.decoded), 3),
                 "notes": [*picture.notes, *encoded.notes],
             }
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
@@ -250,6 +253,12 @@ def ahead(
         if isinstance(result, Loaded):
             largest = max(largest, _pixels(result))
         yield result
+
+
+def _as_read(encoded: encode.Encoded) -> images.Picture:
+    """Return a copy as a reader finds it: WebP has three channels for what was one of grey."""
+    is_grey = encoded.decoded.pixels.shape[2] == 1
+    return images.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
 
 
 def _pixels(loaded: Loaded) -> int:

@@ -1,0 +1,497 @@
+"""`tue check` on real small pictures: what sites and accidents do to copies, and what is told."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from tue_cli.errors import BadSetting, ExitCode, NothingToDo
+from tue_cli.events import Advanced, Checked, Done, Event, Note, Skipped, Table
+from tue_cli.files.copies import Expected, pair, read_expected
+from tue_cli.files.jpeg import segments
+from tue_cli.files.manifest import MANIFEST
+from tue_cli.files.remains import Facts
+from tue_cli.jobs.check import PIXELS_AT_ONCE, CheckSpec, ahead, check
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.protect import protect
+from tue_cli.settings import NoiseSettings, ProtectSettings
+
+ASSETS = Path(__file__).parent.parent / "assets" / "photos"
+ICC = bytes(16) + b"RGB " + bytes(16) + b"acsp" + bytes(88)
+NAMES = {
+    "everyday/cat.png",
+    "everyday/coffee.jpg",
+    "everyday/glass.png",
+    "everyday/grey.png",
+    "space/astronaut.jpg",
+    "space/rocket.jpg",
+}
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
+    """A folder with `photos`, six small pictures, and `copies`, their protected copies.
+
+    `astronaut` is a phone's, on its side; `rocket` has EXIF and a profile; `glass` is transparent.
+    """
+    place = tmp_path_factory.mktemp("made")
+    photos = place / "photos"
+    (photos / "everyday").mkdir(parents=True)
+    (photos / "space").mkdir()
+
+    def small(name: str) -> Image.Image:
+        with Image.open(next(ASSETS.rglob(name))) as image:
+            image.thumbnail((160, 120))
+            return Image.fromarray(np.asarray(image.convert("RGB")))
+
+    small("cat.*").save(photos / "everyday" / "cat.png")
+    small("coffee.*").save(photos / "everyday" / "coffee.jpg", quality=90)
+    small("photographer.*").convert("L").save(photos / "everyday" / "grey.png")
+    glass = small("deep-field.*").convert("RGBA")
+    alpha = np.zeros((glass.height, glass.width), np.uint8)
+    alpha[:, glass.width // 3 :] = 255
+    glass.putalpha(Image.fromarray(alpha))
+    glass.save(photos / "everyday" / "glass.png")
+    exif = Image.Exif()
+    exif[271] = "a camera"
+    small("rocket.*").save(photos / "space" / "rocket.jpg", quality=90, exif=exif, icc_profile=ICC)
+    exif[274] = 6
+    small("astronaut.*").crop((0, 0, 120, 80)).save(
+        photos / "space" / "astronaut.jpg", quality=90, exif=exif
+    )
+    settings = ProtectSettings(noise=NoiseSettings(steps=2))
+    spec = ProtectSpec((photos,), place / "copies", settings=settings, device="cpu", jobs=2)
+    events = list(protect(replace(spec, weights=str(tiny_weights))))
+    assert isinstance(events[-1], Done) and events[-1].facts["protected"] == len(NAMES)
+    return place
+
+
+@pytest.fixture
+def site(made: Path, tmp_path: Path) -> Path:
+    """A folder of copies that a test may change, with its manifest."""
+    shutil.copytree(made / "copies", tmp_path / "site")
+    return tmp_path / "site"
+
+
+def looked(spec: CheckSpec) -> tuple[dict[str, Checked], dict[str, Any], list[Event]]:
+    """The outcome of each picture by its name in the manifest, the result, and all events."""
+    events = list(check(spec))
+    assert isinstance(events[-1], Done)
+    outcomes = {event.facts["picture"]: event for event in events if isinstance(event, Checked)}
+    return outcomes, events[-1].facts, events
+
+
+def change(path: Path, how: Callable[[Image.Image], Image.Image] = lambda i: i, **o: Any) -> None:
+    """Do what a site does with a picture: open it, change it, save it without its metadata."""
+    with Image.open(path) as image:
+        changed = how(image.copy())
+    changed.info = {}
+    changed.save(path, **o)
+
+
+def edit(site: Path, changed: Callable[[dict[str, Any]], object]) -> None:
+    """Change every record of a manifest."""
+    manifest = json.loads((site / MANIFEST).read_text())
+    for record in manifest["pictures"]:
+        changed(record)
+    (site / MANIFEST).write_text(json.dumps(manifest))
+
+
+def without_segments(data: bytes) -> bytes:
+    """Return a JPEG without what stands beside its pixels, as `exiftool -all=` leaves it."""
+    kept, at = data[:2], 2
+    for marker, _, end in segments(data):
+        if not 0xE1 <= marker <= 0xEF:
+            kept += data[at:end]
+        at = end
+    return kept + data[at:]
+
+
+def hidden_white(image: Image.Image) -> Image.Image:
+    """Return a picture with white where nothing is seen."""
+    pixels = np.array(image)
+    pixels[pixels[..., 3] == 0, :3] = 255
+    return Image.fromarray(pixels)
+
+
+def updated(fields: dict[str, Any], record: dict[str, Any]) -> None:
+    record.update(fields)
+
+
+def older(record: dict[str, Any]) -> None:
+    """Take out of a record what older versions did not write."""
+    for name in ("size", "metadata", "pixels_sha256", "small_rms"):
+        del record[name]
+
+
+def test_untouched_copies_are_intact(made: Path) -> None:
+    outcomes, facts, events = looked(CheckSpec(made / "copies"))
+    assert outcomes.keys() == NAMES
+    assert facts["states"] == {"intact": 6} and facts["mismatches"] == facts["extra"] == 0
+    assert facts["survival"] is None
+    assert not [e for e in events if isinstance(e, Table | Note | Skipped)]
+
+
+@pytest.mark.parametrize(
+    ("suffix", "options", "least"),
+    [
+        (".jpg", {"quality": 90}, 0.85),
+        (".jpg", {"quality": 75}, 0.75),
+        (".jpg", {"quality": 50}, 0.6),
+        (".webp", {"quality": 75}, 0.6),
+    ],
+)
+def test_recompression_leaves_a_share_of_the_protection(
+    suffix: str, options: dict[str, Any], least: float, made: Path, tmp_path: Path
+) -> None:
+    for name, from_copies in (("everyday/cat.png", True), ("everyday/coffee.jpg", False)):
+        source = made / ("copies" if from_copies else "photos") / name
+        place = (tmp_path / name).with_suffix(suffix)
+        place.parent.mkdir(exist_ok=True)
+        with Image.open(source) as image:
+            image.save(place, **options)
+    outcomes, facts, _ = looked(CheckSpec(tmp_path, made / "photos", made / "copies"))
+    cat, coffee = outcomes["everyday/cat.png"], outcomes["everyday/coffee.jpg"]
+    assert cat.state == coffee.state == "recompressed"
+    assert cat.path == tmp_path / "everyday" / f"cat{suffix}"
+    assert least < cat.facts["survival"] < 1.02
+    # In the place of `coffee` the site has its original, recompressed alike.
+    assert abs(coffee.facts["survival"]) < 0.15
+    assert facts["states"] == {"recompressed": 2, "missing": 4} and facts["measured"] == 2
+
+
+def test_finer_recompression_leaves_more(site: Path, made: Path) -> None:
+    left = []
+    for quality in (20, 50, 90):
+        shutil.copy(made / "copies" / "space" / "rocket.jpg", site / "space")
+        change(site / "space" / "rocket.jpg", quality=quality)
+        outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+        left.append(outcomes["space/rocket.jpg"].facts["survival"])
+    assert left == sorted(left)
+
+
+@pytest.mark.parametrize("way", [Image.Resampling.BILINEAR, Image.Resampling.LANCZOS])
+def test_a_resized_copy_is_compared_at_the_smaller_size(
+    way: Image.Resampling, site: Path, made: Path
+) -> None:
+    change(site / "everyday" / "cat.png", lambda i: i.resize((i.width // 2, i.height // 2), way))
+    change(site / "space" / "rocket.jpg", lambda i: i.resize((i.width * 2, i.height * 2), way))
+    outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+    for name in ("everyday/cat.png", "space/rocket.jpg"):
+        assert outcomes[name].state == "resized"
+        assert 0.8 < outcomes[name].facts["survival"] < 1.05
+        assert "was" in outcomes[name].facts["notes"][0] or "lost" in str(outcomes[name].facts)
+
+
+def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
+    place = site / "space" / "rocket.jpg"
+    place.write_bytes(without_segments(place.read_bytes()))
+    outcomes, _, _ = looked(CheckSpec(site))
+    rocket = outcomes["space/rocket.jpg"]
+    assert rocket.state == "metadata-gone" and rocket.facts["survival"] == 1.0
+    assert rocket.facts["lost"] == ["exif", "icc"]
+
+
+def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
+    change(site / "everyday" / "cat.png", compress_level=1)
+    # Grey, colour and an alpha that hides nothing are one picture to a viewer.
+    change(site / "everyday" / "grey.png", lambda i: i.convert("RGBA"))
+    change(site / "everyday" / "glass.png", lambda i: hidden_white(i), compress_level=1)
+    outcomes, facts, _ = looked(CheckSpec(site))
+    assert facts["states"] == {"intact": 3, "rewritten": 3}
+    assert facts["survival"] is None  # nothing that was measured: no pixel has changed
+
+
+def test_a_grey_webp_is_known_by_its_pixels(made: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    settings = ProtectSettings(noise=NoiseSettings(steps=1))
+    spec = ProtectSpec((made / "photos" / "everyday" / "grey.png",), tmp_path / "out")
+    spec = replace(spec, settings=settings, format="webp", quality=95, device="cpu")
+    list(protect(replace(spec, weights=str(tiny_weights))))
+    data = (tmp_path / "out" / "grey.webp").read_bytes()
+    (tmp_path / "out" / "grey.webp").write_bytes(data + bytes(2))
+    _, facts, _ = looked(CheckSpec(tmp_path / "out"))
+    assert facts["states"] == {"rewritten": 1}
+
+
+def test_what_cannot_be_read_never_stops_the_others(site: Path) -> None:
+    whole = (site / "space" / "rocket.jpg").read_bytes()
+    (site / "space" / "rocket.jpg").write_bytes(whole[: len(whole) // 2])
+    (site / "everyday" / "cat.png").write_text("<html>not found</html>")
+    (site / "everyday" / "coffee.jpg").unlink()
+    (site / "everyday" / "coffee.jpg").mkdir()
+    (site / "everyday" / "glass.png").unlink()
+    os.mkfifo(site / "everyday" / "glass.png")
+    (site / "space" / "astronaut.jpg").unlink()
+    outcomes, facts, _ = looked(CheckSpec(site))
+    assert facts["states"] == {"intact": 1, "unreadable": 4, "missing": 1}
+    reasons = {name: o.facts["reason"] for name, o in outcomes.items() if o.state == "unreadable"}
+    assert reasons == {
+        "everyday/cat.png": "not-a-picture",
+        "everyday/coffee.jpg": "not-a-file",
+        "everyday/glass.png": "not-a-file",
+        "space/rocket.jpg": "truncated",
+    }
+
+
+def test_other_files_are_named_and_are_no_mismatch(site: Path) -> None:
+    (site / "page.html").touch()
+    (site / "space" / "logo.png").touch()
+    (site / ".DS_Store").touch()
+    _, facts, events = looked(CheckSpec(site))
+    extra = {e.path.relative_to(site).as_posix() for e in events if isinstance(e, Skipped)}
+    assert extra == {"page.html", "space/logo.png"}
+    assert facts["extra"] == 2 and facts["mismatches"] == 0
+
+
+def test_copies_are_found_by_name_in_one_flat_folder(made: Path, tmp_path: Path) -> None:
+    shutil.copy(made / "copies" / "space" / "rocket.jpg", tmp_path / "ROCKET.JPG")
+    shutil.copy(made / "copies" / "everyday" / "cat.png", tmp_path / "cat.webp")
+    outcomes, facts, _ = looked(CheckSpec(tmp_path, manifest=made / "copies" / MANIFEST))
+    assert facts["states"] == {"intact": 2, "missing": 4} and facts["extra"] == 0
+    assert outcomes["space/rocket.jpg"].path == tmp_path / "ROCKET.JPG"
+    assert outcomes["space/rocket.jpg"].facts["notes"] == ["found as ROCKET.JPG"]
+
+
+def test_a_name_that_several_have_is_nobodys(made: Path, tmp_path: Path) -> None:
+    _, (expected, *_) = read_expected(made / "copies")
+
+    def paired(records: list[str], files: list[str]) -> dict[str, str]:
+        folder = tmp_path / "x"
+        shutil.rmtree(folder, ignore_errors=True)
+        for file in files:
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            (folder / file).touch()
+        found = pair([replace(expected, path=Path(name)) for name in records], folder).files
+        return {key.as_posix(): file.as_posix() for key, file in found.items()}
+
+    assert paired(["a/x.png", "b/x.png"], ["x.png"]) == {}
+    assert paired(["x.png"], ["x.jpg", "x.webp"]) == {}
+    assert paired(["x.png", "x.jpg"], ["x.jpg"]) == {"x.jpg": "x.jpg"}
+    assert paired(["a/x.png", "b/x.png"], ["a/x.jpg", "b/x.jpg"]) == {
+        "a/x.png": "a/x.jpg",
+        "b/x.png": "b/x.jpg",
+    }
+    assert paired(["x.png"], ["deep/x.txt"]) == {}
+
+
+def test_an_original_that_has_changed_is_said_and_not_used(
+    site: Path, made: Path, tmp_path: Path
+) -> None:
+    shutil.copytree(made / "photos", tmp_path / "photos")
+    change(tmp_path / "photos" / "everyday" / "coffee.jpg", ImageOps.mirror)
+    (tmp_path / "photos" / "space" / "rocket.jpg").unlink()
+    for name in ("everyday/coffee.jpg", "space/rocket.jpg", "everyday/cat.png"):
+        change(site / name, lambda i: i.convert("RGB"), format="JPEG", quality=60)
+    outcomes, _, events = looked(CheckSpec(site, tmp_path / "photos", made / "copies"))
+    told = {name: outcome.facts.get("original") for name, outcome in outcomes.items()}
+    assert told["everyday/coffee.jpg"] == "changed"
+    assert told["space/rocket.jpg"] == "missing"
+    assert told["everyday/cat.png"] == "unchanged"
+    assert "survival" not in outcomes["everyday/coffee.jpg"].facts
+    notes = " ".join(event.message for event in events if isinstance(event, Note))
+    assert "1 original was not found" in notes and "1 original has changed" in notes
+
+
+def test_without_intact_copies_a_bound_is_told(site: Path, made: Path, tmp_path: Path) -> None:
+    for quality, name in ((75, "everyday/coffee.jpg"), (30, "space/rocket.jpg")):
+        change(site / name, quality=quality)
+    shutil.copy(made / "photos" / "everyday" / "cat.png", site / "everyday" / "cat.png")
+    bounds, facts, events = looked(CheckSpec(site, made / "photos"))
+    exact, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+    for name in ("everyday/coffee.jpg", "space/rocket.jpg"):
+        found = bounds[name].facts
+        assert "survival" not in found and found["recorded_mean"] > 0
+        assert exact[name].facts["survival"] - 0.05 < found["at_most"] <= 1
+        assert found["mean"] > 0 and found["psnr"] < found["recorded_psnr"] + 1
+    assert bounds["everyday/cat.png"].facts["at_most"] == 0
+    assert exact["everyday/cat.png"].facts["survival"] == 0
+    assert facts["measured"] == 0 and facts["survival"] is None
+    assert any("intact copies" in event.message for event in events if isinstance(event, Note))
+
+
+def test_a_picture_that_a_site_turned_upright_is_compared_upright(site: Path, made: Path) -> None:
+    place = site / "space" / "astronaut.jpg"
+    turned = ImageOps.exif_transpose(Image.open(io.BytesIO(place.read_bytes())))
+    turned.info = {}
+    turned.save(place, quality=90)
+    outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+    found = outcomes["space/astronaut.jpg"]
+    assert found.state == "recompressed" and "turned upright" in found.facts["notes"]
+    assert found.facts["survival"] > 0.8
+    turned.resize((turned.width // 2, turned.height // 2)).save(place)
+    found = looked(CheckSpec(site, made / "photos", made / "copies"))[0]["space/astronaut.jpg"]
+    assert found.state == "resized" and found.facts["survival"] > 0.7
+
+
+def test_nothing_is_measured_in_a_crop_or_in_another_picture(site: Path, made: Path) -> None:
+    change(site / "space" / "rocket.jpg", lambda i: i.crop((0, 0, i.width, i.height // 2)))
+    change(site / "everyday" / "coffee.jpg", ImageOps.invert)
+    outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+    assert outcomes["space/rocket.jpg"].state == "resized"
+    assert outcomes["everyday/coffee.jpg"].state == "recompressed"
+    for name in ("space/rocket.jpg", "everyday/coffee.jpg"):
+        assert not {"survival", "at_most", "mean"} & outcomes[name].facts.keys()
+        assert "something else" in " ".join(outcomes[name].facts["notes"])
+
+
+def test_transparency_that_was_painted_over_does_not_count(site: Path, made: Path) -> None:
+    def on_white(image: Image.Image) -> Image.Image:
+        white = Image.new("RGBA", image.size, "white")
+        white.alpha_composite(image)
+        return white.convert("RGB")
+
+    change(site / "everyday" / "glass.png", on_white, format="JPEG", quality=95, subsampling=0)
+    outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
+    glass = outcomes["everyday/glass.png"]
+    assert glass.facts["lost"] == ["transparency"] and glass.facts["survival"] > 0.8
+    assert glass.facts["mean"] < 10
+
+
+def test_older_manifests_are_still_read(site: Path, made: Path) -> None:
+    edit(site, older)
+    change(site / "everyday" / "cat.png", compress_level=1)
+    change(site / "everyday" / "coffee.jpg", quality=60)
+    change(site / "space" / "rocket.jpg", lambda i: i.resize((40, 30)))
+    names = ("everyday/cat.png", "everyday/coffee.jpg", "space/rocket.jpg")
+
+    def states(spec: CheckSpec) -> list[str]:
+        outcomes, _, _ = looked(spec)
+        return [outcomes[name].state for name in names]
+
+    assert states(CheckSpec(site)) == ["changed"] * 3
+    assert states(CheckSpec(site, made / "photos")) == ["rewritten", "recompressed", "resized"]
+    whole = site.with_name("whole")
+    shutil.copytree(made / "copies", whole)
+    edit(whole, older)
+    assert states(CheckSpec(site, manifest=whole)) == ["rewritten", "recompressed", "resized"]
+
+
+@pytest.mark.parametrize("field", ["path", "source"])
+@pytest.mark.parametrize("path", ["../secret.png", "a/../../secret.png", "/etc/passwd", "", "a\0b"])
+def test_a_path_that_leads_out_of_the_folder_is_refused(field: str, path: str, site: Path) -> None:
+    edit(site, lambda record: record.update({field: path}))
+    with pytest.raises(BadSetting, match="outside"):
+        list(check(CheckSpec(site, site)))
+
+
+def test_fields_of_the_wrong_kind_count_as_missing(site: Path, made: Path) -> None:
+    change(site / "everyday" / "coffee.jpg", quality=60)
+    for wrong in (
+        {"size": "large", "source": 7, "format": []},
+        {"size": [1, None], "metadata": 5, "mean": "x", "psnr": True},
+        {"size": [-1, 10**30], "metadata": [[]], "pixels_sha256": {}, "small_rms": 10**400},
+        {"small_rms": -1.0, "mean": float("nan"), "psnr": float("inf")},
+    ):
+        edit(site, functools.partial(updated, wrong))
+        _, facts, _ = looked(CheckSpec(site, made / "photos"))
+        assert facts["checked"] == 6 and facts["mismatches"] == 1
+
+
+def test_what_cannot_be_checked_is_said_before_any_work(site: Path, tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    for spec, says in (
+        (CheckSpec(tmp_path / "nosuch"), "does not exist"),
+        (CheckSpec(site / MANIFEST), "not a folder"),
+        (CheckSpec(site, tmp_path / "nosuch"), "does not exist"),
+        (CheckSpec(tmp_path / "empty"), "no tue-manifest.json"),
+        (CheckSpec(site, manifest=site / "space" / "rocket.jpg"), "cannot be read"),
+    ):
+        with pytest.raises(BadSetting, match=says):
+            list(check(spec))
+    edit(site, dict.clear)
+    with pytest.raises(BadSetting, match="incomplete"):
+        list(check(CheckSpec(site)))
+    manifest = json.loads((site / MANIFEST).read_text())
+    (site / MANIFEST).write_text(json.dumps({**manifest, "pictures": []}))
+    with pytest.raises(NothingToDo):
+        list(check(CheckSpec(site)))
+
+
+def test_large_pictures_are_not_decoded_side_by_side() -> None:
+    side = 6000
+    known = Facts((side, side), (), "")
+    expected = [
+        Expected(Path(str(n)), Path(str(n)), "", "", None, known, None, None, None)
+        for n in range(6)
+    ]
+    most = PIXELS_AT_ONCE // side**2
+    running, peak, guard = [0], [0], threading.Lock()
+
+    def look(copy: Expected, _: Path | None) -> Checked:
+        with guard:
+            running[0] += 1
+            peak[0] = max(peak[0], running[0])
+        threading.Event().wait(0.01)
+        with guard:
+            running[0] -= 1
+        return Checked(copy.path, "intact")
+
+    with ThreadPoolExecutor(4) as pool:
+        results = list(ahead(expected, {}, look, pool, 8))
+    assert [result.path.name for result in results] == list("012345")
+    assert peak[0] <= most
+
+
+def test_a_check_that_is_left_stops(site: Path) -> None:
+    job = check(CheckSpec(site, jobs=1))
+    assert any(isinstance(event, Advanced) for event in job)
+    job.close()
+    assert not [t for t in threading.enumerate() if t.name.startswith("copies")]
+
+
+def tue(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
+    command = [sys.executable, "-m", "tue_cli", "check", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, check=False)
+
+
+def test_the_command_tells_a_table_and_exits_with_5_on_a_mismatch(site: Path, made: Path) -> None:
+    ran = tue(site)
+    assert ran.returncode == ExitCode.OK and b"all are intact" in ran.stdout, ran.stderr
+    change(site / "everyday" / "coffee.jpg", quality=50)
+    (site / "[red]page.html").touch()
+    ran = tue(site, "--original", made / "photos", "--manifest", made / "copies" / MANIFEST)
+    assert ran.returncode == ExitCode.MISMATCH
+    table = ran.stdout.decode()
+    assert "everyday/coffee.jpg" in table and "recompressed" in table and "%" in table
+    assert "everyday/cat.png" not in table and "1 other file " in table
+    ran = tue(site, "-v")
+    assert b"everyday/cat.png" in ran.stdout and b"[red]page.html" in ran.stderr
+    assert tue(site, "-q").stdout == b""
+
+
+def test_the_command_speaks_json(site: Path, made: Path) -> None:
+    change(site / "everyday" / "coffee.jpg", quality=50)
+    ran = tue(site, "--original", made / "photos", "--manifest", made / "copies", "--json")
+    events = [json.loads(line) for line in ran.stdout.splitlines()]
+    assert [e["event"] for e in events] == ["started", *["checked"] * 6, "done"]
+    coffee = next(e for e in events if e.get("picture") == "everyday/coffee.jpg")
+    assert coffee["state"] == "recompressed" and 0 < coffee["survival"] < 1.02
+    assert coffee["path"] == str(site / "everyday" / "coffee.jpg")
+    assert events[-1]["states"] == {"intact": 5, "recompressed": 1}
+    assert events[-1]["survival"] == coffee["survival"]
+
+
+def test_checking_needs_no_torch(site: Path) -> None:
+    change(site / "everyday" / "coffee.jpg", quality=50)
+    code = (
+        "import sys\nfrom tue_cli.cli import main\n"
+        f"try: main(['check', {str(site)!r}, '--original', {str(site)!r}])\n"
+        "except SystemExit: pass\nprint('torch' in sys.modules, file=sys.stderr)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert ran.stderr.decode().strip().endswith("False")
