@@ -200,11 +200,12 @@ def _curve(attack: Figures, curves: Mapping[str, Any], top: float) -> dict[str, 
     def y(accuracy: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * min(max(accuracy / top, 0), 1), 1)
 
-    epochs = max(len(run) for runs in curves.values() for run in runs)
+    tests = max(len(run) for runs in curves.values() for run in runs)
+    epochs = attack.get("epochs") or tests
     lines, names, last = [], [], []
     for kind, runs in curves.items():
         for run in runs:
-            across = (RIGHT - LEFT) / max(epochs - 1, 1)
+            across = (RIGHT - LEFT) / max(tests - 1, 1)
             points = [(round(LEFT + across * i, 1), y(value)) for i, value in enumerate(run)]
             lines.append({"kind": kind, "points": points})
         if runs:
@@ -218,7 +219,7 @@ def _curve(attack: Figures, curves: Mapping[str, Any], top: float) -> dict[str, 
         "lines": lines,
         "names": _apart(names),
         "ticks": ticks,
-        "epochs": epochs,
+        "epochs": (max(1, round(epochs / tests)), epochs),
         "floor": y(attack["floor"]),
         "summary": f"Accuracy by epoch, {attack['title']} of {attack['victim']}. At the end: "
         + f"{', '.join(last)}.",
