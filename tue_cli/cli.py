@@ -123,6 +123,9 @@ def protect(
         bool, typer.Option("-n", "--dry-run", help="Write nothing; tell the plan and the time.")
     ] = False,
     seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    report: Annotated[
+        Path | None, typer.Option(help="Write a page with some of the pictures: FILE.html.")
+    ] = None,
     jobs: Annotated[
         int, typer.Option(help="Threads that decode and encode; 0: one a processor.")
     ] = 0,
@@ -158,6 +161,8 @@ def protect(
         existing=existing,
         dry_run=dry_run,
         jobs=jobs,
+        report=report,
+        command=AGAIN,
     )
     again = f"{AGAIN} --existing skip" if existing == "overwrite" else AGAIN
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
@@ -342,7 +347,7 @@ def verify(
         report=report,
         device=device,
         resume=resume,
-        command=shlex.join(["tue", *sys.argv[1:]]),
+        command=AGAIN,
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")

@@ -104,8 +104,8 @@ def _pixels_sha256(picture: Picture) -> str:
         if alpha is not None:
             # Programs that save a picture again drop the colours that nobody sees.
             pixels = np.where(alpha[rows, :, None] > 0, pixels, np.uint8(0))
-            state.update(np.ascontiguousarray(alpha[rows]))
-        state.update(np.ascontiguousarray(pixels))
+            state.update(np.ascontiguousarray(alpha[rows]).data)
+        state.update(np.ascontiguousarray(pixels).data)
     return state.hexdigest()
 
 

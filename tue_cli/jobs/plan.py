@@ -15,6 +15,7 @@ from tue_cli.engine import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.files import folders, images, labels, scale
 from tue_cli.files.manifest import EXISTING, Journal, shown
+from tue_cli.jobs.reporting import refuse_report
 from tue_cli.settings import NoiseSettings, ProtectSettings
 from tue_cli.weights import Weights
 
@@ -39,6 +40,9 @@ class ProtectSpec:
     quality: int | None = None
     existing: str = "skip"
     dry_run: bool = False
+    report: Path | None = None
+    """A page with some of the pictures, before and after."""
+    command: str = ""
     jobs: int = 0
     """Threads that decode and encode; 0 for one a processor."""
 
@@ -68,6 +72,8 @@ def check(spec: ProtectSpec) -> None:
             f"--existing {spec.existing} is unknown.", f"Choose one of {', '.join(EXISTING)}."
         )
     _refuse_unknown_labels(spec.labels)
+    if spec.report is not None:
+        refuse_report(spec.report)
     if spec.jobs < 0:
         raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
 

@@ -20,9 +20,10 @@ from tue_cli.engine import Engine, TorchEngine, machine
 from tue_cli.errors import PictureProblem
 from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
-from tue_cli.files.manifest import Journal
+from tue_cli.files.manifest import Journal, read_manifest
 from tue_cli.jobs.pipeline import BATCH, Pipeline
 from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
+from tue_cli.jobs.reporting import reported
 from tue_cli.weights import Weights, load
 
 
@@ -87,6 +88,15 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
                 # Threads that write are over before the folder is let go.
                 pool.shutdown(wait=True, cancel_futures=True)
         yield from (Note(text) for text in work.warnings())
+        if spec.report is not None:
+            sources = {task.relative.as_posix(): task.item.source for task in tasks}
+            yield from reported(
+                spec.report,
+                read_manifest(output),
+                output,
+                lambda record: sources.get(record["path"]),
+                command=spec.command,
+            )
         yield Done(
             {
                 "protected": work.counts["Saved"],

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tue_cli import __version__
-from tue_cli.errors import BadSetting, PictureProblem
-from tue_cli.events import Advanced, Event, Failed, Note, Saved, Started
+from tue_cli.errors import BadSetting
+from tue_cli.events import Advanced, Event, Failed, Note, Started
 from tue_cli.files.manifest import MANIFEST, read_manifest, sha256, shown
 from tue_cli.jobs.evidence import (
     Arms,
@@ -26,6 +25,7 @@ from tue_cli.jobs.evidence import (
 )
 from tue_cli.jobs.findings import done, facts_of, row_of, table_of, victim_name
 from tue_cli.jobs.plan import refuse_seed
+from tue_cli.jobs.reporting import refuse_report, reported
 from tue_cli.jobs.trials import (
     FEWEST_EPOCHS,
     Book,
@@ -45,9 +45,6 @@ from tue_cli.verdict import (
 if TYPE_CHECKING:
     from tue_cli.engine import Machine
     from tue_cli.jobs.trying import Costs
-
-SHOWN = 6
-"""Pictures in the report."""
 
 
 @dataclass(frozen=True)
@@ -141,7 +138,15 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     yield table_of(rows, chance)
     finished = done(judged, facts, failures)
     if spec.report is not None:
-        yield from _reported(spec, manifest, finished.facts, book.get(f"{arms.digest()}/embedding"))
+        yield from reported(
+            spec.report,
+            manifest,
+            spec.protected,
+            lambda record: spec.original / str(record.get("source", record["path"])),
+            result=finished.facts,
+            embedding=book.get(f"{arms.digest()}/embedding"),
+            command=spec.command,
+        )
     yield finished
 
 
@@ -218,6 +223,8 @@ def _check(spec: VerifySpec) -> None:
             f"Victims cannot see pictures at {settings.size} pixels.",
             "Choose a multiple of 4 from 32.",
         )
+    if spec.report is not None:
+        refuse_report(spec.report)
     if not spec.original.is_dir():
         raise BadSetting(
             f"{shown(spec.original)} is no folder.",
@@ -279,28 +286,3 @@ def _too_little(pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pai
             "apart; --background DIR takes other people's pictures as a second class"
         )
     return None
-
-
-def _reported(
-    spec: VerifySpec, manifest: dict[str, Any], facts: dict[str, Any], embedded: Any
-) -> Iterator[Event]:
-    from tue_cli.files.showing import shown_pairs
-    from tue_cli.report import page, write
-
-    assert spec.report is not None
-    records = manifest["pictures"]
-    apart = max(1, len(records) // SHOWN)
-    pictures = []
-    for record in records[::apart][:SHOWN]:
-        source = spec.original / str(record.get("source", record["path"]))
-        with suppress(PictureProblem):  # it was reported when it could not be paired or read
-            pictures.append(shown_pairs(source, spec.protected / record["path"], record))
-    html = page(
-        manifest=manifest,
-        pictures=pictures,
-        result=facts,
-        embedding=embedded,
-        command=spec.command,
-    )
-    write(html, spec.report)
-    yield Saved(None, spec.report, {"bytes": len(html.encode())})
