@@ -190,6 +190,8 @@ def trainer(arguments: argparse.Namespace, work: Path, results: record.Results) 
     means = {kind: figures[kind]["mean"] for kind in figures}
     results.put(
         trainer={
+            "pictures": count,
+            "epochs": epochs,
             "accuracy": figures,
             "seconds": seconds,
             "clean_minus_plain_points": round(100 * (means["clean"] - means["plain loop"]), 2),
