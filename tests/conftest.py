@@ -39,10 +39,11 @@ def _seeded() -> None:
 
 @pytest.fixture(autouse=True)
 def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep the weights of the person who runs the tests out of them."""
+    """Keep weights and caches of the person who runs the tests out of them."""
     home = str(tmp_path_factory.getbasetemp() / "user-data")
     monkeypatch.delenv("TUE_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", home)
+    monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", home)
 
 

@@ -39,6 +39,9 @@ app = typer.Typer(
 AGAIN = shlex.join(["tue", *sys.argv[1:]])
 """The command as it was typed, to be typed again."""
 
+WIDEST = 4
+"""Times the published width: a victim has been mistyped that is wider."""
+
 NOISE, ADVERSARY, TRAIN = NoiseSettings(), AdversarySettings(), TrainSettings()
 
 
@@ -329,6 +332,8 @@ def verify(
     from tue_cli.jobs.verify import VerifySpec
     from tue_cli.jobs.verify import verify as job
 
+    if fail_under is not None and not 0 <= fail_under <= 100:
+        raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
     settings = BUDGETS.get(budget, BUDGETS["quick"])
     spec = VerifySpec(
         protected=protected,
@@ -415,10 +420,15 @@ def _victims(text: str) -> tuple[VictimSettings, ...]:
     for part in text.split(","):
         net, _, share = part.partition(":")
         try:
-            width = round(64 * float(share or 0.25))
-        except (ValueError, OverflowError):
-            raise BadSetting(f"{part!r} is no victim.", "Write resnet18:0.25, say.") from None
-        victims.append(VictimSettings(net=net, width=width))
+            times = float(share or 0.25)
+        except ValueError:
+            times = 0.0
+        if not 0 < times <= WIDEST:
+            raise BadSetting(
+                f"{part!r} is no victim.",
+                f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
+            )
+        victims.append(VictimSettings(net=net, width=round(64 * times)))
     return tuple(dict.fromkeys(victims))
 
 

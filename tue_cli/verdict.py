@@ -39,8 +39,8 @@ class Accuracy:
     """Degrees of freedom behind the variance (Welch and Satterthwaite)."""
 
     @classmethod
-    def of(cls, values: Sequence[float], tested: int) -> Accuracy:
-        """`values`: a seed each, 0 to 1; `tested`: pictures that each was tested on."""
+    def of(cls, values: Sequence[float], tested: float) -> Accuracy:
+        """`values`: a seed each, 0 to 1; `tested`: as many pictures as each was tested on."""
         mean = statistics.fmean(values)
         # Agresti and Coull's centre: an accuracy of 0 or 1 is not certain either.
         centre = (mean * tested + 2) / (tested + 4)
@@ -83,8 +83,10 @@ class Row:
         """Return why no number may be given for this attacker; nothing where one may."""
         clean, floor = self.clean.estimate(), self.floor.estimate()
         if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
-            learned = f"{clean.value:.0%} against {floor.value:.0%} for {self.floor_name}"
-            return f"the control on the originals learned nothing ({learned})"
+            return (
+                f"the control on the originals learned nothing beyond {self.floor_name} "
+                f"({clean.value:.0%} against {floor.value:.0%})"
+            )
         if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
             return (
                 "a victim of adversarial training knew only "
@@ -97,7 +99,7 @@ class Row:
 
     def _whole(self) -> tuple[float, float, float]:
         gap = self.clean.mean - self.floor.mean
-        if gap <= 0:
+        if gap < 1e-9:  # none, or what rounding leaves of none
             return 0.0, -math.inf, math.inf
         value = (self.clean.mean - self.protected.mean) / gap
         parts = [
@@ -150,8 +152,10 @@ def verdict(rows: Sequence[Row], chance: float) -> Verdict:
     worst = min(sound, key=lambda row: row.protection().value)
     first, last = at_best.protection(), worst.protection()
     headline = f"Protection {_percent(first)} against standard training"
-    if len(rows) == len(standard):
+    if all(row.attack == "std" for row in rows):
         headline += "; no other attacker was tried"
+    elif len(sound) == len(standard):
+        headline += "; no other attacker could be measured"
     elif worst.attack == "std":
         headline += ", its weakest"
     else:

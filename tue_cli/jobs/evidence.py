@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import math
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,8 @@ from tue_cli.files.manifest import sha256, shown
 
 Levels = NDArray[np.uint8]
 """Pictures (N, 3, S, S)."""
-BACKGROUND = "background"
+BACKGROUND = "/background"
+"""The background's class; no folder has such a name."""
 SIZES_LOOKED_AT = 25
 """Pictures that decide at which size victims work."""
 
@@ -75,9 +77,17 @@ class Arms:
     def digest(self) -> str:
         """Return a name that is the same for equal pictures and labels."""
         state = hashlib.sha256(repr((self.classes, self.clean.shape)).encode())
-        for array in (self.clean, self.protected, self.random, self.labels, self.test):
+        pixels = (self.clean, self.protected, self.random, self.test)
+        for array in (*pixels, self.labels, self.test_labels):
             state.update(array.tobytes())
         return state.hexdigest()[:20]
+
+    def tested(self) -> float:
+        """Return how many test pictures, in equal classes, would make a mean over the classes as
+        sure: fewer than there are where classes are unequal, for the smallest one decides.
+        """
+        counts = np.bincount(self.test_labels, minlength=len(self.classes))
+        return float(len(self.classes) ** 2 / (1 / counts).sum())
 
     def relabelled(self, seed: int) -> Arms:
         """Return the same pictures with labels that only their coarse colours decide.
@@ -102,6 +112,14 @@ class Arms:
         )
 
 
+def original_of(record: dict[str, Any], original: Path) -> Path | None:
+    """Return where the original of a manifest's picture lies below `original`; None where the
+    manifest points out of that folder, or out of its own.
+    """
+    source = str(record.get("source", record["path"]))
+    return original / source if _is_below(source) and _is_below(record["path"]) else None
+
+
 def paired(
     protected: Path, original: Path, manifest: dict[str, Any], pool: ThreadPoolExecutor
 ) -> tuple[list[Pair], list[Failed], int]:
@@ -115,9 +133,8 @@ def paired(
     """
 
     def one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
-        source = record.get("source", record["path"])
-        copy, clean = protected / record["path"], original / str(source)
-        if not (_is_below(record["path"]) and _is_below(str(source))):
+        copy, clean = protected / record["path"], original_of(record, original)
+        if clean is None:
             return Failed(copy, "outside", "The manifest points outside the folder.")
         try:
             digest = sha256(images.read(clean))
@@ -129,7 +146,7 @@ def paired(
             same = sha256(images.read(copy)) == record["sha256"]
         except PictureProblem as problem:
             return Failed(copy, "no-copy", problem.message)
-        return Pair(clean, copy, record["label"], digest), same
+        return Pair(clean, copy, nfc(record["label"]), digest), same
 
     pairs: list[Pair] = []
     failures: list[Failed] = []
@@ -166,7 +183,7 @@ def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) ->
     ]
 
     def one(path: Path) -> Pair | None:
-        label = path.relative_to(folder).parts[0] if classes else BACKGROUND
+        label = nfc(path.relative_to(folder).parts[0]) if classes else BACKGROUND
         try:
             return Pair(path, None, label, sha256(images.read(path)))
         except PictureProblem:
@@ -188,7 +205,7 @@ def drawn(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
     """
     groups: dict[tuple[str, str], list[Pair]] = defaultdict(list)
     for pair in pairs:
-        groups[nfc(pair.label), pair.sha256].append(pair)
+        groups[pair.label, pair.sha256].append(pair)
 
     def order(key: tuple[str, str]) -> bytes:
         return hashlib.sha256(f"{seed}/{key[1]}".encode()).digest()
@@ -202,8 +219,8 @@ def drawn(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
 def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
     """Return the pictures to train on and those held out, by content, `share` of every class.
 
-    A content that is in two classes is held out in both or in neither. Classes with a single
-    content are left out: they cannot be both learned and tested.
+    A content that is in two classes is not learned in one where it is held out in the other.
+    Classes with a single content are left out: they cannot be both learned and tested.
     """
     train: list[Pair] = []
     held: list[Pair] = []
@@ -218,7 +235,7 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], l
 
 
 def limited(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
-    """Return at most `most` pictures, each class in its proportion, drawn by content."""
+    """Return about `most` pictures, each class in its proportion but never gone."""
     if len(pairs) <= most:
         return list(pairs)
     kept: list[Pair] = []
@@ -260,24 +277,25 @@ def loaded(
         pool: threads that decode.
         failed: told of every picture that cannot be decoded; the others go on.
     """
-    bound = round(radius * 255)
+    # As protective noise, which never exceeds its radius.
+    bound = math.floor(radius * 255 + 1e-6)
 
     def small(pixels: NDArray[np.uint8]) -> Levels:
         return np.rint(scale.shrink(pixels, size) * 255).astype(np.uint8)
 
     def views(pair: Pair) -> tuple[Levels, Levels, Levels] | Failed:
+        place = pair.original
         try:
-            clean = images.decode(images.read(pair.original)).pixels
+            pixels = images.decode(images.read(place)).pixels
+            clean = small(pixels)
             if pair.copy is None:
-                return (small(clean),) * 3
-            copy = images.decode(images.read(pair.copy)).pixels
+                return clean, clean, clean
+            digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
+            random = small(_noisy(pixels, bound, int.from_bytes(digest[:8], "big")))
+            place = pair.copy
+            return clean, small(images.decode(images.read(place)).pixels), random
         except PictureProblem as problem:
-            return Failed(pair.copy or pair.original, problem.reason, problem.message)
-        digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
-        random = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        noise = random.integers(-bound, bound + 1, clean.shape, np.int16)
-        noisy = np.clip(clean + noise, 0, 255).astype(np.uint8)
-        return small(clean), small(copy), small(noisy)
+            return Failed(place, problem.reason, problem.message)
 
     def decoded(pairs: Sequence[Pair]) -> Iterator[tuple[str, tuple[Levels, Levels, Levels]]]:
         ordered = [p for groups in drawn(pairs, seed).values() for group in groups for p in group]
@@ -285,7 +303,7 @@ def loaded(
             if isinstance(result, Failed):
                 failed(result)
             else:
-                yield nfc(pair.label), result
+                yield pair.label, result
 
     learned, tested = list(decoded(train)), list(decoded([_as_original(pair) for pair in held]))
     classes = tuple(sorted({label for label, _ in learned} & {label for label, _ in tested}))
@@ -315,6 +333,17 @@ def _as_original(pair: Pair) -> Pair:
     return Pair(pair.original, None, pair.label, pair.sha256)
 
 
+def _noisy(pixels: NDArray[np.uint8], bound: int, seed: int) -> NDArray[np.uint8]:
+    """Return a picture (H, W, C) with uniform noise of up to `bound` levels, made in strips: at 200
+    megapixels a whole one would fill the memory.
+    """
+    random, noisy = np.random.default_rng(seed), np.empty_like(pixels)
+    for top in range(0, len(pixels), scale.STRIP):
+        rows = pixels[top : top + scale.STRIP]
+        noise = random.integers(-bound, bound + 1, rows.shape, np.int16)
+        noisy[top : top + scale.STRIP] = np.clip(rows + noise, 0, 255)
+    return noisy
+
+
 def _is_below(path: str) -> bool:
-    pure = PurePosixPath(path)
-    return not pure.is_absolute() and ".." not in pure.parts
+    return not Path(path).anchor and ".." not in Path(path).parts

@@ -13,7 +13,7 @@ from tue_cli.verdict import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 
 
 def row_of(
-    group: Group, results: Mapping[Trial, Mapping[str, Any]], tested: int, chance: float
+    group: Group, results: Mapping[Trial, Mapping[str, Any]], tested: float, chance: float
 ) -> Row:
     """Return one attacker on one kind of victim, to be judged."""
 

@@ -43,6 +43,11 @@ class Trial:
     alone: bool = False
     """Only the part of the pictures that stays clean."""
 
+    @property
+    def kind(self) -> tuple[VictimSettings, bool, str]:
+        """What decides how long an update takes."""
+        return self.victim, bool(self.radius), self.mixing
+
     def key(self) -> str:
         """Return a name that is the same for equal trials."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
@@ -117,13 +122,18 @@ class Book:
     """What finished trials said, in one file of the user's cache, replaced whole after each."""
 
     def __init__(self, identity: str, *, resume: bool) -> None:
-        """`identity` names the copies and the machine; without `resume` the book begins empty."""
+        """`identity` names the copies and the machine; without `resume` the book begins empty.
+
+        Raises:
+            OutputProblem: the cache cannot be written.
+        """
         name = hashlib.sha256(identity.encode()).hexdigest()[:20]
         self._path = platformdirs.user_cache_path("tue") / "verify" / f"{name}.json"
         self._entries: dict[str, Any] = {}
         if resume:
             with suppress(OSError, ValueError, TypeError):
                 self._entries = dict(json.loads(self._path.read_bytes()))
+        self._write()
 
     def get(self, key: str) -> Any:
         """Return an entry, or None."""
@@ -136,6 +146,9 @@ class Book:
             OutputProblem: the cache cannot be written.
         """
         self._entries[key] = entry
+        self._write()
+
+    def _write(self) -> None:
         data = json.dumps(self._entries).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,6 +15,7 @@ from tue_cli.engine import Machine
 from tue_cli.events import Event, Metric
 from tue_cli.jobs.evidence import Arms
 from tue_cli.jobs.trials import Trial, distinct, groups_of
+from tue_cli.nets.classifiers import classifier
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.victims import Victim
@@ -25,19 +26,20 @@ EMBEDDED = 600
 """Training pictures in the report's t-SNE, each clean and protected."""
 
 
-Costs = Mapping[tuple[VictimSettings, bool], float]
-"""Seconds that an update takes: of a kind of victim, standard or adversarial."""
+Costs = Mapping[tuple[VictimSettings, bool, str], float]
+"""Seconds that an update takes, by `Trial.kind`."""
+
+
+def refuse_victims(settings: VerifySettings) -> None:
+    """Raise BadSetting for a victim that cannot be built; nothing is computed."""
+    with torch.device("meta"):
+        for victim in settings.victims:
+            classifier(victim.net, classes=2, width=victim.width, size=settings.size or 32)
 
 
 def probed(settings: VerifySettings, classes: int, size: int, computer: Machine) -> Costs:
-    """Measure how long updates take here, by a few on pictures of noise.
-
-    Raises:
-        BadSetting: there is no such victim.
-    """
-    kinds = {
-        (trial.victim, bool(trial.radius)): trial for trial in distinct(groups_of(settings, 1))
-    }
+    """Measure how long updates take here, by a few on pictures of noise."""
+    kinds = {trial.kind: trial for trial in distinct(groups_of(settings, 1))}
     costs = {}
     for kind, trial in kinds.items():
         batch = trial.victim.batch
@@ -52,16 +54,10 @@ def probed(settings: VerifySettings, classes: int, size: int, computer: Machine)
     return costs
 
 
-def fitting(
-    seconds: float,
-    settings: VerifySettings,
-    costs: Mapping[tuple[VictimSettings, bool], float],
-) -> int:
+def fitting(seconds: float, settings: VerifySettings, costs: Costs) -> int:
     """Return how many pictures victims can be shown so that all of them take so long."""
     groups = groups_of(replace(settings, seen=1_000_000), 1_000_000)
-    a_picture = sum(
-        costs[trial.victim, bool(trial.radius)] / trial.victim.batch for trial in distinct(groups)
-    )
+    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in distinct(groups))
     return max(1, math.floor(seconds / a_picture))
 
 

@@ -18,6 +18,7 @@ from tue_cli.jobs.evidence import (
     Pair,
     limited,
     loaded,
+    original_of,
     others_pictures,
     paired,
     split,
@@ -72,9 +73,14 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         OutputProblem: the report or the cache cannot be written.
     """
     _check(spec)
+    from tue_cli.engine import machine
+    from tue_cli.jobs.trying import fitting, probed, refuse_victims
+
     began = time.monotonic()
+    computer = machine(spec.device)
+    refuse_victims(spec.settings)
     manifest = read_manifest(spec.protected)
-    run = manifest["run"]
+    radius, made = _made(spec.protected, manifest)
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
@@ -82,10 +88,6 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         if (reason := _too_little(pairs, train, held)) is not None:
             yield done(inconclusive(reason), {}, failures)
             return
-        from tue_cli.engine import machine
-        from tue_cli.jobs.trying import fitting, probed
-
-        computer = machine(spec.device)
         settings, size = spec.settings, spec.settings.size or working_size(train)
         book = Book(
             f"{__version__}, {computer.description}, {sha256(spec.protected / MANIFEST)}",
@@ -94,8 +96,9 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         costs = probed(settings, len({pair.label for pair in train}), size, computer)
         if spec.seconds is not None:
             # What was fitted once is taken again, so that --resume finds its victims.
-            fitted = book.get(f"fitted to {spec.seconds}") or fitting(spec.seconds, settings, costs)
-            book.put(f"fitted to {spec.seconds}", fitted)
+            task = f"{settings} at {size} pixels in {spec.seconds} s"
+            fitted = book.get(task) or fitting(spec.seconds, settings, costs)
+            book.put(task, fitted)
             settings = replace(settings, seen=fitted)
         most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
         if len(train) > most:
@@ -106,7 +109,6 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
             held = limited(held, max(1000, round(len(held) * most / len(train))), settings.seed)
             train = limited(train, most, settings.seed)
         spoiled: list[Failed] = []
-        radius = float(run["settings"]["noise"]["radius"])
         arms = loaded(
             train,
             held,
@@ -118,6 +120,10 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         )
         yield from spoiled
         failures += spoiled
+        whole = (_without(spoiled, some) for some in (pairs, train, held))
+        if spoiled and (reason := _too_little(*whole)) is not None:
+            yield done(inconclusive(reason), {}, failures)
+            return
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -125,13 +131,11 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     setup = _setup(settings, arms, groups, computer)
     results = yield from _all_tried(spec, setup, distinct(groups), costs, arms, computer, book)
     chance = 1 / len(arms.classes)
-    rows = [row_of(group, results, len(arms.test_labels), chance) for group in groups]
+    rows = [row_of(group, results, arms.tested(), chance) for group in groups]
     judged = verdict(rows, chance)
     setup |= {
         "time": f"{time.monotonic() - began:.0f} s",
-        "method": run["settings"]["method"],
-        "radius": f"{radius * 255:g}/255",
-        "weights": f"{run['weights']['name']}, sha256 {run['weights']['sha256']}",
+        **made,
         "tue": __version__,
     }
     facts = facts_of(judged, rows, groups, results, chance) | {"setup": setup}
@@ -142,7 +146,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
             spec.report,
             manifest,
             spec.protected,
-            lambda record: spec.original / str(record.get("source", record["path"])),
+            lambda record: original_of(record, spec.original),
             result=finished.facts,
             embedding=book.get(f"{arms.digest()}/embedding"),
             command=spec.command,
@@ -183,7 +187,7 @@ def _all_tried(
     from tue_cli.jobs.trying import embedding, tried
 
     digest = arms.digest()
-    work = {trial: trial.steps * costs[trial.victim, bool(trial.radius)] for trial in trials}
+    work = {trial: trial.steps * costs[trial.kind] for trial in trials}
     known = {trial: book.get(f"{digest}/{trial.key()}") for trial in trials}
     if spec.report is not None and book.get(f"{digest}/embedding") is None:
         known[trials[0]] = None
@@ -225,11 +229,39 @@ def _check(spec: VerifySpec) -> None:
         )
     if spec.report is not None:
         refuse_report(spec.report)
+    if not spec.protected.is_dir():
+        raise BadSetting(
+            f"{shown(spec.protected)} is no folder.", "Name a folder that `tue protect` wrote."
+        )
     if not spec.original.is_dir():
         raise BadSetting(
             f"{shown(spec.original)} is no folder.",
             "Give --original the folder that was given to `tue protect`.",
         )
+
+
+def _made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Return the radius of the copies' noise and, for people, how they were made.
+
+    Raises:
+        BadSetting: the manifest does not say it.
+    """
+    run = manifest["run"]
+    try:
+        settings, weights = run["settings"], run["weights"]
+        radius = float(settings["noise"]["radius"])
+        if not 0 < radius <= 1:
+            raise ValueError(radius)
+        return radius, {
+            "method": settings["method"],
+            "radius": f"{radius * 255:g}/255",
+            "weights": f"{weights['name']}, sha256 {weights['sha256']}",
+        }
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        raise BadSetting(
+            f"The manifest in {shown(protected)} does not say how its copies were made.",
+            "Use the one that `tue protect` wrote.",
+        ) from None
 
 
 def _divided(
@@ -246,10 +278,16 @@ def _divided(
             "as they are."
         )
     every = list(pairs)
+    copies = {record["sha256"] for record in manifest["pictures"]}
     if spec.background is not None:
-        known = {pair.sha256 for pair in pairs}
+        known = {pair.sha256 for pair in pairs} | copies
         background = others_pictures(spec.background, pool, classes=False)
         background = [pair for pair in background if pair.sha256 not in known]
+        if not background:
+            raise BadSetting(
+                f"{shown(spec.background)} holds these very pictures.",
+                "Give --background other people's pictures.",
+            )
         largest = max(
             (sum(p.label == label for p in pairs) for label in {p.label for p in pairs}), default=1
         )
@@ -261,7 +299,14 @@ def _divided(
         strange = sorted({pair.label for pair in tested} - labels)
         if strange:
             yield Note(f"--holdout has classes that the copies lack: {', '.join(strange[:5])}.")
+        if lacking := sorted(labels - {pair.label for pair in tested}):
+            yield Note(f"--holdout lacks classes, which are left out: {', '.join(lacking[:5])}.")
         contents = {pair.sha256 for pair in tested}
+        if contents & copies - {pair.sha256 for pair in pairs}:
+            raise BadSetting(
+                f"{shown(spec.holdout)} holds protected copies.",
+                "Victims are tested on clean pictures: give --holdout some.",
+            )
         kept = [pair for pair in every if pair.sha256 not in contents]
         if len(kept) < len(every):
             yield Note(f"{len(every) - len(kept)} pictures are in --holdout too; none is learned.")
@@ -269,20 +314,30 @@ def _divided(
         out = {id(pair) for pair in background_held}
         train = [pair for pair in kept if id(pair) not in out]
         held = [pair for pair in tested if pair.label in labels] + background_held
+    # To be tested on a picture twice tells no more.
+    held = list({(pair.label, pair.sha256): pair for pair in held}.values())
     return pairs, train, held
 
 
 def _too_little(pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair]) -> str | None:
     """Return why these pictures cannot tell anything, if they cannot."""
-    classes = {pair.label for pair in train} & {pair.label for pair in held}
-    if len(pairs) < FEWEST_PICTURES:
+    learned, tested = {pair.label for pair in train}, {pair.label for pair in held}
+    different = len({pair.sha256 for pair in pairs})
+    if different < FEWEST_PICTURES:
         return (
-            f"{len(pairs)} pictures with their originals are too few; {FEWEST_PICTURES} are the "
-            "least that can tell anything"
+            f"{different} different pictures with their originals are too few; {FEWEST_PICTURES} "
+            "are the least that can tell anything"
         )
-    if len(classes) < 2:
+    if len({pair.label for pair in pairs} | learned) < 2:
         return (
             "all pictures are of one class, so there is nothing that a model could learn to tell "
             "apart; --background DIR takes other people's pictures as a second class"
         )
+    if len(learned & tested) < 2:
+        return "fewer than two classes have different pictures to learn and to be tested on"
     return None
+
+
+def _without(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
+    lost = {failure.path for failure in failures}
+    return [pair for pair in pairs if not {pair.original, pair.copy} & lost]

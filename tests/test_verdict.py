@@ -1,0 +1,182 @@
+"""What may be said of accuracies: the interval holds the truth, and a doubt leaves no number."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tue_cli.verdict import CERTAIN_ZERO, Accuracy, Row, inconclusive, verdict
+
+shares = st.floats(0, 1)
+
+
+def of(*values: float, tested: float = 1000) -> Accuracy:
+    return Accuracy.of(values, tested)
+
+
+def row(
+    clean: Accuracy,
+    protected: Accuracy,
+    *,
+    attack: str = "std",
+    random: Accuracy | None = None,
+    floor: Accuracy | None = None,
+    fitted: float | None = None,
+    floor_name: str = "chance",
+) -> Row:
+    return Row(
+        attack=attack,
+        title={"std": "standard training"}.get(attack, attack),
+        victim="resnet18:0.25",
+        clean=clean,
+        protected=protected,
+        random=clean if random is None else random,
+        floor=replace(CERTAIN_ZERO, mean=0.1) if floor is None else floor,
+        floor_name=floor_name,
+        fitted=fitted,
+    )
+
+
+@pytest.mark.parametrize(
+    ("protected", "protection"), [(0.9, 0), (0.1, 100), (0.5, 50), (0.95, 0), (0.05, 100)]
+)
+def test_protection_is_the_part_of_what_could_be_learned_that_is_not(
+    protected: float, protection: float
+) -> None:
+    estimate = row(of(0.9), of(protected)).protection()
+    assert estimate.value == pytest.approx(protection)
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 100
+
+
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_the_interval_holds_the_truth_nineteen_times_in_twenty(seeds: int) -> None:
+    random = np.random.default_rng(0)
+    truths, tested = {"clean": 0.8, "protected": 0.35}, 300
+    protection = 100 * (0.8 - 0.35) / (0.8 - 0.1)
+
+    def drawn(truth: float) -> Accuracy:
+        # One draw of pictures that all seeds share, and what a seed adds of its own.
+        shared = random.binomial(tested, truth) / tested
+        return Accuracy.of(list(shared + random.normal(0, 0.02 * (seeds > 1), seeds)), tested)
+
+    held = []
+    for _ in range(1000):
+        estimate = row(drawn(truths["clean"]), drawn(truths["protected"])).protection()
+        held.append(estimate.low <= protection <= estimate.high)
+    assert 0.93 <= np.mean(held) <= 0.995
+
+
+@pytest.mark.parametrize("mean", [0.0, 1.0])
+def test_an_accuracy_of_nothing_or_all_is_not_certain(mean: float) -> None:
+    few, many = of(mean, mean, tested=20).estimate(), of(mean, mean, tested=2000).estimate()
+    assert few.value == mean and 0 <= few.low <= few.high <= 1
+    assert few.high - few.low > 5 * (many.high - many.low) > 0
+
+
+def test_seeds_that_disagree_widen_the_interval() -> None:
+    alike, apart = of(0.5, 0.5, 0.5).estimate(), of(0.3, 0.5, 0.7).estimate()
+    assert apart.high - apart.low > 5 * (alike.high - alike.low)
+
+
+def test_few_seeds_that_disagree_are_trusted_less_than_many() -> None:
+    def width(seeds: int) -> float:
+        estimate = of(*[0.45, 0.55] * seeds, tested=10**6).estimate()
+        return estimate.high - estimate.low
+
+    # By the root of their number alone it would be 4 times.
+    assert width(1) > 15 * width(8)
+
+
+def test_a_part_is_judged_by_what_the_clean_part_teaches() -> None:
+    learned = row(of(0.9), of(0.72), floor=of(0.7), floor_name="the clean part alone")
+    assert learned.protection().value == pytest.approx(90)
+    # The floor is measured as well, so the interval is wider than with a certain one.
+    certain = replace(learned, floor=replace(CERTAIN_ZERO, mean=0.7))
+    assert learned.protection().low < certain.protection().low
+
+
+@given(clean=shares, protected=shares, floor=shares, tested=st.integers(1, 500))
+def test_no_accuracies_make_a_protection_beyond_its_scale(
+    clean: float, protected: float, floor: float, tested: int
+) -> None:
+    judged = row(of(clean, tested=tested), of(protected, tested=tested), floor=of(floor, tested=9))
+    estimate = judged.protection()
+    assert 0 <= estimate.low <= estimate.value <= estimate.high <= 100
+    assert isinstance(judged.doubt(0.1), str)
+
+
+@pytest.mark.parametrize(
+    ("doubtful", "why"),
+    [
+        (row(of(0.1), of(0.1)), "learned nothing beyond chance"),
+        (row(of(0.05), of(0.1)), "learned nothing beyond chance"),
+        (row(of(0.13, tested=10**6), of(0.1)), "learned nothing beyond chance"),
+        (
+            row(of(1.0), of(0.9), floor=of(1.0), floor_name="the clean part alone"),
+            "beyond the clean part alone",
+        ),
+        (row(of(0.6), of(0.6), fitted=0.5), "only 50% of its own attacked training pictures"),
+        (row(of(0.5, tested=12), of(0.3, tested=12)), "wider than the effect"),
+        (row(of(0.2, 0.9), of(0.5)), "learned nothing"),
+    ],
+)
+def test_what_could_not_be_measured_gets_a_reason_and_no_number(doubtful: Row, why: str) -> None:
+    assert why in doubtful.doubt(0.1)
+    judged = verdict([doubtful], 0.1)
+    assert not judged.is_conclusive and judged.weakest is None and judged.standard is None
+    assert judged.headline.startswith("Inconclusive: ") and why in judged.headline
+    assert " % (" not in judged.headline
+
+
+def test_an_adversarial_victim_that_fitted_its_pictures_counts() -> None:
+    assert not row(of(0.6), of(0.6), fitted=0.6).doubt(0.1)
+
+
+def test_the_headline_is_the_weakest_link() -> None:
+    rows = [
+        row(of(0.9), of(0.18)),
+        row(of(0.8), of(0.6), attack="jpeg10"),
+        row(of(0.8), of(0.3), attack="gray"),
+    ]
+    judged = verdict(rows, 0.1)
+    assert judged.weakest_row is rows[1]
+    assert judged.headline.startswith("Protection 90 % (")
+    assert "29 % (" in judged.headline and judged.headline.endswith("at its weakest (jpeg10).")
+
+
+def test_a_headline_never_rests_on_a_row_in_doubt() -> None:
+    rows = [row(of(0.9), of(0.2)), row(of(0.3), of(0.3), attack="at4", fitted=0.2)]
+    judged = verdict(rows, 0.1)
+    assert judged.weakest_row is rows[0]
+    assert "no other attacker could be measured" in judged.headline
+    assert any("at4" in reason for reason in judged.reasons)
+
+
+def test_where_standard_training_cannot_be_judged_nothing_is() -> None:
+    rows = [row(of(0.1), of(0.1)), row(of(0.9), of(0.3), attack="gray")]
+    assert not verdict(rows, 0.1).is_conclusive
+
+
+def test_one_attacker_alone_is_said_to_be_alone() -> None:
+    assert "no other attacker was tried" in verdict([row(of(0.9), of(0.2))], 0.1).headline
+
+
+def test_the_worst_of_several_victims_speaks_for_all() -> None:
+    rows = [row(of(0.9), of(0.2)), replace(row(of(0.9), of(0.5)), victim="vgg16:1")]
+    judged = verdict(rows, 0.1)
+    assert judged.weakest_row is rows[1]
+    assert judged.standard == judged.weakest
+
+
+def test_random_noise_that_does_as_much_is_mentioned() -> None:
+    judged = verdict([row(of(0.9), of(0.5), random=of(0.5))], 0.1)
+    assert any("random noise" in reason for reason in judged.reasons)
+    assert not verdict([row(of(0.9), of(0.5), random=of(0.8))], 0.1).reasons
+
+
+def test_an_inconclusive_verdict_says_why_first() -> None:
+    assert inconclusive("too few pictures", "more").headline == "Inconclusive: too few pictures."

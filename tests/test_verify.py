@@ -1,0 +1,452 @@
+"""`tue verify` from end to end, on pictures that are learned in seconds: figures and doubts."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import platformdirs
+import pytest
+import torch
+from PIL import Image
+
+from tue_cli.cli import main
+from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem
+from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.files.manifest import MANIFEST, sha256
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.protect import protect
+from tue_cli.jobs.verify import VerifySpec, verify
+from tue_cli.settings import NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
+
+EACH = 104
+QUICK = VerifySettings(
+    victims=(VictimSettings(width=4, batch=16, rate=0.05),), attacks=("std",), seen=850
+)
+"""Five epochs, enough to learn by."""
+BRIEF = replace(QUICK, seen=340)
+PLANNED = replace(QUICK, seen=10_000)
+"""For what is over before a victim is trained."""
+
+
+def pictures(folder: Path, classes: Iterable[str], each: int = EACH, *, seed: int = 0) -> Path:
+    """Write 32x32 pictures, each class of a colour of its own under noise."""
+    random = np.random.default_rng(seed)
+    colours = np.array([(70, 90, 150), (190, 140, 80), (90, 200, 120)])
+    for number, name in enumerate(classes):
+        (folder / name).mkdir(parents=True)
+        for place in range(each):
+            pixels = colours[number] + random.normal(0, 25, (32, 32, 3)) + random.normal(0, 12, 3)
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{place}.png")
+    return folder
+
+
+def protected(folder: Path, output: Path, weights: Path) -> Path:
+    settings = ProtectSettings(noise=NoiseSettings(steps=1))
+    spec = ProtectSpec((folder,), output, weights=str(weights), settings=settings, device="cpu")
+    list(protect(spec))
+    return output
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> tuple[Path, Path]:
+    """Originals of two classes, and the copies that `tue protect` made of them."""
+    place = tmp_path_factory.mktemp("verify")
+    originals = pictures(place / "in", ("cold", "warm"))
+    return originals, protected(originals, place / "out", tiny_weights)
+
+
+@pytest.fixture(autouse=True)
+def _own_book(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+
+
+@pytest.fixture
+def spec(folders: tuple[Path, Path]) -> VerifySpec:
+    """Standard training, judged within seconds."""
+    return VerifySpec(folders[1], folders[0], QUICK, device="cpu")
+
+
+def again(folder: Path, place: Path, change: Callable[[dict[str, Any]], object]) -> Path:
+    """Return copies like those in a folder, with another manifest."""
+    shutil.copytree(folder, place)
+    manifest = json.loads((place / MANIFEST).read_text())
+    change(manifest)
+    (place / MANIFEST).write_text(json.dumps(manifest))
+    return place
+
+
+def run(spec: VerifySpec) -> tuple[list[Event], dict[str, Any]]:
+    torch.manual_seed(len(str(spec)))  # which must not matter
+    events = list(verify(spec))
+    assert isinstance(events[-1], Done)
+    return events, events[-1].facts
+
+
+def figures(facts: dict[str, Any]) -> dict[str, Any]:
+    """All that a clock cannot change."""
+    attacks = [{k: v for k, v in a.items() if k != "seconds"} for a in facts["attacks"]]
+    return {**facts, "attacks": attacks, "setup": {**facts["setup"], "time": ""}}
+
+
+def notes(events: list[Event]) -> str:
+    return " ".join(event.message for event in events if isinstance(event, Note))
+
+
+def trained(events: list[Event]) -> int:
+    return sum(isinstance(event, Advanced) for event in events)
+
+
+def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
+    spec: VerifySpec, tmp_path: Path
+) -> None:
+    spec = replace(spec, settings=replace(BRIEF, attacks=("std", "early", "gray")))
+    before = {path: sha256(path) for path in spec.original.rglob("*.png")}
+    events, whole = run(spec)
+    assert trained(events) == 6  # early stopping has the same victims as standard training
+    started = next(event for event in events if isinstance(event, Started))
+    assert started.total == 6 and started.seconds is not None and started.seconds > 0
+    assert {path: sha256(path) for path in spec.original.rglob("*.png")} == before
+
+    job = verify(spec)  # without --resume it begins anew
+    seen: list[Event] = []
+    for event in job:
+        seen.append(event)
+        if trained(seen) == 2 and isinstance(event, Metric):
+            break
+    job.close()
+    events, resumed = run(replace(spec, resume=True))
+    assert "2 of 6 victims were trained before" in notes(events)
+    assert trained(events) == 4
+    assert figures(resumed) == figures(whole)
+
+    # Once more, for a page: nothing but the victim of its map is trained again.
+    page = tmp_path / "report.html"
+    events, reported = run(replace(spec, resume=True, report=page))
+    assert "5 of 6 victims were trained before" in notes(events)
+    assert trained(events) == 1 and figures(reported) == figures(whole)
+    assert "t-SNE" in page.read_text() and whole["headline"] in page.read_text()
+    assert [event.path for event in events if isinstance(event, Saved)] == [page]
+
+    # Other copies are other victims.
+    other = again(spec.protected, tmp_path / "other", lambda manifest: None)
+    shutil.copy(spec.original / "cold" / "0.png", other / "cold" / "0.png")
+    events = []
+    for event in verify(replace(spec, protected=other, resume=True)):
+        events.append(event)
+        if isinstance(event, Started):
+            break
+    assert "were trained before" not in notes(events)
+
+    # The peak of the curve is judged where a victim may stop early, its end where it may not.
+    standard, early, gray = whole["attacks"]
+    assert standard["curves"] == early["curves"] != gray["curves"]
+    for arm in ("clean", "protected", "random"):
+        (curve,) = standard["curves"][arm]
+        assert standard[arm]["mean"] == pytest.approx(curve[-1], abs=1e-4)
+        assert early[arm]["mean"] == pytest.approx(max(curve), abs=1e-4)
+
+
+def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
+    spec = replace(spec, settings=BRIEF)
+    (first, facts), (second, again) = run(spec), run(spec)
+    assert figures(facts) == figures(again)
+    assert trained(first) == trained(second) == 3
+    assert [e for e in first if isinstance(e, Metric)] == [
+        e for e in second if isinstance(e, Metric)
+    ]
+
+
+def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
+    plain = again(spec.protected, tmp_path / "plain", lambda manifest: None)
+    for path in plain.rglob("*.png"):
+        shutil.copy(spec.original / path.relative_to(plain), path)
+    events, facts = run(replace(spec, protected=plain))
+    assert "208 of 208 copies are not the files that tue wrote" in notes(events)
+    assert facts["status"] == "conclusive"
+    assert facts["weakest"]["low"] == facts["weakest"]["value"] == 0
+    (attack,) = facts["attacks"]
+    assert attack["clean"] == attack["protected"] and attack["clean"]["mean"] > 0.9
+    table = next(event for event in events if isinstance(event, Table))
+    assert len(table.rows[0]) == len(table.columns)
+
+
+def test_copies_that_teach_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
+    useless = again(spec.protected, tmp_path / "useless", lambda manifest: None)
+    for path in useless.rglob("*.png"):
+        shade = 60 if path.parent.name == "warm" else 190
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(path)
+    _, facts = run(replace(spec, protected=useless))
+    assert facts["weakest"]["value"] > 50
+
+
+def test_a_control_that_learned_nothing_leaves_no_number(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    # Both classes are of the same colours: whatever a victim learns, it is no class.
+    originals = pictures(tmp_path / "in", ("cold",), 2 * EACH)
+    (originals / "warm").mkdir()
+    for number in range(0, 2 * EACH, 2):
+        path = originals / "cold" / f"{number}.png"
+        path.rename(originals / "warm" / path.name)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    settings = replace(QUICK, seen=400)
+    _, facts = run(replace(spec, protected=output, original=originals, settings=settings))
+    assert facts["status"] == "inconclusive" and facts["weakest"] is None
+    assert "the control on the originals learned nothing" in facts["headline"]
+    assert facts["attacks"][0]["protection"] is None
+
+
+def test_too_few_pictures_are_inconclusive(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 99)
+    for number in range(10):  # the same picture again is no other picture
+        shutil.copy(originals / "cold" / "0.png", originals / "cold" / f"again-{number}.png")
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    events, facts = run(replace(spec, protected=output, original=originals))
+    assert facts["status"] == "inconclusive" and facts["headline"].count("198") == 1
+    assert not any(isinstance(event, Started) for event in events)
+    assert "%" not in facts["headline"] and not facts.get("weakest")
+
+
+def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> None:
+    originals = pictures(tmp_path / "in", ("",), 2 * EACH)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    alone = replace(spec, protected=output, original=originals)
+    _, facts = run(alone)
+    assert facts["status"] == "inconclusive" and "--background" in facts["headline"]
+    with pytest.raises(BadSetting, match="these very pictures"):
+        run(replace(alone, background=originals))
+    others = pictures(tmp_path / "others", ("x", "y", "z"), 80, seed=1)
+    for event in verify(replace(alone, background=others, settings=PLANNED)):
+        if isinstance(event, Started):
+            break
+    assert isinstance(event, Started) and event.facts["classes"] == 2
+    # As many others as pictures of one's own, at most.
+    assert event.facts["training pictures"] + event.facts["held-out pictures"] == 4 * EACH
+
+
+def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:
+    holdout = pictures(tmp_path / "holdout", ("cold", "warm"), 30, seed=7)
+    pictures(holdout, ("strange",), 2, seed=8)
+    shutil.copy(spec.original / "cold" / "3.png", holdout / "cold" / "own.png")
+    shutil.copy(holdout / "cold" / "1.png", holdout / "cold" / "twice.png")
+    events = []
+    for event in verify(replace(spec, holdout=holdout, settings=PLANNED)):
+        events.append(event)
+        if isinstance(event, Started):
+            break
+    assert isinstance(event, Started)
+    assert event.facts["training pictures"] == 2 * EACH - 1
+    assert event.facts["held-out pictures"] == 61
+    assert "strange" in notes(events) and "1 pictures are in --holdout too" in notes(events)
+
+
+def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
+    _, facts = run(replace(spec, holdout=spec.original))
+    assert facts["status"] == "inconclusive" and "to learn and to be tested" in facts["headline"]
+    with pytest.raises(BadSetting, match="protected copies"):
+        run(replace(spec, holdout=spec.protected))
+
+
+def test_a_class_that_the_holdout_lacks_is_named(spec: VerifySpec, tmp_path: Path) -> None:
+    holdout = pictures(tmp_path / "holdout", ("cold",), 10, seed=7)
+    events, facts = run(replace(spec, holdout=holdout))
+    assert "lacks classes, which are left out: warm" in notes(events)
+    assert facts["status"] == "inconclusive" and "--background" not in facts["headline"]
+
+
+def test_copies_that_cannot_be_read_no_longer_count(spec: VerifySpec, tmp_path: Path) -> None:
+    damaged = again(spec.protected, tmp_path / "damaged", lambda manifest: None)
+    for path in (damaged / "cold").iterdir():
+        path.write_text("<html>")
+    events, facts = run(replace(spec, protected=damaged))
+    assert facts["status"] == "inconclusive" and trained(events) == 0
+    assert facts["failed"] == sum(isinstance(event, Failed) for event in events) > 50
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda manifest: manifest["run"].clear(),
+        lambda manifest: manifest["run"].update(settings=7),
+        lambda manifest: manifest["run"]["settings"].pop("noise"),
+        lambda manifest: manifest["run"]["settings"].pop("method"),
+        lambda manifest: manifest["run"]["settings"]["noise"].update(radius=None),
+        lambda manifest: manifest["run"]["settings"]["noise"].update(radius=float("nan")),
+        lambda manifest: manifest["run"]["settings"]["noise"].update(radius=10**400),
+        lambda manifest: manifest["run"]["settings"]["noise"].update(radius=-1),
+        lambda manifest: manifest["run"].update(weights=[]),
+    ],
+)
+def test_a_manifest_that_lacks_how_it_was_made_is_refused_before_any_work(
+    change: Callable[[dict[str, Any]], object], spec: VerifySpec, tmp_path: Path
+) -> None:
+    place = again(spec.protected, tmp_path / "hostile", change)
+    with pytest.raises(BadSetting, match="does not say how its copies were made"):
+        next(verify(replace(spec, protected=place)))
+
+
+def test_a_report_holds_no_picture_from_outside_the_folders(
+    spec: VerifySpec, tmp_path: Path
+) -> None:
+    secret = tmp_path / "secret.png"
+    Image.new("RGB", (32, 32), (1, 2, 3)).save(secret)
+
+    def point_outside(manifest: dict[str, Any]) -> None:
+        for record in manifest["pictures"][::34]:  # each that the page would show
+            record["source"] = "../secret.png"
+            record["source_sha256"] = sha256(secret)
+
+    place = again(spec.protected, tmp_path / "hostile", point_outside)
+    shutil.copytree(spec.original, tmp_path / "in")
+    page = tmp_path / "report.html"
+    settings = replace(QUICK, seen=170)
+    hostile = replace(spec, protected=place, original=tmp_path / "in", settings=settings)
+    events, _ = run(replace(hostile, report=page))
+    assert {event.reason for event in events if isinstance(event, Failed)} == {"outside"}
+    assert "data:image" not in page.read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "error"),
+    [
+        ({"settings": replace(QUICK, seeds=0)}, BadSetting),
+        ({"settings": replace(QUICK, seed=-1)}, BadSetting),
+        ({"settings": replace(QUICK, seen=0)}, BadSetting),
+        ({"settings": replace(QUICK, adversary_steps=0)}, BadSetting),
+        ({"settings": replace(QUICK, held_out=1.0)}, BadSetting),
+        ({"settings": replace(QUICK, size=30)}, BadSetting),
+        ({"settings": replace(QUICK, size=33)}, BadSetting),
+        ({"settings": replace(QUICK, victims=(VictimSettings("nosuch"),))}, BadSetting),
+        ({"settings": replace(QUICK, victims=(VictimSettings(width=2),))}, BadSetting),
+        ({"original": Path("nosuch")}, BadSetting),
+        ({"protected": Path("nosuch")}, BadSetting),
+        ({"report": Path("report.png")}, BadSetting),
+        ({"report": Path("nosuch/report.html")}, OutputProblem),
+        ({"device": "gpu"}, BadSetting),
+        ({"device": "cuda:99"}, DeviceUnavailable),
+    ],
+)
+def test_a_bad_setting_stops_the_run_before_any_work(
+    changes: dict[str, Any], error: type[Exception], spec: VerifySpec
+) -> None:
+    with pytest.raises(error):
+        next(verify(replace(spec, **changes)))
+
+
+def test_a_cache_that_cannot_be_written_is_said_before_any_training(
+    spec: VerifySpec, tmp_path: Path
+) -> None:
+    (tmp_path / "cache").write_text("in the way")
+    with pytest.raises(OutputProblem, match="XDG_CACHE_HOME"):
+        for event in verify(spec):
+            assert not isinstance(event, Started | Metric)
+
+
+def test_a_damaged_book_is_begun_anew(spec: VerifySpec) -> None:
+    short = replace(spec, settings=replace(QUICK, seen=170))
+    _, facts = run(short)
+    (book,) = (platformdirs.user_cache_path("tue") / "verify").glob("*.json")
+    book.write_bytes(book.read_bytes()[:-20])
+    events, again = run(replace(short, resume=True))
+    assert trained(events) == 3 and figures(again) == figures(facts)
+
+
+def test_a_budget_in_seconds_is_fitted_once_and_taken_again(spec: VerifySpec) -> None:
+    settings = replace(QUICK, victims=(VictimSettings(width=4, batch=64),))
+    timed = replace(spec, settings=settings, seconds=0.5)
+    _, facts = run(timed)
+    events, again = run(replace(timed, resume=True))
+    assert trained(events) == 0 and figures(again) == figures(facts)
+    # What was fitted to one task says nothing of another.
+    more = replace(timed, resume=True, settings=replace(settings, attacks=("std", "at4")))
+    started = next(event for event in verify(more) if isinstance(event, Started))
+    assert started.total == 6
+
+
+def tue(*arguments: object) -> int:
+    """Return the exit code of a command that is run in this process."""
+    try:
+        main([str(argument) for argument in arguments])
+    except SystemExit as stop:
+        return int(stop.code or 0)
+    return 0
+
+
+def test_a_shell_gets_the_figures_and_exit_code_5_below_the_limit(
+    spec: VerifySpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    command = ["verify", spec.protected, "--original", spec.original, "--device", "cpu"]
+    command += ["--attacks", "std", "--victim", "resnet18:0.0625", "--budget", "1s"]
+    assert tue(*command, "--json", "--fail-under", "100") == ExitCode.MISMATCH
+    events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert {"started", "metric", "done"} <= {event["event"] for event in events}
+    done = events[-1]
+    assert done["event"] == "done" and done["chance"] == 0.5
+    (attack,) = done["attacks"]
+    for arm in ("clean", "protected", "random"):
+        assert 0 <= attack[arm]["low"] <= attack[arm]["mean"] <= attack[arm]["high"] <= 1
+    assert done["setup"]["training pictures"] + done["setup"]["held-out pictures"] == 2 * EACH
+    assert tue(*command, "--resume") == 0
+    said = capsys.readouterr().out
+    assert done["headline"] in said and "standard training" in said
+
+
+def test_where_nothing_can_be_said_no_limit_is_reached(
+    spec: VerifySpec, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def few(manifest: dict[str, Any]) -> None:
+        del manifest["pictures"][5:]
+
+    place = again(spec.protected, tmp_path / "few", few)
+    command = ["verify", place, "--original", spec.original]
+    assert tue(*command) == 0
+    assert "Inconclusive" in capsys.readouterr().out
+    assert tue(*command, "--fail-under", 0) == ExitCode.MISMATCH
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("--fail-under", "nan"), "0 to 100"),
+        (("--fail-under", "101"), "0 to 100"),
+        (("--fail-under", "-1"), "0 to 100"),
+        (("--budget", "0s"), "length of time"),
+        (("--budget", "soon"), "length of time"),
+        (("--attacks", "nosuch"), "There is no attacker"),
+        (("--attacks", ""), "There is no attacker"),
+        (("--victim", "nosuch"), "There is no net"),
+        (("--victim", ""), "There is no net"),
+        (("--victim", "resnet18:0"), "is no victim"),
+        (("--victim", "resnet18:-1"), "is no victim"),
+        (("--victim", "resnet18:nan"), "is no victim"),
+        (("--victim", "resnet18:wide"), "is no victim"),
+        (("--victim", "resnet18:16"), "is no victim"),
+        (("--victim", "resnet18:0.01"), "too narrow"),
+        (("--seeds", "0"), "seeds"),
+        (("--size", "31"), "multiple of 4"),
+        (("--holdout", "nosuch"), "no folder"),
+        (("--background", "nosuch"), "no folder"),
+    ],
+)
+def test_errors_have_codes_and_remedies(
+    arguments: tuple[str, ...], says: str, spec: VerifySpec, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert tue("verify", spec.protected, "--original", spec.original, *arguments) == ExitCode.USAGE
+    assert says in capsys.readouterr().err
+
+
+def test_vgg_fits_the_smallest_pictures(spec: VerifySpec) -> None:
+    settings = replace(QUICK, victims=(VictimSettings("vgg16", 4),), size=32)
+    for event in verify(replace(spec, settings=settings)):
+        if isinstance(event, Started):
+            break
+    assert isinstance(event, Started) and event.facts["victims"] == "vgg16:0.0625"

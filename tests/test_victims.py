@@ -1,0 +1,149 @@
+"""Victims learn, learn the same again, and an adversary never leaves its radius."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from tue_cli.attacks import ATTACKS, attacks_named
+from tue_cli.engine import Machine
+from tue_cli.errors import BadSetting
+from tue_cli.jobs.trials import distinct, groups_of
+from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.numerics.batches import Pictures
+from tue_cli.settings import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
+from tue_cli.victims import Trained, Victim, ascent, balanced_accuracy
+
+CPU = Machine(torch.device("cpu"), torch.float32, "CPU")
+ADVERSARY = AdversarySettings(radius=4 / 255, steps=3)
+
+
+def victim(seed: int = 0, *, steps: int = 18, classes: int = 3, **more: Any) -> Victim:
+    settings = VictimSettings(width=4, batch=24, rate=0.05)
+    return Victim(
+        settings,
+        classes=classes,
+        size=16,
+        steps=steps,
+        seed=seed,
+        computer=CPU,
+        **more,
+    )
+
+
+def trained(one: Victim, pictures: Pictures, *, points: int = 2) -> Trained:
+    training = one.train(pictures, pictures, points=points)
+    while True:
+        try:
+            next(training)
+        except StopIteration as stop:
+            result = stop.value
+            assert isinstance(result, Trained)
+            return result
+
+
+def test_a_victim_learns_what_can_be_learned(toy: Pictures) -> None:
+    result = trained(victim(steps=90), toy, points=4)
+    assert len(result.curve) == 4
+    assert result.curve[-1] == result.train > 0.8
+    assert result.attacked is None and result.seconds > 0
+
+
+@pytest.mark.parametrize("more", [{}, {"mixing": "cutmix"}, {"adversary": ADVERSARY}])
+def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Pictures) -> None:
+    def weights(seed: int) -> Tensor:
+        one = victim(seed, steps=3, **more)
+        list(one.updates(toy))
+        return torch.cat([p.detach().flatten() for p in one.net.parameters()])
+
+    first = weights(0)
+    torch.manual_seed(5)
+    assert torch.equal(first, weights(0))
+    assert not torch.equal(first, weights(1))
+
+
+def test_being_tested_on_the_way_changes_nothing(toy: Pictures) -> None:
+    assert (
+        trained(victim(), toy, points=1).curve[-1:] == trained(victim(), toy, points=6).curve[-1:]
+    )
+
+
+def test_the_adversary_stays_in_its_radius_and_raises_the_loss(toy: Pictures) -> None:
+    one = victim(steps=30)
+    trained(one, toy)
+    pixels, labels = toy.batch(torch.arange(len(toy)))
+    net = one.frozen()
+    for radius in (1 / 255, 4 / 255):
+        settings = AdversarySettings(radius=radius, steps=5)
+        moved = ascent(net, pixels, labels, settings, torch.Generator().manual_seed(0))
+        assert (moved - pixels).abs().max() <= radius + 1e-6
+        assert moved.min() >= 0 and moved.max() <= 1
+        assert loss(net, moved, labels) > loss(net, pixels, labels)
+
+
+def loss(net: FrozenClassifier, pixels: Tensor, labels: Tensor) -> float:
+    with torch.no_grad():
+        return float(torch.nn.functional.cross_entropy(net(pixels), labels))
+
+
+def test_an_adversarial_victim_is_tested_under_its_own_adversary(toy: Pictures) -> None:
+    result = trained(victim(steps=20, adversary=ADVERSARY), toy)
+    assert result.attacked is not None
+    assert 0 <= result.attacked <= result.train
+
+
+def test_accuracy_counts_classes_and_not_pictures() -> None:
+    # Nine of class 0, one of class 1: to say always 0 is chance, not nine tenths.
+    labels = torch.tensor([0] * 9 + [1])
+    pictures = Pictures(torch.zeros((10, 3, 4, 4), dtype=torch.uint8), labels)
+    always = torch.tensor([1.0, 0.0])
+    assert balanced_accuracy(lambda pixels: always.expand(len(pixels), 2), pictures, 2) == 0.5
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> None:
+    for group in groups_of(BUDGETS[budget], 4000):
+        for clean, protected, random in zip(
+            *(group.trials[arm] for arm in ("clean", "protected", "random")), strict=True
+        ):
+            for trial in (protected, random):
+                kept = {"arm", "part"}
+                assert {k: v for k, v in vars(trial).items() if k not in kept} == {
+                    k: v for k, v in vars(clean).items() if k not in kept
+                }
+            assert (protected.arm, random.arm) == ("protected", "random")
+            assert protected.part == random.part == ATTACKS[group.name].part
+        assert ("floor" in group.trials) == (ATTACKS[group.name].part < 1)
+
+
+def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
+    settings = VerifySettings(attacks=("std", "early", "part20", "part40"), seeds=2)
+    trials = distinct(groups_of(settings, 500))
+    # A seed: clean, protected and random; for each part protected, random and the floor.
+    assert len(trials) == 2 * (3 + 2 * 3)
+    assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
+
+
+def test_every_attacker_changes_something() -> None:
+    kinds = [
+        (a.degrade, a.mixing, a.radius, a.part, a.other_labels, a.best_epoch)
+        for a in ATTACKS.values()
+    ]
+    assert len(set(kinds)) == len(kinds)
+
+
+def test_attackers_are_named_shortly_and_each_once() -> None:
+    assert attacks_named(["gray", "at", "at4", "jpeg"]) == ("std", "gray", "at4", "jpeg10")
+    with pytest.raises(BadSetting, match="nosuch"):
+        attacks_named(["std", "nosuch"])
+
+
+@pytest.mark.parametrize(
+    "settings", [VictimSettings("nosuch"), VictimSettings(width=0), VictimSettings(width=3)]
+)
+def test_a_victim_that_cannot_be_is_refused(settings: VictimSettings) -> None:
+    with pytest.raises(BadSetting):
+        Victim(settings, classes=2, size=32, steps=1, seed=0, computer=CPU)
