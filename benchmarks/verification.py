@@ -34,7 +34,8 @@ from torch import nn
 
 from tue_cli.engine import machine
 from tue_cli.files.manifest import MANIFEST, sha256
-from tue_cli.jobs.evidence import Arms, loaded, others_pictures, split
+from tue_cli.jobs.evidence import Arms, loaded
+from tue_cli.jobs.pairing import others_pictures, split
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import AdversarySettings, VictimSettings

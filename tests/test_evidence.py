@@ -19,17 +19,8 @@ from PIL import Image
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
 from tue_cli.files.manifest import sha256
-from tue_cli.jobs.evidence import (
-    Arms,
-    Pair,
-    limited,
-    loaded,
-    original_of,
-    others_pictures,
-    paired,
-    split,
-    working_size,
-)
+from tue_cli.jobs.evidence import Arms, loaded, working_size
+from tue_cli.jobs.pairing import Pair, limited, original_of, others_pictures, paired, split
 
 POOL = ThreadPoolExecutor(2)
 
@@ -218,6 +209,14 @@ def test_arms_hold_the_same_pictures_in_one_order(folder: Path) -> None:
 def test_random_noise_is_as_whole_levels_as_the_protection(folder: Path) -> None:
     arms, _ = arms_of(folder, radius=3.9 / 255)
     assert np.abs(arms.random.astype(int) - arms.clean).max() == 3
+
+
+def test_random_noise_is_as_coarse_as_what_a_victim_sees(tmp_path: Path) -> None:
+    for n in range(4):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", n, size=(300, 400))
+    arms, _ = arms_of(tmp_path)
+    noise = np.abs(arms.random.astype(int) - arms.clean)
+    assert noise.mean() > 2 and noise.max() <= 8
 
 
 def test_the_same_seed_holds_the_same_arms_wherever_they_lie(folder: Path, tmp_path: Path) -> None:

@@ -21,7 +21,8 @@ from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, S
 from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.jobs.protect import protect
-from tue_cli.jobs.verify import VerifySpec, verify
+from tue_cli.jobs.request import VerifySpec
+from tue_cli.jobs.verify import verify
 from tue_cli.settings import NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
 
 EACH = 104
@@ -408,8 +409,9 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
 
     place = again(spec.protected, tmp_path / "few", few)
     command = ["verify", place, "--original", spec.original]
-    assert tue(*command) == 0
+    assert tue(*command, "--report", tmp_path / "page.html") == 0
     assert "Inconclusive" in capsys.readouterr().out
+    assert "Inconclusive" in (tmp_path / "page.html").read_text()
     assert tue(*command, "--fail-under", 0) == ExitCode.MISMATCH
 
 

@@ -315,7 +315,9 @@ def verify(
     ] = None,
     fail_under: Annotated[
         float | None,
-        typer.Option(help="Exit with 5 where the weakest protection is not this many percent."),
+        typer.Option(
+            help="Exit with 5 unless every attacker was measured and leaves so many percent."
+        ),
     ] = None,
     report: Annotated[Path | None, typer.Option(help="Write a page to show: FILE.html.")] = None,
     device: Device = "auto",
@@ -329,7 +331,7 @@ def verify(
     """Train models on the copies, and tell how much less they learn than from the originals."""
     from tue_cli.attacks import attacks_named
     from tue_cli.console import Console
-    from tue_cli.jobs.verify import VerifySpec
+    from tue_cli.jobs.request import VerifySpec
     from tue_cli.jobs.verify import verify as job
 
     if fail_under is not None and not 0 <= fail_under <= 100:
@@ -357,8 +359,8 @@ def verify(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
     if fail_under is not None:
-        weakest = facts.get("weakest")
-        if weakest is None or weakest["value"] < fail_under:
+        weakest, doubts = facts["weakest"], [row["inconclusive"] for row in facts["attacks"]]
+        if weakest is None or weakest["value"] < fail_under or any(doubts):
             raise typer.Exit(ExitCode.MISMATCH)
 
 

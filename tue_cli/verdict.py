@@ -160,6 +160,9 @@ def verdict(rows: Sequence[Row], chance: float) -> Verdict:
         headline += ", its weakest"
     else:
         headline += f", {_percent(last)} at its weakest ({worst.title})"
+    if len(standard) < len(sound) < len(rows):
+        missing = dict.fromkeys(row.title for row in rows if row not in sound)
+        headline += f"; not measured: {', '.join(missing)}"
     random = at_best.random.mean
     if random <= at_best.protected.mean:
         reasons += (f"random noise of the same radius does as much ({random:.0%})",)

@@ -1,15 +1,11 @@
-"""What `tue verify` judges by: copies paired with their originals, split, and held in memory."""
+"""What `tue verify` judges by: the arms, held in memory at the size that victims see."""
 
 from __future__ import annotations
 
 import hashlib
-import math
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,27 +14,13 @@ from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.events import Failed
 from tue_cli.files import images, scale
 from tue_cli.files.degrade import degraded
-from tue_cli.files.folders import nfc
 from tue_cli.files.labels import cluster_labels
-from tue_cli.files.manifest import sha256, shown
+from tue_cli.jobs.pairing import Pair, drawn
 
 Levels = NDArray[np.uint8]
 """Pictures (N, 3, S, S)."""
-BACKGROUND = "/background"
-"""The background's class; no folder has such a name."""
 SIZES_LOOKED_AT = 25
 """Pictures that decide at which size victims work."""
-
-
-@dataclass(frozen=True)
-class Pair:
-    """A copy and its original, or a picture that has no copy and stays as it is."""
-
-    original: Path
-    copy: Path | None
-    label: str
-    sha256: str
-    """Of the original's file: its content, by which pictures are split and drawn."""
 
 
 @dataclass(frozen=True)
@@ -112,139 +94,6 @@ class Arms:
         )
 
 
-def original_of(record: dict[str, Any], original: Path) -> Path | None:
-    """Return where the original of a manifest's picture lies below `original`; None where the
-    manifest points out of that folder, or out of its own.
-    """
-    source = str(record.get("source", record["path"]))
-    return original / source if _is_below(source) and _is_below(record["path"]) else None
-
-
-def paired(
-    protected: Path, original: Path, manifest: dict[str, Any], pool: ThreadPoolExecutor
-) -> tuple[list[Pair], list[Failed], int]:
-    """Pair each copy with its original through the manifest, whatever has become of the copy since.
-
-    Returns the pairs, what could not be paired and why, and how many copies are no longer the
-    bytes that tue wrote.
-
-    Raises:
-        BadSetting: not one original is where the manifest says.
-    """
-
-    def one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
-        copy, clean = protected / record["path"], original_of(record, original)
-        if clean is None:
-            return Failed(copy, "outside", "The manifest points outside the folder.")
-        try:
-            digest = sha256(images.read(clean))
-        except PictureProblem as problem:
-            return Failed(clean, "no-original", problem.message)
-        if digest != record["source_sha256"]:
-            return Failed(clean, "changed", "The original has changed since it was protected.")
-        try:
-            same = sha256(images.read(copy)) == record["sha256"]
-        except PictureProblem as problem:
-            return Failed(copy, "no-copy", problem.message)
-        return Pair(clean, copy, nfc(record["label"]), digest), same
-
-    pairs: list[Pair] = []
-    failures: list[Failed] = []
-    others = 0
-    for result in pool.map(one, manifest["pictures"]):
-        if isinstance(result, Failed):
-            failures.append(result)
-            continue
-        pair, same = result
-        pairs.append(pair)
-        others += not same
-    if not pairs and failures:
-        raise BadSetting(
-            f"None of the {len(failures)} copies in {shown(protected)} could be paired: "
-            f"{failures[0].message}",
-            "Give --original the folder that was given to `tue protect`.",
-        )
-    return pairs, failures, others
-
-
-def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
-    """Return clean pictures below a folder: one class a subfolder, or all of them background.
-
-    Raises:
-        BadSetting: it is no folder, or holds no picture.
-    """
-    if not folder.is_dir():
-        raise BadSetting(f"{shown(folder)} is no folder.", "Give a folder of pictures.")
-    found = [
-        path
-        for path in sorted(folder.rglob("*"))
-        if path.suffix.lower() in images.SUFFIXES
-        and (not classes or len(path.relative_to(folder).parts) > 1)
-    ]
-
-    def one(path: Path) -> Pair | None:
-        label = nfc(path.relative_to(folder).parts[0]) if classes else BACKGROUND
-        try:
-            return Pair(path, None, label, sha256(images.read(path)))
-        except PictureProblem:
-            return None
-
-    pairs = [pair for pair in pool.map(one, found) if pair is not None]
-    if not pairs:
-        raise BadSetting(
-            f"{shown(folder)} holds no picture{' in a subfolder' if classes else ''}.",
-            "Give a folder with one subfolder a class." if classes else "Give another folder.",
-        )
-    return pairs
-
-
-def drawn(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
-    """Return each class's pictures in an order that only seed and content decide.
-
-    Pictures of one content stand together, as one group: a split must not part them.
-    """
-    groups: dict[tuple[str, str], list[Pair]] = defaultdict(list)
-    for pair in pairs:
-        groups[pair.label, pair.sha256].append(pair)
-
-    def order(key: tuple[str, str]) -> bytes:
-        return hashlib.sha256(f"{seed}/{key[1]}".encode()).digest()
-
-    classes: dict[str, list[list[Pair]]] = defaultdict(list)
-    for key in sorted(groups, key=order):
-        classes[key[0]].append(sorted(groups[key], key=lambda pair: pair.original.as_posix()))
-    return {name: classes[name] for name in sorted(classes)}
-
-
-def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Return the pictures to train on and those held out, by content, `share` of every class.
-
-    A content that is in two classes is not learned in one where it is held out in the other.
-    Classes with a single content are left out: they cannot be both learned and tested.
-    """
-    train: list[Pair] = []
-    held: list[Pair] = []
-    for groups in drawn(pairs, seed).values():
-        if len(groups) < 2:
-            continue
-        count = min(len(groups) - 1, max(1, round(share * len(groups))))
-        held += [pair for group in groups[:count] for pair in group]
-        train += [pair for group in groups[count:] for pair in group]
-    contents = {pair.sha256 for pair in held}
-    return [pair for pair in train if pair.sha256 not in contents], held
-
-
-def limited(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
-    """Return about `most` pictures, each class in its proportion but never gone."""
-    if len(pairs) <= most:
-        return list(pairs)
-    kept: list[Pair] = []
-    for groups in drawn(pairs, seed).values():
-        every = [pair for group in groups for pair in group]
-        kept += every[: max(1, round(most * len(every) / len(pairs)))]
-    return kept
-
-
 def working_size(pairs: Sequence[Pair]) -> int:
     """Return at how many pixels a side victims see pictures: 32 or 64, as the pictures are."""
     sides = []
@@ -266,7 +115,10 @@ def loaded(
     pool: ThreadPoolExecutor,
     failed: Callable[[Failed], None],
 ) -> Arms:
-    """Decode every picture and squash it to `size` x `size`; random noise is added at full size.
+    """Decode every picture and squash it to `size` x `size`.
+
+    Random noise is made as protective noise is: uniform at `size` x `size`, enlarged, and added to
+    the picture's own pixels within the radius; finer noise would be gone when they are squashed.
 
     Args:
         train: pictures to learn from, in any order.
@@ -277,8 +129,6 @@ def loaded(
         pool: threads that decode.
         failed: told of every picture that cannot be decoded; the others go on.
     """
-    # As protective noise, which never exceeds its radius.
-    bound = math.floor(radius * 255 + 1e-6)
 
     def small(pixels: NDArray[np.uint8]) -> Levels:
         return np.rint(scale.shrink(pixels, size) * 255).astype(np.uint8)
@@ -291,7 +141,9 @@ def loaded(
             if pair.copy is None:
                 return clean, clean, clean
             digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
-            random = small(_noisy(pixels, bound, int.from_bytes(digest[:8], "big")))
+            draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
+            random = small(scale.lift(noise, pixels, radius))
             place = pair.copy
             return clean, small(images.decode(images.read(place)).pixels), random
         except PictureProblem as problem:
@@ -331,19 +183,3 @@ def loaded(
 
 def _as_original(pair: Pair) -> Pair:
     return Pair(pair.original, None, pair.label, pair.sha256)
-
-
-def _noisy(pixels: NDArray[np.uint8], bound: int, seed: int) -> NDArray[np.uint8]:
-    """Return a picture (H, W, C) with uniform noise of up to `bound` levels, made in strips: at 200
-    megapixels a whole one would fill the memory.
-    """
-    random, noisy = np.random.default_rng(seed), np.empty_like(pixels)
-    for top in range(0, len(pixels), scale.STRIP):
-        rows = pixels[top : top + scale.STRIP]
-        noise = random.integers(-bound, bound + 1, rows.shape, np.int16)
-        noisy[top : top + scale.STRIP] = np.clip(rows + noise, 0, 255)
-    return noisy
-
-
-def _is_below(path: str) -> bool:
-    return not Path(path).anchor and ".." not in Path(path).parts

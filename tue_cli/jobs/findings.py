@@ -48,6 +48,7 @@ def facts_of(
     groups: Sequence[Group],
     results: Mapping[Trial, Mapping[str, Any]],
     chance: float,
+    epochs: int,
 ) -> dict[str, Any]:
     """Return the result as plain data: for `--json`, and for the report."""
 
@@ -80,6 +81,7 @@ def facts_of(
                 "protection": None if doubt else part(row.protection()),
                 "inconclusive": doubt,
                 "fitted": row.fitted,
+                "epochs": epochs,
                 "curves": {
                     name: [list(results[trial]["curve"]) for trial in trials]
                     for name, trials in group.trials.items()
@@ -142,6 +144,9 @@ def done(judged: Verdict, facts: dict[str, Any], failures: Sequence[Failed]) -> 
             "status": "conclusive" if judged.is_conclusive else "inconclusive",
             "reasons": list(judged.reasons),
             "failed": len(failures),
+            "standard": None,
+            "weakest": None,
+            "attacks": [],
             **facts,
         },
         said if judged.is_conclusive else said[:1] + said[2:],

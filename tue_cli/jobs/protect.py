@@ -116,7 +116,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
 def _run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
     """Return what decides the copies' bytes."""
     return {
-        "tool": {"version": __version__, "sha256": _tool_sha256()},
+        "tool": tool(),
         "engine": engine.kind,
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "settings": asdict(spec.settings),
@@ -163,10 +163,10 @@ def _estimate(
     return None
 
 
-def _tool_sha256() -> str:
-    """Return the sha256 of tue's own sources."""
+def tool() -> dict[str, str]:
+    """Return the version and the sha256 of tue's own sources: equal ones compute the same."""
     state = hashlib.sha256()
     root = Path(tue_cli.__file__).parent
     for path in sorted(root.rglob("*.py")):
         state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
-    return state.hexdigest()
+    return {"version": __version__, "sha256": state.hexdigest()}

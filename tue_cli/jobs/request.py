@@ -1,0 +1,89 @@
+"""What `tue verify` was asked for, and whether that can be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tue_cli import __version__
+from tue_cli.errors import BadSetting
+from tue_cli.files.manifest import shown
+from tue_cli.jobs.plan import refuse_seed
+from tue_cli.jobs.reporting import refuse_report
+from tue_cli.settings import VerifySettings
+
+
+@dataclass(frozen=True)
+class VerifySpec:
+    """What `tue verify` was asked for."""
+
+    protected: Path
+    original: Path
+    settings: VerifySettings
+    seconds: float | None = None
+    """Choose `seen` so that the victims take about so long on this machine."""
+    holdout: Path | None = None
+    background: Path | None = None
+    report: Path | None = None
+    device: str = "auto"
+    resume: bool = False
+    command: str = ""
+
+
+def refuse(spec: VerifySpec) -> None:
+    """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be written."""
+    settings = spec.settings
+    refuse_seed(settings.seed)
+    if settings.seeds < 1:
+        raise BadSetting(f"{settings.seeds} seeds train no victim.", "Choose 1 or more.")
+    if "std" not in settings.attacks:
+        raise BadSetting("Standard training is what others are compared with.", "Add std.")
+    if settings.seen < 1 or settings.adversary_steps < 1:
+        raise BadSetting("A victim must see pictures, and an adversary take steps.", "Choose more.")
+    if not 0 < settings.held_out < 1:
+        raise BadSetting(
+            f"A held-out share of {settings.held_out:g} cannot be.",
+            "Choose more than 0, less than 1.",
+        )
+    if settings.size is not None and (settings.size < 32 or settings.size % 4):
+        raise BadSetting(
+            f"Victims cannot see pictures at {settings.size} pixels.",
+            "Choose a multiple of 4 from 32.",
+        )
+    if spec.report is not None:
+        refuse_report(spec.report)
+    if not spec.protected.is_dir():
+        raise BadSetting(
+            f"{shown(spec.protected)} is no folder.", "Name a folder that `tue protect` wrote."
+        )
+    if not spec.original.is_dir():
+        raise BadSetting(
+            f"{shown(spec.original)} is no folder.",
+            "Give --original the folder that was given to `tue protect`.",
+        )
+
+
+def how_made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Return the radius of the copies' noise and, for people, how they were made.
+
+    Raises:
+        BadSetting: the manifest does not say it.
+    """
+    run = manifest["run"]
+    try:
+        settings, weights = run["settings"], run["weights"]
+        radius = float(settings["noise"]["radius"])
+        if not 0 < radius <= 1:
+            raise ValueError(radius)
+        return radius, {
+            "method": settings["method"],
+            "radius": f"{radius * 255:g}/255",
+            "weights": f"{weights['name']}, sha256 {weights['sha256']}",
+            "tue": __version__,
+        }
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        raise BadSetting(
+            f"The manifest in {shown(protected)} does not say how its copies were made.",
+            "Use the one that `tue protect` wrote.",
+        ) from None
