@@ -135,7 +135,7 @@ def _headline(result: Figures) -> dict[str, Any]:
         "text": result["headline"] if conclusive else "Inconclusive",
         "reasons": [_sentence(reason) for reason in result.get("reasons", ())],
         "marks": marks,
-        "chance": _percent(result["chance"]),
+        "chance": _percent(result["chance"]) if conclusive else "",
     }
 
 
