@@ -141,7 +141,46 @@ def _protection(facts: dict[str, Any]) -> str:
     return f"{part['value']:.0f} % protection ({part['low']:.0f} to {part['high']:.0f})"
 
 
-BLOCKS = {"protection": protection, "verification": verification}
+def runtimes() -> str:
+    """Return how ONNX Runtime's noise compares with torch's, and how soon and fast it comes."""
+    result = json.loads((RESULTS / "runtimes.json").read_text(encoding="utf-8"))
+    cells = {(c["settings"]["section"], c["hardware"]["threads"]): c for c in result["cells"]}
+    same, start, speed = (cells[name, 1] for name in ("agreement", "start", "speed"))
+    seconds = start["seconds"]
+    lines = [
+        f"- ONNX Runtime's noise, on {same['pictures']} pictures of CIFAR-10: after one step "
+        f"{100 * same['one_step_equal']:.3f} % of it is torch's; after "
+        f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % is within one "
+        f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times torch's.",
+        f"- One photograph of {start['photograph'].replace('x', '×')}, from the start of the "
+        f"command to its end: {seconds['onnx']['median']:.1f} s with ONNX Runtime, "
+        f"{seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
+    ]
+    widths = sorted(speed["widths"].items(), key=lambda item: int(item[0]))
+    titles = {
+        "torch frozen, float32": "torch as it comes, with frozen parameters, in float32",
+        "torch engine, float32": "this tool's torch engine in float32",
+        "torch engine, bfloat16": "the same in bfloat16",
+    }
+    paces = "; ".join(
+        ", ".join(f"{facts['onnx_over'][name]['median']:.2f}" for _, facts in widths)
+        + f" times that of {title}"
+        for name, title in titles.items()
+    )
+    n = widths[0][1]["pictures_a_second"]["onnx, float32"]["n"]
+    lines.append(
+        f"- ONNX Runtime's pace for surrogates of width {', '.join(w for w, _ in widths)}: {paces} "
+        f"(n = {n})."
+    )
+    hardware = speed["hardware"]
+    lines.append(
+        f"- On one thread of an {hardware['cpu']}, {result['cells'][0]['runtime']['package']} "
+        f"{result['cells'][0]['runtime']['version']} on the CPU, beside other work."
+    )
+    return "\n".join(lines)
+
+
+BLOCKS = {"protection": protection, "verification": verification, "runtimes": runtimes}
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -1,6 +1,9 @@
-"""Write weights/index.json anew from the weights beside it and the committed measurements.
+"""Write the graphs of all packaged weights and weights/index.json anew.
 
-python benchmarks/weights_index.py --default NAME
+    python benchmarks/weights_index.py --default NAME
+
+The index repeats each file's card and hash, and names the committed measurements. To be run after
+the weights in `weights/` have changed, and after a benchmark was run with them.
 """
 
 from __future__ import annotations
@@ -10,6 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
+from tue_cli.jobs.export import exported
 from tue_cli.weights import read
 
 ROOT = Path(__file__).parent.parent
@@ -20,7 +24,7 @@ LICENCE = (
 
 
 def main() -> None:
-    """Hash every file, repeat its card, and point to what was measured with it."""
+    """Export and hash every file, repeat its card, and point to what was measured with it."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--default", required=True)
     default = parser.parse_args().default
@@ -28,6 +32,9 @@ def main() -> None:
     listed = {}
     for path in sorted(folder.glob("*.safetensors")):
         weights = read(path, name=path.stem)
+        graph = path.with_suffix(".onnx")
+        # The generator must run to its end: it proves the graph before it writes it.
+        list(exported(weights, graph, beside=True))
         measured = [
             result.name
             for result in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
@@ -36,6 +43,10 @@ def main() -> None:
         listed[path.stem] = {
             "file": path.name,
             "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+            "graph": {
+                "file": graph.name,
+                "sha256": hashlib.sha256(graph.read_bytes()).hexdigest(),
+            },
             "licence": LICENCE,
             "measured": measured,
             "card": json.loads(weights.card.to_json()),

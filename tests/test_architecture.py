@@ -8,19 +8,23 @@ import json
 import re
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
 
 import tue_cli
 from tue_cli.errors import ExitCode
-from tue_cli.weights import index, load
+from tue_cli.jobs.export import exported
+from tue_cli.weights import graph_of, index, load, read
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "matplotlib")
 
 
-@pytest.mark.parametrize("arguments", [["--help"], ["protect", "--help"], ["train", "--help"]])
+@pytest.mark.parametrize(
+    "arguments", [["--help"], ["protect", "--help"], ["train", "--help"], ["export", "--help"]]
+)
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (
         "import sys\nfrom tue_cli.cli import app\n"
@@ -39,10 +43,96 @@ def test_shipped_weights_are_what_the_index_says() -> None:
     for name, entry in listed["weights"].items():
         path = ROOT / "weights" / entry["file"]
         assert path.stat().st_size < 50_000_000
+        graph = graph_of(load(name))
+        assert entry["graph"]["file"] == f"{name}.onnx" and len(graph) < 200_000
+        assert hashlib.sha256(graph).hexdigest() == entry["graph"]["sha256"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
         card = load(name).card
         assert card.training["command"].startswith("tue train ")
         assert json.loads(json.dumps(entry["card"])) == json.loads(card.to_json())
+
+
+LEFT_OUT = ("kornia", "scikit-learn", "scipy", "torch", "torchvision")
+"""What an installation without torch does not have."""
+_WITHOUT = """
+import sys
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {names!r}:
+            raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+sys.meta_path.insert(0, Absent())
+from tue_cli.cli import main
+main(sys.argv[1:])
+"""
+
+
+def without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
+    """Run `tue` where torch and all that only torch's commands need cannot be imported."""
+    names = {"sklearn" if name == "scikit-learn" else name for name in LEFT_OUT} | {"onnx"}
+    code = _WITHOUT.format(names=names)
+    command = [sys.executable, "-c", code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=False)
+
+
+@pytest.fixture
+def twin(tiny_weights: Path, tmp_path: Path) -> Path:
+    """The tiny weights, with their graph beside them."""
+    path = tmp_path / "w.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    list(exported(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
+    return path
+
+
+def test_without_torch_the_whole_of_protect_and_check_runs(twin: Path, tmp_path: Path) -> None:
+    output, page = tmp_path / "out", tmp_path / "page.html"
+    common = ("protect", ROOT / "assets" / "photos", "--steps", 2, "--weights", twin)
+    ran = without_torch(*common, "-o", output, "--labels", "cluster:3", "--report", page)
+    assert ran.returncode == 0, ran.stderr
+    assert "protected: 6" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
+    assert page.stat().st_size > 10_000
+    again = without_torch(*common, "-o", output, "--labels", "cluster:3")
+    assert again.returncode == 0 and "already done: 6" in again.stdout
+    checked = without_torch("check", output, "--original", ROOT / "assets" / "photos")
+    assert checked.returncode == 0, checked.stderr
+    verified = without_torch("verify", output, "--original", ROOT / "assets" / "photos")
+    assert verified.returncode == ExitCode.ENVIRONMENT
+    assert "pip install" in verified.stderr and "Traceback" not in verified.stderr
+    # The packaged weights need no torch either.
+    shipped = without_torch("protect", ROOT / "assets" / "photos" / "everyday" / "cat.png",
+        "-o", tmp_path / "cat", "--steps", 1)  # fmt: skip
+    assert shipped.returncode == 0, shipped.stderr
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ("protect", "IN", "--backend", "torch", "--weights", "W", "-o", "OUT"),
+        ("train", "IN", "-o", "OUT/w.safetensors"),
+        ("export", "W"),
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_what_needs_torch_says_so_with_the_line_that_installs_it(
+    arguments: tuple[str, ...], twin: Path, tmp_path: Path
+) -> None:
+    places = {"IN": ROOT / "assets" / "photos", "W": twin, "OUT": tmp_path / "out"}
+    ran = without_torch(*(places.get(part, part) for part in arguments))
+    assert ran.returncode == ExitCode.ENVIRONMENT, ran.stderr
+    assert "pip install" in ran.stderr
+    assert "Traceback" not in ran.stderr
+
+
+def test_the_light_requirements_are_the_package_s_without_torch() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    lines = (ROOT / "requirements-light.txt").read_text().splitlines()
+    light = [line for line in lines if not line.startswith("#")]
+
+    def name(line: str) -> str:
+        return re.split(r"[<>=;]", line)[0]
+
+    kept = [line for line in project["dependencies"] if name(line) not in LEFT_OUT]
+    assert light == kept
+    assert {name(line) for line in project["dependencies"]} >= set(LEFT_OUT)
 
 
 def test_the_version_is_stated_once() -> None:

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tue_cli.numerics.batches import (
-    PADDING,
     Pictures,
     batch_indices,
     crop_and_flip,
     generator_at,
     sample_shift_and_flip,
 )
+from tue_cli.numerics.draws import PADDING, moves, places, seed_at
 
 CPU = torch.device("cpu")
 
@@ -171,3 +171,35 @@ def test_sampled_shifts_reach_every_shift_and_both_flips() -> None:
         moved = sample_shift_and_flip(generator)(picture[None])[0]
         drawn.add(int((stacked == moved).flatten(1).all(1).int().argmax()))
     assert drawn == set(range(len(possible)))
+
+
+@given(seed=st.integers(0, 2**63 - 1), count=st.integers(1, 12))
+def test_moves_are_drawn_without_torch_as_torch_draws_them(seed: int, count: int) -> None:
+    generator = generator_at(seed, "perturb", 0, CPU)
+    drawn = []
+    for _ in range(count):
+        top, left = torch.randint(0, 9, (2,), generator=generator).tolist()
+        drawn.append((top, left, bool(torch.rand((), generator=generator) < 0.5)))
+    assert moves(seed_at(seed, "perturb", 0), count) == drawn
+
+
+@given(
+    height=st.integers(1, 12),
+    width=st.integers(1, 12),
+    seed=st.integers(0, 99),
+)
+def test_places_move_a_picture_as_torch_does_and_its_gradient_back(
+    height: int, width: int, seed: int
+) -> None:
+    picture = torch.rand((1, 3, height, width), requires_grad=True)
+    moved = sample_shift_and_flip(generator_at(seed, "perturb", 0, CPU))(picture)
+    there, back = places(moves(seed_at(seed, "perturb", 0), 1), height, width)
+
+    def taken(values: Tensor, where: Tensor) -> Tensor:
+        flat = F.pad(values.flatten(2), (0, 1))
+        return flat[:, :, where].reshape(values.shape)
+
+    assert torch.equal(taken(picture, torch.from_numpy(there[0])), moved)
+    pull = torch.rand(moved.shape)
+    gradient = torch.autograd.grad((moved * pull).sum(), picture)[0]
+    assert torch.equal(taken(pull, torch.from_numpy(back[0])), gradient)

@@ -88,6 +88,10 @@ def test_a_list_on_stdin_names_the_pictures(
         (("protect", "IN", "--radius", "-1"), 2, "radius"),
         (("protect", "IN", "--weights", "nosuch"), 4, "no weights"),
         (("protect", "IN", "--device", "cuda:99", "--weights", "TINY"), 4, "--device cpu"),
+        (("protect", "IN", "--backend", "caffe"), 2, "onnx"),
+        (("protect", "IN", "--backend", "onnx", "--weights", "TINY"), 4, "tue export"),
+        (("export", "TINY", "-o", "x.bin"), 2, ".onnx"),
+        (("export", "nosuch"), 4, "no weights"),
         (("protect", "EMPTY"), 3, "No picture"),
         (("train", "IN", "-o", "x.pt"), 2, "safetensors"),
         (("train", "IN", "-o", "x.safetensors", "--max-time", "soon"), 2, "30m"),
@@ -118,3 +122,21 @@ def test_a_bad_picture_makes_the_exit_code_1(
     ran = tue("protect", str(folder), "-o", out, "--steps", "1", "--weights", str(tiny_weights))
     assert ran.returncode == 1
     assert b"page.jpg" in ran.stderr and b"not-a-picture" in ran.stderr
+
+
+def test_exported_weights_are_protected_with_and_resumed_by_the_same_engine_only(
+    folder: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    weights = tmp_path / "w.safetensors"
+    weights.write_bytes(tiny_weights.read_bytes())
+    ran = tue("export", str(weights))
+    assert ran.returncode == 0, ran.stderr
+    assert b"signs" in ran.stdout
+    out = str(tmp_path / "out")
+    command = ("protect", str(folder), "-o", out, "--steps", "1", "--weights", str(weights))
+    ran = tue(*command, "--backend", "onnx")
+    assert ran.returncode == 0, ran.stderr
+    assert b"engine: ONNX Runtime, CPU, " in ran.stderr
+    other = tue(*command, "--backend", "torch")
+    assert other.returncode == 2 and b"engine was 'onnx" in other.stderr
+    assert tue(*command).returncode == 0  # auto goes on with what began

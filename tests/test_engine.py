@@ -10,9 +10,12 @@ import pytest
 import torch
 from numpy.typing import NDArray
 
-from tue_cli.engine import Machine, TorchEngine, machine, starts
+from tue_cli.engine import Engine, Machine, TorchEngine, machine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
+from tue_cli.graphs.step import step_graph
 from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.draws import starts
+from tue_cli.onnx_engine import OnnxEngine
 from tue_cli.settings import NoiseSettings
 from tue_cli.weights import Weights
 
@@ -27,7 +30,9 @@ DTYPES = [
         ),
     ),
 ]
-every_dtype = pytest.mark.parametrize("dtype", DTYPES, ids=str)
+ONNX = "onnx"
+"""In the place of torch's precision: the other engine."""
+every_dtype = pytest.mark.parametrize("dtype", [*DTYPES, ONNX], ids=str)
 VARIANTS = [("em", NOISE), ("tue", NOISE), ("tue", replace(NOISE, score_mode="ascent"))]
 every_variant = pytest.mark.parametrize(("method", "noise"), VARIANTS, ids=["em", "norm", "ascent"])
 
@@ -37,10 +42,13 @@ def engine(
     method: str = "tue",
     noise: NoiseSettings = NOISE,
     *,
-    dtype: torch.dtype = torch.float32,
+    dtype: torch.dtype | str = torch.float32,
     seed: int = 0,
     batch: int = BATCH,
-) -> TorchEngine:
+) -> Engine:
+    if isinstance(dtype, str):
+        graph = step_graph(weights).SerializeToString()
+        return OnnxEngine(weights, graph, method, noise, seed=seed, device="cpu", batch=batch)
     cpu = Machine(torch.device("cpu"), dtype, "CPU")
     return TorchEngine(weights, method, noise, seed=seed, machine=cpu, batch=batch)
 
@@ -57,7 +65,7 @@ def batch(toy: Pictures) -> tuple[NDArray[Any], NDArray[Any], list[int]]:
 def test_the_same_input_and_seed_give_identical_noise(
     method: str,
     noise: NoiseSettings,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tiny: Weights,
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
@@ -72,13 +80,16 @@ def test_the_same_input_and_seed_give_identical_noise(
     assert np.array_equal(first, running.perturb(*batch))
 
 
+@every_dtype
 def test_another_seed_of_the_run_or_of_a_picture_is_another_noise(
-    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+    dtype: torch.dtype | str,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
     pixels, keys, seeds = batch
-    first = engine(tiny).perturb(*batch)
-    assert not np.array_equal(first, engine(tiny, seed=1).perturb(*batch))
-    changed = engine(tiny).perturb(pixels, keys, [99, *seeds[1:]])
+    first = engine(tiny, dtype=dtype).perturb(*batch)
+    assert not np.array_equal(first, engine(tiny, dtype=dtype, seed=1).perturb(*batch))
+    changed = engine(tiny, dtype=dtype).perturb(pixels, keys, [99, *seeds[1:]])
     assert not np.array_equal(first[0], changed[0])
     assert np.array_equal(first[1:], changed[1:])
 
@@ -88,7 +99,7 @@ def test_another_seed_of_the_run_or_of_a_picture_is_another_noise(
 def test_a_picture_s_noise_does_not_depend_on_its_neighbours(
     method: str,
     noise: NoiseSettings,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tiny: Weights,
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
@@ -109,7 +120,7 @@ def test_a_picture_s_noise_does_not_depend_on_its_neighbours(
 def test_a_picture_s_noise_does_not_depend_on_its_place(
     method: str,
     noise: NoiseSettings,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tiny: Weights,
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
@@ -126,7 +137,7 @@ def test_a_picture_s_noise_does_not_depend_on_its_place(
 def test_a_picture_s_noise_does_not_depend_on_how_many_there_are(
     method: str,
     noise: NoiseSettings,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tiny: Weights,
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
@@ -147,7 +158,7 @@ def test_a_picture_s_noise_does_not_depend_on_how_many_there_are(
 def test_noise_keeps_bound_and_range(
     method: str,
     noise: NoiseSettings,
-    dtype: torch.dtype,
+    dtype: torch.dtype | str,
     tiny: Weights,
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
@@ -163,36 +174,67 @@ def test_noise_keeps_bound_and_range(
     assert np.array_equal(pixels, before)
 
 
+@every_dtype
 def test_another_key_is_another_noise(
-    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+    dtype: torch.dtype | str,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
     pixels, keys, seeds = batch
-    worker = engine(tiny)
+    worker = engine(tiny, dtype=dtype)
     other = worker.perturb(pixels, (keys + 1) % 3, seeds)
     assert not np.array_equal(other, worker.perturb(pixels, keys, seeds))
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, ONNX], ids=str)
 def test_without_its_score_tue_needs_no_score_network(
-    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+    dtype: torch.dtype | str,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
     bare = replace(
         tiny, tensors={k: v for k, v in tiny.tensors.items() if not k.startswith("score.")}
     )
     control = replace(NOISE, score_ratio=0.0)
-    delta = engine(bare, "tue", control).perturb(*batch)
-    assert np.array_equal(delta, engine(bare, "em").perturb(*batch))
+    delta = engine(bare, "tue", control, dtype=dtype).perturb(*batch)
+    assert np.array_equal(delta, engine(bare, "em", dtype=dtype).perturb(*batch))
     with pytest.raises(WeightsProblem, match="score"):
-        engine(bare, "tue")
+        engine(bare, "tue", dtype=dtype)
 
 
-def test_an_unknown_method_is_refused(tiny: Weights) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, ONNX], ids=str)
+def test_an_unknown_method_is_refused(dtype: torch.dtype | str, tiny: Weights) -> None:
     with pytest.raises(BadSetting, match="tea"):
-        engine(tiny, "tea")
+        engine(tiny, "tea", dtype=dtype)
+
+
+@pytest.mark.parametrize("samples", [1, 3])
+@every_variant
+def test_onnx_runtime_makes_the_noise_that_torch_makes(
+    method: str,
+    noise: NoiseSettings,
+    samples: int,
+    tiny: Weights,
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    # More steps drift apart by themselves: two float32 runtimes round differently.
+    for steps, least in ((1, 0.999), (4, 0.95)):
+        few = replace(noise, steps=steps, samples=samples)
+        ours = engine(tiny, method, few, dtype=ONNX, seed=3).perturb(*batch)
+        theirs = engine(tiny, method, few, seed=3).perturb(*batch)
+        assert (np.abs(ours - theirs) < 1e-6).mean() >= least
+
+
+def test_onnx_runtime_sees_the_features_that_torch_sees(
+    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    ours, theirs = (engine(tiny, dtype=d).features(batch[0]) for d in (ONNX, torch.float32))
+    assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
 
 
 @every_dtype
 def test_a_picture_s_features_are_its_own(
-    dtype: torch.dtype, tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+    dtype: torch.dtype | str, tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
 ) -> None:
     worker = engine(tiny, dtype=dtype)
     features = worker.features(batch[0])

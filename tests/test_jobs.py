@@ -31,7 +31,7 @@ from tue_cli.jobs.plan import ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
 from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
-from tue_cli.weights import read
+from tue_cli.weights import graph_of, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
@@ -460,7 +460,8 @@ def test_training_writes_weights_with_their_card(photos: Path, tmp_path: Path) -
     assert about["steps"] == {"score": 4, "surrogate": 4}
     assert about["command"] == "tue train photos"
     assert about["settings"]["noise"]["radius"] == 8 / 255
-    assert [p.name for p in tmp_path.iterdir() if p.is_file()] == ["w.safetensors"]
+    assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["w.onnx", "w.safetensors"]
+    assert graph_of(weights)
 
 
 @pytest.mark.parametrize("stop_after", ["score", "surrogate"])

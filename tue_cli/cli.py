@@ -114,6 +114,13 @@ def protect(
         str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
     ] = None,
     device: Device = "auto",
+    backend: Annotated[
+        str,
+        typer.Option(
+            help="What computes: torch, onnx (ONNX Runtime, which has --device directml too), or "
+            "auto: what is faster here, and in a folder that was begun what began it."
+        ),
+    ] = "auto",
     format: Annotated[str, typer.Option(help="keep, png, jpeg or webp.")] = "keep",
     quality: Annotated[
         int | None,
@@ -159,6 +166,7 @@ def protect(
         ),
         weights=weights,
         device=device,
+        backend=backend,
         format=format,
         quality=quality,
         existing=existing,
@@ -271,6 +279,33 @@ def train(
     facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
     if facts.get("failed"):
         raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+@app.command()
+def export(
+    weights: Annotated[
+        str | None,
+        typer.Argument(help="Name of packaged weights, or a file; default: the packaged ones."),
+    ] = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "-o",
+            "--output",
+            help="FILE.onnx. Beside the weights and under their name (the default), where protect "
+            "looks for it, it reads the weights from their file; elsewhere it holds them.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write the weights' step graph for ONNX Runtime, proved against torch."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.export import ExportSpec
+    from tue_cli.jobs.export import export as job
+
+    Console(as_json=as_json, quiet=quiet).run(job(ExportSpec(weights, output)))
 
 
 @app.command()

@@ -1,4 +1,6 @@
-"""What computes the noise: a device, a precision and the frozen nets, behind one small protocol."""
+"""What computes the noise, behind one small protocol; here by torch: a device, a precision and the
+frozen nets.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.errors import BadSetting, DeviceUnavailable
+from tue_cli.numerics.draws import starts
 from tue_cli.settings import NoiseSettings
 from tue_cli.weights import Weights, build
 
@@ -86,7 +89,8 @@ def _opened(name: str) -> Machine:
     elif kind == "mps":
         title, dtype = "Apple GPU", torch.float32
     else:
-        title = f"CPU, {torch.get_num_threads()} threads"
+        threads = torch.get_num_threads()
+        title = f"CPU, {threads} thread{'s' * (threads > 1)}"
         dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
     return Machine(device, dtype, f"{title}, {str(dtype).removeprefix('torch.')}")
 
@@ -112,7 +116,7 @@ class TorchEngine:
         self._seed = seed
         self._machine = machine
         self._batch = batch
-        self.description = machine.description
+        self.description = f"torch, {machine.description}"
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
         roles = tuple(r for r in self._method.roles if r != "score" or noise.score_ratio)
         self._nets = {
@@ -131,15 +135,16 @@ class TorchEngine:
         for place in range(0, len(pixels), self._batch):
             part = slice(place, place + self._batch)
             start = starts(pixels[part].shape, seeds[part], self._noise.radius)
-            # The same shifts and flips for every batch: a picture's noise is its own.
-            generator = generator_at(self._seed, "perturb", 0, device)
+            # The same shifts and flips for every batch: a picture's noise is its own. They are
+            # drawn on the CPU, whatever computes, so that every engine draws the same.
+            generator = generator_at(self._seed, "perturb", 0, torch.device("cpu"))
             try:
                 delta = self._method.perturb(
                     self._nets,
-                    torch.from_numpy(self._filled(pixels[part])).to(device),
-                    torch.from_numpy(self._filled(keys[part])).to(device),
+                    torch.from_numpy(filled(pixels[part], self._batch)).to(device),
+                    torch.from_numpy(filled(keys[part], self._batch)).to(device),
                     self._noise,
-                    start=torch.from_numpy(self._filled(start)).to(device),
+                    start=torch.from_numpy(filled(start, self._batch)).to(device),
                     generator=generator,
                 )
             except torch.OutOfMemoryError:
@@ -160,20 +165,15 @@ class TorchEngine:
         with torch.no_grad():
             for place in range(0, len(pixels), self._batch):
                 part = pixels[place : place + self._batch]
-                batch = torch.from_numpy(self._filled(part)).to(self._machine.device)
+                batch = torch.from_numpy(filled(part, self._batch)).to(self._machine.device)
                 features = surrogate_of(self._nets).features(batch)
                 parts.append(features[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
-    def _filled(self, part: NDArray[Any]) -> NDArray[Any]:
-        """Repeat the last row up to the fixed batch: kernels are chosen by shape, and another
-        kernel rounds differently.
-        """
-        missing = self._batch - len(part)
-        return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part
 
-
-def starts(shape: tuple[int, ...], seeds: list[int], radius: float) -> Floats:
-    """Draw each picture's first delta, uniform in the ball, from its own seed."""
-    draws = [np.random.Generator(np.random.Philox(seed)).random(shape[1:]) for seed in seeds]
-    return ((2 * np.stack(draws) - 1) * radius).astype(np.float32)
+def filled(part: NDArray[Any], batch: int) -> NDArray[Any]:
+    """Repeat the last row up to the fixed batch: kernels are chosen by shape, and another kernel
+    rounds differently.
+    """
+    missing = batch - len(part)
+    return np.concatenate([part, np.repeat(part[-1:], missing, axis=0)]) if missing else part

@@ -5,6 +5,7 @@ Raised at the door of a floor, translated to an exit code once, in `cli.py`.
 
 from __future__ import annotations
 
+import importlib.util
 from enum import IntEnum
 
 
@@ -59,6 +60,42 @@ class WeightsProblem(TueError):
 
 class DeviceUnavailable(TueError):
     """A device that was asked for by name and is not there."""
+
+
+class PackageMissing(TueError):
+    """A package that only some commands need, where tue was installed without it."""
+
+    def __init__(self, package: str) -> None:
+        super().__init__(
+            f"This needs the package {package}, which is not installed.", _INSTALL[package]
+        )
+
+
+_TORCH = (
+    "Install it with: pip install 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29' kornia scipy "
+    "scikit-learn"
+)
+_INSTALL = {
+    "torch": _TORCH,
+    "kornia": _TORCH,
+    "onnx": "Install it with: pip install onnx",
+    "onnxruntime": "Install it with: pip install onnxruntime",
+}
+
+
+def is_installed(package: str) -> bool:
+    """Say whether a package is there to be imported, without importing it."""
+    try:
+        return importlib.util.find_spec(package) is not None
+    except ImportError:
+        return False
+
+
+def require(*packages: str) -> None:
+    """Raise PackageMissing for the first of these that is not installed."""
+    for package in packages:
+        if not is_installed(package):
+            raise PackageMissing(package)
 
 
 class OutputProblem(TueError):

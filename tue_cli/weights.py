@@ -66,6 +66,8 @@ class Weights:
     tensors: Tensors
     sha256: str
     """Of the whole file."""
+    path: Path | None = None
+    """Where it was read from."""
 
 
 def digest(tensors: Tensors) -> str:
@@ -185,7 +187,29 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     seal = hashlib.sha256((digest(tensors) + card.to_json()).encode()).hexdigest()
     if seal != metadata.get("seal"):
         raise damaged
-    return Weights(name, card, tensors, found)
+    return Weights(name, card, tensors, found, path)
+
+
+def graph_of(weights: Weights) -> bytes:
+    """Return the step graph that lies beside a weights file: FILE.onnx beside FILE.safetensors.
+
+    Raises:
+        WeightsProblem: there is none, or one of other weights, or not the one that was shipped.
+    """
+    place = weights.path and weights.path.with_suffix(".onnx")
+    remedy = f"Write it with `tue export {weights.path}`, or use --backend torch."
+    if place is None or not _is_file(place):
+        raise WeightsProblem(f"The weights {weights.name} have no graph for ONNX Runtime.", remedy)
+    data = place.read_bytes()
+    if weights.sha256.encode() not in data:
+        raise WeightsProblem(f"The graph {place} is not of the weights beside it.", remedy)
+    if place.parent == SHIPPED:
+        shipped = index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
+        if shipped != hashlib.sha256(data).hexdigest():
+            raise WeightsProblem(
+                f"The graph {place} is not what was shipped.", "Install tue again."
+            )
+    return data
 
 
 def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]:

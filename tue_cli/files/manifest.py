@@ -85,6 +85,15 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
+def former_run(output: Path) -> dict[str, Any]:
+    """What decided the bytes of the copies that were last written here; empty where there are none.
+
+    Raises BadSetting where a manifest cannot be read.
+    """
+    runs = [entry["run"] for entry in Journal(output, {}, "skip").entries() if "run" in entry]
+    return runs[-1] if runs and isinstance(runs[-1], dict) else {}
+
+
 def output_problem(error: OSError, output: Path) -> OutputProblem:
     """The error to raise when writing below `output` failed with `error`."""
     where = shown(output)
@@ -283,7 +292,7 @@ class Journal:
         books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
         records, keys = self.records, self.keys
         last: dict[str, Any] = self._run
-        for entry in self._entries():
+        for entry in self.entries():
             if _is_record(entry):
                 records[entry["path"]] = entry
                 keys[entry["label"]] = entry["key"]
@@ -307,7 +316,7 @@ class Journal:
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 
-    def _entries(self) -> Iterator[dict[str, Any]]:
+    def entries(self) -> Iterator[dict[str, Any]]:
         """Runs and records, oldest first: the manifest's, then the journal's readable lines."""
         if os.path.lexists(self.output / MANIFEST):
             manifest = read_manifest(self.output)

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 
+from tue_cli.backend import refuse_unknown
 from tue_cli.engine import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.files import folders, images, labels, scale
@@ -36,6 +37,7 @@ class ProtectSpec:
     settings: ProtectSettings = field(default_factory=ProtectSettings)
     weights: str | None = None
     device: str = "auto"
+    backend: str = "auto"
     format: str = "keep"
     quality: int | None = None
     existing: str = "skip"
@@ -71,6 +73,7 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(
             f"--existing {spec.existing} is unknown.", f"Choose one of {', '.join(EXISTING)}."
         )
+    refuse_unknown(spec.backend)
     _refuse_unknown_labels(spec.labels)
     if spec.report is not None:
         refuse_report(spec.report)

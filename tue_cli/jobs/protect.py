@@ -16,11 +16,12 @@ import numpy as np
 
 import tue_cli
 from tue_cli import __version__
-from tue_cli.engine import Engine, TorchEngine, machine
+from tue_cli.backend import engine_for
+from tue_cli.engine import Engine
 from tue_cli.errors import PictureProblem
 from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
-from tue_cli.files.manifest import Journal, read_manifest
+from tue_cli.files.manifest import Journal, former_run, read_manifest
 from tue_cli.jobs.pipeline import BATCH, Pipeline
 from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
 from tue_cli.jobs.reporting import reported
@@ -38,13 +39,16 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     output = spec.output or folders.default_output(spec.paths)
     found = folders.discover(spec.paths, output)
     weights = load(spec.weights)
-    engine = TorchEngine(
+    engine = engine_for(
         weights,
         spec.settings.method,
         spec.settings.noise,
         seed=spec.settings.seed,
-        machine=machine(spec.device),
+        backend=spec.backend,
+        device=spec.device,
         batch=BATCH,
+        pictures=len(found.items),
+        former=former_run(output).get("engine"),
     )
     for path, reason, message in found.refused:
         yield Failed(path, reason, message)
@@ -157,7 +161,7 @@ def _estimate(
             continue
         a_picture = time.monotonic() - began
         began = time.monotonic()
-        engine.perturb(small[None], np.zeros(1, np.int64), [0])
+        engine.perturb(np.stack([small] * BATCH), np.zeros(BATCH, np.int64), [0] * BATCH)
         a_batch = time.monotonic() - began
         return round(-(-len(tasks) // BATCH) * a_batch + len(tasks) * a_picture / threads, 1)
     return None

@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -16,13 +16,21 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli import __version__
-from tue_cli.errors import BadSetting, NothingToDo, OutputProblem, PictureProblem
+from tue_cli.errors import (
+    BadSetting,
+    NothingToDo,
+    OutputProblem,
+    PackageMissing,
+    PictureProblem,
+    TueError,
+    require,
+)
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.files import images, scale
 from tue_cli.jobs.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
 from tue_cli.jobs.plan import refuse_noise, refuse_seed
 from tue_cli.settings import TrainSettings
-from tue_cli.weights import Card, fresh, pack
+from tue_cli.weights import Card, fresh, pack, read
 
 if TYPE_CHECKING:
     from tue_cli.engine import Machine
@@ -56,6 +64,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         BadSetting: unsuitable data or settings, or a checkpoint of another training.
         OutputProblem: the output cannot be written.
     """
+    require("torch")
     from tue_cli.engine import machine
     from tue_cli.methods import method_named
     from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
@@ -142,6 +151,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         data = pack(card, _tensors(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
+        yield from _graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
     yield Done(
@@ -152,6 +162,21 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             "seconds": round(checkpoint.seconds(), 1),
         }
     )
+
+
+def _graph(output: Path) -> Iterator[Event]:
+    """Write the weights' graph for ONNX Runtime beside them, or say why there is none."""
+    from tue_cli.jobs.export import exported
+
+    graph = output.with_suffix(".onnx")
+    graph.unlink(missing_ok=True)  # that of the weights that were here before
+    try:
+        events = list(exported(read(output, name=output.stem), graph, beside=True))
+    except TueError as error:
+        then = f" Then run `tue export {output}`." if isinstance(error, PackageMissing) else ""
+        yield Note(f"No graph for ONNX Runtime was written. {error}{then}")
+    else:
+        yield from (event for event in events if isinstance(event, Saved))
 
 
 class Meter:

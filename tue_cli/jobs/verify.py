@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
+from tue_cli.errors import require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
 from tue_cli.files.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.jobs.evidence import Arms, loaded, working_size
@@ -45,6 +46,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         BadSetting: unsuitable settings, no manifest, or originals that are not the copies'.
         OutputProblem: the report or the cache cannot be written.
     """
+    require("torch", "kornia")
     refuse(spec)
     from tue_cli.engine import machine
     from tue_cli.jobs.trying import fitting, probed, refuse_victims

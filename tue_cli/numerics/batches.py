@@ -6,7 +6,6 @@ was stopped without keeping the state of any generator.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -14,18 +13,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tue_cli.numerics.draws import PADDING, seed_at
+
 Transform = Callable[[Tensor], Tensor]
 """Pixels (N, 3, H, W) to pixels of the same shape; differentiable."""
-
-PADDING = 4
-"""Black pixels around a picture before a random crop (REM, Fu et al. 2022)."""
 
 
 def generator_at(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
     """Return the generator of one step of one named stream of a run."""
-    digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     generator = torch.Generator(device=device)
-    generator.manual_seed(int.from_bytes(digest[:8], "big") >> 1)
+    generator.manual_seed(seed_at(seed, stream, step))
     return generator
 
 

@@ -1,0 +1,313 @@
+"""What ONNX Runtime makes of the noise against torch: the same noise, how soon and how fast.
+
+    python benchmarks/runtimes.py --weights NAME --data DIR/cifar-10 --photo FILE.jpg --threads 1
+
+- agreement: on pictures of `--data`, after one step and after `--steps`: equal entries, levels
+  within one of each other, and the surrogate's loss on the written pictures.
+- start: `tue protect` of one photograph by either engine, as whole processes, in turns.
+- speed: pictures a second at `--steps` steps at the weights' width and at 64 (fresh nets), by the
+  ONNX engine, the torch engine in float32 and in its own precision, and torch eager with frozen
+  parameters and nothing else (float32, NCHW, batch norms as they are). Turns are taken.
+
+Ratios are of one run; a section that is in the results with the same settings is not run again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+
+import numpy as np
+import record
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from tue_cli.engine import Engine, Machine, TorchEngine, machine
+from tue_cli.files import images, scale
+from tue_cli.graphs.step import step_graph
+from tue_cli.nets.classifiers import Classifier
+from tue_cli.numerics.batches import generator_at, sample_shift_and_flip
+from tue_cli.numerics.draws import starts
+from tue_cli.numerics.losses import cross_entropy, score_norm
+from tue_cli.numerics.pgd import Term, gradient_of, pgd
+from tue_cli.onnx_engine import OnnxEngine
+from tue_cli.settings import NoiseSettings
+from tue_cli.weights import Weights, build, fresh, load
+
+SECTIONS = ("agreement", "start", "speed")
+BATCH = 32
+CPU = torch.device("cpu")
+FLOAT32 = Machine(CPU, torch.float32, "CPU, float32")
+
+
+def by_onnx(weights: Weights, noise: NoiseSettings) -> Engine:
+    graph = step_graph(weights).SerializeToString()
+    return OnnxEngine(weights, graph, "tue", noise, seed=0, device="cpu", batch=BATCH)
+
+
+def by_torch(weights: Weights, noise: NoiseSettings, computer: Machine) -> Engine:
+    return TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=BATCH)
+
+
+def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+    """Return pictures of a folder with a subfolder a class, evenly from all, and their classes."""
+    files = [sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()]
+    chosen = [(files[n % len(files)][n // len(files)], n % len(files)) for n in range(count)]
+    small = [scale.shrink(images.decode(images.read(p)).pixels, size) for p, _ in chosen]
+    return np.stack(small), np.array([label for _, label in chosen])
+
+
+def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Compare the noise of both engines in float32."""
+    pixels, keys = pictures(arguments.data / "test", arguments.count, weights.card.size)
+    seeds = list(range(len(pixels)))
+    whole = NoiseSettings(steps=arguments.steps)
+    # One step as long as one of many: a longer one would end at the ball's wall, right or wrong.
+    one = replace(whole, steps=1, travel=whole.travel / arguments.steps)
+    first, last = (
+        [engine.perturb(pixels, keys, seeds) for engine in engines]
+        for engines in (
+            (by_onnx(weights, one), by_torch(weights, one, FLOAT32)),
+            (by_onnx(weights, whole), by_torch(weights, whole, FLOAT32)),
+        )
+    )
+    levels = [np.rint(delta * 255) for delta in last]
+    surrogate = build(weights, ("surrogate",))["surrogate"].eval()
+
+    def loss(snapped: NDArray[np.float32]) -> float:
+        at = torch.from_numpy((pixels + snapped / 255).astype(np.float32))
+        with torch.no_grad():
+            return float(cross_entropy(surrogate, torch.from_numpy(keys))(at).mean())
+
+    losses = [loss(snapped) for snapped in levels]
+    return {
+        "pictures": len(pixels),
+        "one_step_equal": round(float((np.abs(first[0] - first[1]) < 1e-6).mean()), 6),
+        "levels_equal": round(float((levels[0] == levels[1]).mean()), 5),
+        "levels_within_one": round(float((np.abs(levels[0] - levels[1]) <= 1).mean()), 5),
+        "loss": {
+            "clean": round(loss(np.zeros_like(pixels)), 5),
+            "onnx": round(losses[0], 5),
+            "torch": round(losses[1], 5),
+            "onnx_over_torch": round(losses[0] / losses[1], 4),
+        },
+    }
+
+
+def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Time `tue protect` of one photograph from its start to its end, by either engine."""
+    seconds: dict[str, list[float]] = {"onnx": [], "torch": []}
+    size = ""
+    with tempfile.TemporaryDirectory(prefix="tue-start-") as folder:
+        source = Path(folder) / "in" / arguments.photo.name
+        source.parent.mkdir()
+        shutil.copy2(arguments.photo, source)
+        shape = images.decode(images.read(source)).pixels.shape
+        size = f"{shape[1]} x {shape[0]}"
+        for turn in range(arguments.repeats + 1):
+            for backend, values in seconds.items():
+                output = Path(folder) / backend
+                options = ("--backend", backend, "--steps", str(arguments.steps))
+                command = record.protect_command(
+                    source, output, weights=arguments.weights, device="cpu", options=options
+                )
+                began = time.perf_counter()
+                subprocess.run(
+                    command,
+                    env=record.environment(arguments.threads),
+                    capture_output=True,
+                    check=True,
+                )
+                if turn:
+                    values.append(time.perf_counter() - began)
+                shutil.rmtree(output)
+            record.note(f"start: turn {turn} of {arguments.repeats}")
+    pairs = zip(seconds["onnx"], seconds["torch"], strict=True)
+    return {
+        "photograph": size,
+        "seconds": {name: record.spread(values, 3) for name, values in seconds.items()},
+        "onnx_over_torch": record.spread((a / b for a, b in pairs), 3),
+    }
+
+
+def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object]:
+    """Return noise by torch as it comes, but for parameters that need no gradient."""
+    nets = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
+    for net in nets.values():
+        net.requires_grad_(False)
+    surrogate = nets["surrogate"]
+    assert isinstance(surrogate, Classifier)
+
+    def perturb(pixels: NDArray[np.float32], keys: NDArray[np.int64], seeds: list[int]) -> object:
+        labels, generator = torch.from_numpy(keys), generator_at(0, "perturb", 0, CPU)
+        loss = cross_entropy(surrogate, labels)
+
+        def moved(at: Tensor) -> Tensor:
+            return loss(sample_shift_and_flip(generator)(at))
+
+        norm = score_norm(nets["score"], labels)
+        terms = [
+            Term(gradient_of(moved), noise.step),
+            Term(gradient_of(norm), noise.score_ratio * noise.step),
+        ]
+        begin = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        at = torch.from_numpy(pixels)
+        return pgd(at, terms, radius=noise.radius, steps=noise.steps, start=begin)
+
+    return perturb
+
+
+def speed(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Time whole steps of one batch at two widths."""
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    noise = NoiseSettings(steps=arguments.steps)
+    own = machine("cpu")
+    widths = {}
+    for width in dict.fromkeys((*arguments.widths, weights.card.width)):
+        these = weights if width == weights.card.width else of_width(weights, width)
+        size, count = these.card.size, len(these.card.classes)
+        pixels = np.random.default_rng(0).random((BATCH, 3, size, size), np.float32)
+        keys, seeds = np.arange(BATCH, dtype=np.int64) % count, list(range(BATCH))
+        runs = {
+            "onnx, float32": by_onnx(these, noise).perturb,
+            "torch engine, float32": by_torch(these, noise, FLOAT32).perturb,
+            "torch frozen, float32": frozen_eager(these, noise),
+            f"torch engine, {str(own.dtype).removeprefix('torch.')}": by_torch(
+                these, noise, own
+            ).perturb,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in runs}
+        for turn in range(arguments.repeats + 1):
+            for name, run in runs.items():
+                began = time.perf_counter()
+                run(pixels, keys, seeds)
+                if turn:
+                    seconds[name].append(time.perf_counter() - began)
+            record.note(f"speed, width {width}: turn {turn} of {arguments.repeats}")
+        ours = seconds["onnx, float32"]
+        widths[str(width)] = {
+            "score_width": these.card.score_width,
+            "pictures_a_second": {
+                name: record.spread((BATCH / value for value in values), 2)
+                for name, values in seconds.items()
+            },
+            "onnx_over": {
+                name: record.spread((b / a for a, b in zip(ours, values, strict=True)), 3)
+                for name, values in seconds.items()
+                if values is not ours
+            },
+        }
+    return {"widths": widths}
+
+
+def of_width(weights: Weights, width: int) -> Weights:
+    """Return fresh nets of another width, the score network in the same proportion: speed does
+    not depend on what was learned.
+    """
+    card = replace(
+        weights.card,
+        width=width,
+        score_width=weights.card.score_width * width // weights.card.width,
+    )
+    tensors = {
+        f"{role}.{name}": value.numpy()
+        for role, net in fresh(card, ("score", "surrogate"), 0).items()
+        for name, value in net.state_dict().items()
+    }
+    return replace(weights, card=card, tensors=tensors)
+
+
+def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Return all that a section's figures depend on, but for the machine."""
+    names = {
+        "agreement": ("count", "steps"),
+        "start": ("repeats", "steps", "threads"),
+        "speed": ("repeats", "steps", "threads", "widths"),
+    }[section]
+    settings = {name: getattr(arguments, name) for name in names}
+    return {"section": section, "weights_sha256": weights.sha256, **settings}
+
+
+def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
+    """Return the table's lines."""
+    lines: list[list[str]] = []
+    for cell in cells:
+        section = cell["settings"]["section"]
+        title = f"{section}, {cell['hardware']['threads']} thread(s)"
+        if section == "agreement":
+            loss = cell["loss"]
+            figures = {name: cell[name] for name in cell if name.startswith(("one", "levels"))}
+            figures |= {f"loss, {name}": value for name, value in loss.items()}
+            lines += [[section, name, str(value), ""] for name, value in figures.items()]
+        elif section == "start":
+            for name, figures in [*cell["seconds"].items(), ("ratio", cell["onnx_over_torch"])]:
+                lines.append([title, name, str(figures["median"]), str(figures["n"])])
+        else:
+            for width, facts in cell["widths"].items():
+                for name, figures in facts["pictures_a_second"].items():
+                    what = f"width {width}: {name}, pictures/s"
+                    lines.append([title, what, str(figures["median"]), str(figures["n"])])
+                for name, figures in facts["onnx_over"].items():
+                    what = f"width {width}: onnx over {name}"
+                    lines.append([title, what, str(figures["median"]), str(figures["n"])])
+    return lines
+
+
+def runtime() -> record.Facts:
+    """Return which ONNX Runtime is installed."""
+    for name in ("onnxruntime-gpu", "onnxruntime"):
+        try:
+            return {"package": name, "version": version(name)}
+        except PackageNotFoundError:
+            continue
+    return {}
+
+
+def main() -> None:
+    """Measure what is not in the results yet, and print the table."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--weights", required=True, help="name or file, trained for the method tue")
+    add("--data", type=Path, help="a folder with test/, a subfolder a class; for agreement")
+    add("--photo", type=Path, help="one photograph; for start")
+    add("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
+    add("--steps", type=int, default=10)
+    add("--count", type=int, default=100, help="pictures of agreement")
+    add("--widths", type=lambda text: [int(part) for part in text.split(",")], default=[16, 64])
+    add("--repeats", type=int, default=5)
+    add("--threads", type=int, default=1)
+    add("--results", type=Path, default=record.RESULTS)
+    arguments = parser.parse_args()
+    weights = load(arguments.weights)
+    torch.set_num_threads(arguments.threads)
+    os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
+    results = record.Results(
+        arguments.results, "runtimes", replacing=("weights_sha256", "count", "repeats", "steps")
+    )
+    for section in arguments.only.split(","):
+        settings = settings_of(section, arguments, weights)
+        if results.find(settings) is not None:
+            record.note(f"{section}: measured already")
+            continue
+        where = record.hardware(threads=arguments.threads, dtype="float32")
+        figures = {"agreement": agreement, "start": start, "speed": speed}[section](
+            arguments, weights
+        )
+        facts = {"hardware": where, "runtime": runtime(), "command": record.command_line()}
+        results.add(settings, {**figures, **facts})
+    results.put(weights=record.weights_facts(weights))
+    record.say(record.table(["section", "what", "median", "n"], rows(results.cells())))
+
+
+if __name__ == "__main__":
+    main()
