@@ -44,6 +44,7 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     monkeypatch.delenv("TUE_WEIGHTS", raising=False)
     monkeypatch.setenv("XDG_DATA_HOME", home)
     monkeypatch.setenv("XDG_CACHE_HOME", home)
+    monkeypatch.setenv("XDG_STATE_HOME", home)
     monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", home)
 
 

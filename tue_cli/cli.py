@@ -59,6 +59,8 @@ def _tue(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
+        if sys.stdin.isatty() and sys.stdout.isatty():
+            _open_ui(None)
         typer.echo(context.get_help(), nl=False)  # typer prints it, and returns nothing
         raise typer.Exit(ExitCode.USAGE)
 
@@ -433,6 +435,24 @@ def check(
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
     if facts["mismatches"]:
         raise typer.Exit(ExitCode.MISMATCH)
+
+
+@app.command()
+def ui(
+    folder: Annotated[
+        Path | None, typer.Argument(help="The folder to begin with.", show_default=False)
+    ] = None,
+) -> None:
+    """Open the terminal app: choose, look, protect, verify, train; `tue` alone opens it too."""
+    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+        raise BadSetting("There is no terminal to draw on.", "Run `tue ui` in one.")
+    _open_ui(folder)
+
+
+def _open_ui(folder: Path | None) -> None:
+    from tue_cli.tui.app import run
+
+    raise typer.Exit(run(folder))
 
 
 def _paths(paths: list[str]) -> tuple[Path, ...]:

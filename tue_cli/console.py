@@ -22,6 +22,7 @@ from tue_cli.events import (
     Done,
     Event,
     Failed,
+    Looked,
     Metric,
     Note,
     Saved,
@@ -30,19 +31,10 @@ from tue_cli.events import (
     Table,
 )
 from tue_cli.files.manifest import shown
+from tue_cli.words import duration
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
-
-
-def duration(seconds: float) -> str:
-    """Return a time as people say it: `42 s`, `3 min 05 s`, `2 h 10 min`."""
-    whole = max(0, round(seconds))
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class Console:
@@ -107,7 +99,7 @@ class Console:
                     tables.append(event)
                 elif isinstance(event, Done):
                     facts, said = event.facts, event.said
-                elif not isinstance(event, Checked):
+                elif not isinstance(event, Checked | Looked):
                     self._show(event)
         if not self._json and not self._quiet:
             for table in tables:
@@ -157,7 +149,7 @@ class Console:
         self._terminal.print(text, style="red")
 
     def _print_json(self, event: Event) -> None:
-        if isinstance(event, Advanced | Table):
+        if isinstance(event, Advanced | Table | Looked):
             return
         fields = asdict(event)
         fields.pop("said", None)

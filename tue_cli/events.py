@@ -81,6 +81,20 @@ class Checked:
 
 
 @dataclass(frozen=True)
+class Looked:
+    """One picture beside the copy that was made to look at, in small views that can be drawn."""
+
+    source: Path
+    path: Path
+    """The copy, at full size."""
+    before: bytes
+    after: bytes
+    difference: bytes
+    """The views are PNG or JPEG; the difference is ten times the change around mid-grey."""
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
 class Note:
     """A sentence that a person should read."""
 
@@ -107,4 +121,6 @@ class Done:
     """The result in sentences, for people; without any, the facts are listed."""
 
 
-Event = Started | Advanced | Metric | Saved | Skipped | Failed | Checked | Note | Table | Done
+Event = (
+    Started | Advanced | Metric | Saved | Skipped | Failed | Checked | Looked | Note | Table | Done
+)

@@ -9,9 +9,17 @@ from dataclasses import dataclass, field
 from typing import Any
 
 
-def setting(default: Any, text: str, *, unit: str = "", source: str = "") -> Any:
-    """Declare a field with its default, its help, its unit and where the value comes from."""
-    return field(default=default, metadata={"help": text, "unit": unit, "source": source})
+def setting(
+    default: Any, text: str, *, unit: str = "", source: str = "", choices: tuple[str, ...] = ()
+) -> Any:
+    """Declare a field: its default, help, unit, where the value comes from, and what it may be."""
+    metadata = {"help": text, "unit": unit, "source": source, "choices": choices}
+    return field(default=default, metadata=metadata)
+
+
+METHODS = ("tue", "em")
+NETS = ("resnet18", "resnet50", "vgg16", "densenet121", "wrn34-10")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 
 
 @dataclass(frozen=True)
@@ -29,7 +37,9 @@ class NoiseSettings:
         0.25, "alpha_s / alpha_u, the score's step over the surrogate's; 0 is the control"
     )
     score_mode: str = setting(
-        "norm", "descend the score's norm (Algorithm 1, line 9) or ascend the score itself"
+        "norm",
+        "descend the score's norm (Algorithm 1, line 9) or ascend the score itself",
+        choices=("norm", "ascent"),
     )
     samples: int = setting(1, "random shifts and flips a step", source="REM takes 5")
 
@@ -59,8 +69,8 @@ class AdversarySettings:
 class TrainSettings:
     """`tue train`: the score network, then the surrogate."""
 
-    method: str = setting("tue", "protection method that the weights are for")
-    net: str = setting("resnet18", "surrogate", source="Fang et al., section 4.1")
+    method: str = setting("tue", "protection method that the weights are for", choices=METHODS)
+    net: str = setting("resnet18", "surrogate", source="Fang et al., section 4.1", choices=NETS)
     width: int = setting(64, "channels of the surrogate's first stage; 64 is the published net")
     size: int = setting(32, "pictures are squashed to this many pixels a side", unit="px")
     score_width: int = setting(64, "channels of the score network's fine level")
@@ -79,7 +89,7 @@ class TrainSettings:
 class ProtectSettings:
     """`tue protect`."""
 
-    method: str = setting("tue", "protection method")
+    method: str = setting("tue", "protection method", choices=METHODS)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = setting(0, "seed of everything random")
 
@@ -99,7 +109,9 @@ class VerifySettings:
     """`tue verify`."""
 
     victims: tuple[VictimSettings, ...] = setting((VictimSettings(),), "kinds of victims")
-    attacks: tuple[str, ...] = setting(("std", "at4", "gray", "jpeg10"), "attackers")
+    attacks: tuple[str, ...] = setting(
+        ("std", "at4", "gray", "jpeg10"), "attackers, with commas between"
+    )
     seen: int = setting(40_000, "pictures that a victim is shown, each as often as it comes up")
     adversary_steps: int = setting(5, "steps of the adversary in adversarial training")
     held_out: float = setting(0.2, "share of the pictures that victims are tested on", unit="1")

@@ -44,6 +44,8 @@ _REFUSED: Final = (
 )
 SUFFIXES: Final = frozenset(f"{_SUPPORTED} {_REFUSED}".split())
 """What counts as a picture in a folder; `decode` tells why one of them cannot be protected."""
+UNSUPPORTED: Final = frozenset(_REFUSED.split())
+"""Those of them that are never protected."""
 
 _LOSSLESS_TIFF: Final = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"}
@@ -136,6 +138,23 @@ def decode(source: bytes) -> Picture:
         if isinstance(error, UnidentifiedImageError):
             raise PictureProblem("unreadable", f"The header of the {kind} is damaged.") from error
         raise PictureProblem("unreadable", f"The {kind} is damaged: {error}") from error
+
+
+def glance(source: bytes) -> tuple[int, int]:
+    """Return a picture's width and height, by its header alone.
+
+    Raises:
+        PictureProblem: what `decode` says of it, as far as the header tells.
+    """
+    kind = recognise.recognise(source)
+    try:
+        with Image.open(io.BytesIO(source), formats=[kind]) as image:
+            recognise.refuse(image, source)
+            return image.size
+    except PictureProblem:
+        raise
+    except Exception as error:
+        raise PictureProblem("unreadable", f"The header of the {kind} is damaged.") from error
 
 
 def _too_large() -> PictureProblem:

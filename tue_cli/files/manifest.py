@@ -94,6 +94,21 @@ def former_run(output: Path) -> dict[str, Any]:
     return runs[-1] if runs and isinstance(runs[-1], dict) else {}
 
 
+def unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
+    """What a run that was stopped left here: its settings and its records; None where none did.
+
+    Nothing is written or locked. Raises OutputProblem where the folder cannot be read.
+    """
+    run: dict[str, Any] | None = None
+    records: dict[str, Record] = {}
+    for entry in _lines(output / WORK / _JOURNAL):
+        if _is_record(entry):
+            records[entry["path"]] = entry
+        elif isinstance(entry.get("run"), dict):
+            run = entry["run"]
+    return None if run is None else (run, list(records.values()))
+
+
 def output_problem(error: OSError, output: Path) -> OutputProblem:
     """The error to raise when writing below `output` failed with `error`."""
     where = shown(output)
@@ -322,17 +337,7 @@ class Journal:
             manifest = read_manifest(self.output)
             yield {"run": manifest["run"], "keys": manifest["keys"]}
             yield from manifest["pictures"]
-        try:
-            lines = self._journal.read_bytes().splitlines()
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            raise output_problem(error, self.output) from error
-        for line in lines:
-            with contextlib.suppress(ValueError):
-                entry = json.loads(line)
-                if isinstance(entry, dict):
-                    yield entry
+        yield from _lines(self._journal)
 
     def _hash(self, relative: Path) -> str | None:
         """The hash of the file at a place; None where there is no readable regular file."""
@@ -370,6 +375,21 @@ class Journal:
         for folder in dict.fromkeys((self._work, *self._made)):
             with contextlib.suppress(OSError):
                 folder.rmdir()
+
+
+def _lines(journal: Path) -> Iterator[dict[str, Any]]:
+    """A journal's readable lines, oldest first; none where there is no journal."""
+    try:
+        lines = journal.read_bytes().splitlines()
+    except FileNotFoundError:
+        return
+    except OSError as error:
+        raise output_problem(error, journal.parent.parent) from error
+    for line in lines:
+        with contextlib.suppress(ValueError):
+            entry = json.loads(line)
+            if isinstance(entry, dict):
+                yield entry
 
 
 def _line(value: Any) -> str:

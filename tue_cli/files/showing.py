@@ -85,6 +85,38 @@ def shown_pairs(original: Path, copy: Path, record: dict[str, Any]) -> Shown:
     )
 
 
+def full_difference(original: Path, copy: Path) -> bytes:
+    """Return the difference of a picture and its copy at full size, upright, as PNG.
+
+    Raises:
+        PictureProblem: one of the two cannot be read.
+    """
+    before, after = images.decode(images.read(original)), images.decode(images.read(copy))
+    changed = _upright(_difference(before.pixels, after.pixels), _turn(before))
+    file = io.BytesIO()
+    _image(changed).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def proportions(view: bytes) -> tuple[int, int]:
+    """Return a view's width and height."""
+    with Image.open(io.BytesIO(view)) as coded:
+        return coded.size
+
+
+def dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
+    """Return a view as (H, W, 3) that fits into width x height square dots, H even.
+
+    A terminal draws two of them, one above the other, in each cell.
+    """
+    with Image.open(io.BytesIO(view)) as coded:
+        image = coded.convert("RGB")
+    scale = min(width / image.width, height / image.height)
+    columns = max(1, min(width, round(image.width * scale)))
+    rows = max(2, min(height, round(image.height * scale)) // 2 * 2)
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
+
+
 def _turn(picture: Picture) -> int:
     """Return the orientation tag, 1 for upright; a damaged tag turns nothing."""
     exif = Image.Exif()

@@ -11,13 +11,13 @@ from pathlib import Path
 
 import numpy as np
 
-from tue_cli.backend import refuse_unknown
+from tue_cli.backend import BACKENDS, refuse_unknown
 from tue_cli.engine import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.files import folders, images, labels, scale
 from tue_cli.files.manifest import EXISTING, Journal, shown
 from tue_cli.jobs.reporting import refuse_report
-from tue_cli.settings import NoiseSettings, ProtectSettings
+from tue_cli.settings import DEVICES, NoiseSettings, ProtectSettings, setting
 from tue_cli.weights import Weights
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
@@ -30,17 +30,23 @@ class ProtectSpec:
     """What `tue protect` was asked for."""
 
     paths: tuple[Path, ...]
-    output: Path | None = None
+    output: Path | None = setting(None, "where the copies go; empty: beside the folder")
     labels: str = "auto"
     key: str | None = None
     """The key of a run's only class; None for an automatic choice."""
     settings: ProtectSettings = field(default_factory=ProtectSettings)
-    weights: str | None = None
-    device: str = "auto"
-    backend: str = "auto"
-    format: str = "keep"
-    quality: int | None = None
-    existing: str = "skip"
+    weights: str | None = setting(None, "name of packaged weights, or a file; empty: packaged")
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    backend: str = setting("auto", "what computes it", choices=BACKENDS)
+    format: str = setting(
+        "keep", "file format; png keeps more of the noise", choices=("keep", "png", "jpeg", "webp")
+    )
+    quality: int | None = setting(
+        None, "of JPEG, WebP and AVIF, 1 to 100; empty: the source's, or better"
+    )
+    existing: str = setting(
+        "skip", "where a copy exists: skip what is done, overwrite, or stop", choices=EXISTING
+    )
     dry_run: bool = False
     report: Path | None = None
     """A page with some of the pictures, before and after."""

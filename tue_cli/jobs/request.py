@@ -11,7 +11,7 @@ from tue_cli.errors import BadSetting
 from tue_cli.files.manifest import shown
 from tue_cli.jobs.plan import refuse_seed
 from tue_cli.jobs.reporting import refuse_report
-from tue_cli.settings import VerifySettings
+from tue_cli.settings import DEVICES, VerifySettings, setting
 
 
 @dataclass(frozen=True)
@@ -23,11 +23,13 @@ class VerifySpec:
     settings: VerifySettings
     seconds: float | None = None
     """Choose `seen` so that the victims take about so long on this machine."""
-    holdout: Path | None = None
-    background: Path | None = None
-    report: Path | None = None
-    device: str = "auto"
-    resume: bool = False
+    holdout: Path | None = setting(
+        None, "clean pictures to test on, a subfolder a class; empty: a fifth of the originals"
+    )
+    background: Path | None = setting(None, "other people's pictures, as one more class")
+    report: Path | None = setting(None, "a page to show, FILE.html; empty: none")
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    resume: bool = setting(False, "keep the victims that are finished")
     command: str = ""
 
 

@@ -29,7 +29,7 @@ from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, S
 from tue_cli.files import images, scale
 from tue_cli.jobs.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
 from tue_cli.jobs.plan import refuse_noise, refuse_seed
-from tue_cli.settings import TrainSettings
+from tue_cli.settings import DEVICES, TrainSettings, setting
 from tue_cli.weights import Card, fresh, pack, read
 
 if TYPE_CHECKING:
@@ -47,11 +47,11 @@ class TrainSpec:
     data: Path
     output: Path
     settings: TrainSettings
-    device: str = "auto"
-    resume: bool = False
-    max_seconds: float | None = None
-    limit: int | None = None
-    """Use at most this many pictures of each class, the first by name."""
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    resume: bool = setting(False, "go on from the checkpoint, exactly")
+    max_seconds: float | None = setting(None, "stop after so long; empty: never", unit="s")
+    limit: int | None = setting(None, "at most so many pictures of each class; empty: all")
+    """The first by name."""
     command: str = ""
 
 

@@ -1,0 +1,111 @@
+"""What a folder holds, and how its pictures would look: told before anything is written."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.events import Done, Looked, Saved
+from tue_cli.files.images import glance
+from tue_cli.files.manifest import unfinished
+from tue_cli.files.showing import dots, proportions
+from tue_cli.jobs.look import look
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.protect import protect
+from tue_cli.jobs.survey import SurveySpec, count_pictures, survey
+from tue_cli.settings import NoiseSettings, ProtectSettings
+from tue_cli.words import counted, duration, size
+
+ASSETS = Path(__file__).parent.parent / "assets" / "photos"
+QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    shutil.copytree(ASSETS, tmp_path / "photos")
+    return tmp_path / "photos"
+
+
+def facts_of(folder: Path, labels: str = "auto") -> dict[str, object]:
+    *_, done = survey(SurveySpec(folder, labels=labels))
+    assert isinstance(done, Done)
+    return done.facts
+
+
+def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
+    (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
+    (photos / "space" / "page.jpg").write_text("<html>")
+    (photos / "notes.txt").write_text("x")
+    facts = facts_of(photos)
+    assert facts["pictures"] == 8 and facts["classes"] == {"everyday": 3, "space": 5}
+    assert facts["formats"] == {"JPEG": 6, "PNG": 1, "GIF": 1}
+    assert facts["refused"] == {"unsupported": 1, "not-a-picture": 1}
+    assert facts["ignored"] == {"not a picture": 1}
+    assert facts["output"] == f"{photos}-protected"
+    assert facts_of(photos, "single")["classes"] == {"photos": 8}
+    assert count_pictures(photos / "space") == 5 and count_pictures(photos) == 0
+
+
+def test_a_survey_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
+    with pytest.raises(NothingToDo):
+        facts_of(tmp_path)
+    with pytest.raises(BadSetting):
+        facts_of(tmp_path / "nowhere")
+
+
+def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    job = protect(spec)
+    for event in job:
+        if isinstance(event, Saved):
+            break
+    job.close()
+    left = facts_of(photos)["unfinished"]
+    assert isinstance(left, dict) and left["done"] >= 1
+    assert left["run"]["settings"]["noise"]["steps"] == 1
+    list(protect(spec))
+    assert unfinished(Path(f"{photos}-protected")) is None
+    assert "finished" in facts_of(photos)
+
+
+def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    (photos / "everyday" / "a.jpg").write_text("<html>")
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    events = list(look(spec, tmp_path / "scratch"))
+    looked = [event for event in events if isinstance(event, Looked)]
+    assert len(looked) == 3 and not (tmp_path / "photos-protected").exists()
+    assert all(
+        event.path.is_file() and Path(event.facts["difference"]).is_file() for event in looked
+    )
+    done = events[-1]
+    assert isinstance(done, Done)
+    assert done.facts["pictures"] == 7 and done.facts["seconds"] > 0 and done.facts["psnr"] > 25
+
+
+def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    looked = next(e for e in look(spec, tmp_path / "scratch") if isinstance(e, Looked))
+    width, height = proportions(looked.before)
+    drawn = dots(looked.before, 60, 60)
+    assert drawn.dtype == np.uint8 and drawn.shape[0] % 2 == 0 and max(drawn.shape[:2]) == 60
+    assert drawn.shape[1] / drawn.shape[0] == pytest.approx(width / height, rel=0.1)
+
+
+def test_a_glance_reads_the_header_alone() -> None:
+    data = (ASSETS / "space" / "rocket.jpg").read_bytes()
+    assert glance(data) == glance(data[: len(data) // 2])
+    with pytest.raises(PictureProblem, match="not that of a picture"):
+        glance(b"<html>")
+
+
+def test_figures_read_as_people_say_them() -> None:
+    assert [duration(s) for s in (42, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+    assert [size(n) for n in (812, 4200, 31e6)] == ["812 bytes", "4.2 kB", "31 MB"]
+    assert [counted(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
+    assert counted(1200, "picture") == "1,200 pictures"

@@ -1,0 +1,643 @@
+"""The terminal app, driven as a person drives it: keys and mouse, real pictures, real weights."""
+
+from __future__ import annotations
+
+import asyncio
+import html
+import json
+import os
+import re
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Awaitable, Callable, Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import typer
+from PIL import Image
+from textual.pilot import Pilot
+from textual.widgets import Button, Input
+
+from tue_cli.cli import app as cli
+from tue_cli.errors import BadSetting, ExitCode
+from tue_cli.events import Advanced, Event, Started
+from tue_cli.files.manifest import MANIFEST, read_manifest, sha256, unfinished
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.protect import protect
+from tue_cli.jobs.request import VerifySpec
+from tue_cli.jobs.train import TrainSpec
+from tue_cli.settings import (
+    BUDGETS,
+    NoiseSettings,
+    ProtectSettings,
+    TrainSettings,
+    VerifySettings,
+    VictimSettings,
+)
+from tue_cli.tui.app import LIGHT, TueApp
+from tue_cli.tui.commands import protect_command, train_command, verify_command
+from tue_cli.tui.draft import Draft
+from tue_cli.tui.fields import answered, asked
+from tue_cli.tui.folder import FolderScreen
+from tue_cli.tui.forms import Form
+from tue_cli.tui.look import LookScreen
+from tue_cli.tui.panels import Choice, Help
+from tue_cli.tui.pictures import Triptych
+from tue_cli.tui.result import ResultScreen
+from tue_cli.tui.run import RunScreen
+from tue_cli.tui.running import Runner
+from tue_cli.tui.steps import Step
+from tue_cli.tui.strength import StrengthScreen
+from tue_cli.tui.training import TrainRun, TrainScreen
+from tue_cli.tui.verifying import VerifyRun, VerifyScreen
+from tue_cli.tui.watching import WatchScreen
+
+ASSETS = Path(__file__).parent.parent / "assets" / "photos"
+QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
+SLOWER = ProtectSettings(noise=NoiseSettings(steps=8))
+"""For runs that are caught between two batches."""
+SMALL, LARGE = (80, 24), (120, 40)
+PATIENCE = 90.0
+
+Drive = Callable[[TueApp, Pilot[int]], Awaitable[None]]
+
+
+@pytest.fixture(autouse=True)
+def _own_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep the colours of the terminal that runs the tests out of them."""
+    monkeypatch.setenv("COLORTERM", "truecolor")
+    monkeypatch.delenv("NO_COLOR", raising=False)
+    monkeypatch.delenv("COLORFGBG", raising=False)
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Six photographs in two class folders, small enough to be quick."""
+    folder = tmp_path / "photos"
+    for source in sorted(ASSETS.rglob("*.*")):
+        place = folder / source.relative_to(ASSETS)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            image.thumbnail((64, 64))
+            image.save(place)
+    return folder
+
+
+@pytest.fixture
+def shipped(tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let the tiny weights be the packaged ones."""
+    folder = tmp_path / "shipped"
+    folder.mkdir()
+    shutil.copy(tiny_weights, folder)
+    entry = {"file": tiny_weights.name, "sha256": sha256(tiny_weights)}
+    index = {"default": "tiny", "weights": {"tiny": entry}}
+    (folder / "index.json").write_text(json.dumps(index))
+    monkeypatch.setattr("tue_cli.weights.SHIPPED", folder)
+
+
+@pytest.fixture
+def many(photos: Path) -> Path:
+    """The same, and enough of them for several batches."""
+    for number in range(70):
+        shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / f"rocket-{number:02}.jpg")
+    return photos
+
+
+def drive(app: TueApp, size: tuple[int, int], steps: Drive) -> None:
+    """Run the app without a terminal and take the steps."""
+
+    async def session() -> None:
+        async with app.run_test(size=size) as pilot:
+            await steps(app, pilot)
+
+    asyncio.run(session())
+
+
+async def until(pilot: Pilot[int], claim: Callable[[], Any]) -> None:
+    """Wait for a claim to come true."""
+    deadline = time.monotonic() + PATIENCE
+    while not claim():
+        assert time.monotonic() < deadline, f"never came true; the screen says:\n{seen(pilot.app)}"
+        await pilot.pause(0.1)  # reading the screen takes time from the job
+
+
+async def on_screen(pilot: Pilot[int], kind: type) -> Any:
+    """Wait for a screen, and return it."""
+    await until(pilot, lambda: isinstance(pilot.app.screen, kind))
+    await pilot.pause()
+    return pilot.app.screen
+
+
+async def write(pilot: Pilot[int], name: str, text: str) -> None:
+    """Type into a field of the form on the screen, by keys alone."""
+    field = pilot.app.screen.query_one(Form).field(name).query_one(Input)
+    while pilot.app.focused is not field:
+        await pilot.press("tab")
+    await pilot.press("end", *["backspace"] * len(field.value), *text)
+
+
+def seen(app: Any) -> str:
+    """Return what can be read on the screen, row by row."""
+    rows: dict[float, list[tuple[float, str]]] = {}
+    pattern = r'<text[^>]* x="([\d.]+)" y="([\d.]+)"[^>]*>([^<]*)</text>'
+    for x, y, text in re.findall(pattern, app.export_screenshot()):
+        rows.setdefault(float(y), []).append((float(x), html.unescape(text)))
+    lines = ("".join(text for _, text in sorted(parts)) for _, parts in sorted(rows.items()))
+    return "\n".join(lines).replace("\xa0", " ")
+
+
+def copies(folder: Path) -> dict[str, str]:
+    return {
+        path.relative_to(folder).as_posix(): sha256(path)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST and ".tue" not in path.parts
+    }
+
+
+def draft(folder: Path, weights: Path, **changes: Any) -> Draft:
+    spec = ProtectSpec((folder,), weights=str(weights), settings=QUICK, device="cpu")
+    return Draft(replace(spec, **changes), {"output": f"{folder}-protected"})
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_folder_is_protected_by_keys_alone(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    before = copies(photos)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await on_screen(pilot, FolderScreen)
+        await until(pilot, lambda: "photos" in seen(app))
+        await pilot.press("down", "enter")
+        await until(pilot, lambda: "6 pictures" in seen(app))
+        assert "everyday 3, space 3" in seen(app)
+        await pilot.press("ctrl+n")
+        look = await on_screen(pilot, LookScreen)
+        await until(pilot, lambda: len(look.query(Triptych)) == 3 and "PSNR 3" in seen(app))
+        assert not (tmp_path / "photos-protected").exists()
+        await pilot.press("ctrl+n")
+        await on_screen(pilot, StrengthScreen)
+        await write(pilot, "settings.noise.radius", "6")
+        await write(pilot, "settings.noise.steps", "2")
+        await until(pilot, lambda: "PSNR" in seen(app) and "about" in seen(app))
+        await pilot.press("ctrl+n")
+        result = await on_screen(pilot, ResultScreen)
+        assert "protected" in seen(app)
+        await pilot.press("y")
+        assert app.clipboard == result.command()
+
+    drive(app := TueApp(tmp_path), SMALL, steps)
+    assert copies(photos) == before
+    output = tmp_path / "photos-protected"
+    assert copies(output).keys() == before.keys()
+    run = read_manifest(output)["run"]
+    assert run["settings"]["noise"]["steps"] == 2
+    assert run["settings"]["noise"]["radius"] == 6 / 255
+    assert run["weights"]["name"] == "tiny"
+    # The command that was copied does the same, byte for byte.
+    again = [*shlex.split(app.clipboard)[1:], "--weights", str(tiny_weights), "-o", "again"]
+    subprocess.run([sys.executable, "-m", "tue_cli", *again], cwd=tmp_path, check=True)
+    assert copies(tmp_path / "again") == copies(output)
+
+
+@pytest.mark.usefixtures("shipped")
+def test_a_folder_is_protected_by_mouse_alone(photos: Path, tmp_path: Path) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await on_screen(pilot, FolderScreen)
+        await until(pilot, lambda: "photos" in seen(app))
+        await pilot.click("#tree", offset=(8, 1))
+        await until(pilot, lambda: "6 pictures" in seen(app))
+        await pilot.click("#single")
+        await until(pilot, lambda: "1 class" in seen(app))
+        await pilot.click("#next")
+        await on_screen(pilot, LookScreen)
+        await pilot.click("#next")
+        strength = await on_screen(pilot, StrengthScreen)
+        await until(pilot, lambda: "about" in seen(app))
+        assert "--labels single" in strength.command()
+        await pilot.click("#next")
+        await on_screen(pilot, ResultScreen)
+        await pilot.click("#again")
+        await on_screen(pilot, FolderScreen)
+        await until(pilot, lambda: "6 copies were made" in seen(app))
+
+    drive(TueApp(tmp_path), LARGE, steps)
+    assert len(copies(tmp_path / "photos-protected")) == 6
+
+
+def test_a_run_that_is_stopped_is_offered_again_and_ends_equal(
+    many: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    whole = ProtectSpec((many,), tmp_path / "whole", weights=str(tiny_weights), settings=SLOWER)
+    list(protect(whole))
+    output = tmp_path / "photos-protected"
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        run = RunScreen(draft(many, tiny_weights, settings=SLOWER))
+        await app.push_screen(run)
+        await until(pilot, lambda: len(run.query_one("#log").lines) > 2)  # type: ignore[attr-defined]
+        await pilot.press("c")
+        await until(pilot, lambda: not run.is_working)
+        await pilot.pause()
+        assert "Stopped" in seen(app)
+        left = unfinished(output)
+        assert left is not None and 0 < len(left[1]) < 76
+        await pilot.press("escape")
+        await on_screen(pilot, FolderScreen)
+        await until(pilot, lambda: "A run was stopped here" in seen(app))
+        await pilot.press("r")
+        await on_screen(pilot, ResultScreen)
+        assert str(tiny_weights) not in seen(app)
+
+    app = TueApp(many)
+    # A journal knows weights by their name, so they are where names are looked for.
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TUE_WEIGHTS", str(tiny_weights.parent))
+        drive(app, SMALL, steps)
+    assert copies(output) == copies(tmp_path / "whole")
+    assert unfinished(output) is None
+
+
+def test_a_paused_run_waits_and_goes_on(many: Path, tiny_weights: Path) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        run = RunScreen(draft(many, tiny_weights, settings=SLOWER))
+        await app.push_screen(run)
+        log: Any = run.query_one("#log")
+        await until(pilot, lambda: len(log.lines) > 2)
+        await pilot.press("p")
+        await pilot.pause(0.3)
+        there = len(log.lines)
+        await pilot.pause(0.5)
+        assert len(log.lines) == there < 76 and "Paused" in seen(app)
+        await pilot.press("p")
+        await on_screen(pilot, ResultScreen)
+
+    drive(TueApp(), LARGE, steps)
+
+
+def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Path) -> None:
+    app = TueApp()
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        run = RunScreen(draft(many, tiny_weights, settings=SLOWER))
+        await app.push_screen(run)
+        await until(pilot, lambda: len(run.query_one("#log").lines) > 2)  # type: ignore[attr-defined]
+        await pilot.press("p", "ctrl+q")
+        await on_screen(pilot, Choice)
+        assert "Protecting is under way" in seen(app)
+        await pilot.press("escape")
+        await until(pilot, lambda: app.screen is run)
+        await pilot.press("ctrl+q")
+        await on_screen(pilot, Choice)
+        await pilot.press("enter")
+        await until(pilot, lambda: app.return_value is not None)
+
+    drive(app, SMALL, steps)
+    assert app.again is not None and app.again.startswith(f"tue protect {many}")
+    assert app.return_value == ExitCode.INTERRUPTED
+    left = unfinished(Path(f"{many}-protected"))
+    assert left is not None and left[1]
+
+
+def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weights: Path) -> None:
+    (photos / "space" / "page.jpg").write_text("<html>")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(draft(photos, tiny_weights)))
+        await on_screen(pilot, ResultScreen)
+        text = seen(app)
+        assert "page.jpg" in text and "not-a-picture" in text and "not protected" in text
+
+    drive(TueApp(), SMALL, steps)
+
+
+def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    late = tmp_path / "late.safetensors"
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(draft(photos, late)))
+        await on_screen(pilot, Choice)
+        text = seen(app)
+        assert "There are no weights" in text and "Give a file" in text
+        assert "Traceback" not in text
+        shutil.copy(tiny_weights, late)
+        await pilot.click("#yes")
+        await on_screen(pilot, ResultScreen)
+
+    drive(TueApp(), SMALL, steps)
+
+
+def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
+    class Broken(WatchScreen):
+        def body(self) -> Any:
+            yield from RunScreen.body(self)  # type: ignore[arg-type]
+
+        def job(self) -> Generator[Event, None, None]:
+            yield Started("Breaking", 1, "pictures")
+            raise ZeroDivisionError("[red]of all things[/red]")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(Broken())
+        await on_screen(pilot, Choice)
+        text = seen(app)
+        assert "ZeroDivisionError" in text and "[red]of all things" in text
+        assert "ui.log" in text.replace("\n", "") and "Traceback" not in text
+
+    drive(TueApp(), LARGE, steps)
+
+
+def test_a_folder_without_pictures_says_so(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("x")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await until(pilot, lambda: "No picture was found" in seen(app))
+        assert app.screen.query_one("#next", Button).disabled
+        await pilot.press("ctrl+n")
+        assert isinstance(app.screen, FolderScreen)
+
+    drive(TueApp(tmp_path), SMALL, steps)
+
+
+def test_a_setting_that_cannot_work_is_refused_where_it_is_typed(
+    photos: Path, tiny_weights: Path
+) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
+        await on_screen(pilot, StrengthScreen)
+        await write(pilot, "settings.noise.radius", "0.5")
+        await until(pilot, lambda: "less than one level" in seen(app))
+        await write(pilot, "settings.noise.steps", "many")
+        assert "not a whole number" in seen(app)
+        assert app.screen.query_one("#next", Button).disabled
+
+    drive(TueApp(), LARGE, steps)
+
+
+def toy(folder: Path, each: int) -> Path:
+    """Write 32x32 pictures of two classes, each a colour of its own under noise."""
+    random = np.random.default_rng(0)
+    for name, colour in (("cold", (70, 90, 150)), ("warm", (190, 140, 80))):
+        (folder / name).mkdir(parents=True)
+        for place in range(each):
+            pixels = np.array(colour) + random.normal(0, 25, (32, 32, 3))
+            image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
+            image.save(folder / name / f"{place}.png")
+    return folder
+
+
+def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    folder = toy(tmp_path / "in", 104)
+    output = tmp_path / "out"
+    list(protect(ProtectSpec((folder,), output, weights=str(tiny_weights), settings=QUICK)))
+    settings = VerifySettings(
+        victims=(VictimSettings(width=4, batch=16, rate=0.05),), attacks=("std",), seen=340
+    )
+    report = tmp_path / "report.html"
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        run = VerifyRun(VerifySpec(output, folder, settings, report=report), "quick")
+        await app.push_screen(run)
+        await until(pilot, lambda: "std, seed 0" in seen(app))
+        await until(pilot, lambda: not run.is_working)
+        await pilot.pause()
+        app.clear_notifications()
+        text = seen(app)
+        assert "Protection" in text or "Inconclusive" in text
+        assert "standard training" in text and "3 Result" in text
+
+    drive(TueApp(), LARGE, steps)
+    assert "<html" in report.read_text()
+
+
+def test_verifying_from_the_result_tells_that_six_pictures_are_too_few(
+    photos: Path, tiny_weights: Path
+) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(draft(photos, tiny_weights)))
+        await on_screen(pilot, ResultScreen)
+        await pilot.press("v")
+        run = await on_screen(pilot, VerifyRun)
+        await until(pilot, lambda: not run.is_working)
+        await pilot.pause()
+        assert "Inconclusive" in seen(app) and "200" in seen(app)
+        await pilot.press("escape")
+        await on_screen(pilot, ResultScreen)
+
+    drive(TueApp(), SMALL, steps)
+
+
+def test_a_training_that_is_stopped_goes_on_to_its_weights(
+    tmp_path: Path, tiny_settings: TrainSettings
+) -> None:
+    output = tmp_path / "mine.safetensors"
+    settings = replace(tiny_settings, score_steps=30, steps=6)
+    spec = TrainSpec(toy(tmp_path / "data", 12), output, settings, device="cpu")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        run = TrainRun(spec)
+        await app.push_screen(run)
+        await until(pilot, lambda: run.query_one("#score").lines)  # type: ignore[attr-defined]
+        await pilot.press("c")
+        await until(pilot, lambda: not run.is_working)
+        await pilot.pause()
+        if not output.exists():
+            assert output.with_suffix(".checkpoint").exists()
+            await pilot.press("r")
+        await until(pilot, lambda: "The weights are in" in seen(app))
+
+    drive(TueApp(), LARGE, steps)
+    assert output.exists() and not output.with_suffix(".checkpoint").exists()
+
+
+def test_every_screen_shows_its_ways_on_at_80_by_24(photos: Path, tiny_weights: Path) -> None:
+    made = draft(photos, tiny_weights)
+    facts: dict[str, Any] = {"protected": 6, "already_done": 0, "failed": 0, "seconds": 1.0}
+    facts |= {"output": "x", "manifest": "x/m"}
+    screens: list[Step] = [
+        LookScreen(made),
+        StrengthScreen(made),
+        ResultScreen(made, facts, ()),
+        VerifyScreen({}),
+        TrainScreen(None),
+    ]
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await on_screen(pilot, FolderScreen)
+        for number in range(len(screens) + 1):
+            if number:
+                await app.push_screen(screens[number - 1])
+            await pilot.pause()
+            screen = app.screen
+            for button in screen.query(Button):
+                if button.display:
+                    assert screen.region.contains_region(button.region), (screen, button.id)
+                    assert button.region.area
+            if isinstance(screen, FolderScreen | ResultScreen):
+                await pilot.press("f1")
+                await on_screen(pilot, Help)
+                assert "Back" in seen(app) or "Quit" in seen(app)
+                await pilot.press("escape")
+
+    drive(TueApp(), SMALL, steps)
+
+
+@pytest.mark.parametrize("size", [SMALL, LARGE, (200, 60)])
+def test_the_first_screen_can_be_read_in_either_shade(
+    size: tuple[int, int], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await on_screen(pilot, FolderScreen)
+        for _ in range(2):
+            text = seen(app)
+            for words in ("Which pictures?", "What is a class?", "By looks", "Help", "1 Folder"):
+                assert words in text
+            await pilot.press("f2")
+        assert app.theme != LIGHT.name
+
+    drive(TueApp(), size, steps)
+
+
+def test_without_colours_pictures_and_text_are_there(
+    photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("NO_COLOR", "1")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: "difference × 10" in seen(app) and "▀" in seen(app))
+        colours = set(re.findall(r"fill: #([0-9a-f]{6})", app.export_screenshot()))
+        colours.discard("c5c8c6")  # of the export itself
+        assert {colour for colour in colours if len({*re.findall("..", colour)}) > 1} == set()
+
+    drive(TueApp(), SMALL, steps)
+
+
+def parsed(command: str) -> dict[str, Any]:
+    """Return what the command line reads in a command."""
+    group = typer.main.get_command(cli)
+    _, name, *arguments = shlex.split(command)
+    sub: Any = group.commands[name]  # type: ignore[attr-defined]
+    return dict(sub.make_context(name, arguments).params)
+
+
+def test_the_command_for_protecting_reads_as_it_was_chosen() -> None:
+    spec = ProtectSpec(
+        (Path("a b"),),
+        Path("out"),
+        labels="cluster:4",
+        settings=ProtectSettings(noise=NoiseSettings(radius=4 / 255, steps=20, score_ratio=0.0)),
+        format="webp",
+        quality=90,
+        device="cpu",
+    )
+    read = parsed(protect_command(spec))
+    assert read["paths"] == ["a b"] and read["output"] == Path("out")
+    assert (read["radius"], read["steps"], read["score"]) == (4, 20, 0)
+    assert (read["labels"], read["format"], read["quality"]) == ("cluster:4", "webp", 90)
+    assert protect_command(ProtectSpec((Path("photos"),))) == "tue protect photos"
+
+
+def test_the_commands_for_verifying_and_training_read_as_they_were_chosen() -> None:
+    settings = replace(BUDGETS["standard"], seeds=5)
+    spec = VerifySpec(Path("out"), Path("in"), settings, report=Path("r.html"), resume=True)
+    read = parsed(verify_command(spec, "standard"))
+    assert (read["budget"], read["seeds"], read["attacks"]) == ("standard", 5, None)
+    assert read["resume"] and read["report"] == Path("r.html")
+    train = TrainSpec(Path("in"), Path("w.safetensors"), TrainSettings(width=16), max_seconds=90)
+    read = parsed(train_command(train))
+    assert (read["width"], read["max_time"], read["steps"]) == (16, "90s", 5000)
+    assert "--max-time" not in train_command(train, lasting=True)
+
+
+def test_a_form_takes_help_unit_and_choices_from_the_settings() -> None:
+    spec = ProtectSpec((Path("in"),))
+    radius = asked(spec, "settings.noise.radius")
+    assert (radius.text, radius.unit, radius.help) == (
+        "8",
+        "levels of 255",
+        "largest change of a pixel",
+    )
+    assert asked(spec, "settings.noise.score_mode").choices == ("norm", "ascent")
+    assert answered(spec, "settings.noise.radius", "4").settings.noise.radius == 4 / 255
+    assert answered(spec, "quality", "").quality is None
+    with pytest.raises(BadSetting, match="whole number"):
+        answered(spec, "quality", "best")
+
+
+def test_a_job_that_is_stopped_is_closed_in_its_own_thread() -> None:
+    closed: list[str] = []
+
+    def job() -> Generator[Event, None, None]:
+        try:
+            for number in range(10_000):
+                yield Advanced(number, 10_000, 1.0)
+                time.sleep(0.001)
+        finally:
+            closed.append("closed")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        runner = Runner(app.screen, job)
+        runner.start()
+        await pilot.pause(0.05)
+        runner.stop()
+        await until(pilot, lambda: runner.is_over)
+
+    drive(TueApp(), SMALL, steps)
+    assert closed == ["closed"]
+
+
+def test_ui_without_a_terminal_is_refused() -> None:
+    ran = subprocess.run(
+        [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert ran.returncode == 2 and b"no terminal" in ran.stderr
+
+
+@pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
+@pytest.mark.parametrize("signal_number", [None, signal.SIGTERM])
+def test_a_real_terminal_is_given_back(
+    signal_number: signal.Signals | None, photos: Path, tmp_path: Path
+) -> None:
+    def tmux(*arguments: str) -> str:
+        command = ["tmux", "-L", f"tue-{os.getpid()}", *arguments]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
+
+    def waits(claim: Callable[[str], bool]) -> str:
+        deadline = time.monotonic() + PATIENCE
+        while not claim(text := tmux("capture-pane", "-p", "-t", "t")):
+            assert time.monotonic() < deadline, text
+            time.sleep(0.05)
+        return text
+
+    pid, code = tmp_path / "pid", tmp_path / "code"
+    shell = f"cd {shlex.quote(str(tmp_path))}; echo $$ >pid; exec {sys.executable} -m tue_cli"
+    command = f"sh -c {shlex.quote(shell)}; echo $? >{code}; stty -a; sleep 60"
+    tmux("new-session", "-d", "-s", "t", "-x", "80", "-y", "24", command)
+    try:
+        waits(lambda text: "Which pictures?" in text and "photos" in text)
+        assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "1"
+        if signal_number is None:
+            tmux("send-keys", "-t", "t", "Down", "Enter")
+            waits(lambda text: "6 pictures" in text)
+            tmux("send-keys", "-t", "t", "C-q")
+        else:
+            os.kill(int(pid.read_text()), signal_number)
+        text = waits(lambda text: "icanon" in text)
+        assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "0"
+        assert " -icanon" not in text and " -echo " not in text
+        assert int(code.read_text()) == (0 if signal_number is None else 128 + signal_number)
+    finally:
+        tmux("kill-server")

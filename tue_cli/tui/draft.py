@@ -1,0 +1,90 @@
+"""What a person has chosen so far, and what was found out about it."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+import weakref
+from collections.abc import Generator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from tue_cli.events import Event, Looked
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.settings import NoiseSettings, ProtectSettings
+from tue_cli.tui.commands import protect_command
+
+LABELS = (
+    ("auto", "Auto", "Each subfolder is a class where there are several; else all are one."),
+    ("folders", "Folders", "Each subfolder is a class, such as a person, a product, a style."),
+    ("single", "One class", "All pictures get one kind of noise: for pictures of one thing."),
+    ("cluster", "By looks", "Pictures that look alike become a class: for a mixed folder."),
+    ("csv", "A table", "A CSV file with the columns path,class says it."),
+)
+"""Ways to say what a class is: the mode, its name, and what it means."""
+
+
+@dataclass(eq=False)
+class Draft:
+    """A protection in the making, shared by the screens."""
+
+    spec: ProtectSpec
+    surveyed: dict[str, Any]
+    """The facts of the survey of its folder."""
+    looked: list[Looked] = field(default_factory=list)
+    estimate: dict[str, Any] = field(default_factory=dict)
+    looked_at: ProtectSpec | None = None
+    """For which the pictures and the estimate hold."""
+    _scratch: str = ""
+
+    @property
+    def is_fresh(self) -> bool:
+        """Whether the pictures show what is chosen now."""
+        return self.looked_at == self.spec
+
+    @property
+    def output(self) -> Path:
+        """Where the copies go."""
+        return self.spec.output or Path(self.surveyed["output"])
+
+    def command(self) -> str:
+        """Return the equivalent command."""
+        return protect_command(self.spec)
+
+    def look(self) -> Generator[Event, None, None]:
+        """Return the job that makes the pictures to look at; they live as long as the draft."""
+        from tue_cli.jobs.look import look
+
+        if not self._scratch:
+            self._scratch = tempfile.mkdtemp(prefix="tue-")
+            weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
+        return look(self.spec, Path(tempfile.mkdtemp(dir=self._scratch)))
+
+    def protect(self) -> Generator[Event, None, None]:
+        """Return the job that protects."""
+        from tue_cli.jobs.protect import protect
+
+        return protect(replace(self.spec, command=self.command()))
+
+
+def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
+    """Return `spec` with the settings that a journal or manifest says its run had."""
+    settings = run["settings"]
+    return replace(
+        spec,
+        settings=ProtectSettings(
+            method=settings["method"],
+            noise=NoiseSettings(**settings["noise"]),
+            seed=settings["seed"],
+        ),
+        weights=None if run["weights"]["name"] == _packaged() else run["weights"]["name"],
+        format=run["format"],
+        quality=run["quality"],
+    )
+
+
+def _packaged() -> str:
+    from tue_cli.weights import index
+
+    return str(index()["default"])

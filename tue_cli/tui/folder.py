@@ -1,0 +1,249 @@
+"""The first step: a folder, what is in it, and what a class is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from rich.style import Style
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Button, DirectoryTree, Input, RadioButton, RadioSet, Static
+from textual.widgets.tree import TreeNode
+
+from tue_cli.events import Advanced, Done, Note
+from tue_cli.files.manifest import shown
+from tue_cli.jobs.plan import ProtectSpec
+from tue_cli.jobs.survey import SurveySpec, count_pictures, survey
+from tue_cli.tui.draft import LABELS, Draft, resumed
+from tue_cli.tui.look import LookScreen
+from tue_cli.tui.run import RunScreen
+from tue_cli.tui.running import Ended, Happened, Runner
+from tue_cli.tui.steps import Step
+from tue_cli.tui.summary import problem, summary
+from tue_cli.tui.training import TrainScreen
+from tue_cli.tui.verifying import VerifyScreen
+from tue_cli.words import counted
+
+WELCOME = """\
+Choose a folder: arrow keys and enter, the mouse, or its path.
+
+tue writes copies beside it that look the same, and from which a model learns next to nothing. \
+The originals are never touched.
+
+v  Verify how well copies are protected
+t  Train weights of your own
+?  Help, on every screen"""
+
+
+class Folders(DirectoryTree):
+    """A tree of folders, each with the number of pictures in it."""
+
+    ICON_NODE = "▶ "
+    ICON_NODE_EXPANDED = "▼ "
+    BINDINGS = [
+        Binding("right", "toggle_node", "Open", show=False),
+        Binding("left", "cursor_parent", "Close", show=False),
+    ]
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path, id="tree")
+        self._counts: dict[Path, int] = {}
+
+    def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
+        """Keep folders that are not hidden, and count their pictures; called in a thread."""
+        kept = [p for p in paths if not p.name.startswith(".") and self._safe_is_dir(p)]
+        self._counts |= {path: count_pictures(path) for path in kept}
+        return kept
+
+    def render_label(self, node: TreeNode[Any], base_style: Style, style: Style) -> Text:
+        """Write a folder's name and how many pictures lie in it."""
+        label = super().render_label(node, base_style, style)
+        count = self._counts.get(node.data.path, 0) if node.data else 0
+        return label.append(f"  {count}", Style(dim=True)) if count else label
+
+
+class FolderScreen(Step):
+    """Choose a folder and what a class is; see what would be protected."""
+
+    HELP = (
+        "Choose the folder to protect. What is in it is read from names and a few headers; nothing "
+        "is written yet.\n\nWhat protects is noise that is the same kind for all pictures of a "
+        "class and another kind for the next class. So say what a class is: usually, a subfolder."
+    )
+    BINDINGS = [
+        Binding("ctrl+n", "next", "Next", priority=True),
+        Binding("r", "resume", "Go on"),
+        Binding("u", "up", "Folder above"),
+        Binding("v", "verify", "Verify"),
+        Binding("t", "train", "Train"),
+        Binding("escape", "leave", "Quit"),
+    ]
+
+    def __init__(self, start: Path, *, choose: bool = False) -> None:
+        super().__init__()
+        self._start = start
+        self._choose = choose
+        self._spec: ProtectSpec | None = None
+        self._facts: dict[str, Any] = {}
+        self._runner: Runner | None = None
+
+    def body(self) -> ComposeResult:
+        """Lay out the tree, the summary and the classes."""
+        with Horizontal():
+            with Vertical(id="where", classes="box") as where:
+                where.border_title = "Which pictures?"
+                yield Input(placeholder="Path of a folder", compact=True, id="path")
+                yield Folders(self._start)
+            with Vertical():
+                with VerticalScroll(id="what", classes="box") as what:
+                    what.border_title = "What is in it"
+                    yield Static(WELCOME, id="summary", markup=False)
+                with Vertical(id="classes", classes="box") as classes:
+                    classes.border_title = "What is a class?"
+                    with RadioSet(id="labels", compact=True):
+                        for mode, name, _ in LABELS:
+                            yield RadioButton(name, mode == "auto", id=mode, compact=True)
+                    yield Static(LABELS[0][2], id="meaning", markup=False)
+                    yield Input(placeholder="FILE.csv", compact=True, id="table")
+                with Horizontal(classes="buttons"):
+                    yield Button("Go on where it was", id="resume", variant="success")
+                    yield Button("Next: look", id="next", variant="primary", disabled=True)
+
+    def on_mount(self) -> None:
+        """Begin in the tree."""
+        self.query_one(Folders).focus()
+        if self._choose:
+            self._take(self._start)
+
+    @on(DirectoryTree.DirectorySelected)
+    def _selected(self, event: DirectoryTree.DirectorySelected) -> None:
+        self._take(event.path)
+
+    @on(Input.Submitted, "#path")
+    def _typed(self, event: Input.Submitted) -> None:
+        path = Path(event.value).expanduser()
+        if path.is_dir():
+            self.query_one(Folders).path = path
+            self.query_one(Folders).focus()
+        self._take(path)
+
+    @on(RadioSet.Changed)
+    def _labelled(self, event: RadioSet.Changed) -> None:
+        mode, _, meaning = LABELS[event.index]
+        self.query_one("#meaning", Static).update(meaning)
+        self.query_one("#table").display = mode == "csv"
+        if self._spec is not None and mode != "csv":
+            self._survey(replace(self._spec, labels=mode))
+
+    @on(Input.Submitted, "#table")
+    def _table(self, event: Input.Submitted) -> None:
+        if self._spec is not None and event.value:
+            self._survey(replace(self._spec, labels=str(Path(event.value).expanduser())))
+
+    def _take(self, folder: Path) -> None:
+        pressed = self.query_one(RadioSet).pressed_index
+        mode = LABELS[max(0, pressed)][0]
+        if mode == "csv":
+            mode = self.query_one("#table", Input).value or "auto"
+        self._survey(ProtectSpec((folder,), labels=mode))
+
+    def _survey(self, spec: ProtectSpec) -> None:
+        """Look through the folder; what was being looked through is left."""
+        if self._runner is not None:
+            self._runner.stop()
+        self._spec, self._facts = spec, {}
+        self._say("Looking …", shown(spec.paths[0]))
+        self._offer()
+        wanted = SurveySpec(spec.paths[0], spec.output, spec.labels)
+        self._runner = Runner(self, partial(survey, wanted))
+        self._runner.start()
+
+    @on(Happened)
+    def _happened(self, message: Happened) -> None:
+        event = message.event
+        if message.runner is not self._runner or self._spec is None:
+            return
+        if isinstance(event, Advanced):
+            self._say(f"Looking … {counted(event.done, 'picture')} so far")
+        elif isinstance(event, Note):
+            self.notify(event.message, markup=False)
+        elif isinstance(event, Done):
+            self._facts = event.facts
+            self._say(summary(event.facts))
+            self._offer()
+
+    @on(Ended)
+    def _ended(self, message: Ended) -> None:
+        if message.runner is self._runner and message.error is not None:
+            self._say(problem(message.error))
+
+    def _say(self, text: Any, folder: str | None = None) -> None:
+        self.query_one("#summary", Static).update(text)
+        if folder is not None:
+            self.query_one("#what").border_title = folder
+
+    def _offer(self) -> None:
+        """Show the ways on that there are."""
+        self.query_one("#next", Button).disabled = not self._facts
+        self.query_one("#resume").display = "unfinished" in self._facts
+        self.refresh_bindings()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to go on only where there is something to go on with."""
+        if action == "resume":
+            return "unfinished" in self._facts
+        return True
+
+    @on(Button.Pressed, "#next")
+    def action_next(self) -> None:
+        """Go and look at a few of the pictures."""
+        if self._spec is None or not self._facts:
+            self.notify("Choose a folder with pictures first.")
+            return
+        self.app.push_screen(LookScreen(self._draft()))
+
+    @on(Button.Pressed, "#resume")
+    def action_resume(self) -> None:
+        """Go on with the run that was stopped, with its own settings."""
+        if "unfinished" in self._facts:
+            self.app.push_screen(RunScreen(self._draft()))
+
+    def _draft(self) -> Draft:
+        assert self._spec is not None
+        former = self._facts.get("unfinished") or self._facts.get("finished")
+        spec = resumed(self._spec, former["run"]) if former else self._spec
+        return Draft(spec, self._facts)
+
+    def on_screen_resume(self) -> None:
+        """Look again where a run may have changed the output."""
+        if self._spec is not None:
+            self._survey(self._spec)
+
+    def action_up(self) -> None:
+        """Show the folder above."""
+        tree = self.query_one(Folders)
+        tree.path = Path(tree.path).absolute().parent
+
+    def action_verify(self) -> None:
+        """Open the verification."""
+        self.app.push_screen(VerifyScreen(self._facts))
+
+    def action_train(self) -> None:
+        """Open the training."""
+        self.app.push_screen(TrainScreen(self._spec.paths[0] if self._spec else None))
+
+    async def action_leave(self) -> None:
+        """Quit."""
+        await self.app.run_action("app.leave")
+
+    def on_unmount(self) -> None:
+        """Leave what is being looked through."""
+        if self._runner is not None:
+            self._runner.stop()

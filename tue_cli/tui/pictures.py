@@ -1,0 +1,82 @@
+"""Pictures in a terminal: two square dots in each cell, drawn with half blocks."""
+
+from __future__ import annotations
+
+from rich.color import Color
+from rich.segment import Segment
+from rich.style import Style
+from textual.app import ComposeResult
+from textual.containers import Horizontal, Vertical
+from textual.geometry import Size
+from textual.strip import Strip
+from textual.widget import Widget
+from textual.widgets import Label
+
+from tue_cli.events import Looked
+from tue_cli.files.manifest import shown
+from tue_cli.files.showing import dots, proportions
+
+UPPER_HALF = "\N{UPPER HALF BLOCK}"
+
+
+class View(Widget):
+    """One view of a picture, never distorted; it hangs from above."""
+
+    def __init__(self, view: bytes, *, classes: str = "") -> None:
+        super().__init__(classes=classes)
+        self._view = view
+        self._drawn: tuple[tuple[int, int], list[Strip]] | None = None
+
+    def render_line(self, y: int) -> Strip:
+        """Draw one row of cells."""
+        width, height = self.size
+        if width < 1 or height < 1:
+            return Strip.blank(width)
+        if self._drawn is None or self._drawn[0] != (width, height):
+            self._drawn = (width, height), self._strips(width, height)
+        strips = self._drawn[1]
+        return strips[y] if y < len(strips) else Strip.blank(width, self.rich_style)
+
+    def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
+        """Tell Textual the height of its own accord."""
+        return self.rows_at(width)
+
+    def rows_at(self, width: int) -> int:
+        """Return how many rows of cells the view needs at a width."""
+        columns, rows = proportions(self._view)
+        return max(1, round(width * rows / columns / 2))
+
+    def _strips(self, width: int, height: int) -> list[Strip]:
+        pixels = dots(self._view, width, 2 * height)
+        left = (width - pixels.shape[1]) // 2
+        strips = []
+        for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
+            cells = [Segment(" " * left, self.rich_style)]
+            cells += [
+                Segment(UPPER_HALF, Style(color=Color.from_rgb(*a), bgcolor=Color.from_rgb(*b)))
+                for a, b in zip(upper.tolist(), lower.tolist(), strict=True)
+            ]
+            strips.append(Strip(cells).adjust_cell_length(width, self.rich_style))
+        return strips
+
+
+class Triptych(Vertical):
+    """A picture, its copy, and what was changed; `few`: without the original."""
+
+    def __init__(self, looked: Looked, *, few: bool = False) -> None:
+        super().__init__()
+        self.looked = looked
+        self._few = few
+
+    def compose(self) -> ComposeResult:
+        """Draw the views side by side, each under its name."""
+        looked = self.looked
+        note = looked.facts.get("note", "")
+        yield Label(f"{shown(looked.source.name)}   {note}", classes="caption", markup=False)
+        views = [("original", looked.before), ("protected", looked.after)]
+        views.append(("difference × 10", looked.difference))
+        with Horizontal():
+            for title, view in views[1:] if self._few else views:
+                with Vertical(classes="view"):
+                    yield Label(title, classes="title")
+                    yield View(view)

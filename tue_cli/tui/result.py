@@ -1,0 +1,116 @@
+"""The last step: what was protected and what was not, the proof, and the command for next time."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Button, Digits, Label, Static
+
+from tue_cli.events import Failed
+from tue_cli.files.manifest import shown
+from tue_cli.tui.draft import Draft
+from tue_cli.tui.steps import Step
+from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.terminal import open_files
+from tue_cli.tui.verifying import VerifyRun, quick_verification
+from tue_cli.words import duration
+
+WIDTH = 8
+MOST = 500
+"""Failures that are listed."""
+
+
+class ResultScreen(Step):
+    """Read what came of it; go on to the proof."""
+
+    STEP = "Result"
+    HELP = (
+        "The copies lie in the output; tue-manifest.json there says what was done to each, "
+        "measured on the file that was written.\n\nv trains small models on the copies and on "
+        "the originals and tells how much less they learn: the proof on your own pictures."
+    )
+    BINDINGS = [
+        Binding("v", "verify", "Verify now"),
+        Binding("y", "copy", "Copy command"),
+        Binding("o", "open", "Open folder"),
+        Binding("n,escape", "again", "Another folder"),
+    ]
+
+    def __init__(self, draft: Draft, facts: dict[str, Any], failures: tuple[Failed, ...]) -> None:
+        super().__init__()
+        self._draft = draft
+        self._facts = facts
+        self._failures = failures
+
+    def body(self) -> ComposeResult:
+        """Lay out the counts, what failed and why, and the command."""
+        facts = self._facts
+        with Horizontal(id="counts"):
+            for name, kind in (
+                ("protected", "success"),
+                ("already_done", "plain"),
+                ("failed", "failure" if facts["failed"] else "plain"),
+            ):
+                with Vertical(classes=f"count {kind}"):
+                    yield Digits(f"{facts[name]:,}")
+                    yield Label(
+                        {"already_done": "done before", "failed": "not protected"}.get(name, name)
+                    )
+        with VerticalScroll(id="outcome", classes="box", can_focus=False) as outcome:
+            outcome.border_title = "Result"
+            yield Static(self._outcome(), markup=False)
+        with Vertical(id="same", classes="box") as same:
+            same.border_title = "The same as a command"
+            same.border_subtitle = "y copies it"
+            yield Static(self._draft.command(), id="command", markup=False)
+        with Horizontal(classes="buttons"):
+            yield Button("Another folder", id="again")
+            yield Button("Open folder", id="open")
+            yield Button("Verify now", id="verify", variant="primary")
+
+    def on_mount(self) -> None:
+        """Begin where enter goes on."""
+        self.query_one("#verify").focus()
+
+    def _outcome(self) -> Any:
+        facts = self._facts
+        rows: list[tuple[Part, ...]] = []
+        for failure in self._failures[:MOST]:
+            name, reason = shown(failure.path.name), f"  {failure.reason}  "
+            rows.append(((name, "bold"), (reason, "$error"), shown(failure.message)))
+        if len(self._failures) > MOST:
+            more = f"and {len(self._failures) - MOST:,} more, in the manifest"
+            rows.append(((more, "$warning"),))
+        if rows:
+            rows.append(())
+        rows.append(named("copies", shown(facts["output"]), WIDTH))
+        rows.append(named("manifest", shown(facts["manifest"]), WIDTH))
+        rows.append(named("time", duration(facts["seconds"]), WIDTH))
+        return lines(*rows)
+
+    def command(self) -> str:
+        """Return the equivalent command."""
+        return self._draft.command()
+
+    @on(Button.Pressed, "#verify")
+    def action_verify(self) -> None:
+        """Verify these copies, in place."""
+        spec = quick_verification(Path(self._facts["output"]), self._draft.spec.paths[0])
+        self.app.push_screen(VerifyRun(spec, "quick"))
+
+    @on(Button.Pressed, "#open")
+    def action_open(self) -> None:
+        """Open the folder of the copies."""
+        if not open_files([Path(self._facts["output"])]):
+            self.notify(shown(self._facts["output"]), title="The copies are in", markup=False)
+
+    @on(Button.Pressed, "#again")
+    def action_again(self) -> None:
+        """Go back to the first step."""
+        while len(self.app.screen_stack) > 2:
+            self.app.pop_screen()

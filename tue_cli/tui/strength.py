@@ -1,0 +1,192 @@
+"""The third step: how strong, how visible, how long; with what was measured just now beside it."""
+
+from __future__ import annotations
+
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical
+from textual.timer import Timer
+from textual.widgets import Button, Static
+
+from tue_cli.errors import BadSetting
+from tue_cli.events import Done, Looked
+from tue_cli.files.manifest import shown
+from tue_cli.jobs.plan import check
+from tue_cli.tui.draft import Draft
+from tue_cli.tui.forms import Form
+from tue_cli.tui.pictures import Triptych
+from tue_cli.tui.run import RunScreen
+from tue_cli.tui.running import Ended, Happened, Runner
+from tue_cli.tui.steps import Step
+from tue_cli.tui.summary import Part, lines, named, problem
+from tue_cli.words import counted, duration
+
+FIELDS = (
+    "settings.noise.radius",
+    "settings.noise.steps",
+    "format",
+    "quality",
+    "output",
+    "existing",
+    "weights",
+    "device",
+    "settings.method",
+    "settings.noise.score_ratio",
+    "settings.noise.score_mode",
+    "settings.noise.samples",
+    "settings.seed",
+)
+WIDTH = 10
+PAUSE = 0.5
+"""Seconds without a change after which it is measured again."""
+
+
+class StrengthScreen(Step):
+    """Choose radius, steps, format and the rest; see time and visibility."""
+
+    STEP = "Strength"
+    HELP = (
+        "The radius decides how strong the protection is and how visible. More steps use the same "
+        "radius better and take longer. The rest can stay as it is.\n\nTime and visibility are "
+        "measured on three of your pictures, anew after every change."
+    )
+    BINDINGS = [
+        Binding("ctrl+n", "next", "Protect", priority=True),
+        Binding("tab", "app.focus_next", "Next field", show=True),
+        Binding("y", "copy", "Copy command"),
+    ]
+
+    def __init__(self, draft: Draft) -> None:
+        super().__init__()
+        self._draft = draft
+        self._runner: Runner | None = None
+        self._timer: Timer | None = None
+        self._fault: BadSetting | None = None
+
+    def body(self) -> ComposeResult:
+        """Lay out the form, what it would take, and the pictures."""
+        with Horizontal():
+            with Vertical(id="settings", classes="box") as settings:
+                settings.border_title = "How strong?"
+                yield Form(self._draft.spec, FIELDS)
+            with Vertical(id="beside"):
+                with Vertical(id="estimate", classes="box") as estimate:
+                    estimate.border_title = "What it takes"
+                    yield Static("", id="figures", markup=False)
+                with Vertical(id="sample", classes="box") as sample:
+                    sample.border_title = "How it looks"
+                with Vertical(id="same", classes="box") as same:
+                    same.border_title = "The same as a command"
+                    same.border_subtitle = "ctrl+y copies it"
+                    yield Static("", id="command", markup=False)
+                with Horizontal(classes="buttons"):
+                    yield Button("Protect", id="next", variant="primary")
+
+    def on_mount(self) -> None:
+        """Begin with what is known."""
+        self._paint()
+        if self._draft.is_fresh:
+            for looked in self._draft.looked[:1]:
+                self._show(looked)
+        else:
+            self._begin()
+
+    @on(Form.Changed)
+    def _changed(self, message: Form.Changed) -> None:
+        spec = message.form.read(self._draft.spec)
+        self._fault = None
+        if spec is None:
+            self._fault = BadSetting("A setting cannot be read.", "It is marked at the left.")
+        else:
+            try:
+                check(spec)
+            except BadSetting as error:
+                self._fault = error
+        if self._fault is None and spec != self._draft.spec:
+            self._draft.spec = spec
+            self._halt()
+            self._timer = self.set_timer(PAUSE, self._begin)
+        self._paint()
+
+    def _halt(self) -> None:
+        if self._timer is not None:
+            self._timer.stop()
+        if self._runner is not None:
+            self._runner.stop()
+            self._runner = None
+
+    def _begin(self) -> None:
+        self._halt()
+        self._draft.looked, self._draft.looked_at = [], None
+        self._runner = Runner(self, self._draft.look)
+        self._runner.start()
+        self._paint()
+
+    @on(Happened)
+    def _happened(self, message: Happened) -> None:
+        if message.runner is not self._runner:
+            return
+        if isinstance(message.event, Looked):
+            self._draft.looked.append(message.event)
+            if len(self._draft.looked) == 1:
+                self._show(message.event)
+        elif isinstance(message.event, Done):
+            self._draft.estimate = message.event.facts
+            self._draft.looked_at = self._draft.spec
+        self._paint()
+
+    @on(Ended)
+    def _ended(self, message: Ended) -> None:
+        if message.runner is self._runner and message.error is not None:
+            self._fault = BadSetting(message.error.message, message.error.remedy)
+            self._paint()
+
+    def _show(self, looked: Looked) -> None:
+        sample = self.query_one("#sample")
+        sample.remove_children(Triptych)
+        sample.mount(Triptych(looked, few=True))
+
+    def _paint(self) -> None:
+        """Write the figures and the command."""
+        draft = self._draft
+        self.query_one("#command", Static).update(draft.command())
+        figures = self.query_one("#figures", Static)
+        self.query_one("#next", Button).disabled = self._fault is not None
+        if self._fault is not None:
+            figures.update(problem(self._fault))
+            return
+        if not draft.is_fresh:
+            figures.update("measuring on your pictures …")
+            return
+        facts = draft.estimate
+        rows: list[tuple[Part, ...]] = [
+            named("time", (f"about {duration(facts['seconds'])}", "bold"), WIDTH),
+            named("", f"for {counted(facts['pictures'], 'picture')}", WIDTH),
+        ]
+        if facts["psnr"] is not None:
+            rows.append(named("visibility", (f"PSNR {facts['psnr']} dB", "bold"), WIDTH))
+            rows.append(named("", ("more is less visible", "$foreground-muted"), WIDTH))
+        rows.append(named("engine", facts["engine"], WIDTH))
+        rows.append(named("output", shown(draft.output), WIDTH))
+        figures.update(lines(*rows))
+
+    @on(Button.Pressed, "#next")
+    def action_next(self) -> None:
+        """Protect."""
+        if self._fault is None:
+            self._halt()
+            self.app.push_screen(RunScreen(self._draft))
+
+    def on_screen_resume(self) -> None:
+        """Measure where that was left off."""
+        if self._runner is None and not self._draft.is_fresh:
+            self._begin()
+
+    def command(self) -> str:
+        """Return the command that protects with these settings."""
+        return self._draft.command()
+
+    def on_unmount(self) -> None:
+        """Leave what is being measured."""
+        self._halt()

@@ -1,0 +1,93 @@
+"""What was found, in the words and colours of the app."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from textual.content import Content
+
+from tue_cli.errors import TueError
+from tue_cli.files.manifest import shown
+from tue_cli.words import counted, size
+
+REASONS = {
+    "unsupported": "other kind of file",
+    "multi-page": "several pages",
+    "16-bit": "16 bits a channel",
+    "cmyk": "CMYK colours",
+    "mode": "unusual colours",
+    "not-a-picture": "no picture inside",
+    "truncated": "cut short",
+    "unreadable-folder": "unreadable folder",
+    "broken-link": "broken link",
+    "not-a-file": "no file",
+    "too-large": "too large",
+}
+"""Why pictures cannot be protected, in two words."""
+Part = Content | str | tuple[str, str]
+
+
+def lines(*rows: tuple[Part, ...]) -> Content:
+    """Join rows of styled text."""
+    parts: list[Part] = []
+    for row in rows:
+        parts += [*row, "\n"]
+    return Content.assemble(*parts[:-1])
+
+
+def named(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
+    """Return a row that gives a value its name."""
+    return (f"{name:<{width}}  ", "$foreground-muted"), value
+
+
+def summary(facts: dict[str, Any]) -> Content:
+    """Return what a survey found, with what is chosen for it."""
+    formats = ", ".join(f"{count:,} {name}" for name, count in facts["formats"].items())
+    rows: list[tuple[Part, ...]] = [
+        ((counted(facts["pictures"], "picture"), "bold $accent"), f"   {size(facts['bytes'])}"),
+        (formats,),
+        *_range(facts["sizes"]),
+    ]
+    if left := facts.get("unfinished"):
+        rows.append(
+            (
+                (f"A run was stopped here after {counted(left['done'], 'picture')}. ", "$warning"),
+                ("r goes on.", "bold $warning"),
+            )
+        )
+    elif whole := facts.get("finished"):
+        rows.append(((f"{whole['done']:,} copies were made here before.", "$success"),))
+    if refused := facts["refused"]:
+        words = [f"{count:,} × {REASONS.get(reason, reason)}" for reason, count in refused.items()]
+        rows.append(((f"Cannot be protected: {', '.join(words)}", "$warning"),))
+    if ignored := facts["ignored"]:
+        words = [f"{count:,} × {reason}" for reason, count in ignored.items()]
+        rows.append(((f"Left aside: {', '.join(words)}", "$foreground-muted"),))
+    rows += [(), _classes(facts["classes"])]
+    rows.append((("Copies go to ", "$foreground-muted"), shown(facts["output"])))
+    return lines(*rows)
+
+
+def _range(sizes: list[tuple[int, int]]) -> list[tuple[Part, ...]]:
+    if not sizes:
+        return []
+    smallest, largest = (f"{width} × {height}" for width, height in (sizes[0], sizes[-1]))
+    text = smallest if smallest == largest else f"{smallest} to {largest}"
+    return [((f"{text} pixels", "$foreground-muted"),)]
+
+
+def _classes(classes: dict[str, int]) -> tuple[Part, ...]:
+    if not classes:
+        return (("Classes ", "$foreground-muted"), "by looks, when it runs")
+    named = [f"{shown(name)} {count:,}" for name, count in list(classes.items())[:8]]
+    more = [f"and {len(classes) - 8} more"] if len(classes) > 8 else []
+    title = counted(len(classes), "class")
+    return ((f"{title}  ", "bold"), ", ".join([*named, *more]))
+
+
+def problem(error: TueError) -> Content:
+    """Return an error and its remedy."""
+    rows: list[tuple[Part, ...]] = [((shown(error.message), "bold $error"),)]
+    if error.remedy:
+        rows += [(), (shown(error.remedy),)]
+    return lines(*rows)

@@ -1,0 +1,220 @@
+"""Training: weights of one's own, from a folder with one subfolder a class."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Button, RichLog, Static
+
+from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started
+from tue_cli.files.manifest import shown
+from tue_cli.jobs.train import TrainSpec
+from tue_cli.settings import TrainSettings
+from tue_cli.tui.charts import Chart
+from tue_cli.tui.commands import train_command
+from tue_cli.tui.forms import Form
+from tue_cli.tui.steps import TRAIN, Step, Steps
+from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.watching import Progress, WatchScreen
+from tue_cli.words import counted, duration
+
+PLACES = ("data", "output")
+FIELDS = (
+    "settings.method",
+    "settings.net",
+    "settings.width",
+    "settings.score_width",
+    "settings.steps",
+    "settings.score_steps",
+    "settings.batch",
+    "settings.rate",
+    "settings.size",
+    "settings.sigma",
+    "settings.noise.radius",
+    "settings.noise.steps",
+    "settings.noise.score_ratio",
+    "settings.noise.score_mode",
+    "settings.noise.samples",
+    "settings.adversary.radius",
+    "settings.adversary.steps",
+    "settings.seed",
+    "limit",
+    "max_seconds",
+    "device",
+    "resume",
+)
+
+
+class TrainScreen(Step):
+    """Choose pictures, a file for the weights, and how they are trained."""
+
+    TITLE_OF = "Train"
+    STEPS = TRAIN
+    STEP = "Choose"
+    HELP = (
+        "Weights decide what noise is made. The packaged ones protect at once; weights trained on "
+        "pictures like yours may protect better. The data is a folder with one subfolder a class.\n"
+        "\nThe published width of 64 wants a GPU; width 16, score width 32, 500 steps and 1000 "
+        "score steps are what the packaged weights took on a processor. A checkpoint beside the "
+        "weights lets a stopped training go on, exactly."
+    )
+    BINDINGS = [
+        Binding("ctrl+n", "next", "Train", priority=True),
+        Binding("tab", "app.focus_next", "Next field", show=True),
+        Binding("y", "copy", "Copy command"),
+    ]
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        output = Path("mine.safetensors")
+        left = output.with_suffix(".checkpoint").exists()
+        self._spec = TrainSpec(folder or Path(), output, TrainSettings(), resume=left)
+        self._sound = True
+
+    def body(self) -> ComposeResult:
+        """Lay out the form and the command."""
+        with Horizontal():
+            with Vertical(id="settings", classes="box") as settings:
+                settings.border_title = "What is trained?"
+                yield Form(self._spec, (*PLACES, *FIELDS))
+            with Vertical(id="beside"):
+                with VerticalScroll(id="about", classes="box") as about:
+                    about.border_title = "What happens"
+                    yield Static(self.HELP, id="explained", markup=False)
+                with Vertical(id="same", classes="box") as same:
+                    same.border_title = "The same as a command"
+                    same.border_subtitle = "ctrl+y copies it"
+                    yield Static("", id="command", markup=False)
+                with Horizontal(classes="buttons"):
+                    yield Button("Train", id="next", variant="primary")
+
+    def on_mount(self) -> None:
+        """Say what each place is for; begin at the data."""
+        form = self.query_one(Form)
+        helps = ("a folder with one subfolder a class", "the weights: FILE.safetensors")
+        for name, text in zip(PLACES, helps, strict=True):
+            form.field(name).query_one(".help", Static).update(text)
+        if not self._spec.data.name:
+            form.field("data").fill("")
+        form.field("data").query_one("Input").focus()
+        self._paint()
+
+    @on(Form.Changed)
+    def _changed(self, message: Form.Changed) -> None:
+        spec = message.form.read(self._spec)
+        self._sound = spec is not None
+        if spec is not None:
+            if spec.output != self._spec.output:
+                left = spec.output.with_suffix(".checkpoint").exists()
+                message.form.field("resume").fill("yes" if left else "no")
+                spec = replace(spec, resume=left)
+            self._spec = spec
+        self._paint()
+
+    def _paint(self) -> None:
+        self.query_one("#command", Static).update(self.command() or "")
+        self.query_one("#next", Button).disabled = not self._sound
+
+    def command(self) -> str | None:
+        """Return the equivalent command."""
+        return train_command(self._spec) if self._sound else None
+
+    @on(Button.Pressed, "#next")
+    def action_next(self) -> None:
+        """Train."""
+        if self._sound:
+            self.app.push_screen(TrainRun(self._spec))
+
+
+class TrainRun(WatchScreen):
+    """Watch the nets being trained; read what came of it."""
+
+    TITLE_OF = "Train"
+    STEPS = TRAIN
+    STEP = "Watch"
+    WORK = "Training"
+    STOPPING = "The step under way is finished, then a checkpoint is written."
+    STOPPED = "Stopped, with a checkpoint. r goes on, exactly."
+    HELP = (
+        "First the score network is trained, then the surrogate, on its own protected pictures. "
+        "The lines are their losses, each against its own largest."
+    )
+
+    def __init__(self, spec: TrainSpec) -> None:
+        super().__init__()
+        self._spec = spec
+        self._begun = False
+
+    def body(self) -> ComposeResult:
+        """Lay out the charts and what is said."""
+        yield Progress()
+        yield from self.buttons()
+        yield Static("", id="headline", markup=False)
+        with Horizontal(id="training"):
+            yield Chart("loss of the score network", {"score": "accent"}, id="score")
+            yield Chart("loss of the surrogate", {"surrogate": "success"}, id="surrogate")
+        with Vertical(id="said", classes="box"):
+            yield RichLog(id="log", max_lines=500, wrap=True)
+
+    def job(self) -> Generator[Event, None, None]:
+        """Return the job that trains; a second attempt goes on from the checkpoint."""
+        from tue_cli.jobs.train import train
+
+        again = self._spec.resume or self._begun
+        self._begun = True
+        lasting = train_command(self._spec, lasting=True)
+        return train(replace(self._spec, resume=again, command=lasting))
+
+    def command(self) -> str:
+        """Return the equivalent command."""
+        return train_command(self._spec)
+
+    def prepared(self) -> None:
+        """Clear what a former attempt painted."""
+        self.query_one(Steps).go_to("Watch")
+        self.query_one("#headline").display = False
+        self.query_one("#log", RichLog).clear()
+
+    def happened(self, event: Event) -> None:
+        """Paint an event."""
+        log = self.query_one("#log", RichLog)
+        if isinstance(event, Started):
+            for name, value in event.facts.items():
+                said = counted(len(value), "class") if isinstance(value, tuple) else str(value)
+                log.write(Text.assemble((f"{name}  ", "dim"), shown(said)))
+        elif isinstance(event, Metric):
+            for value in event.values.values():
+                chart = self.query_one(f"#{event.phase}", Chart)
+                chart.add(event.phase, event.step, value, event.steps)
+        elif isinstance(event, Note):
+            log.write(Text(event.message))
+        elif isinstance(event, Failed):
+            log.write(Text.assemble(("✗ ", "red"), f"{shown(event.path)}: {event.message}"))
+        elif isinstance(event, Saved):
+            log.write(Text.assemble(("✓ ", "green"), shown(event.path)))
+        elif isinstance(event, Done):
+            self._said(event.facts)
+
+    def _said(self, facts: dict[str, Any]) -> None:
+        if not self._spec.output.with_suffix(".checkpoint").exists():
+            self.finished()
+        self.query_one(Steps).go_to("Result")
+        steps = ", ".join(f"{name} {count:,}" for name, count in facts["steps"].items())
+        rows: list[tuple[Part, ...]] = []
+        if facts["weights"]:
+            rows.append((("The weights are in ", "bold $accent"), shown(facts["weights"])))
+            rows.append(named("The step Strength takes them as", "weights"))
+        else:
+            rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
+        rows.append(((f"Steps: {steps}; {duration(facts['seconds'])}", "$foreground-muted"),))
+        headline = self.query_one("#headline", Static)
+        headline.display = True
+        headline.update(lines(*rows))

@@ -1,0 +1,277 @@
+"""Verification: choose copies and originals, watch models being trained, read what they learned."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from rich.text import Text
+from textual import on
+from textual.app import ComposeResult
+from textual.binding import Binding
+from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.widgets import Button, DataTable, Label, Select, Static
+
+from tue_cli.errors import BadSetting
+from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.files.manifest import shown
+from tue_cli.jobs.request import VerifySpec
+from tue_cli.settings import BUDGETS
+from tue_cli.tui.charts import Chart
+from tue_cli.tui.commands import verify_command
+from tue_cli.tui.forms import Form
+from tue_cli.tui.steps import VERIFY, Step, Steps
+from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.terminal import open_files
+from tue_cli.tui.watching import Progress, WatchScreen
+
+PLACES = ("protected", "original")
+FIELDS = (
+    "settings.attacks",
+    "settings.seeds",
+    "settings.size",
+    "settings.seed",
+    "holdout",
+    "background",
+    "report",
+    "device",
+    "resume",
+)
+ARMS = {"clean": "success", "random": "warning", "protected": "error"}
+"""What victims are trained on, and the colour of its line."""
+NAMES = {"clean": "originals", "random": "random noise", "protected": "copies"}
+
+
+def quick_verification(protected: Path, original: Path) -> VerifySpec:
+    """Return the verification that is offered after protecting; its page lies beside the copies."""
+    report = protected.absolute().with_name(f"{protected.name}-report.html")
+    return VerifySpec(protected, original, BUDGETS["quick"], report=report, resume=True)
+
+
+class VerifyScreen(Step):
+    """Choose what is verified, and how thoroughly."""
+
+    TITLE_OF = "Verify"
+    STEPS = VERIFY
+    STEP = "Choose"
+    HELP = (
+        "Small models (victims) are trained on the copies, on the originals, and on originals with "
+        "random noise, and tested on clean pictures that they never saw. Protection is how much of "
+        "what the originals teach is lost; what counts is the attacker against which it is weakest."
+        "\n\nIt takes 200 pictures or more, in two classes or more."
+    )
+    BINDINGS = [
+        Binding("ctrl+n", "next", "Verify", priority=True),
+        Binding("tab", "app.focus_next", "Next field", show=True),
+        Binding("y", "copy", "Copy command"),
+    ]
+
+    def __init__(self, surveyed: dict[str, Any]) -> None:
+        """`surveyed`: the facts of the folder that was chosen before, if one was."""
+        super().__init__()
+        output, folder = surveyed.get("output", ""), surveyed.get("folder", "")
+        known = Path(output) if "finished" in surveyed else Path()
+        self._spec = VerifySpec(known, Path(folder), BUDGETS["quick"], resume=True)
+        self._budget = "quick"
+        self._sound = True
+
+    def body(self) -> ComposeResult:
+        """Lay out the form and the command."""
+        with Horizontal():
+            with Vertical(id="settings", classes="box") as settings:
+                settings.border_title = "What is verified?"
+                with Horizontal(id="budget-row"):
+                    yield Label("budget", classes="name")
+                    yield Select(
+                        [(name, name) for name in BUDGETS],
+                        value="quick",
+                        allow_blank=False,
+                        compact=True,
+                        id="budget",
+                    )
+                yield Form(self._spec, (*PLACES, *FIELDS))
+            with Vertical(id="beside"):
+                with VerticalScroll(id="about", classes="box") as about:
+                    about.border_title = "What happens"
+                    yield Static(self.HELP, id="explained", markup=False)
+                with Vertical(id="same", classes="box") as same:
+                    same.border_title = "The same as a command"
+                    same.border_subtitle = "ctrl+y copies it"
+                    yield Static("", id="command", markup=False)
+                with Horizontal(classes="buttons"):
+                    yield Button("Verify", id="next", variant="primary")
+
+    def on_mount(self) -> None:
+        """Say what each place is for; begin at the copies."""
+        form = self.query_one(Form)
+        helps = ("the folder that tue protect wrote", "the folder that was given to it")
+        for name, text in zip(PLACES, helps, strict=True):
+            form.field(name).query_one(".help", Label).update(text)
+            if not self._spec.original.name:
+                form.field(name).fill("")
+        form.field("protected").query_one("Input").focus()
+        self._paint()
+
+    @on(Select.Changed, "#budget")
+    def _budgeted(self, event: Select.Changed) -> None:
+        self._budget = str(event.value)
+        settings = BUDGETS[self._budget]
+        self._spec = replace(self._spec, settings=settings)
+        self.query_one(Form).field("settings.attacks").fill(",".join(settings.attacks))
+        self.query_one(Form).field("settings.seeds").fill(str(settings.seeds))
+        self._paint()
+
+    @on(Form.Changed)
+    def _changed(self, message: Form.Changed) -> None:
+        spec = message.form.read(self._spec)
+        self._sound = spec is not None
+        self._spec = spec or self._spec
+        self._paint()
+
+    def _paint(self) -> None:
+        self.query_one("#command", Static).update(self.command() or "")
+        self.query_one("#next", Button).disabled = not self._sound
+
+    def command(self) -> str | None:
+        """Return the equivalent command."""
+        return verify_command(self._spec, self._budget) if self._sound else None
+
+    @on(Button.Pressed, "#next")
+    def action_next(self) -> None:
+        """Verify."""
+        if self._sound:
+            self.app.push_screen(VerifyRun(self._spec, self._budget))
+
+
+class VerifyRun(WatchScreen):
+    """Watch victims being trained; read what they learned."""
+
+    TITLE_OF = "Verify"
+    STEPS = VERIFY
+    STEP = "Watch"
+    WORK = "Verifying"
+    STOPPING = "It stops at the next measurement; victims that are finished are kept."
+    HELP = (
+        "A line is what a victim knows of clean pictures that it never saw: trained on the "
+        "originals it should rise, on the copies it should not. Random noise of the same radius "
+        "is there to show that not any noise would do."
+    )
+    BINDINGS = [Binding("o", "open", "Open report")]
+
+    def __init__(self, spec: VerifySpec, budget: str) -> None:
+        super().__init__()
+        self._spec = spec
+        self._budget = budget
+        self._attack = ""
+
+    def body(self) -> ComposeResult:
+        """Lay out the headline, the chart and the attackers."""
+        yield Progress()
+        yield from self.buttons()
+        yield Static("", id="headline", markup=False)
+        with Horizontal(id="training"):
+            names = {NAMES[arm]: colour for arm, colour in ARMS.items()}
+            yield Chart("accuracy", names, top=1.0, percent=True, id="chart")
+            with Vertical(id="attackers", classes="box") as attackers:
+                attackers.border_title = "Attackers"
+                yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
+        yield Static("", id="notes", markup=False)
+        yield Static(VerifyScreen.HELP, id="explained", classes="box", markup=False)
+
+    def job(self) -> Generator[Event, None, None]:
+        """Return the job that verifies."""
+        from tue_cli.jobs.verify import verify
+
+        if not self._spec.protected.name:
+            raise BadSetting("No folder of copies is named.", "Go back and name one.")
+        return verify(replace(self._spec, command=self.command()))
+
+    def command(self) -> str:
+        """Return the equivalent command."""
+        return verify_command(self._spec, self._budget)
+
+    def prepared(self) -> None:
+        """Clear what a former attempt painted."""
+        self.query_one(Steps).go_to("Watch")
+        self._attack = ""
+        self.query_one("#headline").display = False
+        self.query_one("#training").display = True
+        self.query_one("#explained").display = False
+        self.query_one("#notes", Static).update("")
+        table = self.query_one("#rows", DataTable)
+        table.clear(columns=True)
+        table.add_column("trained", key="trained")
+        for arm, name in NAMES.items():
+            table.add_column(name, key=arm)
+
+    def happened(self, event: Event) -> None:
+        """Paint an event."""
+        if isinstance(event, Started):
+            setup = event.facts
+            self.query_one("#notes", Static).update(
+                f"{setup['training pictures']} pictures in {setup['classes']} classes, tested on "
+                f"{setup['held-out pictures']} others; {setup['victims']} on {setup['device']}"
+            )
+        elif isinstance(event, Metric):
+            self._measured(event)
+        elif isinstance(event, Note):
+            self.notify(event.message, markup=False)
+        elif isinstance(event, Failed):
+            self.notify(f"{shown(event.path)}: {event.message}", severity="warning", markup=False)
+        elif isinstance(event, Saved):
+            self.notify(shown(event.path), title="The report is written", markup=False)
+        elif isinstance(event, Table):
+            self._judged(event)
+        elif isinstance(event, Done):
+            self._said(event)
+
+    def _measured(self, event: Metric) -> None:
+        """Add a point to the chart, and fill in the attacker's row."""
+        arm, _, rest = event.phase.partition(", ")
+        accuracy = event.values["accuracy"]
+        chart, table = self.query_one(Chart), self.query_one("#rows", DataTable)
+        if rest != self._attack:
+            self._attack = rest
+            chart.begin(f"accuracy on clean pictures, trained: {rest}")
+        chart.add(NAMES.get(arm, arm), event.step, accuracy, event.steps)
+        if rest not in table.rows:
+            table.add_row(Text(rest), *["–"] * len(NAMES), key=rest)
+        if arm in NAMES:
+            style = "bold" if event.step == event.steps else "dim"
+            table.update_cell(rest, arm, Text(f"{accuracy:.0%}", style), update_width=True)
+
+    def _judged(self, event: Table) -> None:
+        table = self.query_one("#rows", DataTable)
+        table.clear(columns=True)
+        # The protection stands first: it is what one came for.
+        order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
+        table.add_columns(*(event.columns[place] for place in order))
+        for row in event.rows:
+            table.add_row(*(Text(shown(row[place])) for place in order))
+        self.query_one("#attackers").border_title = "Protection"
+
+    def _said(self, event: Done) -> None:
+        """Show the headline, and what to mind about it."""
+        self.finished()
+        self.query_one(Steps).go_to("Result")
+        first, *others = event.said or (str(event.facts.get("headline", "")),)
+        sound = event.facts.get("status") == "conclusive"
+        rows: list[tuple[Part, ...]] = [((first, "bold $accent" if sound else "bold $warning"),)]
+        rows += [((text, "$foreground-muted"),) for text in others]
+        if self._spec.report is not None and self._spec.report.exists() and sound:
+            rows.append((*named("Report", shown(self._spec.report)), "   o opens it"))
+        headline = self.query_one("#headline", Static)
+        headline.display = True
+        headline.update(lines(*rows))
+        self.query_one("#training").display = bool(self._attack)
+        self.query_one("#explained").display = not self._attack
+
+    def action_open(self) -> None:
+        """Open the report."""
+        report = self._spec.report
+        if report is None or not report.exists():
+            self.notify("There is no report.")
+        elif not open_files([report]):
+            self.notify(shown(report), title="The report is", markup=False)
