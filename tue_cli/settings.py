@@ -112,7 +112,7 @@ class VerifySettings:
     attacks: tuple[str, ...] = setting(
         ("std", "at4", "gray", "jpeg10"), "attackers, with commas between"
     )
-    seen: int = setting(40_000, "pictures that a victim is shown, each as often as it comes up")
+    seen: int = setting(30_000, "pictures that a victim is shown, each as often as it comes up")
     adversary_steps: int = setting(5, "steps of the adversary in adversarial training")
     held_out: float = setting(0.2, "share of the pictures that victims are tested on", unit="1")
     size: int | None = setting(None, "pixels a side at which victims see pictures", unit="px")
