@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
 
@@ -16,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tue_cli.files.images import Picture
-from tue_cli.files.metadata import ORIENTATION
 from tue_cli.files.quality import PSNR_CAP
 from tue_cli.files.scale import shrink
+from tue_cli.files.upright import as_image, as_pixels, orientation, turned
 
 ROWS: Final = 128
 """Rows worked on at a time."""
@@ -28,15 +27,6 @@ LIKE: Final = 25.0
 
 # Every TIFF has a density, and so its EXIF says nothing of the picture if that is all it holds.
 _DENSITY: Final = frozenset({282, 283, 296})
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -118,15 +108,15 @@ def measure(original: Picture, found: Picture, copy: Picture | None) -> Remains 
     turn, small_rms = _placed(original, found)
     if turn is None:
         return None
-    before, after = _turned(original.pixels, turn), found.pixels
+    before, after = turned(original.pixels, turn), found.pixels
     size = min(size_of(before), size_of(after), key=math.prod)
     before, after = _resized(before, size), _resized(after, size)
     whole = None
     if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
-        whole = _resized(_turned(copy.pixels, turn), size)
+        whole = _resized(turned(copy.pixels, turn), size)
     visible = None
     if original.alpha is not None:
-        visible = _resized(_turned(original.alpha[..., None], turn), size) > 0
+        visible = _resized(turned(original.alpha[..., None], turn), size) > 0
     change = squares = left = total = 0.0
     for top in range(0, size[1], ROWS):
         rows = slice(top, top + ROWS)
@@ -157,8 +147,8 @@ def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
     None if the file shows something else.
     """
     best, nearest, rms = None, LIKE, 0.0
-    for turn in dict.fromkeys((1, _orientation(original))):
-        if _same_shape(size_of(_turned(original.pixels, turn)), size_of(found.pixels)):
+    for turn in dict.fromkeys((1, orientation(original))):
+        if _same_shape(size_of(turned(original.pixels, turn)), size_of(found.pixels)):
             mean, these = _small(original, found, turn)
             if mean < nearest:
                 best, nearest, rms = turn, mean, these
@@ -167,12 +157,12 @@ def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
 
 def _small(original: Picture, found: Picture, turn: int) -> tuple[float, float]:
     """Return the mean and the root mean square of the difference at `SMALL` pixels, in levels."""
-    before = shrink(_turned(original.pixels, turn), SMALL)
+    before = shrink(turned(original.pixels, turn), SMALL)
     distance = np.abs(shrink(found.pixels, SMALL) - before) * 255
     weight = np.ones_like(distance)
     if original.alpha is not None:
         # What was transparent may have any colour by now.
-        weight = shrink(_turned(original.alpha[..., None], turn), SMALL)
+        weight = shrink(turned(original.alpha[..., None], turn), SMALL)
     total = max(float(weight.sum()), 1e-6)
     mean = float((weight * distance).sum()) / total
     return mean, math.sqrt(float((weight * distance * distance).sum()) / total)
@@ -184,16 +174,6 @@ def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     return (
         abs(width * lower / height - smaller) < 1.5 or abs(height * smaller / width - lower) < 1.5
     )
-
-
-def _orientation(picture: Picture) -> int:
-    """Return the orientation tag where it asks for a turn, else 1."""
-    tags = Image.Exif()
-    with suppress(Exception):
-        tags.load(picture.metadata.exif)
-        turn = tags.get(ORIENTATION, 1)
-        return turn if turn in _UPRIGHT else 1
-    return 1
 
 
 def _has_exif(exif: bytes) -> bool:
@@ -218,22 +198,7 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _turned(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    if turn == 1:
-        return pixels
-    return _pixels(_image(pixels).transpose(_UPRIGHT[turn]))
-
-
 def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     if size_of(pixels) == size:
         return pixels
-    return _pixels(_image(pixels).resize(size, Image.Resampling.LANCZOS))
-
-
-def _image(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
-
-
-def _pixels(image: Image.Image) -> NDArray[np.uint8]:
-    pixels = np.asarray(image)
-    return pixels[..., None] if pixels.ndim == 2 else pixels
+    return as_pixels(as_image(pixels).resize(size, Image.Resampling.LANCZOS))

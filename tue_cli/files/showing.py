@@ -7,7 +7,6 @@ shows the files, although `images.decode` keeps the stored order.
 from __future__ import annotations
 
 import io
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,7 +19,7 @@ from tue_cli.errors import PictureProblem
 from tue_cli.files import images
 from tue_cli.files.images import Picture
 from tue_cli.files.manifest import shown
-from tue_cli.files.metadata import ORIENTATION
+from tue_cli.files.upright import as_image, orientation, turned
 
 SIDE: Final = 360
 """Longest side of a view, in pixels."""
@@ -34,16 +33,6 @@ LARGE_PROFILE: Final = 64_000
 """Bytes from which a colour profile, such as a printer's, is left out."""
 ROWS: Final = 256
 """Rows that the difference is worked out in at a time."""
-
-_UPRIGHT: Final = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -68,8 +57,8 @@ def shown_pairs(original: Path, copy: Path, record: dict[str, Any]) -> Shown:
     """
     before = images.decode(images.read(original))
     after = images.decode(images.read(copy))
-    old = _upright(before.pixels, _turn(before))
-    new = _upright(after.pixels, _turn(after))
+    old = turned(before.pixels, orientation(before))
+    new = turned(after.pixels, orientation(after))
     if old.shape[:2] != new.shape[:2]:
         raise PictureProblem(
             "other-size",
@@ -92,9 +81,9 @@ def full_difference(original: Path, copy: Path) -> bytes:
         PictureProblem: one of the two cannot be read.
     """
     before, after = images.decode(images.read(original)), images.decode(images.read(copy))
-    changed = _upright(_difference(before.pixels, after.pixels), _turn(before))
+    changed = turned(_difference(before.pixels, after.pixels), orientation(before))
     file = io.BytesIO()
-    _image(changed).save(file, "PNG", compress_level=1)
+    as_image(changed).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
@@ -117,23 +106,6 @@ def dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
 
 
-def _turn(picture: Picture) -> int:
-    """Return the orientation tag, 1 for upright; a damaged tag turns nothing."""
-    exif = Image.Exif()
-    with suppress(Exception):
-        exif.load(picture.metadata.exif)
-        return int(exif.get(ORIENTATION, 1))
-    return 1
-
-
-def _upright(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
-    """Return pixels (H, W, C) turned as an orientation tag asks, which may swap H and W."""
-    if turn not in _UPRIGHT:
-        return pixels
-    turned = np.asarray(_image(pixels).transpose(_UPRIGHT[turn]))
-    return turned[..., None] if turned.ndim == 2 else turned
-
-
 def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return mid-grey plus `GAIN` times the change, (H, W, C), clipped to 0..255."""
     if before.shape[2] != after.shape[2]:
@@ -148,27 +120,23 @@ def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[
 
 def _view(picture: Picture) -> bytes:
     """Return the view of a picture in its colours, on white where it is transparent."""
-    turn = _turn(picture)
-    small = _small(_upright(picture.pixels, turn))
+    turn = orientation(picture)
+    small = _small(turned(picture.pixels, turn))
     if picture.alpha is not None:
-        mask = _small(_upright(picture.alpha[..., None], turn))
+        mask = _small(turned(picture.alpha[..., None], turn))
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
     return _coded(small, picture.metadata.icc)
 
 
 def _small(pixels: NDArray[np.uint8]) -> Image.Image:
     """Fit pixels into a square of `SIDE`: enlarged by whole steps, or shrunk and antialiased."""
-    image = _image(pixels)
+    image = as_image(pixels)
     times = SIDE // max(image.size)
     if times > 1:
         size = (image.width * times, image.height * times)
         return image.resize(size, Image.Resampling.NEAREST)
     image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
     return image
-
-
-def _image(pixels: NDArray[np.uint8]) -> Image.Image:
-    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def _coded(image: Image.Image, icc: bytes = b"") -> bytes:
