@@ -52,7 +52,7 @@ def test_shipped_weights_are_what_the_index_says() -> None:
         assert json.loads(json.dumps(entry["card"])) == json.loads(card.to_json())
 
 
-LEFT_OUT = ("kornia", "scikit-learn", "scipy", "torch", "torchvision")
+LEFT_OUT = ("kornia", "scikit-learn", "torch", "torchvision")
 """What an installation without torch does not have."""
 _WITHOUT = """
 import sys

@@ -17,7 +17,7 @@ from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.draws import starts
 from tue_cli.onnx_engine import OnnxEngine
 from tue_cli.settings import NoiseSettings
-from tue_cli.weights import Weights
+from tue_cli.weights import Weights, build
 
 NOISE = NoiseSettings(steps=4)
 BATCH = 6
@@ -225,11 +225,25 @@ def test_onnx_runtime_makes_the_noise_that_torch_makes(
         assert (np.abs(ours - theirs) < 1e-6).mean() >= least
 
 
-def test_onnx_runtime_sees_the_features_that_torch_sees(
+def test_onnx_runtime_sees_what_torch_sees(
     tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
 ) -> None:
-    ours, theirs = (engine(tiny, dtype=d).features(batch[0]) for d in (ONNX, torch.float32))
-    assert np.allclose(ours, theirs, rtol=1e-3, atol=1e-4)
+    ours, theirs = (engine(tiny, dtype=d) for d in (ONNX, torch.float32))
+    for of in ("features", "logits"):
+        assert np.allclose(
+            getattr(ours, of)(batch[0]), getattr(theirs, of)(batch[0]), rtol=1e-3, atol=1e-4
+        )
+
+
+@every_dtype
+def test_logits_are_those_of_the_surrogate(
+    dtype: torch.dtype | str, tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    net = build(tiny, ("surrogate",))["surrogate"].eval()
+    with torch.no_grad():
+        expected = net(torch.from_numpy(batch[0])).numpy()
+    close = 0.1 if dtype == torch.bfloat16 else 1e-3
+    assert np.allclose(engine(tiny, dtype=dtype).logits(batch[0]), expected, rtol=close, atol=close)
 
 
 @every_dtype

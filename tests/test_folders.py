@@ -450,6 +450,29 @@ def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
     assert assign_keys([name], KEYS, {}) == assign_keys([name, name], KEYS, {"old": "gone"})
 
 
+def test_classes_get_the_keys_that_are_farthest_from_all_of_them_together() -> None:
+    near = {
+        name: np.array(row, np.float32)
+        for name, row in {"cat": [0, -9, -5], "dog": [-1, -8, 0]}.items()
+    }
+    # Each for itself would take y; the cat's next best is worse than the dog's.
+    assert assign_keys(near, "xyz", {}, near) == {"cat": "z", "dog": "y"}
+    assert assign_keys(near, "xyz", {"dog": "x"}, near) == {"cat": "y", "dog": "x"}
+    assert assign_keys(["cat"], "xyz", {"gone": "y"}, near) == {"cat": "z"}
+
+
+@PATIENT
+@given(st.integers(0, 2**31), st.integers(1, 8), st.data())
+def test_a_resumed_run_finds_the_same_farthest_keys(
+    seed: int, count: int, data: st.DataObject
+) -> None:
+    rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)
+    near = {f"class {number}": row for number, row in enumerate(rows)}
+    whole = assign_keys(near, KEYS, {}, near)
+    done = data.draw(st.sets(st.sampled_from(sorted(near))))
+    assert assign_keys(near, KEYS, {name: whole[name] for name in done}, near) == whole
+
+
 def test_more_classes_than_keys_says_how_many_of_each() -> None:
     with pytest.raises(BadSetting, match="9 classes, but the weights have 8 keys") as caught:
         assign_keys(string.ascii_lowercase[:9], KEYS, {})

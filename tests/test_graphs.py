@@ -105,7 +105,12 @@ def test_without_a_score_network_the_graph_has_the_surrogate_s_term_alone(tmp_pa
     (tmp_path / "em.safetensors").write_bytes(pack(replace(CARD, method="em"), tensors))
     done(tmp_path / "em.safetensors")
     graph = onnx.load(tmp_path / "em.onnx", load_external_data=False).graph
-    assert {o.name for o in graph.output} == {"surrogate_gradient", "features", "alone"}
+    assert {o.name for o in graph.output} == {
+        "surrogate_gradient",
+        "features",
+        "logits",
+        "alone",
+    }
 
 
 @pytest.mark.parametrize("kind", ["Conv", "Sub", "Add"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import io
+import itertools
 import json
 import math
 import os
@@ -26,12 +27,13 @@ from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
 from tue_cli.files.folders import Item
 from tue_cli.files.images import Picture, decode
 from tue_cli.files.manifest import MANIFEST, sha256
+from tue_cli.files.scale import shrink
 from tue_cli.jobs.pipeline import BATCH, BATCH_PIXELS, Loaded, ahead
 from tue_cli.jobs.plan import ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
 from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
-from tue_cli.weights import graph_of, read
+from tue_cli.weights import build, graph_of, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
@@ -354,6 +356,26 @@ def test_clusters_are_labels_too(photos: Path, tmp_path: Path, tiny_weights: Pat
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="cluster:2"))
     keys = next(e.facts["keys"] for e in events if isinstance(e, Started))
     assert set(keys) == {"cluster-00", "cluster-01"}
+
+
+def test_classes_get_the_keys_that_the_surrogate_sees_least_in_them(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    surrogate = build(read(tiny_weights, name="tiny"), ("surrogate",))["surrogate"].eval()
+    near = {}
+    for folder in (p for p in photos.iterdir() if p.is_dir()):
+        smalls = [shrink(decode(p.read_bytes()).pixels, 16) for p in folder.iterdir()]
+        with torch.no_grad():
+            odds = surrogate(torch.from_numpy(np.stack(smalls))).log_softmax(1)
+        near[folder.name] = dict(zip("abc", odds.mean(0).tolist(), strict=True))
+    pairs = itertools.permutations("abc", 2)
+    best = min(pairs, key=lambda p: near["everyday"][p[0]] + near["space"][p[1]])
+    wanted = dict(zip(["everyday", "space"], best, strict=True))
+
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    for dry in (True, False):
+        events = run(replace(spec, dry_run=dry))
+        assert next(e.facts["keys"] for e in events if isinstance(e, Started)) == wanted
 
 
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:

@@ -4,6 +4,7 @@ frozen nets.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -37,6 +38,9 @@ class Engine(Protocol):
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
+
+    def logits(self, pixels: Floats) -> Floats:
+        """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
 
 
 @dataclass(frozen=True)
@@ -157,17 +161,25 @@ class TorchEngine:
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
-        import torch
-
         from tue_cli.methods.surrogate import surrogate_of
+
+        return self._seen(surrogate_of(self._nets).features, pixels)
+
+    def logits(self, pixels: Floats) -> Floats:
+        """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
+        from tue_cli.methods.surrogate import surrogate_of
+
+        return self._seen(surrogate_of(self._nets), pixels)
+
+    def _seen(self, see: Callable[[torch.Tensor], torch.Tensor], pixels: Floats) -> Floats:
+        import torch
 
         parts = []
         with torch.no_grad():
             for place in range(0, len(pixels), self._batch):
                 part = pixels[place : place + self._batch]
                 batch = torch.from_numpy(filled(part, self._batch)).to(self._machine.device)
-                features = surrogate_of(self._nets).features(batch)
-                parts.append(features[: len(part)].cpu().numpy())
+                parts.append(see(batch)[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -103,13 +103,20 @@ class OnnxEngine:
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
+        return self._seen("features", pixels)
+
+    def logits(self, pixels: Floats) -> Floats:
+        """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
+        return self._seen("logits", pixels)
+
+    def _seen(self, output: str, pixels: Floats) -> Floats:
         parts = []
         keys = np.zeros(self._batch, np.int64)
         for place in range(0, len(pixels), self._batch):
             part = pixels[place : place + self._batch]
             batch = filled(part, self._batch)
-            features = self._run("features", batch, np.zeros_like(batch), keys, [draws.STAY])
-            parts.append(features[: len(part)])
+            seen = self._run(output, batch, np.zeros_like(batch), keys, [draws.STAY])
+            parts.append(seen[: len(part)])
         return np.concatenate(parts)
 
     def _run(

@@ -83,13 +83,19 @@ def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list
 
 
 def assign_keys(
-    classes: Iterable[str], available: Sequence[str], taken: Mapping[str, str]
+    classes: Iterable[str],
+    available: Sequence[str],
+    taken: Mapping[str, str],
+    nearness: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, str]:
     """Class -> key, each key used once.
 
     Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
-    Where a new class starts to look for a free key depends on its name alone, so that a folder
-    tends to get the same key everywhere. Raises BadSetting where there are too few keys.
+    With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
+    that are farthest from all of them together. Without, where a class starts to look for a free
+    key depends on its name alone, so that folders that are protected one by one differ.
+
+    Raises BadSetting where there are too few keys.
     """
     wanted, keys = sorted(set(classes)), list(dict.fromkeys(available))
     chosen = {name: key for name, key in taken.items() if key in set(keys)}
@@ -103,6 +109,14 @@ def assign_keys(
             "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
             "your own, or, where others were used before, another output with -o.",
         )
+    if nearness and new:
+        from scipy.optimize import linear_sum_assignment
+
+        free = [place for place, key in enumerate(keys) if key not in used]
+        far = np.stack([nearness.get(name, np.zeros(len(keys)))[free] for name in new])
+        places = linear_sum_assignment(far)[1]
+        chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
+        return {name: chosen[name] for name in wanted}
     for name in new:
         digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") % len(keys)

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from tue_cli.graphs.step import SEEN
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.numerics import draws
 from tue_cli.weights import Weights, build
@@ -36,7 +37,7 @@ class Distance:
     """How far outputs are from those of torch in float64: the worst of all cases and outputs."""
 
     apart: float
-    """Norm of the difference over the norm, of fields and features."""
+    """Norm of the difference over the norm, of fields, features and logits."""
     signs: float
     """Share of signs of the fields that differ."""
     steps: float
@@ -92,7 +93,7 @@ def _distance(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[
         # Fresh nets may be 0 everywhere, and so must their graph be.
         norm = float(np.linalg.norm(wanted)) or 1.0
         apart.append(float(np.linalg.norm(got - wanted)) / norm)
-        if name != "features":
+        if name not in SEEN:
             signs.append(float((np.sign(got) != np.sign(wanted)).mean()))
     return Distance(float(np.max(apart)), max(signs), max(steps))
 
@@ -145,9 +146,11 @@ def _by_torch(
     surrogate = nets["surrogate"]
     assert isinstance(surrogate, Classifier)
     moved = torch.cat([_moved(leaf, move) for move in moves])
-    loss = F.cross_entropy(surrogate(moved), keys.repeat(len(moves)), reduction="sum")
+    logits = surrogate(moved)
+    loss = F.cross_entropy(logits, keys.repeat(len(moves)), reduction="sum")
     pull = torch.autograd.grad(loss, leaf)[0]
-    results = {"surrogate_gradient": pull, "features": surrogate.features(moved)}
+    features = surrogate.features(moved)
+    results = {"surrogate_gradient": pull, "features": features, "logits": logits}
     alone = inputs["delta"] - step * pull.sign()
     nexts = {"alone": alone}
     if "score" in nets:

@@ -47,13 +47,18 @@ INPUTS: dict[str, tuple[int, list[Any]]] = {
 pictures for the surrogate, `numerics/draws.py` tells."""
 
 
+SEEN = ("features", "logits")
+"""The outputs that are what the surrogate sees."""
+
+
 def step_graph(weights: Weights) -> onnx.ModelProto:
     """Return the graph for a weights file, with its weights named and not put in.
 
     Its outputs, of which a run computes those that it asks for: the next delta by the surrogate's
     term `alone`, with the score's `norm`, or with its `ascent`; the fields whose signs these take,
     `surrogate_gradient`, `score_gradient` and `score`; and the surrogate's `features`,
-    (samples * N, D), of the moved pictures. Without a score network, what needs it is left out.
+    (samples * N, D), and `logits`, (samples * N, K), of the moved pictures. Without a score
+    network, what needs it is left out.
 
     Raises:
         BadSetting: a net with a layer that cannot be written.
@@ -66,8 +71,8 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     )
     nets = fresh(weights.card, roles, seed=0)
     at = sheet.node("Add", "pixels", "delta")
-    features, pull = _surrogate(sheet, nets["surrogate"], at, len(weights.card.classes))
-    results = {"surrogate_gradient": pull, "features": features}
+    results = _surrogate(sheet, nets["surrogate"], at, len(weights.card.classes))
+    pull = results["surrogate_gradient"]
     alone = _stepped(sheet, "delta", pull, "step")
     nexts = {"alone": alone}
     if "score" in nets:
@@ -79,7 +84,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     outputs = []
     for name, value in results.items():
         sheet.nodes.append(helper.make_node("Identity", [value], [name]))
-        shape: list[Any] = ["rows", "depth"] if name == "features" else _PICTURES
+        shape: list[Any] = ["rows", f"{name}_depth"] if name in SEEN else _PICTURES
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     graph = helper.make_graph(
         sheet.nodes,
@@ -99,8 +104,8 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     return model
 
 
-def _surrogate(sheet: Sheet, net: Any, at: str, classes: int) -> tuple[str, str]:
-    """Write the features of the moved pictures, and the gradient of l(f'(t(x)), y) by x."""
+def _surrogate(sheet: Sheet, net: Any, at: str, classes: int) -> dict[str, str]:
+    """Write what is seen in the moved pictures, and the gradient of l(f'(t(x)), y) by x."""
     assert isinstance(net, Classifier)
     moved = _moved(sheet, at)
     centred = sheet.node("Sub", moved, sheet.constant(0.5))
@@ -115,7 +120,8 @@ def _surrogate(sheet: Sheet, net: Any, at: str, classes: int) -> tuple[str, str]
     every = sheet.node("Concat", samples, sheet.integers(1), axis=0)
     wrong = sheet.node("Sub", sheet.node("Softmax", logits), sheet.node("Tile", ones, every))
     gradient = body_back(mean_back(head_back(wrong)))
-    return features, _moved_back(sheet, gradient)
+    pull = _moved_back(sheet, gradient)
+    return {"surrogate_gradient": pull, "features": features, "logits": logits}
 
 
 def _moved(sheet: Sheet, x: str) -> str:

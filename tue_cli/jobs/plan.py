@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -22,7 +22,9 @@ from tue_cli.weights import Weights
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-FEATURES_BATCH = 32
+SEEN_BATCH = 32
+LOOKED_AT = 16
+"""Pictures of a class that tell which keys are far from it."""
 
 
 @dataclass(frozen=True)
@@ -153,6 +155,25 @@ def labelled(
         again = spec.labels == "auto" and tops and tops <= journal.keys.keys()
         return labels.labelled(found, "folders" if again else spec.labels, notes.append)
 
+    count = clusters or min(10, len(weights.card.classes))
+    clustered: Mapping[Path, str] = {}
+    seen, features = _seen(engine.features, found.items, weights, pool)
+    if seen:
+        names = labels.cluster_labels(features, count, spec.settings.seed)
+        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
+    return tuple(
+        replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items
+    )
+
+
+def _seen(
+    see: Callable[[Floats], Floats],
+    items: Sequence[folders.Item],
+    weights: Weights,
+    pool: ThreadPoolExecutor,
+) -> tuple[list[folders.Item], Floats]:
+    """Return the items that can be decoded, and what `see` makes of each at the working size."""
+
     def small(item: folders.Item) -> Floats | None:
         try:
             picture = images.decode(images.read(item.source))
@@ -161,9 +182,9 @@ def labelled(
         return scale.shrink(picture.pixels, weights.card.size)
 
     seen: list[folders.Item] = []
-    features: list[Floats] = []
-    for place in range(0, len(found.items), FEATURES_BATCH):
-        part = found.items[place : place + FEATURES_BATCH]
+    rows: list[Floats] = []
+    for place in range(0, len(items), SEEN_BATCH):
+        part = items[place : place + SEEN_BATCH]
         smalls = [
             (item, pixels)
             for item, pixels in zip(part, pool.map(small, part), strict=True)
@@ -171,15 +192,42 @@ def labelled(
         ]
         if smalls:
             seen += [item for item, _ in smalls]
-            features.append(engine.features(np.stack([pixels for _, pixels in smalls])))
-    count = clusters or min(10, len(weights.card.classes))
-    clustered: Mapping[Path, str] = {}
-    if seen:
-        names = labels.cluster_labels(np.concatenate(features), count, spec.settings.seed)
-        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
-    return tuple(
-        replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items
-    )
+            rows.append(see(np.stack([pixels for _, pixels in smalls])))
+    return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def nearness(
+    spec: ProtectSpec,
+    items: Sequence[folders.Item],
+    weights: Weights,
+    engine: Engine,
+    pool: ThreadPoolExecutor,
+    journal: Journal,
+) -> dict[str, Floats]:
+    """Return how near each class that has no key yet is to every key: (K,) by class.
+
+    That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
+    spread. A key that is near leaves the surrogate content before there is any noise, and noise
+    that it makes then is weak: with the keys that are farthest a victim learns less than with
+    others. A class alone has nothing to be told from, and gets no figures.
+    """
+    by_class: dict[str, list[folders.Item]] = {}
+    for item in items:
+        by_class.setdefault(item.label, []).append(item)
+    new = [name for name in by_class if name not in journal.keys]
+    if spec.key is not None or len(by_class) < 2 or len(new) > len(weights.card.classes):
+        return {}
+    few = []
+    for name in new:
+        count = len(by_class[name])
+        few += [by_class[name][place * count // LOOKED_AT] for place in range(LOOKED_AT)]
+    seen, logits = _seen(engine.logits, list(dict.fromkeys(few)), weights, pool)
+    if not seen:
+        return {}
+    odds = logits - logits.max(1, keepdims=True)
+    odds -= np.log(np.exp(odds).sum(1, keepdims=True))
+    labels_seen = np.array([item.label for item in seen])
+    return {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
 
 
 def planned(
@@ -187,12 +235,13 @@ def planned(
     items: Sequence[folders.Item],
     weights: Weights,
     journal: Journal,
+    nearness: Mapping[str, Floats] | None = None,
 ) -> tuple[Task, ...]:
     """Give every picture its key, as former runs did, and its place in the journal's output."""
     classes = {item.label for item in items}
     available = weights.card.classes
     if spec.key is None:
-        keys = labels.assign_keys(classes, available, journal.keys)
+        keys = labels.assign_keys(classes, available, journal.keys, nearness)
     elif spec.key not in available:
         raise BadSetting(
             f"The weights {weights.name} have no key {spec.key!r}.",

@@ -23,7 +23,7 @@ from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
 from tue_cli.files.manifest import Journal, former_run, read_manifest
 from tue_cli.jobs.pipeline import BATCH, Pipeline
-from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
+from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, nearness, outstanding, planned
 from tue_cli.jobs.reporting import reported
 from tue_cli.weights import Weights, load
 
@@ -62,8 +62,9 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         journal.recall()
         items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
+        near = nearness(spec, items, weights, engine, pool, journal)
         if spec.dry_run:
-            tasks = planned(spec, items, weights, journal)
+            tasks = planned(spec, items, weights, journal, near)
             left = outstanding(spec, tasks, journal)
             seconds = _estimate(left, weights, engine, spec, threads)
             facts = _facts(spec, output, weights, engine, tasks)
@@ -79,7 +80,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             return
         with journal:
             try:
-                tasks = planned(spec, items, weights, journal)
+                tasks = planned(spec, items, weights, journal, near)
                 facts = _facts(spec, output, weights, engine, tasks)
                 total = len(tasks) + len(found.refused)
                 yield Started("Protecting", total, "pictures", None, facts)
