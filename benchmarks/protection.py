@@ -15,7 +15,9 @@ it stopped; a protected folder is kept in --work and used again.
 
 An arm is `clean`, `random` (uniform whole levels in [-8, 8] at the picture's own size, in memory),
 or `protected`, with a method and options of `tue protect` behind colons: `protected:em`,
-`protected:score=0`, `protected:em:weights=FILE:format=png`.
+`protected:score=0`, `protected:em:weights=FILE:format=png`. `protected:keys=in-order` protects the
+class folders one by one, the n-th with the n-th key, instead of leaving the choice to the command;
+on CIFAR-10 that is each class's own key.
 """
 
 from __future__ import annotations
@@ -69,6 +71,8 @@ class Arm:
     weights: str
     options: tuple[str, ...] = ()
     """Of `tue protect`."""
+    keys: str = ""
+    """`in-order`, or nothing for the command's own choice."""
 
 
 def arm_of(text: str, weights: str) -> Arm:
@@ -77,16 +81,21 @@ def arm_of(text: str, weights: str) -> Arm:
     if kind not in ("clean", "random", "protected") or (parts and kind != "protected"):
         raise SystemExit(f"There is no arm {text!r}: choose clean, random or protected[:…].")
     options: list[str] = []
+    keys = ""
     for part in parts:
         name, equals, value = part.partition("=")
         if not equals:
             options += ["--method", name]
         elif name == "weights":
             weights = value
+        elif name == "keys":
+            if value != "in-order":
+                raise SystemExit(f"There is no choice of keys {value!r}: only in-order.")
+            keys = value
         else:
             options += [f"--{name}", value]
     shown = [p if not p.startswith("weights=") else f"weights={Path(p).stem}" for p in parts]
-    return Arm(kind, ":".join([kind, *shown]), weights, tuple(options))
+    return Arm(kind, ":".join([kind, *shown]), weights, tuple(options), keys)
 
 
 def victim_settings(
@@ -147,22 +156,37 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
     """Run `tue protect` on the training pictures, once; return its output and what it cost."""
     sha256 = load(arm.weights).sha256
     options = [*arm.options, "--seed", str(arguments.protect_seed)]
-    key = record.key_of(
-        {"pictures": pictures.name, "weights": sha256, "options": options, "on": arguments.device}
-    )
+    decided = {
+        "pictures": pictures.name,
+        "weights": sha256,
+        "options": [*options, arm.keys],
+        "on": arguments.device,
+    }
+    key = record.key_of(decided)
     if arguments.jobs is not None:
         options += ["--jobs", str(arguments.jobs)]
     output, facts = arguments.work / f"protected-{key}", arguments.work / f"protected-{key}.json"
     if not facts.exists():
         record.note(f"{arm.name}: tue protect")
-        figures = record.run_protect(
-            pictures / "train",
-            output,
-            weights=arm.weights,
-            device=arguments.device,
-            threads=arguments.threads,
-            options=options,
-        )
+
+        def run(source: Path, place: Path, *more: str) -> record.Facts:
+            return record.run_protect(
+                source,
+                place,
+                weights=arm.weights,
+                device=arguments.device,
+                threads=arguments.threads,
+                options=[*options, *more],
+            )
+
+        if arm.keys:
+            figures = {}
+            folders = sorted(p for p in (pictures / "train").iterdir() if p.is_dir())
+            for folder, name in zip(folders, load(arm.weights).card.classes, strict=False):
+                cost = run(folder, output / folder.name, "--labels", "single", "--key", name)
+                figures = {k: v + figures.get(k, 0) for k, v in cost.items() if k != "peak_mib"}
+        else:
+            figures = run(pictures / "train", output)
         figures |= {
             "options": options,
             "hardware": record.hardware(
@@ -180,11 +204,12 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
 
 
 def _quality(output: Path) -> record.Facts:
-    manifest = json.loads((output / "tue-manifest.json").read_text(encoding="utf-8"))
+    manifests = [json.loads(p.read_text("utf-8")) for p in output.rglob("tue-manifest.json")]
     names = ("largest", "mean", "psnr", "ssim", "survival")
-    values = {name: [picture.get(name) for picture in manifest["pictures"]] for name in names}
+    pictures = [picture for manifest in manifests for picture in manifest["pictures"]]
+    values = {name: [picture.get(name) for picture in pictures] for name in names}
     return {
-        "keys": manifest["keys"],
+        "keys": {name: key for manifest in manifests for name, key in manifest["keys"].items()},
         "quality": {
             name: record.spread(float(v) for v in values[name] if v is not None) for name in names
         },
@@ -478,6 +503,7 @@ def measure(arguments: argparse.Namespace) -> None:
                     if arm.kind == "protected":
                         settings["weights_sha256"] = load(arm.weights).sha256
                         settings["options"] = [*arm.options, str(arguments.protect_seed)]
+                        settings["keys"] = arm.keys or "farthest"
                     if results.find(settings):
                         continue
                     title = f"{arm.name}, {size} px, adversary {adversary:g}, seed {seed}"

@@ -20,7 +20,7 @@ ARMS = {
     "clean": "originals",
     "random": "random noise",
     "protected": "protected",
-    "protected:steps=20": "protected, `--steps 20`",
+    "protected:keys=in-order": "protected, keys in order",
     "protected:score=0": "protected, `--score 0`",
 }
 """What the training pictures were, and the column's title; a column nobody measured is left out."""
