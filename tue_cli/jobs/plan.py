@@ -23,7 +23,7 @@ from tue_cli.weights import Weights
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SEEN_BATCH = 32
-LOOKED_AT = 16
+LOOKED_AT = 64
 """Pictures of a class that tell which keys are far from it."""
 
 
