@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -49,12 +52,13 @@ from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.forms import Form
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.panels import Choice, Help
-from tue_cli.tui.pictures import Triptych
+from tue_cli.tui.pictures import Triptych, View, sharp
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Runner
 from tue_cli.tui.steps import Step
 from tue_cli.tui.strength import StrengthScreen
+from tue_cli.tui.terminal import graphics
 from tue_cli.tui.training import TrainRun, TrainScreen
 from tue_cli.tui.verifying import VerifyRun, VerifyScreen
 from tue_cli.tui.watching import WatchScreen
@@ -523,6 +527,75 @@ def test_without_colours_pictures_and_text_are_there(
         assert {colour for colour in colours if len({*re.findall("..", colour)}) > 1} == set()
 
     drive(TueApp(), SMALL, steps)
+
+
+def ask(answer: bytes, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Ask a terminal of ours how it draws, which answers when it has been asked."""
+    import pty
+
+    for name in ("TMUX", "COLORTERM", "TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    child, terminal = pty.fork()
+    if child == 0:
+        os._exit({None: 10, "kitty": 11, "sixel": 12}[graphics()])
+    asked = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 1000):
+            asked += part
+            if asked.endswith(b"\x1b[c"):
+                os.write(terminal, answer)
+                asked = b""
+    os.close(terminal)
+    return {10: None, 11: "kitty", 12: "sixel"}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_terminal_is_asked_how_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    xterm, true = b"\x1bP>|XTerm(379)\x1b\\", {"COLORTERM": "truecolor"}
+    kitty = b"\x1bP>|kitty(%s)\x1b\\\x1b[?62;c"
+    assert ask(xterm + b"\x1b[?63;1;2;4;6c", {}, monkeypatch) == "sixel"
+    assert ask(xterm + b"\x1b[?64;1;2;6c", true, monkeypatch) is None
+    assert ask(kitty % b"0.35.2", true, monkeypatch) == "kitty"
+    assert ask(kitty % b"0.26.5", true, monkeypatch) is None  # knows no pictures as text
+    assert ask(kitty % b"0.35.2", {}, monkeypatch) is None  # colours are rounded
+    assert ask(xterm + b"\x1b[?63;4c", {"TMUX": "x"}, monkeypatch) is None
+    assert ask(xterm + b"\x1b[?63;4c", {"NO_COLOR": "1"}, monkeypatch) is None
+    assert ask(b"", {}, monkeypatch) is None  # it never answers
+
+
+def test_a_graphics_protocol_shows_the_pictures_own_pixels(
+    photos: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async def kitty(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(View)) == 9)
+        await until(pilot, lambda: "\U0010eeee" in seen(app))
+        assert "▀" not in seen(app)
+
+    async def sixel(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(View)) == 9)
+        await pilot.pause()
+        for view in app.screen.query(View):
+            (image,) = view.children
+            assert view.region.contains_region(image.region)
+            (drawn,) = image.children
+            lines = drawn.render_lines(drawn.size.region)
+            assert "\x1bP0;0;0q" in "".join(segment.text for line in lines for segment in line)
+
+    monkeypatch.setattr(View, "draw", staticmethod(sharp("kitty")))
+    drive(TueApp(photos), LARGE, kitty)
+    sent = re.findall(r"\x1b_G.*?m=(\d).*?;([^\x1b]*)\x1b", capfd.readouterr().out)
+    files = "".join(part + "\n" * (more == "0") for more, part in sent).split()
+    pictures = [Image.open(io.BytesIO(base64.b64decode(file))) for file in files]
+    assert len(pictures) >= 6 and all(picture.width > 150 for picture in pictures)
+    monkeypatch.setattr(View, "draw", staticmethod(sharp("sixel")))
+    drive(TueApp(photos), LARGE, sixel)
 
 
 def parsed(command: str) -> dict[str, Any]:

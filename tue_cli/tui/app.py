@@ -17,9 +17,10 @@ from textual.theme import Theme
 from tue_cli.errors import ExitCode, TueError
 from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.panels import Choice, Help
+from tue_cli.tui.pictures import View, sharp
 from tue_cli.tui.running import unexpected
 from tue_cli.tui.steps import Step
-from tue_cli.tui.terminal import has_few_colours, is_light, own_terminal
+from tue_cli.tui.terminal import graphics, has_few_colours, is_light, own_terminal
 from tue_cli.tui.watching import WatchScreen
 
 BUTTONS = {"button-focus-text-style": "bold underline"}
@@ -163,6 +164,8 @@ def run(start: Path | None = None) -> int:
 
     SIGINT, SIGTERM and a closed window stop what is under way between two pictures.
     """
+    if (protocol := graphics()) is not None:
+        View.draw = sharp(protocol)
     app = TueApp(start)
     with own_terminal():
         code = asyncio.run(_session(app))
