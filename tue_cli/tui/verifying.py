@@ -30,6 +30,7 @@ from tue_cli.tui.watching import Progress, WatchScreen
 PLACES = ("protected", "original")
 FIELDS = (
     "settings.attacks",
+    "settings.victims",
     "settings.seeds",
     "settings.size",
     "settings.seed",
