@@ -116,7 +116,8 @@ def _read(field: Asked, text: str) -> Any:
     if not text:
         if field.optional:
             return None
-        raise BadSetting(f"{field.title} is empty.", f"It is the {field.help}.")
+        remedy = f"It is the {field.help}." if field.help else "Fill it in."
+        raise BadSetting(f"{field.title} is empty.", remedy)
     if field.kind is bool:
         return text == "yes"
     if field.kind is Path:

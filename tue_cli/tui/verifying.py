@@ -22,7 +22,7 @@ from tue_cli.settings import BUDGETS
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import verify_command
 from tue_cli.tui.forms import Form
-from tue_cli.tui.steps import VERIFY, Step, Steps
+from tue_cli.tui.steps import VERIFY, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
@@ -100,7 +100,7 @@ class VerifyScreen(Step):
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Static("", id="command", markup=False)
+                    yield Said("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Verify", id="next", variant="primary")
 
@@ -110,7 +110,7 @@ class VerifyScreen(Step):
         helps = ("the folder that tue protect wrote", "the folder that was given to it")
         for name, text in zip(PLACES, helps, strict=True):
             form.field(name).query_one(".help", Label).update(text)
-            if not self._spec.original.name:
+            if not getattr(self._spec, name).name:
                 form.field(name).fill("")
         form.field("protected").query_one("Input").focus()
         self._paint()
@@ -132,7 +132,7 @@ class VerifyScreen(Step):
         self._paint()
 
     def _paint(self) -> None:
-        self.query_one("#command", Static).update(self.command() or "")
+        self.query_one("#command", Said).update(self.command() or "")
         self.query_one("#next", Button).disabled = not self._sound
 
     def command(self) -> str | None:
@@ -171,14 +171,14 @@ class VerifyRun(WatchScreen):
         """Lay out the headline, the chart and the attackers."""
         yield Progress()
         yield from self.buttons()
-        yield Static("", id="headline", markup=False)
+        yield Said("", id="headline", markup=False)
         with Horizontal(id="training"):
             names = {NAMES[arm]: colour for arm, colour in ARMS.items()}
             yield Chart("accuracy", names, top=1.0, percent=True, id="chart")
             with Vertical(id="attackers", classes="box") as attackers:
                 attackers.border_title = "Attackers"
                 yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
-        yield Static("", id="notes", markup=False)
+        yield Said("", id="notes", markup=False)
         yield Static(VerifyScreen.HELP, id="explained", classes="box", markup=False)
 
     def job(self) -> Generator[Event, None, None]:
@@ -200,7 +200,7 @@ class VerifyRun(WatchScreen):
         self.query_one("#headline").display = False
         self.query_one("#training").display = True
         self.query_one("#explained").display = False
-        self.query_one("#notes", Static).update("")
+        self.query_one("#notes", Said).update("")
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
         table.add_column("trained", key="trained")
@@ -211,7 +211,7 @@ class VerifyRun(WatchScreen):
         """Paint an event."""
         if isinstance(event, Started):
             setup = event.facts
-            self.query_one("#notes", Static).update(
+            self.query_one("#notes", Said).update(
                 f"{setup['training pictures']} pictures in {setup['classes']} classes, tested on "
                 f"{setup['held-out pictures']} others; {setup['victims']} on {setup['device']}"
             )
@@ -263,7 +263,7 @@ class VerifyRun(WatchScreen):
         rows += [((text, "$foreground-muted"),) for text in others]
         if self._spec.report is not None and self._spec.report.exists() and sound:
             rows.append((*named("Report", shown(self._spec.report)), "   o opens it"))
-        headline = self.query_one("#headline", Static)
+        headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))
         self.query_one("#training").display = bool(self._attack)
