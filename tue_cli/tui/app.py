@@ -104,12 +104,12 @@ class TueApp(App[int]):
     def action_help(self) -> None:
         """Say what the screen is for, and its keys."""
         if isinstance(self.screen, Step):
-            keys = [
-                (self.get_key_display(active.binding), active.binding.description)
-                for active in self.screen.active_bindings.values()
-                if active.binding.description and active.node in (self, self.screen)
-            ]
-            self.push_screen(Help(self.screen.HELP, list(dict.fromkeys(keys))))
+            keys: dict[str, list[str]] = {}
+            for node, binding, *_ in self.screen.active_bindings.values():
+                is_textuals = binding.action.startswith(("app.focus", "screen."))
+                if node in (self, self.screen) and (binding.show or not is_textuals):
+                    keys.setdefault(binding.description, []).append(self.get_key_display(binding))
+            self.push_screen(Help(self.screen.HELP, keys))
 
     def action_help_quit(self) -> None:
         """Leave on ctrl+c, as everything in a terminal does."""

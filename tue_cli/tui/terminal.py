@@ -76,9 +76,7 @@ def graphics() -> Literal["kitty", "sixel"] | None:
     if "TMUX" in os.environ or term.startswith(("tmux", "screen")) or os.environ.get("NO_COLOR"):
         return None
     began = time.monotonic()
-    answer = _asked(
-        b"\x1b[>q\x1b[c"
-    )  # its name, and what it can do: all terminals answer the latter
+    answer = _asked(b"\x1b[>q\x1b[c")  # its name, and what it can do: all answer the latter
     if time.monotonic() - began > QUICK:
         return None
     # Kitty shows pictures as text since 0.28, by colours that must not be rounded.
