@@ -26,11 +26,12 @@ import pytest
 import typer
 from PIL import Image
 from textual.pilot import Pilot
+from textual.theme import Theme
 from textual.widgets import Button, Input
 
 from tue_cli.cli import app as cli
 from tue_cli.errors import BadSetting, ExitCode
-from tue_cli.events import Advanced, Event, Started
+from tue_cli.events import Advanced, Event, Failed, Started
 from tue_cli.files.manifest import MANIFEST, read_manifest, sha256, unfinished
 from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.jobs.protect import protect
@@ -44,7 +45,7 @@ from tue_cli.settings import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.tui.app import LIGHT, TueApp
+from tue_cli.tui.app import DARK, LIGHT, TueApp
 from tue_cli.tui.commands import protect_command, train_command, verify_command
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.fields import answered, asked
@@ -56,7 +57,7 @@ from tue_cli.tui.pictures import Triptych, View, sharp
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Runner
-from tue_cli.tui.steps import Step
+from tue_cli.tui.steps import Said, Step
 from tue_cli.tui.strength import StrengthScreen
 from tue_cli.tui.terminal import graphics
 from tue_cli.tui.training import TrainRun, TrainScreen
@@ -67,6 +68,7 @@ ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
 SLOWER = ProtectSettings(noise=NoiseSettings(steps=8))
 """For runs that are caught between two batches."""
+SNAPSHOTS = Path(__file__).parent / "snapshots"
 SMALL, LARGE = (80, 24), (120, 40)
 PATIENCE = 90.0
 
@@ -340,6 +342,46 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     drive(TueApp(), SMALL, steps)
 
 
+@pytest.mark.parametrize(
+    ("fault", "said", "remedy"),
+    [
+        ("output is a file", "not a folder", "Move it away"),
+        ("folder is gone", "does not exist", "Check the spelling"),
+        ("weights are damaged", "are damaged", "Copy the file again"),
+    ],
+)
+def test_what_cannot_work_is_told_with_what_to_do(
+    fault: str, said: str, remedy: str, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    weights, output = tmp_path / "w.safetensors", tmp_path / "out"
+    weights.write_bytes(b"junk" if fault == "weights are damaged" else tiny_weights.read_bytes())
+    if fault == "output is a file":
+        output.write_text("x")
+    elif fault == "folder is gone":
+        shutil.rmtree(photos)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(draft(photos, weights, output=output)))
+        await on_screen(pilot, Choice)
+        text = seen(app)
+        assert said in text and remedy in text and "Try again" in text
+
+    drive(TueApp(tmp_path), SMALL, steps)
+
+
+def test_measuring_that_failed_is_tried_again(photos: Path, tiny_weights: Path) -> None:
+    moved = photos.rename(photos.with_name("elsewhere"))
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: "does not exist" in seen(app) and "Try again" in seen(app))
+        moved.rename(photos)
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "PSNR" in seen(app) and "Try again" not in seen(app))
+
+    drive(TueApp(), SMALL, steps)
+
+
 def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
     class Broken(WatchScreen):
         def body(self) -> Any:
@@ -514,6 +556,62 @@ def test_the_first_screen_can_be_read_in_either_shade(
     drive(TueApp(), size, steps)
 
 
+async def is_as_drawn(pilot: Pilot[int], name: str) -> None:
+    """Hold the screen against its picture; TUE_DRAW=1 draws the pictures anew, to be looked at."""
+    for field in pilot.app.screen.query(Input):
+        field.cursor_blink = False
+    await pilot.pause()
+    drawn, path = pilot.app.export_screenshot(), SNAPSHOTS / f"{name}.svg"
+    drawn = re.sub(r"<clipPath.*?</clipPath>\s*", "", drawn, flags=re.DOTALL)  # half of the file
+    drawn = re.sub(r' (clip-path|shape-rendering)="[^"]*"', "", drawn)
+    drawn = re.sub(r"terminal-\d+", "t", drawn)
+    if os.environ.get("TUE_DRAW"):
+        path.write_text(drawn, encoding="utf-8")
+    assert drawn == path.read_text(encoding="utf-8"), f"{name} looks otherwise; see {is_as_drawn}"
+
+
+@pytest.mark.parametrize(("size", "theme"), [(SMALL, DARK), (LARGE, LIGHT)])
+def test_the_folder_looks_as_drawn(
+    size: tuple[int, int], theme: Theme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ASSETS, tmp_path / "photos")
+    (tmp_path / "photos" / "page.jpg").write_text("<html>")
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        app.theme = theme.name
+        await until(pilot, lambda: "photos-protected" in seen(app) and "space  3" in seen(app))
+        assert "no picture inside" in seen(app) and "3 classes" in seen(app)
+        await is_as_drawn(pilot, f"folder-{size[0]}x{size[1]}")
+        await pilot.press("question_mark")
+        await on_screen(pilot, Help)
+        assert "Folder above" in seen(app) and "Copy selected" not in seen(app)
+
+    drive(TueApp(Path("photos")), size, steps)
+
+
+def test_choosing_a_verification_and_a_result_look_as_drawn() -> None:
+    surveyed = {"folder": "photos", "output": "photos-protected", "finished": {}}
+    spec = ProtectSpec((Path("photos"),))
+    facts: dict[str, Any] = {"protected": 1204, "already_done": 96, "failed": 1, "seconds": 754}
+    facts |= {"output": "photos-protected", "manifest": "photos-protected/tue-manifest.json"}
+    failed = (Failed(Path("photos/page.jpg"), "not-a-picture", "The content is no picture."),)
+
+    async def verification(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(VerifyScreen(surveyed))
+        await until(pilot, lambda: "tue verify photos-protected" in seen(app))
+        await is_as_drawn(pilot, "verify-80x24")
+
+    async def result(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(ResultScreen(Draft(spec, {}), facts, failed))
+        await until(pilot, lambda: "tue protect photos" in seen(app))
+        await is_as_drawn(pilot, "result-80x24")
+
+    drive(TueApp(), SMALL, verification)
+    drive(TueApp(), SMALL, result)
+
+
 def test_without_colours_pictures_and_text_are_there(
     photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -650,6 +748,21 @@ def test_a_form_takes_help_unit_and_choices_from_the_settings() -> None:
         answered(spec, "quality", "best")
 
 
+def test_text_that_changes_twice_is_as_high_as_the_second() -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        said = Said("")
+        said.styles.height = "auto"
+        await app.screen.mount(said)
+        await pilot.pause()
+        said.update("one")
+        app.screen._clear_arrangement_cache()
+        app.screen._refresh_layout()  # as when the terminal's size changes in between
+        said.update("one\ntwo")
+        await until(pilot, lambda: said.size.height == 2)
+
+    drive(TueApp(), SMALL, steps)
+
+
 def test_a_job_that_is_stopped_is_closed_in_its_own_thread() -> None:
     closed: list[str] = []
 
@@ -679,10 +792,18 @@ def test_ui_without_a_terminal_is_refused() -> None:
     assert ran.returncode == 2 and b"no terminal" in ran.stderr
 
 
+CRASHES = """\
+from tue_cli.cli import main
+from tue_cli.tui.folder import FolderScreen
+FolderScreen.action_up = lambda self: 1 / 0
+main([])"""
+"""The app, with a fault in what the key u does."""
+
+
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
-@pytest.mark.parametrize("signal_number", [None, signal.SIGTERM])
+@pytest.mark.parametrize("end", ["key", "crash", signal.SIGINT, signal.SIGTERM])
 def test_a_real_terminal_is_given_back(
-    signal_number: signal.Signals | None, photos: Path, tmp_path: Path
+    end: str | signal.Signals, photos: Path, tmp_path: Path
 ) -> None:
     def tmux(*arguments: str) -> str:
         command = ["tmux", "-L", f"tue-{os.getpid()}", *arguments]
@@ -695,22 +816,29 @@ def test_a_real_terminal_is_given_back(
             time.sleep(0.05)
         return text
 
-    pid, code = tmp_path / "pid", tmp_path / "code"
-    shell = f"cd {shlex.quote(str(tmp_path))}; echo $$ >pid; exec {sys.executable} -m tue_cli"
+    pid, code, crashes = tmp_path / "pid", tmp_path / "code", tmp_path / "crashes.py"
+    crashes.write_text(CRASHES)
+    shell = f"cd {shlex.quote(str(tmp_path))}; echo $$ >pid; exec {sys.executable} {crashes}"
     command = f"sh -c {shlex.quote(shell)}; echo $? >{code}; stty -a; sleep 60"
     tmux("new-session", "-d", "-s", "t", "-x", "80", "-y", "24", command)
     try:
         waits(lambda text: "Which pictures?" in text and "photos" in text)
         assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "1"
-        if signal_number is None:
+        if end == "key":
             tmux("send-keys", "-t", "t", "Down", "Enter")
             waits(lambda text: "6 pictures" in text)
             tmux("send-keys", "-t", "t", "C-q")
+        elif end == "crash":
+            tmux("send-keys", "-t", "t", "u")
         else:
-            os.kill(int(pid.read_text()), signal_number)
+            os.kill(int(pid.read_text()), int(end))
         text = waits(lambda text: "icanon" in text)
         assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "0"
         assert " -icanon" not in text and " -echo " not in text
-        assert int(code.read_text()) == (0 if signal_number is None else 128 + signal_number)
+        if end == "crash":
+            assert "ZeroDivisionError" in text and "report it with" in text
+            assert "Traceback" not in text
+        expected = {"key": 0, "crash": 1}[end] if isinstance(end, str) else 128 + end
+        assert int(code.read_text()) == expected
     finally:
         tmux("kill-server")
