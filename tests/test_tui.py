@@ -460,7 +460,7 @@ def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
         app.clear_notifications()
         text = seen(app)
         assert "Protection" in text or "Inconclusive" in text
-        assert "standard training" in text and "3 Result" in text
+        assert "standard training" in text and "resnet18:0.0625" in text and "3 Result" in text
 
     drive(TueApp(), LARGE, steps)
     assert "<html" in report.read_text()

@@ -74,5 +74,5 @@ class Help(ModalScreen[None]):
                 yield Static("")
                 for what, keys in self._keys.items():
                     with Horizontal(classes="key"):
-                        yield Label(" ".join(keys), classes="key-name", markup=False)
-                        yield Label(what, markup=False)
+                        yield Label(" ".join(dict.fromkeys(keys)), classes="key-name", markup=False)
+                        yield Label(what.capitalize(), markup=False)

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
@@ -196,6 +197,7 @@ class VerifyRun(WatchScreen):
     def prepared(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Watch")
+        self.remove_class("-judged")
         self._attack = ""
         self.query_one("#headline").display = False
         self.query_one("#training").display = True
@@ -248,9 +250,12 @@ class VerifyRun(WatchScreen):
         table.clear(columns=True)
         # The protection stands first: it is what one came for.
         order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
-        table.add_columns(*(event.columns[place] for place in order))
+        for place in order:
+            cells = (event.columns[place], *(shown(row[place]) for row in event.rows))
+            table.add_column(cells[0], width=max(map(cell_len, cells)))
         for row in event.rows:
             table.add_row(*(Text(shown(row[place])) for place in order))
+        self.add_class("-judged")
         self.query_one("#attackers").border_title = "Protection"
 
     def _said(self, event: Done) -> None:
