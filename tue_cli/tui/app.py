@@ -90,8 +90,8 @@ class TueApp(App[int]):
         """Offer what can be done in the palette."""
         yield from super().get_system_commands(screen)
         yield SystemCommand("Dark or light", "Change between the two (F2)", self.action_shade)
-        for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
-            if isinstance(self.screen, FolderScreen):
+        if isinstance(screen, FolderScreen):
+            for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
                 yield SystemCommand(text, f"{text} (screen)", getattr(screen, f"action_{name}"))
         if isinstance(screen, Step) and screen.command() is not None:
             yield SystemCommand("Copy the command", "The same as a command", screen.action_copy)

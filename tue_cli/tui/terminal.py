@@ -8,6 +8,7 @@ import select
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -124,11 +125,12 @@ def open_files(paths: list[Path]) -> bool:
     if not has_windows or shutil.which(command) is None:
         return False
     for path in paths:
-        subprocess.Popen(
+        viewer = subprocess.Popen(
             [command, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        threading.Thread(target=viewer.wait, daemon=True).start()
     return True
