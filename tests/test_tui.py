@@ -50,7 +50,7 @@ from tue_cli.tui.commands import protect_command, train_command, verify_command
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.fields import answered, asked
 from tue_cli.tui.folder import FolderScreen
-from tue_cli.tui.forms import Form
+from tue_cli.tui.forms import Field, Form
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.panels import Choice, Help
 from tue_cli.tui.pictures import Triptych, View, sharp
@@ -587,6 +587,10 @@ def test_the_folder_looks_as_drawn(
         await pilot.press("question_mark")
         await on_screen(pilot, Help)
         assert "Folder above" in seen(app) and "Copy selected" not in seen(app)
+        await pilot.press("escape", "ctrl+p", *"train")
+        await until(pilot, lambda: "Train weights" in seen(app))
+        await pilot.press("enter")
+        await on_screen(pilot, TrainScreen)
 
     drive(TueApp(Path("photos")), size, steps)
 
@@ -610,6 +614,60 @@ def test_choosing_a_verification_and_a_result_look_as_drawn() -> None:
 
     drive(TueApp(), SMALL, verification)
     drive(TueApp(), SMALL, result)
+
+
+def test_sixteen_colours_are_enough(
+    photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLORTERM")
+    monkeypatch.setenv("TERM", "linux")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        assert app.current_theme.ansi
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: "difference × 10" in seen(app) and "▀" in seen(app))
+        await pilot.press("f2")
+        assert app.current_theme.ansi and not app.current_theme.dark
+
+    drive(TueApp(), SMALL, steps)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens files by itself")
+def test_the_full_size_files_are_opened_in_the_systems_viewer(
+    photos: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    for name in ("xdg-open", "open"):
+        viewer = tmp_path / "bin" / name
+        viewer.parent.mkdir(exist_ok=True)
+        viewer.write_text(f'#!/bin/sh\n[ -s "$1" ] && echo "$1" >>{shlex.quote(str(opened))}\n')
+        viewer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(Triptych)) == 3)
+        await pilot.press("o")
+        await until(pilot, lambda: opened.exists() and len(opened.read_text().splitlines()) == 3)
+
+    drive(TueApp(), SMALL, steps)
+    original = {path.name for path in photos.rglob("*.*")}
+    names = sorted(Path(line).name for line in opened.read_text().splitlines())
+    assert sum(name in original for name in names) == 2 and "difference" in " ".join(names)
+
+
+def test_verifying_and_training_are_reached_from_the_first_screen(photos: Path) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await until(pilot, lambda: "6 pictures" in seen(app))
+        for key, kind in (("v", VerifyScreen), ("t", TrainScreen)):
+            await pilot.press(key)
+            await on_screen(pilot, kind)
+            assert "device" in {field.field.name for field in app.screen.query(Field)}
+            await pilot.press("escape")
+            await on_screen(pilot, FolderScreen)
+
+    drive(TueApp(photos), SMALL, steps)
 
 
 def test_without_colours_pictures_and_text_are_there(
@@ -790,6 +848,10 @@ def test_ui_without_a_terminal_is_refused() -> None:
         [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
     )
     assert ran.returncode == 2 and b"no terminal" in ran.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "tue_cli"], stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert alone.returncode == 2 and b"Usage: tue" in alone.stdout
 
 
 CRASHES = """\
@@ -801,7 +863,7 @@ main([])"""
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
-@pytest.mark.parametrize("end", ["key", "crash", signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("end", ["key", "crash", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_terminal_is_given_back(
     end: str | signal.Signals, photos: Path, tmp_path: Path
 ) -> None:
