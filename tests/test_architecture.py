@@ -19,7 +19,7 @@ from tue_cli.jobs.export import exported
 from tue_cli.weights import graph_of, index, load, read
 
 ROOT = Path(__file__).parent.parent
-HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "matplotlib")
+HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "matplotlib")
 
 
 @pytest.mark.parametrize(

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import base64
+import contextlib
 import html
+import io
 import json
 import os
 import re
@@ -23,11 +26,12 @@ import pytest
 import typer
 from PIL import Image
 from textual.pilot import Pilot
+from textual.theme import Theme
 from textual.widgets import Button, Input
 
 from tue_cli.cli import app as cli
 from tue_cli.errors import BadSetting, ExitCode
-from tue_cli.events import Advanced, Event, Started
+from tue_cli.events import Advanced, Event, Failed, Started
 from tue_cli.files.manifest import MANIFEST, read_manifest, sha256, unfinished
 from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.jobs.protect import protect
@@ -41,20 +45,21 @@ from tue_cli.settings import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.tui.app import LIGHT, TueApp
+from tue_cli.tui.app import DARK, LIGHT, TueApp
 from tue_cli.tui.commands import protect_command, train_command, verify_command
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.fields import answered, asked
 from tue_cli.tui.folder import FolderScreen
-from tue_cli.tui.forms import Form
+from tue_cli.tui.forms import Field, Form
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.panels import Choice, Help
-from tue_cli.tui.pictures import Triptych
+from tue_cli.tui.pictures import Triptych, View, sharp
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Runner
-from tue_cli.tui.steps import Step
+from tue_cli.tui.steps import Said, Step
 from tue_cli.tui.strength import StrengthScreen
+from tue_cli.tui.terminal import graphics
 from tue_cli.tui.training import TrainRun, TrainScreen
 from tue_cli.tui.verifying import VerifyRun, VerifyScreen
 from tue_cli.tui.watching import WatchScreen
@@ -63,6 +68,7 @@ ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
 SLOWER = ProtectSettings(noise=NoiseSettings(steps=8))
 """For runs that are caught between two batches."""
+SNAPSHOTS = Path(__file__).parent / "snapshots"
 SMALL, LARGE = (80, 24), (120, 40)
 PATIENCE = 90.0
 
@@ -336,6 +342,46 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     drive(TueApp(), SMALL, steps)
 
 
+@pytest.mark.parametrize(
+    ("fault", "said", "remedy"),
+    [
+        ("output is a file", "not a folder", "Move it away"),
+        ("folder is gone", "does not exist", "Check the spelling"),
+        ("weights are damaged", "are damaged", "Copy the file again"),
+    ],
+)
+def test_what_cannot_work_is_told_with_what_to_do(
+    fault: str, said: str, remedy: str, photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    weights, output = tmp_path / "w.safetensors", tmp_path / "out"
+    weights.write_bytes(b"junk" if fault == "weights are damaged" else tiny_weights.read_bytes())
+    if fault == "output is a file":
+        output.write_text("x")
+    elif fault == "folder is gone":
+        shutil.rmtree(photos)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(draft(photos, weights, output=output)))
+        await on_screen(pilot, Choice)
+        text = seen(app)
+        assert said in text and remedy in text and "Try again" in text
+
+    drive(TueApp(tmp_path), SMALL, steps)
+
+
+def test_measuring_that_failed_is_tried_again(photos: Path, tiny_weights: Path) -> None:
+    moved = photos.rename(photos.with_name("elsewhere"))
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: "does not exist" in seen(app) and "Try again" in seen(app))
+        moved.rename(photos)
+        await pilot.press("ctrl+n")
+        await until(pilot, lambda: "PSNR" in seen(app) and "Try again" not in seen(app))
+
+    drive(TueApp(), SMALL, steps)
+
+
 def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
     class Broken(WatchScreen):
         def body(self) -> Any:
@@ -414,7 +460,7 @@ def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
         app.clear_notifications()
         text = seen(app)
         assert "Protection" in text or "Inconclusive" in text
-        assert "standard training" in text and "3 Result" in text
+        assert "standard training" in text and "resnet18:0.0625" in text and "3 Result" in text
 
     drive(TueApp(), LARGE, steps)
     assert "<html" in report.read_text()
@@ -510,6 +556,120 @@ def test_the_first_screen_can_be_read_in_either_shade(
     drive(TueApp(), size, steps)
 
 
+async def is_as_drawn(pilot: Pilot[int], name: str) -> None:
+    """Hold the screen against its picture; TUE_DRAW=1 draws the pictures anew, to be looked at."""
+    for field in pilot.app.screen.query(Input):
+        field.cursor_blink = False
+    await pilot.pause()
+    drawn, path = pilot.app.export_screenshot(), SNAPSHOTS / f"{name}.svg"
+    drawn = re.sub(r"<clipPath.*?</clipPath>\s*", "", drawn, flags=re.DOTALL)  # half of the file
+    drawn = re.sub(r' (clip-path|shape-rendering)="[^"]*"', "", drawn)
+    drawn = re.sub(r"terminal-\d+", "t", drawn)
+    if os.environ.get("TUE_DRAW"):
+        path.write_text(drawn, encoding="utf-8")
+    assert drawn == path.read_text(encoding="utf-8"), f"{name} looks otherwise; see {is_as_drawn}"
+
+
+@pytest.mark.parametrize(("size", "theme"), [(SMALL, DARK), (LARGE, LIGHT)])
+def test_the_folder_looks_as_drawn(
+    size: tuple[int, int], theme: Theme, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    shutil.copytree(ASSETS, tmp_path / "photos")
+    (tmp_path / "photos" / "page.jpg").write_text("<html>")
+    (tmp_path / "photos" / "notes.txt").write_text("x")
+    monkeypatch.chdir(tmp_path)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        app.theme = theme.name
+        await until(pilot, lambda: "photos-protected" in seen(app) and "space  3" in seen(app))
+        assert "no picture inside" in seen(app) and "3 classes" in seen(app)
+        await is_as_drawn(pilot, f"folder-{size[0]}x{size[1]}")
+        await pilot.press("question_mark")
+        await on_screen(pilot, Help)
+        assert "Folder above" in seen(app) and "Copy selected" not in seen(app)
+        await pilot.press("escape", "ctrl+p", *"train")
+        await until(pilot, lambda: "Train weights" in seen(app))
+        await pilot.press("enter")
+        await on_screen(pilot, TrainScreen)
+
+    drive(TueApp(Path("photos")), size, steps)
+
+
+def test_choosing_a_verification_and_a_result_look_as_drawn() -> None:
+    surveyed = {"folder": "photos", "output": "photos-protected", "finished": {}}
+    spec = ProtectSpec((Path("photos"),))
+    facts: dict[str, Any] = {"protected": 1204, "already_done": 96, "failed": 1, "seconds": 754}
+    facts |= {"output": "photos-protected", "manifest": "photos-protected/tue-manifest.json"}
+    failed = (Failed(Path("photos/page.jpg"), "not-a-picture", "The content is no picture."),)
+
+    async def verification(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(VerifyScreen(surveyed))
+        await until(pilot, lambda: "tue verify photos-protected" in seen(app))
+        await is_as_drawn(pilot, "verify-80x24")
+
+    async def result(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(ResultScreen(Draft(spec, {}), facts, failed))
+        await until(pilot, lambda: "tue protect photos" in seen(app))
+        await is_as_drawn(pilot, "result-80x24")
+
+    drive(TueApp(), SMALL, verification)
+    drive(TueApp(), SMALL, result)
+
+
+def test_sixteen_colours_are_enough(
+    photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("COLORTERM")
+    monkeypatch.setenv("TERM", "linux")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        assert app.current_theme.ansi
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: "difference × 10" in seen(app) and "▀" in seen(app))
+        await pilot.press("f2")
+        assert app.current_theme.ansi and not app.current_theme.dark
+
+    drive(TueApp(), SMALL, steps)
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows opens files by itself")
+def test_the_full_size_files_are_opened_in_the_systems_viewer(
+    photos: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = tmp_path / "opened"
+    for name in ("xdg-open", "open"):
+        viewer = tmp_path / "bin" / name
+        viewer.parent.mkdir(exist_ok=True)
+        viewer.write_text(f'#!/bin/sh\n[ -s "$1" ] && echo "$1" >>{shlex.quote(str(opened))}\n')
+        viewer.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}:{os.environ['PATH']}")
+    monkeypatch.setenv("DISPLAY", ":0")
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(Triptych)) == 3)
+        await pilot.press("o")
+        await until(pilot, lambda: opened.exists() and len(opened.read_text().splitlines()) == 3)
+
+    drive(TueApp(), SMALL, steps)
+    original = {path.name for path in photos.rglob("*.*")}
+    names = sorted(Path(line).name for line in opened.read_text().splitlines())
+    assert sum(name in original for name in names) == 2 and "difference" in " ".join(names)
+
+
+def test_verifying_and_training_are_reached_from_the_first_screen(photos: Path) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await until(pilot, lambda: "6 pictures" in seen(app))
+        for key, kind in (("v", VerifyScreen), ("t", TrainScreen)):
+            await pilot.press(key)
+            await on_screen(pilot, kind)
+            assert "device" in {field.field.name for field in app.screen.query(Field)}
+            await pilot.press("escape")
+            await on_screen(pilot, FolderScreen)
+
+    drive(TueApp(photos), SMALL, steps)
+
+
 def test_without_colours_pictures_and_text_are_there(
     photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -523,6 +683,75 @@ def test_without_colours_pictures_and_text_are_there(
         assert {colour for colour in colours if len({*re.findall("..", colour)}) > 1} == set()
 
     drive(TueApp(), SMALL, steps)
+
+
+def ask(answer: bytes, environment: dict[str, str], monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Ask a terminal of ours how it draws, which answers when it has been asked."""
+    import pty
+
+    for name in ("TMUX", "COLORTERM", "TERM", "NO_COLOR"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    child, terminal = pty.fork()
+    if child == 0:
+        os._exit({None: 10, "kitty": 11, "sixel": 12}[graphics()])
+    asked = b""
+    with contextlib.suppress(OSError):  # how Linux says that the other end is closed
+        while part := os.read(terminal, 1000):
+            asked += part
+            if asked.endswith(b"\x1b[c"):
+                os.write(terminal, answer)
+                asked = b""
+    os.close(terminal)
+    return {10: None, 11: "kitty", 12: "sixel"}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
+def test_a_terminal_is_asked_how_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    xterm, true = b"\x1bP>|XTerm(379)\x1b\\", {"COLORTERM": "truecolor"}
+    kitty = b"\x1bP>|kitty(%s)\x1b\\\x1b[?62;c"
+    assert ask(xterm + b"\x1b[?63;1;2;4;6c", {}, monkeypatch) == "sixel"
+    assert ask(xterm + b"\x1b[?64;1;2;6c", true, monkeypatch) is None
+    assert ask(kitty % b"0.35.2", true, monkeypatch) == "kitty"
+    assert ask(kitty % b"0.26.5", true, monkeypatch) is None  # knows no pictures as text
+    assert ask(kitty % b"0.35.2", {}, monkeypatch) is None  # colours are rounded
+    assert ask(xterm + b"\x1b[?63;4c", {"TMUX": "x"}, monkeypatch) is None
+    assert ask(xterm + b"\x1b[?63;4c", {"NO_COLOR": "1"}, monkeypatch) is None
+    assert ask(b"", {}, monkeypatch) is None  # it never answers
+
+
+def test_a_graphics_protocol_shows_the_pictures_own_pixels(
+    photos: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    async def kitty(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(View)) == 9)
+        await until(pilot, lambda: "\U0010eeee" in seen(app))
+        assert "▀" not in seen(app)
+
+    async def sixel(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(LookScreen(draft(photos, tiny_weights)))
+        await until(pilot, lambda: len(app.screen.query(View)) == 9)
+        await pilot.pause()
+        for view in app.screen.query(View):
+            (image,) = view.children
+            assert view.region.contains_region(image.region)
+            (drawn,) = image.children
+            lines = drawn.render_lines(drawn.size.region)
+            assert "\x1bP0;0;0q" in "".join(segment.text for line in lines for segment in line)
+
+    monkeypatch.setattr(View, "draw", staticmethod(sharp("kitty")))
+    drive(TueApp(photos), LARGE, kitty)
+    sent = re.findall(r"\x1b_G.*?m=(\d).*?;([^\x1b]*)\x1b", capfd.readouterr().out)
+    files = "".join(part + "\n" * (more == "0") for more, part in sent).split()
+    pictures = [Image.open(io.BytesIO(base64.b64decode(file))) for file in files]
+    assert len(pictures) >= 6 and all(picture.width > 150 for picture in pictures)
+    monkeypatch.setattr(View, "draw", staticmethod(sharp("sixel")))
+    drive(TueApp(photos), LARGE, sixel)
 
 
 def parsed(command: str) -> dict[str, Any]:
@@ -577,6 +806,21 @@ def test_a_form_takes_help_unit_and_choices_from_the_settings() -> None:
         answered(spec, "quality", "best")
 
 
+def test_text_that_changes_twice_is_as_high_as_the_second() -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        said = Said("")
+        said.styles.height = "auto"
+        await app.screen.mount(said)
+        await pilot.pause()
+        said.update("one")
+        app.screen._clear_arrangement_cache()
+        app.screen._refresh_layout()  # as when the terminal's size changes in between
+        said.update("one\ntwo")
+        await until(pilot, lambda: said.size.height == 2)
+
+    drive(TueApp(), SMALL, steps)
+
+
 def test_a_job_that_is_stopped_is_closed_in_its_own_thread() -> None:
     closed: list[str] = []
 
@@ -604,12 +848,24 @@ def test_ui_without_a_terminal_is_refused() -> None:
         [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
     )
     assert ran.returncode == 2 and b"no terminal" in ran.stderr
+    alone = subprocess.run(
+        [sys.executable, "-m", "tue_cli"], stdin=subprocess.DEVNULL, capture_output=True
+    )
+    assert alone.returncode == 2 and b"Usage: tue" in alone.stdout
+
+
+CRASHES = """\
+from tue_cli.cli import main
+from tue_cli.tui.folder import FolderScreen
+FolderScreen.action_up = lambda self: 1 / 0
+main([])"""
+"""The app, with a fault in what the key u does."""
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
-@pytest.mark.parametrize("signal_number", [None, signal.SIGTERM])
+@pytest.mark.parametrize("end", ["key", "crash", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_terminal_is_given_back(
-    signal_number: signal.Signals | None, photos: Path, tmp_path: Path
+    end: str | signal.Signals, photos: Path, tmp_path: Path
 ) -> None:
     def tmux(*arguments: str) -> str:
         command = ["tmux", "-L", f"tue-{os.getpid()}", *arguments]
@@ -622,22 +878,29 @@ def test_a_real_terminal_is_given_back(
             time.sleep(0.05)
         return text
 
-    pid, code = tmp_path / "pid", tmp_path / "code"
-    shell = f"cd {shlex.quote(str(tmp_path))}; echo $$ >pid; exec {sys.executable} -m tue_cli"
+    pid, code, crashes = tmp_path / "pid", tmp_path / "code", tmp_path / "crashes.py"
+    crashes.write_text(CRASHES)
+    shell = f"cd {shlex.quote(str(tmp_path))}; echo $$ >pid; exec {sys.executable} {crashes}"
     command = f"sh -c {shlex.quote(shell)}; echo $? >{code}; stty -a; sleep 60"
     tmux("new-session", "-d", "-s", "t", "-x", "80", "-y", "24", command)
     try:
         waits(lambda text: "Which pictures?" in text and "photos" in text)
         assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "1"
-        if signal_number is None:
+        if end == "key":
             tmux("send-keys", "-t", "t", "Down", "Enter")
             waits(lambda text: "6 pictures" in text)
             tmux("send-keys", "-t", "t", "C-q")
+        elif end == "crash":
+            tmux("send-keys", "-t", "t", "u")
         else:
-            os.kill(int(pid.read_text()), signal_number)
+            os.kill(int(pid.read_text()), int(end))
         text = waits(lambda text: "icanon" in text)
         assert tmux("display", "-p", "-t", "t", "#{alternate_on}").strip() == "0"
         assert " -icanon" not in text and " -echo " not in text
-        assert int(code.read_text()) == (0 if signal_number is None else 128 + signal_number)
+        if end == "crash":
+            assert "ZeroDivisionError" in text and "report it with" in text
+            assert "Traceback" not in text
+        expected = {"key": 0, "crash": 1}[end] if isinstance(end, str) else 128 + end
+        assert int(code.read_text()) == expected
     finally:
         tmux("kill-server")

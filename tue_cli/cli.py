@@ -21,7 +21,6 @@ from tue_cli.settings import (
     NoiseSettings,
     ProtectSettings,
     TrainSettings,
-    VictimSettings,
 )
 
 app = typer.Typer(
@@ -38,9 +37,6 @@ app = typer.Typer(
 
 AGAIN = shlex.join(["tue", *sys.argv[1:]])
 """The command as it was typed, to be typed again."""
-
-WIDEST = 4
-"""Times the published width: a victim has been mistyped that is wider."""
 
 NOISE, ADVERSARY, TRAIN = NoiseSettings(), AdversarySettings(), TrainSettings()
 
@@ -368,7 +364,7 @@ def verify(
     """Train models on the copies, and tell how much less they learn than from the originals."""
     from tue_cli.attacks import attacks_named
     from tue_cli.console import Console
-    from tue_cli.jobs.request import VerifySpec
+    from tue_cli.jobs.request import VerifySpec, victims_named
     from tue_cli.jobs.verify import verify as job
 
     if fail_under is not None and not 0 <= fail_under <= 100:
@@ -379,7 +375,7 @@ def verify(
         original=original,
         settings=replace(
             settings,
-            victims=_victims(victim),
+            victims=victims_named(victim),
             attacks=settings.attacks if attacks is None else attacks_named(attacks.split(",")),
             seeds=settings.seeds if seeds is None else seeds,
             seed=seed,
@@ -470,23 +466,6 @@ def _paths(paths: list[str]) -> tuple[Path, ...]:
     if not result:
         raise BadSetting("The list on stdin names no path.", "Write one path a line.")
     return tuple(result)
-
-
-def _victims(text: str) -> tuple[VictimSettings, ...]:
-    victims = []
-    for part in text.split(","):
-        net, _, share = part.partition(":")
-        try:
-            times = float(share or 0.25)
-        except ValueError:
-            times = 0.0
-        if not 0 < times <= WIDEST:
-            raise BadSetting(
-                f"{part!r} is no victim.",
-                f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
-            )
-        victims.append(VictimSettings(net=net, width=round(64 * times)))
-    return tuple(dict.fromkeys(victims))
 
 
 def _lasting(arguments: list[str]) -> str:

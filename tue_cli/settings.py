@@ -108,7 +108,9 @@ class VictimSettings:
 class VerifySettings:
     """`tue verify`."""
 
-    victims: tuple[VictimSettings, ...] = setting((VictimSettings(),), "kinds of victims")
+    victims: tuple[VictimSettings, ...] = setting(
+        (VictimSettings(),), "kinds of victims, each with its share of the published width"
+    )
     attacks: tuple[str, ...] = setting(
         ("std", "at4", "gray", "jpeg10"), "attackers, with commas between"
     )

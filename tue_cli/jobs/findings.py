@@ -7,8 +7,8 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tue_cli.events import Done, Failed, Table
+from tue_cli.jobs.request import victim_name
 from tue_cli.jobs.trials import Group, Trial
-from tue_cli.settings import VictimSettings
 from tue_cli.verdict import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 
 
@@ -151,8 +151,3 @@ def done(judged: Verdict, facts: dict[str, Any], failures: Sequence[Failed]) -> 
         },
         said if judged.is_conclusive else said[:1] + said[2:],
     )
-
-
-def victim_name(victim: VictimSettings) -> str:
-    """Return a victim as it is asked for: its net and its share of the published width."""
-    return f"{victim.net}:{victim.width / 64:g}"

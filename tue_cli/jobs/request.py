@@ -11,7 +11,10 @@ from tue_cli.errors import BadSetting
 from tue_cli.files.manifest import shown
 from tue_cli.jobs.plan import refuse_seed
 from tue_cli.jobs.reporting import refuse_report
-from tue_cli.settings import DEVICES, VerifySettings, setting
+from tue_cli.settings import DEVICES, VerifySettings, VictimSettings, setting
+
+WIDEST = 4
+"""Times the published width: a victim has been mistyped that is wider."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,33 @@ def refuse(spec: VerifySpec) -> None:
             f"{shown(spec.original)} is no folder.",
             "Give --original the folder that was given to `tue protect`.",
         )
+
+
+def victims_named(text: str) -> tuple[VictimSettings, ...]:
+    """Return the victims that are asked for with commas between, as `victim_name` writes them.
+
+    Raises:
+        BadSetting: one of them has no width that can be.
+    """
+    victims = []
+    for part in text.split(","):
+        net, _, share = part.strip().partition(":")
+        try:
+            times = float(share or 0.25)
+        except ValueError:
+            times = 0.0
+        if not 0 < times <= WIDEST:
+            raise BadSetting(
+                f"{part!r} is no victim.",
+                f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
+            )
+        victims.append(VictimSettings(net=net, width=round(64 * times)))
+    return tuple(dict.fromkeys(victims))
+
+
+def victim_name(victim: VictimSettings) -> str:
+    """Return a victim as it is asked for: its net and its share of the published width."""
+    return f"{victim.net}:{victim.width / 64:g}"
 
 
 def how_made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:

@@ -12,11 +12,11 @@ from tue_cli.errors import require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
 from tue_cli.files.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.jobs.evidence import Arms, loaded, working_size
-from tue_cli.jobs.findings import done, facts_of, row_of, table_of, victim_name
+from tue_cli.jobs.findings import done, facts_of, row_of, table_of
 from tue_cli.jobs.pairing import divided, limited, original_of, too_little, without
 from tue_cli.jobs.protect import tool
 from tue_cli.jobs.reporting import reported
-from tue_cli.jobs.request import VerifySpec, how_made, refuse
+from tue_cli.jobs.request import VerifySpec, how_made, refuse, victim_name
 from tue_cli.jobs.trials import (
     FEWEST_EPOCHS,
     Book,

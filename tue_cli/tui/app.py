@@ -17,9 +17,10 @@ from textual.theme import Theme
 from tue_cli.errors import ExitCode, TueError
 from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.panels import Choice, Help
+from tue_cli.tui.pictures import View, sharp
 from tue_cli.tui.running import unexpected
 from tue_cli.tui.steps import Step
-from tue_cli.tui.terminal import has_few_colours, is_light, own_terminal
+from tue_cli.tui.terminal import graphics, has_few_colours, is_light, own_terminal
 from tue_cli.tui.watching import WatchScreen
 
 BUTTONS = {"button-focus-text-style": "bold underline"}
@@ -89,8 +90,8 @@ class TueApp(App[int]):
         """Offer what can be done in the palette."""
         yield from super().get_system_commands(screen)
         yield SystemCommand("Dark or light", "Change between the two (F2)", self.action_shade)
-        for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
-            if isinstance(self.screen, FolderScreen):
+        if isinstance(screen, FolderScreen):
+            for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
                 yield SystemCommand(text, f"{text} (screen)", getattr(screen, f"action_{name}"))
         if isinstance(screen, Step) and screen.command() is not None:
             yield SystemCommand("Copy the command", "The same as a command", screen.action_copy)
@@ -103,12 +104,12 @@ class TueApp(App[int]):
     def action_help(self) -> None:
         """Say what the screen is for, and its keys."""
         if isinstance(self.screen, Step):
-            keys = [
-                (self.get_key_display(active.binding), active.binding.description)
-                for active in self.screen.active_bindings.values()
-                if active.binding.description and active.node in (self, self.screen)
-            ]
-            self.push_screen(Help(self.screen.HELP, list(dict.fromkeys(keys))))
+            keys: dict[str, list[str]] = {}
+            for node, binding, *_ in self.screen.active_bindings.values():
+                is_textuals = binding.action.startswith(("app.focus", "screen."))
+                if node in (self, self.screen) and (binding.show or not is_textuals):
+                    keys.setdefault(binding.description, []).append(self.get_key_display(binding))
+            self.push_screen(Help(self.screen.HELP, keys))
 
     def action_help_quit(self) -> None:
         """Leave on ctrl+c, as everything in a terminal does."""
@@ -163,6 +164,8 @@ def run(start: Path | None = None) -> int:
 
     SIGINT, SIGTERM and a closed window stop what is under way between two pictures.
     """
+    if (protocol := graphics()) is not None:
+        View.draw = sharp(protocol)
     app = TueApp(start)
     with own_terminal():
         code = asyncio.run(_session(app))

@@ -34,6 +34,7 @@ _PROTECT = {
 }
 _VERIFY = {
     "settings.attacks": "--attacks",
+    "settings.victims": "--victim",
     "settings.seeds": "--seeds",
     "settings.seed": "--seed",
     "settings.size": "--size",

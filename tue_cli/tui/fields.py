@@ -14,6 +14,8 @@ from typing import Any, TypeVar
 
 from tue_cli.attacks import attacks_named
 from tue_cli.errors import BadSetting
+from tue_cli.jobs.request import victim_name, victims_named
+from tue_cli.settings import VictimSettings
 
 Record = TypeVar("Record")
 
@@ -105,7 +107,7 @@ def _written(value: Any, *, in_levels: bool) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(value)
+        return ",".join(victim_name(v) if isinstance(v, VictimSettings) else v for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
@@ -114,11 +116,14 @@ def _read(field: Asked, text: str) -> Any:
     if not text:
         if field.optional:
             return None
-        raise BadSetting(f"{field.title} is empty.", f"It is the {field.help}.")
+        remedy = f"It is the {field.help}." if field.help else "Fill it in."
+        raise BadSetting(f"{field.title} is empty.", remedy)
     if field.kind is bool:
         return text == "yes"
     if field.kind is Path:
         return Path(text).expanduser()
+    if field.name.endswith("victims"):
+        return victims_named(text)
     if field.kind is tuple:
         return attacks_named(part.strip() for part in text.split(",") if part.strip())
     if field.kind not in (int, float):

@@ -18,15 +18,14 @@ from textual.widgets import Button, DirectoryTree, Input, RadioButton, RadioSet,
 from textual.widgets.tree import TreeNode
 
 from tue_cli.events import Advanced, Done, Note
-from tue_cli.files.manifest import shown
 from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.jobs.survey import SurveySpec, count_pictures, survey
 from tue_cli.tui.draft import LABELS, Draft, resumed
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Ended, Happened, Runner
-from tue_cli.tui.steps import Step
-from tue_cli.tui.summary import problem, summary
+from tue_cli.tui.steps import Said, Step
+from tue_cli.tui.summary import near, problem, summary
 from tue_cli.tui.training import TrainScreen
 from tue_cli.tui.verifying import VerifyScreen
 from tue_cli.words import counted
@@ -104,7 +103,7 @@ class FolderScreen(Step):
             with Vertical():
                 with VerticalScroll(id="what", classes="box") as what:
                     what.border_title = "What is in it"
-                    yield Static(WELCOME, id="summary", markup=False)
+                    yield Said(WELCOME, id="summary", markup=False)
                 with Vertical(id="classes", classes="box") as classes:
                     classes.border_title = "What is a class?"
                     with RadioSet(id="labels", compact=True):
@@ -159,7 +158,7 @@ class FolderScreen(Step):
         if self._runner is not None:
             self._runner.stop()
         self._spec, self._facts = spec, {}
-        self._say("Looking …", shown(spec.paths[0]))
+        self._say("Looking …", near(spec.paths[0]))
         self._offer()
         wanted = SurveySpec(spec.paths[0], spec.output, spec.labels)
         self._runner = Runner(self, partial(survey, wanted))
@@ -185,7 +184,7 @@ class FolderScreen(Step):
             self._say(problem(message.error))
 
     def _say(self, text: Any, folder: str | None = None) -> None:
-        self.query_one("#summary", Static).update(text)
+        self.query_one("#summary", Said).update(text)
         if folder is not None:
             self.query_one("#what").border_title = folder
 

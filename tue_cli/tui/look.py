@@ -135,8 +135,8 @@ class LookScreen(Step):
         looks, views = self.query_one("#looks").size, list(self.query(View))
         if not views:
             return
-        needed = min(view.rows_at(looks.width // 3) for view in views)
-        fitting = max(round(looks.height / (needed + FRAME)), looks.height // ROWS)
+        needed = max(view.rows_at(looks.width // 3) for view in views)
+        fitting = max(looks.height // (needed + FRAME), looks.height // ROWS)
         rows = looks.height // max(1, min(3, fitting)) - FRAME
         for view in views:
             view.styles.max_height = max(3, rows)

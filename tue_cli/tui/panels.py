@@ -59,7 +59,7 @@ class Help(ModalScreen[None]):
 
     BINDINGS = [Binding("escape,question_mark,f1,enter,q", "dismiss", "Close")]
 
-    def __init__(self, text: str, keys: list[tuple[str, str]]) -> None:
+    def __init__(self, text: str, keys: dict[str, list[str]]) -> None:
         super().__init__()
         self._text = text
         self._keys = keys
@@ -72,7 +72,7 @@ class Help(ModalScreen[None]):
             with VerticalScroll():
                 yield Static(self._text, markup=False)
                 yield Static("")
-                for key, what in self._keys:
+                for what, keys in self._keys.items():
                     with Horizontal(classes="key"):
-                        yield Label(key, classes="key-name", markup=False)
-                        yield Label(what, markup=False)
+                        yield Label(" ".join(dict.fromkeys(keys)), classes="key-name", markup=False)
+                        yield Label(what.capitalize(), markup=False)

@@ -1,6 +1,10 @@
-"""Pictures in a terminal: two square dots in each cell, drawn with half blocks."""
+"""Pictures in a terminal: two square dots in each cell; their own pixels where a terminal can."""
 
 from __future__ import annotations
+
+import io
+from collections.abc import Callable
+from typing import ClassVar, Literal
 
 from rich.color import Color
 from rich.segment import Segment
@@ -17,21 +21,40 @@ from tue_cli.files.manifest import shown
 from tue_cli.files.showing import dots, proportions
 
 UPPER_HALF = "\N{UPPER HALF BLOCK}"
+Sharp = Callable[[io.BytesIO], Widget]
+
+
+def sharp(protocol: Literal["kitty", "sixel"]) -> Sharp:
+    """Return the widget that draws by a graphics protocol.
+
+    It asks the terminal how large a cell is: to be called before Textual reads what it says.
+    """
+    from textual_image.widget import SixelImage, TGPImage
+
+    return SixelImage if protocol == "sixel" else TGPImage
 
 
 class View(Widget):
     """One view of a picture, never distorted; it hangs from above."""
 
-    def __init__(self, view: bytes, *, classes: str = "") -> None:
-        super().__init__(classes=classes)
+    draw: ClassVar[Sharp | None] = None
+    """Draws by the terminal's graphics protocol, where it has one; else half blocks are drawn."""
+
+    def __init__(self, view: bytes) -> None:
+        super().__init__()
         self._view = view
         self._drawn: tuple[tuple[int, int], list[Strip]] | None = None
+
+    def compose(self) -> ComposeResult:
+        """Leave the drawing to the protocol, if there is one."""
+        if View.draw is not None:
+            yield View.draw(io.BytesIO(self._view))
 
     def render_line(self, y: int) -> Strip:
         """Draw one row of cells."""
         width, height = self.size
-        if width < 1 or height < 1:
-            return Strip.blank(width)
+        if width < 1 or height < 1 or View.draw is not None:
+            return Strip.blank(width, self.rich_style)
         if self._drawn is None or self._drawn[0] != (width, height):
             self._drawn = (width, height), self._strips(width, height)
         strips = self._drawn[1]

@@ -15,7 +15,7 @@ from tue_cli.events import Failed
 from tue_cli.files.manifest import shown
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
-from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.summary import Part, lines, named, near
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.verifying import VerifyRun, quick_verification
 from tue_cli.words import duration
@@ -88,8 +88,8 @@ class ResultScreen(Step):
             rows.append(((more, "$warning"),))
         if rows:
             rows.append(())
-        rows.append(named("copies", shown(facts["output"]), WIDTH))
-        rows.append(named("manifest", shown(facts["manifest"]), WIDTH))
+        rows.append(named("copies", near(facts["output"]), WIDTH))
+        rows.append(named("manifest", near(facts["manifest"]), WIDTH))
         rows.append(named("time", duration(facts["seconds"]), WIDTH))
         return lines(*rows)
 

@@ -9,15 +9,17 @@ from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
-from textual.widgets import DataTable, RichLog, Static
+from textual.widgets import DataTable, RichLog
 
 from tue_cli.events import Done, Event, Failed, Note, Saved, Skipped, Started
 from tue_cli.files.manifest import shown
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
-from tue_cli.tui.summary import Part, lines
+from tue_cli.tui.steps import Said
+from tue_cli.tui.summary import Part, lines, named, near
 from tue_cli.tui.watching import Progress, WatchScreen
 
+WIDTH = 7
 MOST_ROWS = 2000
 """Rows that the tables keep; the manifest has them all."""
 
@@ -47,7 +49,7 @@ class RunScreen(WatchScreen):
             with Vertical(id="aside"):
                 with Vertical(id="plan", classes="box") as plan:
                     plan.border_title = "The plan"
-                    yield Static("", id="facts", markup=False)
+                    yield Said("", id="facts", markup=False)
                 with Vertical(id="failures", classes="box") as failures:
                     failures.border_title = "Not protected"
                     yield DataTable(id="failed", cursor_type="none", show_header=False)
@@ -73,7 +75,7 @@ class RunScreen(WatchScreen):
         """Paint an event."""
         log = self.query_one("#log", RichLog)
         if isinstance(event, Started):
-            self.query_one("#facts", Static).update(_plan(event.facts))
+            self.query_one("#facts", Said).update(_plan(event.facts))
         elif isinstance(event, Saved):
             facts = event.facts
             line = Text.assemble(
@@ -83,10 +85,10 @@ class RunScreen(WatchScreen):
                 line.append(f"  {facts['psnr']:.1f} dB", "dim")
             log.write(line)
         elif isinstance(event, Skipped):
-            log.write(Text.assemble(("· ", "dim"), (f"{shown(event.path)}  {event.reason}", "dim")))
+            log.write(Text.assemble(("· ", "dim"), (f"{near(event.path)}  {event.reason}", "dim")))
         elif isinstance(event, Failed):
             self._failures.append(event)
-            log.write(Text.assemble(("✗ ", "red"), shown(event.path), f"  {event.reason}"))
+            log.write(Text.assemble(("✗ ", "red"), near(event.path), f"  {event.reason}"))
             self.query_one("#failures").display = True
             if len(self._failures) <= MOST_ROWS:
                 row = (Text(shown(event.path.name)), Text(event.reason, "red"))
@@ -106,5 +108,6 @@ def _plan(facts: dict[str, Any]) -> Content:
         if isinstance(value, dict):
             pairs = [f"{shown(str(label))} → {shown(str(key))}" for label, key in value.items()]
             value = ", ".join(pairs[:8]) + (f" and {len(pairs) - 8} more" if pairs[8:] else "")
-        rows.append(((f"{name}  ", "$foreground-muted"), shown(str(value))))
+        said = near(value) if name == "output" else shown(str(value))
+        rows.append(named(name, said, WIDTH))
     return lines(*rows)

@@ -9,11 +9,24 @@ from textual.binding import Binding, BindingType
 from textual.containers import Container
 from textual.content import Content
 from textual.screen import Screen
+from textual.visual import VisualType
 from textual.widgets import Footer, Static
 
 PROTECT = ("Folder", "Look", "Strength", "Run", "Result")
 VERIFY = ("Choose", "Watch", "Result")
 TRAIN = ("Choose", "Watch", "Result")
+
+
+class Said(Static):
+    """Text as high as it is, however soon it changes again.
+
+    Textual may keep the height that it worked out between two changes.
+    """
+
+    def update(self, content: VisualType = "", *, layout: bool = True) -> None:
+        """Write something else, and lay it out once that is done."""
+        super().update(content, layout=layout)
+        self.call_after_refresh(self.refresh, layout=True)
 
 
 class Steps(Static):
@@ -51,6 +64,7 @@ class Step(Screen[None]):
     HELP = ""
 
     HORIZONTAL_BREAKPOINTS = [(0, "-narrow"), (100, "-wide")]
+    VERTICAL_BREAKPOINTS = [(0, "-low"), (30, "-high")]
     BINDINGS: ClassVar[list[BindingType]] = [
         Binding("escape", "back", "Back"),
         Binding("ctrl+y", "copy", "Copy command", show=False, priority=True),

@@ -7,19 +7,18 @@ from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.timer import Timer
-from textual.widgets import Button, Static
+from textual.widgets import Button
 
-from tue_cli.errors import BadSetting
+from tue_cli.errors import BadSetting, TueError
 from tue_cli.events import Done, Looked
-from tue_cli.files.manifest import shown
 from tue_cli.jobs.plan import check
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.forms import Form
 from tue_cli.tui.pictures import Triptych
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Ended, Happened, Runner
-from tue_cli.tui.steps import Step
-from tue_cli.tui.summary import Part, lines, named, problem
+from tue_cli.tui.steps import Said, Step
+from tue_cli.tui.summary import Part, lines, named, near, problem
 from tue_cli.words import counted, duration
 
 FIELDS = (
@@ -62,7 +61,9 @@ class StrengthScreen(Step):
         self._draft = draft
         self._runner: Runner | None = None
         self._timer: Timer | None = None
-        self._fault: BadSetting | None = None
+        self._fault: TueError | None = None
+        self._can_retry = False
+        """Whether measuring failed, rather than what is filled in."""
 
     def body(self) -> ComposeResult:
         """Lay out the form, what it would take, and the pictures."""
@@ -73,13 +74,13 @@ class StrengthScreen(Step):
             with Vertical(id="beside"):
                 with Vertical(id="estimate", classes="box") as estimate:
                     estimate.border_title = "What it takes"
-                    yield Static("", id="figures", markup=False)
+                    yield Said("", id="figures", markup=False)
                 with Vertical(id="sample", classes="box") as sample:
                     sample.border_title = "How it looks"
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Static("", id="command", markup=False)
+                    yield Said("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Protect", id="next", variant="primary")
 
@@ -95,7 +96,7 @@ class StrengthScreen(Step):
     @on(Form.Changed)
     def _changed(self, message: Form.Changed) -> None:
         spec = message.form.read(self._draft.spec)
-        self._fault = None
+        self._fault, self._can_retry = None, False
         if spec is None:
             self._fault = BadSetting("A setting cannot be read.", "It is marked at the left.")
         else:
@@ -118,6 +119,7 @@ class StrengthScreen(Step):
 
     def _begin(self) -> None:
         self._halt()
+        self._fault, self._can_retry = None, False
         self._draft.looked, self._draft.looked_at = [], None
         self._runner = Runner(self, self._draft.look)
         self._runner.start()
@@ -139,7 +141,7 @@ class StrengthScreen(Step):
     @on(Ended)
     def _ended(self, message: Ended) -> None:
         if message.runner is self._runner and message.error is not None:
-            self._fault = BadSetting(message.error.message, message.error.remedy)
+            self._fault, self._can_retry = message.error, True
             self._paint()
 
     def _show(self, looked: Looked) -> None:
@@ -150,9 +152,11 @@ class StrengthScreen(Step):
     def _paint(self) -> None:
         """Write the figures and the command."""
         draft = self._draft
-        self.query_one("#command", Static).update(draft.command())
-        figures = self.query_one("#figures", Static)
-        self.query_one("#next", Button).disabled = self._fault is not None
+        self.query_one("#command", Said).update(draft.command())
+        figures = self.query_one("#figures", Said)
+        button = self.query_one("#next", Button)
+        button.label = "Try again" if self._can_retry else "Protect"
+        button.disabled = self._fault is not None and not self._can_retry
         if self._fault is not None:
             figures.update(problem(self._fault))
             return
@@ -167,14 +171,16 @@ class StrengthScreen(Step):
         if facts["psnr"] is not None:
             rows.append(named("visibility", (f"PSNR {facts['psnr']} dB", "bold"), WIDTH))
             rows.append(named("", ("more is less visible", "$foreground-muted"), WIDTH))
-        rows.append(named("engine", facts["engine"], WIDTH))
-        rows.append(named("output", shown(draft.output), WIDTH))
+        rows.append(((facts["engine"], "$foreground-muted"),))
+        rows.append((("Copies go to ", "$foreground-muted"), near(draft.output)))
         figures.update(lines(*rows))
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
-        """Protect."""
-        if self._fault is None:
+        """Protect; measure again where that did not work."""
+        if self._can_retry:
+            self._begin()
+        elif self._fault is None:
             self._halt()
             self.app.push_screen(RunScreen(self._draft))
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 from textual.content import Content
@@ -35,6 +37,17 @@ def lines(*rows: tuple[Part, ...]) -> Content:
     return Content.assemble(*parts[:-1])
 
 
+def near(path: Path | str) -> str:
+    """Return a path as a person calls it who is in this folder, or at home."""
+    path = Path(path)
+    with suppress(OSError, RuntimeError):  # the one may be removed, the other unknown
+        if (here := Path.cwd()) in path.parents:
+            return shown(path.relative_to(here))
+        if (home := Path.home()) in path.parents:
+            return shown("~" / path.relative_to(home))
+    return shown(path)
+
+
 def named(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
     """Return a row that gives a value its name."""
     return (f"{name:<{width}}  ", "$foreground-muted"), value
@@ -64,7 +77,7 @@ def summary(facts: dict[str, Any]) -> Content:
         words = [f"{count:,} × {reason}" for reason, count in ignored.items()]
         rows.append(((f"Left aside: {', '.join(words)}", "$foreground-muted"),))
     rows += [(), _classes(facts["classes"])]
-    rows.append((("Copies go to ", "$foreground-muted"), shown(facts["output"])))
+    rows.append((("Copies go to ", "$foreground-muted"), near(facts["output"])))
     return lines(*rows)
 
 

@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import os
+import re
+import select
 import shutil
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Literal
 
 import platformdirs
 
@@ -57,6 +62,56 @@ def has_few_colours() -> bool:
     return "256" not in term and term in ("linux", "xterm", "screen", "vt220", "ansi", "rxvt")
 
 
+PATIENCE = 1.0
+"""Seconds within which a terminal answers, however far away; later, it would be read as keys."""
+QUICK = 0.1
+"""A terminal that answers later is too far away for pictures made of pixels."""
+
+
+def graphics() -> Literal["kitty", "sixel"] | None:
+    """Ask the terminal how it draws pictures of pixels; None where half blocks are the way.
+
+    To be asked before Textual reads what the terminal says. tmux and screen hand no pictures on.
+    """
+    term = os.environ.get("TERM", "")
+    if "TMUX" in os.environ or term.startswith(("tmux", "screen")) or os.environ.get("NO_COLOR"):
+        return None
+    began = time.monotonic()
+    answer = _asked(b"\x1b[>q\x1b[c")  # its name, and what it can do: all answer the latter
+    if time.monotonic() - began > QUICK:
+        return None
+    # Kitty shows pictures as text since 0.28, by colours that must not be rounded.
+    if re.search(rb"kitty\(0\.(2[89]|[3-9]\d)|ghostty", answer) and os.environ.get("COLORTERM"):
+        return "kitty"
+    return "sixel" if re.search(rb"\x1b\[\?[\d;]*;4[;c]", answer) else None
+
+
+def _asked(question: bytes) -> bytes:
+    """Return the terminal's answer; empty where there is no terminal to ask."""
+    answer = b""
+    if sys.platform == "win32":
+        return answer
+    import termios
+    import tty
+
+    try:
+        terminal = os.open("/dev/tty", os.O_RDWR | os.O_NOCTTY)
+    except OSError:
+        return answer
+    kept = termios.tcgetattr(terminal)
+    try:
+        tty.setcbreak(terminal, termios.TCSANOW)
+        os.write(terminal, question)
+        while not re.search(rb"\x1b\[\?[\d;]*c", answer):
+            if not select.select([terminal], [], [], PATIENCE)[0]:
+                break
+            answer += os.read(terminal, 1)
+    finally:
+        termios.tcsetattr(terminal, termios.TCSANOW, kept)
+        os.close(terminal)
+    return answer
+
+
 def open_files(paths: list[Path]) -> bool:
     """Open files in the system's viewer and say whether there is one."""
     if sys.platform == "win32":
@@ -70,11 +125,12 @@ def open_files(paths: list[Path]) -> bool:
     if not has_windows or shutil.which(command) is None:
         return False
     for path in paths:
-        subprocess.Popen(
+        viewer = subprocess.Popen(
             [command, str(path)],
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             start_new_session=True,
         )
+        threading.Thread(target=viewer.wait, daemon=True).start()
     return True

@@ -21,7 +21,7 @@ from tue_cli.settings import TrainSettings
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import train_command
 from tue_cli.tui.forms import Form
-from tue_cli.tui.steps import TRAIN, Step, Steps
+from tue_cli.tui.steps import TRAIN, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.words import counted, duration
@@ -92,7 +92,7 @@ class TrainScreen(Step):
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Static("", id="command", markup=False)
+                    yield Said("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Train", id="next", variant="primary")
 
@@ -120,7 +120,7 @@ class TrainScreen(Step):
         self._paint()
 
     def _paint(self) -> None:
-        self.query_one("#command", Static).update(self.command() or "")
+        self.query_one("#command", Said).update(self.command() or "")
         self.query_one("#next", Button).disabled = not self._sound
 
     def command(self) -> str | None:
@@ -157,7 +157,7 @@ class TrainRun(WatchScreen):
         """Lay out the charts and what is said."""
         yield Progress()
         yield from self.buttons()
-        yield Static("", id="headline", markup=False)
+        yield Said("", id="headline", markup=False)
         with Horizontal(id="training"):
             yield Chart("loss of the score network", {"score": "accent"}, id="score")
             yield Chart("loss of the surrogate", {"surrogate": "success"}, id="surrogate")
@@ -215,6 +215,6 @@ class TrainRun(WatchScreen):
         else:
             rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
         rows.append(((f"Steps: {steps}; {duration(facts['seconds'])}", "$foreground-muted"),))
-        headline = self.query_one("#headline", Static)
+        headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))

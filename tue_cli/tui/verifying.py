@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from rich.cells import cell_len
 from rich.text import Text
 from textual import on
 from textual.app import ComposeResult
@@ -22,7 +23,7 @@ from tue_cli.settings import BUDGETS
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import verify_command
 from tue_cli.tui.forms import Form
-from tue_cli.tui.steps import VERIFY, Step, Steps
+from tue_cli.tui.steps import VERIFY, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
@@ -30,6 +31,7 @@ from tue_cli.tui.watching import Progress, WatchScreen
 PLACES = ("protected", "original")
 FIELDS = (
     "settings.attacks",
+    "settings.victims",
     "settings.seeds",
     "settings.size",
     "settings.seed",
@@ -99,7 +101,7 @@ class VerifyScreen(Step):
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Static("", id="command", markup=False)
+                    yield Said("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Verify", id="next", variant="primary")
 
@@ -109,7 +111,7 @@ class VerifyScreen(Step):
         helps = ("the folder that tue protect wrote", "the folder that was given to it")
         for name, text in zip(PLACES, helps, strict=True):
             form.field(name).query_one(".help", Label).update(text)
-            if not self._spec.original.name:
+            if not getattr(self._spec, name).name:
                 form.field(name).fill("")
         form.field("protected").query_one("Input").focus()
         self._paint()
@@ -131,7 +133,7 @@ class VerifyScreen(Step):
         self._paint()
 
     def _paint(self) -> None:
-        self.query_one("#command", Static).update(self.command() or "")
+        self.query_one("#command", Said).update(self.command() or "")
         self.query_one("#next", Button).disabled = not self._sound
 
     def command(self) -> str | None:
@@ -170,14 +172,14 @@ class VerifyRun(WatchScreen):
         """Lay out the headline, the chart and the attackers."""
         yield Progress()
         yield from self.buttons()
-        yield Static("", id="headline", markup=False)
+        yield Said("", id="headline", markup=False)
         with Horizontal(id="training"):
             names = {NAMES[arm]: colour for arm, colour in ARMS.items()}
             yield Chart("accuracy", names, top=1.0, percent=True, id="chart")
             with Vertical(id="attackers", classes="box") as attackers:
                 attackers.border_title = "Attackers"
                 yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
-        yield Static("", id="notes", markup=False)
+        yield Said("", id="notes", markup=False)
         yield Static(VerifyScreen.HELP, id="explained", classes="box", markup=False)
 
     def job(self) -> Generator[Event, None, None]:
@@ -195,11 +197,12 @@ class VerifyRun(WatchScreen):
     def prepared(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Watch")
+        self.remove_class("-judged")
         self._attack = ""
         self.query_one("#headline").display = False
         self.query_one("#training").display = True
         self.query_one("#explained").display = False
-        self.query_one("#notes", Static).update("")
+        self.query_one("#notes", Said).update("")
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
         table.add_column("trained", key="trained")
@@ -210,7 +213,7 @@ class VerifyRun(WatchScreen):
         """Paint an event."""
         if isinstance(event, Started):
             setup = event.facts
-            self.query_one("#notes", Static).update(
+            self.query_one("#notes", Said).update(
                 f"{setup['training pictures']} pictures in {setup['classes']} classes, tested on "
                 f"{setup['held-out pictures']} others; {setup['victims']} on {setup['device']}"
             )
@@ -247,9 +250,12 @@ class VerifyRun(WatchScreen):
         table.clear(columns=True)
         # The protection stands first: it is what one came for.
         order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
-        table.add_columns(*(event.columns[place] for place in order))
+        for place in order:
+            cells = (event.columns[place], *(shown(row[place]) for row in event.rows))
+            table.add_column(cells[0], width=max(map(cell_len, cells)))
         for row in event.rows:
             table.add_row(*(Text(shown(row[place])) for place in order))
+        self.add_class("-judged")
         self.query_one("#attackers").border_title = "Protection"
 
     def _said(self, event: Done) -> None:
@@ -262,7 +268,7 @@ class VerifyRun(WatchScreen):
         rows += [((text, "$foreground-muted"),) for text in others]
         if self._spec.report is not None and self._spec.report.exists() and sound:
             rows.append((*named("Report", shown(self._spec.report)), "   o opens it"))
-        headline = self.query_one("#headline", Static)
+        headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))
         self.query_one("#training").display = bool(self._attack)

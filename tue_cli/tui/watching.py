@@ -118,6 +118,7 @@ class WatchScreen(Step):
             self.query_one(Progress).started(message.event)
         elif isinstance(message.event, Advanced):
             self.query_one(Progress).advanced(message.event)
+            self._remind()
         self.happened(message.event)
 
     @on(Ended)
@@ -131,6 +132,13 @@ class WatchScreen(Step):
             self.query_one(Progress).say(self.STOPPED)
         self._offer()
         self.over()
+
+    def _remind(self) -> None:
+        """Say that it is held or stops; events that were under way may still come."""
+        if self._runner is not None and self._runner.is_stopping:
+            self.query_one(Progress).say(f"Stopping … {self.STOPPING}")
+        elif self._runner is not None and self._runner.is_held:
+            self.query_one(Progress).say("Paused. p goes on.")
 
     def over(self) -> None:
         """Do what is to be done when the job is over, however it ended."""
@@ -175,14 +183,14 @@ class WatchScreen(Step):
             self.query_one(Progress).say(f"{self.WORK} …")
         else:
             self._runner.hold()
-            self.query_one(Progress).say("Paused. p goes on.")
+            self._remind()
         self._offer()
 
     @on(Button.Pressed, "#cancel")
     def action_cancel(self) -> None:
         """Stop after what is under way."""
         self.stop()
-        self.query_one(Progress).say(f"Stopping … {self.STOPPING}")
+        self._remind()
         self._offer()
 
     @on(Button.Pressed, "#resume")
