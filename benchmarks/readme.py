@@ -91,8 +91,9 @@ def speeds() -> list[str]:
     )
     hardware = photos["hardware"]
     lines.append(
-        f"- All on {hardware['cores']} cores of an {hardware['cpu']} with AVX-512 bf16, "
-        f"torch {hardware['torch']}, beside other work."
+        f"- All on {hardware['cores']} cores of an {hardware['cpu']} "
+        f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}; how busy the machine "
+        "was is in the results."
     )
     return lines
 

@@ -67,14 +67,14 @@ def command_line() -> str:
 
 def hardware(*, threads: int, dtype: str, device: str = "cpu") -> Facts:
     """Return what the figures were measured on, and how busy that was."""
-    model = platform.processor() or platform.machine()
+    processor = {"model name": platform.processor() or platform.machine(), "flags": ""}
     with suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
-            if line.startswith("model name"):
-                model = line.partition(":")[2].strip()
-                break
+            name, _, value = line.partition(":")
+            processor[name.strip()] = value.strip()
     return {
-        "cpu": model,
+        "bfloat16_by": [i for i in ("avx512_bf16", "amx_bf16") if i in processor["flags"].split()],
+        "cpu": processor["model name"],
         "cores": os.cpu_count(),
         "device": device,
         "dtype": dtype,
