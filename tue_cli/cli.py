@@ -18,6 +18,7 @@ from tue_cli.errors import BadSetting, ExitCode, TueError
 from tue_cli.settings import (
     BUDGETS,
     METHODS,
+    PRESETS,
     RECIPES,
     AdversarySettings,
     NoiseSettings,
@@ -468,6 +469,51 @@ def check(
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
     if facts["mismatches"]:
         raise typer.Exit(ExitCode.MISMATCH)
+
+
+@app.command()
+def bench(
+    data: Annotated[
+        list[Path],
+        typer.Option(help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/; several do."),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where results are kept, and gone on with.")
+    ],
+    table: Annotated[
+        list[str],
+        typer.Option(
+            help="1 (methods), 2 (victims), 3 to 6 (surrogates and victims), partial, ablations; "
+            "several do."
+        ),
+    ] = ["1"],  # noqa: B006 - typer copies it
+    preset: Annotated[
+        str, typer.Option(help="mini (hours of two cores), small, or paper (days of a GPU).")
+    ] = "mini",
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Measure nothing; write what is known.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure the paper's tables: all methods, with equal budgets; goes on where it was stopped."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.bench import BenchSpec
+    from tue_cli.jobs.bench import bench as job
+
+    if preset not in PRESETS:
+        raise BadSetting(f"There is no preset {preset!r}.", f"Choose {', '.join(PRESETS)}.")
+    settings = replace(PRESETS[preset], seed=seed)
+    if size is not None:
+        settings = replace(settings, size=size)
+    spec = BenchSpec(tuple(data), output, tuple(table), settings, device, dry_run)
+    Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), AGAIN)
 
 
 @app.command()
