@@ -206,6 +206,8 @@ def test_uc_serves_a_folder_without_classes(
         (("protect", "IN", "--method", "lsp", "--backend", "onnx"), 2, "--backend torch"),
         (("train", "IN", "-o", "w.safetensors", "--method", "lsp"), 2, "no net"),
         (("train", "IN", "-o", "w.safetensors", "--recipe", "cleen"), 2, "clean"),
+        (("bench", "--data", "IN", "-o", "out", "--preset", "huge"), 2, "mini"),
+        (("bench", "--data", "IN", "-o", "out"), 2, "train/CLASS/"),
     ],
 )
 def test_what_does_not_fit_a_method_is_refused_with_a_remedy(

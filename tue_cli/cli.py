@@ -475,7 +475,10 @@ def check(
 def bench(
     data: Annotated[
         list[Path],
-        typer.Option(help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/; several do."),
+        typer.Option(
+            help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/, or where torchvision "
+            "keeps CIFAR-10 or CIFAR-100; several do."
+        ),
     ],
     output: Annotated[
         Path, typer.Option("-o", "--output", help="Where results are kept, and gone on with.")

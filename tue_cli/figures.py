@@ -75,6 +75,7 @@ class Drawing:
 
 def protective_effects(sheet: Sheet, results: Results, row: str = "4/255") -> Drawing:
     """Return Figure 1 of a table 1: a bar a method at 4/255, the paper's own behind it, paler."""
+    dataset = sheet.title[sheet.title.rfind(",") :]
     drawing, bottom, room, tall = Drawing(420, 300), 260.0, 70.0, 210.0
     for share in (0, 25, 50, 75, 100):
         y = bottom - tall * share / 100
@@ -94,8 +95,10 @@ def protective_effects(sheet: Sheet, results: Results, row: str = "4/255") -> Dr
             drawing.rectangles.append((x + 12, bottom - high, 32, high, COLOURS.get(name, INK)))
         mark = "" if result is None or result["learned"] else "*"
         drawing.words.append((x + 28, bottom + 18, "middle", name + mark))
-    drawing.words.append((12, 24, "start", f"{sheet.title}: test accuracy at {row}, in percent"))
-    drawing.words.append((12, 292, "start", "Wide and pale: the paper's. * Not to be believed."))
+    drawing.words.append((12, 24, "start", f"Test accuracy at {row}, in percent{dataset}"))
+    drawing.words.append(
+        (12, 292, "start", "Wide and pale: the paper's. * The victim has not learned enough.")
+    )
     return drawing
 
 

@@ -16,6 +16,7 @@ from tue_cli.events import Advanced, Done, Event, Saved, Started, Table
 from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
 from tue_cli.jobs.cells import TABLES, Bench, Cell
 from tue_cli.jobs.checkpoint import write_output
+from tue_cli.jobs.cifar import kept_in, written_out
 from tue_cli.jobs.plan import refuse_seed
 from tue_cli.jobs.trials import Trial
 from tue_cli.settings import DEVICES, BenchSettings, setting
@@ -57,6 +58,9 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
     began = time.monotonic()
     written: dict[str, Any] = {}
     for folder in spec.data:
+        if kept := kept_in(folder):
+            yield from written_out(folder, spec.output / "data" / kept)
+            folder = spec.output / "data" / kept
         dataset, failures = loaded(folder, spec.settings)
         yield from failures
         shelf = Shelf(spec.output, dataset, computer, spec.device)
