@@ -17,8 +17,8 @@ from PIL import Image
 from tue_cli.errors import BadSetting
 from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
 from tue_cli.jobs.bench import BenchSpec, bench
-from tue_cli.jobs.cells import ARMS, CORE, TABLES, Bench
 from tue_cli.jobs.cifar import KEPT
+from tue_cli.jobs.layout import ARMS, CORE, TABLES, Bench
 from tue_cli.jobs.shelf import loaded
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import PRESETS, BenchSettings

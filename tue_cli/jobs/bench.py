@@ -14,9 +14,10 @@ from tue_cli import __version__
 from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Saved, Started, Table
 from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
-from tue_cli.jobs.cells import TABLES, Bench, Cell
+from tue_cli.jobs.cells import Cell
 from tue_cli.jobs.checkpoint import write_output
 from tue_cli.jobs.cifar import kept_in, written_out
+from tue_cli.jobs.layout import TABLES, Bench
 from tue_cli.jobs.plan import refuse_seed
 from tue_cli.jobs.trials import Trial
 from tue_cli.settings import DEVICES, BenchSettings, setting
