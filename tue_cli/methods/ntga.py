@@ -59,7 +59,8 @@ def perturb(
     shared = block.pixels + block.delta
     kernel = kernel_of(shared, shared)
     scale = kernel.diagonal().mean()
-    spectrum, basis = torch.linalg.eigh(kernel / scale)
+    # On the CPU, which every machine has an eigensolver for.
+    spectrum, basis = (part.to(pixels) for part in torch.linalg.eigh((kernel / scale).cpu()))
     held_out = kernel_of(block.held_out, shared) @ basis / scale
     targets = basis.T @ targets_of(block.labels, block.classes)
     target = targets_of(labels, block.classes)
