@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import nn
 
-from tue_cli.methods import METHODS
+from tue_cli.methods import RECIPES as FITS
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
+from tue_cli.nets.frozen import Frozen, frozen
 from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.loop import Plan, Training
-from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
-from tue_cli.weights import Card, Weights, build, fresh, pack, read
+from tue_cli.settings import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
 TINY = TrainSettings(
     width=4,
@@ -77,22 +77,59 @@ def tiny_training(
     toy: Pictures, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[float]]]:
     """Train `toy` once: a weights file of method tue and, by role, each step's loss."""
+    return trained("tue", toy, tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+
+
+def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, list[float]]]:
+    """Train a recipe's nets on `toy`: their weights file and, by role, each step's loss."""
     torch.set_num_threads(1)
-    method = METHODS["tue"]
-    card = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
-    nets = fresh(card, method.roles, seed=0)
-    helpers: dict[str, FrozenClassifier | FrozenScore] = {}
+    card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
+    nets = fresh(card, RECIPES[recipe], seed=0)
+    helpers: dict[str, Frozen] = {}
     losses = {}
     for role, net in nets.items():
         training = Training(net, tiny_plan(role))
-        losses[role] = list(method.fit_role(role, training, helpers, toy, TINY, torch.float32))
+        losses[role] = list(FITS[recipe](role, training, helpers, toy, TINY, torch.float32))
         helpers[role] = frozen(net, torch.float32)
     tensors = {
-        f"{r}.{k}": v.numpy() for r, net in nets.items() for k, v in net.state_dict().items()
+        f"{r}.{k}": v.detach().numpy()
+        for r, net in nets.items()
+        for k, v in net.state_dict().items()
     }
-    path = tmp_path_factory.mktemp("weights") / "tiny.safetensors"
     path.write_bytes(pack(card, tensors))
     return path, losses
+
+
+@pytest.fixture(scope="session")
+def tiny_of(
+    toy: Pictures, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Weights]:
+    """Tiny weights of every recipe, and none for the methods that need none, by method."""
+    folder = tmp_path_factory.mktemp("recipes")
+    found: dict[str, Weights] = {}
+    for name, method in METHODS.items():
+        if not method.recipes:
+            found[name] = netless(name, ("a", "b", "c"), 16)
+            continue
+        path = folder / f"{method.recipes[0]}.safetensors"
+        if method.recipes[0] == "tue":
+            path = tiny_weights
+        elif not path.exists():
+            trained(method.recipes[0], toy, path)
+        found[name] = read(path, name=path.stem)
+    return found
+
+
+@pytest.fixture
+def frozen_of(tiny_of: dict[str, Weights]) -> dict[str, FrozenNets]:
+    """The tiny nets of every method as it gets them, in float32, by method."""
+    return {
+        name: {
+            role: frozen(net, torch.float32)
+            for role, net in build(tiny_of[name], method.roles).items()
+        }
+        for name, method in METHODS.items()
+    }
 
 
 @pytest.fixture(scope="session")
@@ -109,7 +146,9 @@ def tiny_losses(tiny_training: tuple[Path, dict[str, list[float]]]) -> dict[str,
 
 def tiny_plan(role: str) -> Plan:
     """Return how `TINY` trains a role, as `tue train` would."""
-    if role == "score":
+    if role == "block":
+        return Plan(TINY.noise.steps, TINY.batch, TINY.rate, "sgd", 0, role)
+    if role in ("score", "patterns"):
         return Plan(TINY.score_steps, TINY.batch, TINY.score_rate, "adam", 0, role)
     return Plan(TINY.steps, TINY.batch, TINY.rate, "sgd", 0, role)
 

@@ -23,7 +23,8 @@ HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "mat
 
 
 @pytest.mark.parametrize(
-    "arguments", [["--help"], ["protect", "--help"], ["train", "--help"], ["export", "--help"]]
+    "arguments",
+    [["--help"], *([name, "--help"] for name in ("protect", "train", "export", "bench"))],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

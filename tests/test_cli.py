@@ -7,8 +7,11 @@ import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
+
+from tue_cli.settings import METHODS
 
 
 def tue(
@@ -111,6 +114,114 @@ def test_errors_have_codes_and_remedies(
     ran = tue(*(str(places.get(a, a)) for a in arguments), cwd=tmp_path)
     assert ran.returncode == code
     assert says in (ran.stdout + ran.stderr).decode()
+    assert b"Traceback" not in ran.stderr
+
+
+@pytest.fixture(scope="session")
+def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Weights of every recipe but tue, made by the command from a folder of two classes."""
+    place = tmp_path_factory.mktemp("made")
+    random = np.random.default_rng(0)
+    for name, level in (("a", 90), ("b", 160)):
+        (place / "in" / name).mkdir(parents=True)
+        for number in range(6):
+            pixels = random.normal(level, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
+            Image.fromarray(pixels).save(place / "in" / name / f"{number}.png")
+    few = {"width": 4, "size": 16, "steps": 3, "score-steps": 3, "batch": 4, "score-width": 4}
+    few |= {"noise-steps": 2, "samples": 1, "inner-steps": 1, "adversary-steps": 1}
+    quick = [part for name, value in few.items() for part in (f"--{name}", str(value))]
+    found = {}
+    for recipe, option in (
+        ("em", "--method"),
+        ("rem", "--method"),
+        ("clean", "--recipe"),
+        ("ntga", "--method"),
+        ("uc", "--method"),
+    ):
+        found[recipe] = place / f"{recipe}.safetensors"
+        ran = tue("train", str(place / "in"), "-o", str(found[recipe]), option, recipe, *quick)
+        assert ran.returncode == 0, ran.stderr
+    return found
+
+
+BOUNDS = {
+    "tue": b"radius: 8/255\n",
+    "em": b"radius: 8/255\n",
+    "rem": b"radius: 8/255\n",
+    "tap": b"radius: 8/255\n",
+    "ntga": b"radius: 8/255\n",
+    "lsp": b"radius: 6/255 in the root mean square (L2); single pixels may move further\n",
+    "cuda": b"radius: none: a filter, which moves a pixel by any amount\n",
+    "uc": b"radius: 16/255\n",
+}
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_protects_and_says_its_bound_first(
+    name: str, made: dict[str, Path], tiny_weights: Path, tmp_path: Path
+) -> None:
+    recipes = METHODS[name].recipes
+    options = ["--method", name, "-o", str(tmp_path / "out"), "--format", "png"]
+    if recipes:
+        weights = {**made, "tue": tiny_weights}[recipes[0]]
+        options += ["--weights", str(weights), "--steps", "2"]
+    photos = str(Path(__file__).parent.parent / "assets" / "photos")
+    planned = tue("protect", photos, *options, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    assert BOUNDS[name] in planned.stderr + b"\n"
+    assert not (tmp_path / "out").exists()
+    ran = tue("protect", photos, *options)
+    assert ran.returncode == 0, ran.stderr
+    assert b"protected: 6" in ran.stdout
+    assert BOUNDS[name] in ran.stderr + b"\n"
+    manifest = json.loads((tmp_path / "out" / "tue-manifest.json").read_text())
+    largest = METHODS[name].largest(METHODS[name].noise) * 255
+    assert all(1 <= record["largest"] <= largest for record in manifest["pictures"])
+    if METHODS[name].bound != "linf":
+        assert max(record["largest"] for record in manifest["pictures"]) > 8
+    assert b"already done: 6" in tue("protect", photos, *options).stdout
+
+
+def test_uc_serves_a_folder_without_classes(
+    made: dict[str, Path], tmp_path: Path, folder: Path
+) -> None:
+    out = str(tmp_path / "out")
+    ran = tue(
+        "protect", str(folder), "--labels", "cluster", "--method", "uc", "-o", out,
+        "--weights", str(made["uc"]),
+    )  # fmt: skip
+    assert ran.returncode == 0, ran.stderr
+    manifest = json.loads((tmp_path / "out" / "tue-manifest.json").read_text())
+    assert {record["label"] for record in manifest["pictures"]} == {"cluster-00", "cluster-01"}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "says"),
+    [
+        (("protect", "IN", "--method", "tap", "--weights", "TINY"), 4, "--recipe clean"),
+        (("protect", "IN", "--method", "rem", "--weights", "TINY"), 4, "--method rem"),
+        (("protect", "IN", "--method", "tea"), 2, "cuda"),
+        (("protect", "IN", "--method", "lsp", "--labels", "cluster"), 2, "surrogate"),
+        (("protect", "IN", "--method", "rem", "--inner-steps", "-1"), 2, "inner adversary"),
+        (("protect", "IN", "--method", "lsp", "--backend", "onnx"), 2, "--backend torch"),
+        (("train", "IN", "-o", "w.safetensors", "--method", "lsp"), 2, "no net"),
+        (("train", "IN", "-o", "w.safetensors", "--recipe", "cleen"), 2, "clean"),
+        (("bench", "--data", "IN", "-o", "out", "--preset", "huge"), 2, "mini"),
+        (("bench", "--data", "IN", "-o", "out"), 2, "train/CLASS/"),
+    ],
+)
+def test_what_does_not_fit_a_method_is_refused_with_a_remedy(
+    arguments: tuple[str, ...],
+    code: int,
+    says: str,
+    folder: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+) -> None:
+    places = {"IN": folder, "TINY": tiny_weights}
+    ran = tue(*(str(places.get(a, a)) for a in arguments), cwd=tmp_path)
+    assert ran.returncode == code, ran.stderr
+    assert says in ran.stderr.decode()
     assert b"Traceback" not in ran.stderr
 
 

@@ -16,7 +16,7 @@ from tue_cli.graphs.step import step_graph
 from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.draws import starts
 from tue_cli.onnx_engine import OnnxEngine
-from tue_cli.settings import NoiseSettings
+from tue_cli.settings import METHODS, NoiseSettings
 from tue_cli.weights import Weights, build
 
 NOISE = NoiseSettings(steps=4)
@@ -172,6 +172,32 @@ def test_noise_keeps_bound_and_range(
     assert (pixels + delta).max() <= 1
     assert (np.abs(delta).reshape(BATCH, -1).max(1) > 1 / 255).all()
     assert np.array_equal(pixels, before)
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_every_method_s_noise_is_a_picture_s_own(
+    name: str,
+    tiny_of: dict[str, Weights],
+    batch: tuple[NDArray[Any], NDArray[Any], list[int]],
+) -> None:
+    pixels, keys, seeds = batch
+    noise = replace(METHODS[name].noise, steps=2, samples=1, inner_steps=1)
+    worker = engine(tiny_of[name], name, noise)
+    first = worker.perturb(*batch)
+    assert np.array_equal(first, engine(tiny_of[name], name, noise).perturb(*batch))
+    assert np.abs(first).max() <= np.float32(METHODS[name].largest(noise))
+    assert (np.abs(first).reshape(BATCH, -1).max(1) > 1 / 255).all()
+    others = np.random.default_rng(0).random(pixels.shape).astype(np.float32)
+    others[2] = pixels[2]
+    strange = (keys + 1) % 3
+    strange[2] = keys[2]
+    assert np.array_equal(worker.perturb(others, strange, [0, 1, seeds[2], 3, 4, 5])[2], first[2])
+    order = [3, 5, 0, 4, 2, 1]
+    moved = worker.perturb(pixels[order], keys[order], [seeds[place] for place in order])
+    assert np.array_equal(moved, first[order])
+    few = worker.perturb(pixels[-2:], keys[-2:], seeds[-2:])
+    assert np.array_equal(few, first[-2:])
+    assert not np.array_equal(worker.perturb(pixels, (keys + 1) % 3, seeds), first)
 
 
 @every_dtype

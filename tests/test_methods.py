@@ -1,4 +1,4 @@
-"""What every method promises, and what is particular to tue and em."""
+"""What every method promises, and what is particular to each."""
 
 from __future__ import annotations
 
@@ -10,19 +10,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tue_cli import settings
 from tue_cli.errors import BadSetting
-from tue_cli.methods import METHODS, em, method_named, tue
+from tue_cli.methods import METHODS, RECIPES, cuda, em, lsp, method_named, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
+    ascent,
     fit_on_own_noise,
     snapped,
     surrogate_of,
     surrogate_term,
 )
+from tue_cli.nets.block import Block
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
+from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import Pictures, Transform, generator_at, sample_shift_and_flip
+from tue_cli.numerics.kernel import learnt
 from tue_cli.numerics.loop import Plan, Training
 from tue_cli.numerics.losses import cross_entropy, score_norm
 from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
@@ -32,9 +37,11 @@ CPU = torch.device("cpu")
 NOISE = NoiseSettings()
 RADIUS = NOISE.radius
 
+PUBLISHED = {name: method.noise for name, method in settings.METHODS.items()}
+PUBLISHED["tap"] = replace(PUBLISHED["tap"], steps=25)  # in the same travel, to be quick
 VARIANTS = [
-    ("em", NOISE),
-    ("tue", NOISE),
+    *PUBLISHED.items(),
+    ("rem", replace(NOISE, inner_steps=0)),
     ("tue", replace(NOISE, score_mode="ascent")),
     ("tue", replace(NOISE, score_ratio=0.0)),
     ("tue", replace(NOISE, samples=2)),
@@ -42,7 +49,9 @@ VARIANTS = [
 every_variant = pytest.mark.parametrize(
     ("name", "noise"),
     VARIANTS,
-    ids=[f"{name}-{n.score_mode}-{n.score_ratio}-{n.samples}" for name, n in VARIANTS],
+    ids=[
+        f"{name}-{n.score_mode}-{n.score_ratio}-{n.samples}-{n.inner_steps}" for name, n in VARIANTS
+    ],
 )
 
 
@@ -55,7 +64,7 @@ def perturb(
     seed: int = 0,
 ) -> Tensor:
     """Call a method as training does, with its start and its shifts drawn from one seed."""
-    return METHODS[name].perturb(
+    return METHODS[name](
         nets,
         pixels,
         labels,
@@ -80,8 +89,9 @@ def batch(toy: Pictures) -> tuple[Tensor, Tensor]:
     return pixels, labels
 
 
-def test_the_variants_cover_every_method() -> None:
-    assert {name for name, _ in VARIANTS} == set(METHODS)
+def test_what_is_known_of_methods_and_recipes_is_of_those_there_are() -> None:
+    assert {name for name, _ in VARIANTS} == set(METHODS) == set(settings.METHODS)
+    assert set(RECIPES) == set(settings.RECIPES)
 
 
 def test_a_method_is_found_by_name_and_an_unknown_one_refused() -> None:
@@ -94,54 +104,75 @@ def test_a_method_is_found_by_name_and_an_unknown_one_refused() -> None:
 
 @every_variant
 def test_noise_keeps_bound_and_range_and_changes_every_picture(
-    name: str, noise: NoiseSettings, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+    name: str,
+    noise: NoiseSettings,
+    frozen_of: dict[str, FrozenNets],
+    batch: tuple[Tensor, Tensor],
 ) -> None:
     pixels, labels = batch
     before = pixels.clone()
-    delta = perturb(name, tiny_frozen, pixels, labels, noise)
+    delta = perturb(name, frozen_of[name], pixels, labels, noise)
     assert delta.shape == pixels.shape
     assert delta.dtype == torch.float32
     assert not delta.requires_grad
-    assert delta.abs().max() <= torch.tensor(noise.radius)
-    assert (pixels + delta).min() >= 0
-    assert (pixels + delta).max() <= 1
+    method = settings.METHODS[name]
+    assert delta.abs().max() <= torch.tensor(method.largest(noise)) + 1e-7
+    if method.bound == "l2":
+        assert (delta.square().mean((1, 2, 3)).sqrt() <= noise.radius + 1e-6).all()
+    assert (pixels + delta).min() >= -1e-7
+    assert (pixels + delta).max() <= 1 + 1e-6
     assert torch.equal(pixels, before)
     levels = snapped(delta) * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
-    assert levels.abs().max() <= 8.001
+    assert levels.abs().max() <= method.largest(noise) * 255 + 1e-3
     assert (levels.flatten(1).abs().max(1).values > 0.5).all()
 
 
 @every_variant
 def test_the_same_start_and_draws_give_the_same_noise(
-    name: str, noise: NoiseSettings, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+    name: str,
+    noise: NoiseSettings,
+    frozen_of: dict[str, FrozenNets],
+    batch: tuple[Tensor, Tensor],
 ) -> None:
-    first = perturb(name, tiny_frozen, *batch, noise)
+    first = perturb(name, frozen_of[name], *batch, noise)
     torch.rand(7)
-    assert torch.equal(first, perturb(name, tiny_frozen, *batch, noise))
-    assert not torch.equal(first, perturb(name, tiny_frozen, *batch, noise, seed=1))
+    assert torch.equal(first, perturb(name, frozen_of[name], *batch, noise))
+    # The noise of uc is in its weights: no seed of a run changes it.
+    other = perturb(name, frozen_of[name], *batch, noise, seed=1)
+    assert torch.equal(first, other) == (name == "uc")
 
 
 @every_variant
 def test_noise_leaves_the_nets_untouched(
-    name: str, noise: NoiseSettings, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+    name: str,
+    noise: NoiseSettings,
+    frozen_of: dict[str, FrozenNets],
+    batch: tuple[Tensor, Tensor],
 ) -> None:
+    nets = [
+        net if isinstance(net, Block | Patterns) else net.net for net in frozen_of[name].values()
+    ]
+
     def facts() -> list[object]:
         return [
             (
-                {key: value.tolist() for key, value in copy.net.state_dict().items()},
-                [module.training for module in copy.net.modules()],
-                [(p.requires_grad, p.grad) for p in copy.net.parameters()],
+                {key: value.tolist() for key, value in net.state_dict().items()},
+                [module.training for module in net.modules()],
+                [(p.requires_grad, p.grad) for p in net.parameters()],
             )
-            for copy in tiny_frozen.values()
+            for net in nets
         ]
 
     before = facts()
-    perturb(name, tiny_frozen, *batch, noise)
+    perturb(name, frozen_of[name], *batch, noise)
     assert facts() == before
 
 
-@every_variant
+MINIMISING = [(name, noise) for name, noise in VARIANTS if name in ("tue", "em", "rem")]
+
+
+@pytest.mark.parametrize(("name", "noise"), MINIMISING)
 def test_the_surrogate_s_loss_goes_down(
     name: str, noise: NoiseSettings, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -153,14 +184,14 @@ def test_the_surrogate_s_loss_goes_down(
     assert loss(pixels + delta).mean() < loss(pixels + random).mean()
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["tue", "em", "rem", "tap", "ntga"])
 def test_no_step_returns_the_start(
-    name: str, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+    name: str, frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
     start = 0.5 * uniform_start(pixels, RADIUS, generator_at(0, "start", 0, CPU))
-    found = METHODS[name].perturb(
-        tiny_frozen,
+    found = METHODS[name](
+        frozen_of[name],
         pixels,
         labels,
         replace(NOISE, steps=0),
@@ -231,7 +262,7 @@ class Peephole(nn.Module):
         return pixels[:, :, 5:6, 7:8]
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", ["tue", "em", "tap"])
 def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     # A net that reads one pixel of the shifted view: the noise must be where that pixel came from.
     net = Classifier(Peephole(), nn.Linear(3, 2))
@@ -245,7 +276,7 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     for _ in range(NOISE.steps):
         seen.add(int(sample_shift_and_flip(generator)(places)[0, 0, 5, 7]))
     pixels = torch.full((2, 3, size, size), 0.5)
-    delta = METHODS[name].perturb(
+    delta = METHODS[name](
         nets,
         pixels,
         torch.tensor([0, 1]),
@@ -291,24 +322,30 @@ def test_the_adversary_s_ascent_raises_what_the_noise_has_lowered(
     assert (loss(protected + delta) > loss(protected)).all()
 
 
-def plan_of(settings: TrainSettings, role: str, steps: int | None = None) -> Plan:
-    if role == "score":
-        length = steps or settings.score_steps
-        return Plan(length, settings.batch, settings.score_rate, "adam", 0, role)
-    return Plan(steps or settings.steps, settings.batch, settings.rate, "sgd", 0, role)
+def plan_of(chosen: TrainSettings, role: str, steps: int | None = None) -> Plan:
+    if role in ("score", "patterns"):
+        length = steps or chosen.score_steps
+        return Plan(length, chosen.batch, chosen.score_rate, "adam", 0, role)
+    if role == "block":
+        return Plan(steps or chosen.noise.steps, chosen.batch, chosen.rate, "sgd", 0, role)
+    return Plan(steps or chosen.steps, chosen.batch, chosen.rate, "sgd", 0, role)
 
 
 def fresh_net(role: str) -> nn.Module:
     torch.manual_seed(11)
     if role == "score":
         return ScoreNet(classes=3, width=8, sigma=0.1)
+    if role == "patterns":
+        return Patterns(count=3, size=16)
+    if role == "block":
+        return Block(classes=3, size=16, count=48, held_out=24)
     return classifier("resnet18", classes=3, width=4, size=16)
 
 
-ROLES = [(name, role) for name, method in METHODS.items() for role in method.roles]
+ROLES = [(name, role) for name, roles in settings.RECIPES.items() for role in roles]
 
 
-@pytest.mark.parametrize("role", METHODS["tue"].roles)
+@pytest.mark.parametrize("role", settings.RECIPES["tue"])
 def test_training_tue_lowers_the_loss_of_each_role(
     role: str, tiny_losses: dict[str, list[float]], tiny_settings: TrainSettings
 ) -> None:
@@ -317,11 +354,12 @@ def test_training_tue_lowers_the_loss_of_each_role(
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
-def test_training_em_lowers_its_loss(tiny_settings: TrainSettings, toy: Pictures) -> None:
+@pytest.mark.parametrize("name", ["em", "rem", "clean"])
+def test_training_a_surrogate_lowers_its_loss(
+    name: str, tiny_settings: TrainSettings, toy: Pictures
+) -> None:
     training = Training(fresh_net("surrogate"), plan_of(tiny_settings, "surrogate"))
-    losses = list(
-        METHODS["em"].fit_role("surrogate", training, {}, toy, tiny_settings, torch.float32)
-    )
+    losses = list(RECIPES[name]("surrogate", training, {}, toy, tiny_settings, torch.float32))
     assert len(losses) == training.plan.steps
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
@@ -331,9 +369,7 @@ def test_a_role_s_training_resumes_bit_for_bit(
     name: str, role: str, tiny_frozen: FrozenNets, tiny_settings: TrainSettings, toy: Pictures
 ) -> None:
     def losses(training: Training, count: int | None = None) -> list[float]:
-        steps = METHODS[name].fit_role(
-            role, training, tiny_frozen, toy, tiny_settings, torch.float32
-        )
+        steps = RECIPES[name](role, training, tiny_frozen, toy, tiny_settings, torch.float32)
         return list(itertools.islice(steps, count))
 
     whole, first, second = (
@@ -350,31 +386,28 @@ def test_a_role_s_training_resumes_bit_for_bit(
 def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
     tiny_nets: dict[str, nn.Module], tiny_settings: TrainSettings, toy: Pictures
 ) -> None:
-    settings = replace(tiny_settings, noise=replace(tiny_settings.noise, score_ratio=0.0))
-    plan = plan_of(settings, "surrogate", 2)
+    chosen = replace(tiny_settings, noise=replace(tiny_settings.noise, score_ratio=0.0))
+    plan = plan_of(chosen, "surrogate", 2)
 
     def net() -> nn.Module:
         # Trained, so that eval mode, in which the adversary sees it, is like train mode.
         return copy.deepcopy(tiny_nets["surrogate"])
 
     def losses(name: str) -> list[float]:
-        return list(
-            METHODS[name].fit_role(
-                "surrogate", Training(net(), plan), {}, toy, settings, torch.float32
-            )
-        )
+        training = Training(net(), plan)
+        return list(RECIPES[name]("surrogate", training, {}, toy, chosen, torch.float32))
 
     def bare(adversary: AdversarySettings | None) -> list[float]:
         return list(
             fit_on_own_noise(
-                Training(net(), plan), {}, toy, em.perturb, settings.noise, adversary, torch.float32
+                Training(net(), plan), {}, toy, em.perturb, chosen.noise, adversary, torch.float32
             )
         )
 
     standard = bare(None)
     assert losses("em") == standard
     adversarial = losses("tue")
-    assert adversarial == bare(settings.adversary)
+    assert adversarial == bare(chosen.adversary)
     # Before the first update the nets are the same: the adversary alone makes that batch harder.
     assert adversarial[0] > standard[0]
     assert bare(AdversarySettings(radius=16 / 255, steps=2))[0] > adversarial[0]
@@ -396,7 +429,256 @@ def test_a_role_trains_in_bf16(
     losses = []
     for dtype in (torch.float32, torch.bfloat16):
         training = Training(fresh_net(role), plan_of(tiny_settings, role, 2))
-        steps = METHODS[name].fit_role(role, training, lowered, toy, tiny_settings, dtype)
+        steps = RECIPES[name](role, training, lowered, toy, tiny_settings, dtype)
         losses.append(list(steps))
         assert all(p.dtype == torch.float32 for p in training.net.parameters())
-    assert losses[1] == pytest.approx(losses[0], rel=0.1)
+    assert losses[1] == pytest.approx(losses[0], rel=0.15)
+
+
+class Tint(nn.Module):
+    """How far each pixel is towards green or towards magenta: linear, the same at every place."""
+
+    WEIGHTS = torch.tensor([1.0, -1.0, 1.0])[:, None, None]
+
+    def forward(self, pixels: Tensor) -> Tensor:
+        tint = (pixels * self.WEIGHTS.to(pixels)).sum(1, keepdim=True)
+        return torch.cat([-tint, tint], 1)
+
+
+def tint_net() -> Classifier:
+    """A linear net of two classes, green and magenta."""
+    head = nn.Linear(2, 2, bias=False)
+    with torch.no_grad():
+        head.weight.copy_(4 * torch.eye(2))
+    return Classifier(Tint(), head)
+
+
+@pytest.mark.parametrize(
+    ("name", "side"), [("tue", 1), ("em", 1), ("rem", 1), ("sem", 1), ("tap", -1)]
+)
+def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
+    name: str, side: int
+) -> None:
+    noise = replace(NOISE, steps=20, travel=4.0, score_ratio=0.0, samples=1)
+    if name == "sem":
+        name, noise = "rem", replace(noise, inner_steps=0)
+    pixels = torch.full((2, 3, 16, 16), 0.5)
+    labels = torch.tensor([0, 1])
+    nets = {"surrogate": FrozenClassifier(tint_net(), torch.float32)}
+    delta = perturb(name, nets, pixels, labels, noise)
+    # The class's own colour, or, for a method that fools the net, the other's; where every shift
+    # of up to 4 pixels leaves a pixel in the picture.
+    best = RADIUS * Tint.WEIGHTS * torch.tensor([-1.0, 1.0])[:, None, None, None] * side
+    assert torch.allclose(delta[..., 4:12, 4:12], best.expand(2, 3, 8, 8))
+
+
+def tinted(count: int = 64) -> Pictures:
+    """Half greenish, half magenta pictures of noise."""
+    generator = torch.Generator().manual_seed(5)
+    labels = torch.arange(count) % 2
+    side = (2 * labels - 1)[:, None, None, None]
+    pixels = 0.5 + 0.25 * side * Tint.WEIGHTS
+    pixels = pixels + 0.05 * torch.randn((count, 3, 16, 16), generator=generator)
+    return Pictures((pixels.clamp(0, 1) * 255).round().to(torch.uint8), labels)
+
+
+def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
+    tiny_settings: TrainSettings,
+) -> None:
+    pictures = tinted()
+    surrogate = FrozenClassifier(tint_net(), torch.float32)
+    chosen = replace(tiny_settings, noise=replace(PUBLISHED["uc"], radius=8 / 255), score_rate=0.1)
+    net = Patterns(count=2, size=16)
+    training = Training(net, plan_of(chosen, "patterns", 120))
+    losses = list(
+        RECIPES["uc"](
+            "patterns", training, {"surrogate": surrogate}, pictures, chosen, torch.float32
+        )
+    )
+    assert sum(losses[-30:]) < 0.98 * sum(losses[:30])
+    pixels, labels = pictures.batch(torch.arange(8))
+    nets = {"surrogate": surrogate, "patterns": frozen(net, torch.float32)}
+    centres = uc.centres_of(surrogate, pictures, 2, chosen.seed)
+    toward = (centres.roll(-1, 0) - centres)[:, 1].sign()
+    for key in (0, 1):
+        noises = perturb("uc", nets, torch.full_like(pixels, 0.5), labels * 0 + key, chosen.noise)
+        assert torch.equal(noises[0], noises[1])
+        along = (noises[0] * Tint.WEIGHTS * toward[key]).mean()
+        assert along > 0.8 * RADIUS
+
+
+def test_the_noise_of_uc_is_that_of_the_cluster_whatever_the_picture(
+    frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels = torch.full_like(batch[0], 0.5)
+    keys = torch.arange(12) % 3
+    delta = perturb("uc", frozen_of["uc"], pixels, keys, PUBLISHED["uc"])
+    assert torch.equal(delta[:3], delta[3:6])
+    assert not torch.equal(delta[0], delta[1])
+    inside = (batch[0] > 0.1) & (batch[0] < 0.9)
+    real = perturb("uc", frozen_of["uc"], batch[0], keys, PUBLISHED["uc"])
+    assert torch.allclose(real[inside], delta[inside], atol=1e-6)
+
+
+def test_rem_without_an_adversary_is_em_with_its_draws(
+    tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels, labels = batch
+    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    bare = replace(NOISE, inner_radius=0.0)
+    found = perturb("rem", tiny_frozen, pixels, labels, bare)
+    assert loss(pixels + found).mean() == pytest.approx(
+        float(loss(pixels + perturb("em", tiny_frozen, pixels, labels)).mean()), rel=0.3
+    )
+    hard = perturb("rem", tiny_frozen, pixels, labels)
+    soft = perturb("rem", tiny_frozen, pixels, labels, replace(NOISE, inner_steps=0))
+    assert not torch.equal(hard, soft)
+    assert not torch.equal(hard, found)
+
+
+def test_rem_s_noise_holds_better_against_an_adversary_than_em_s(
+    tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels, labels = batch
+    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    adversary = NOISE.inner
+
+    def attacked(name: str) -> Tensor:
+        moved = pixels + perturb(name, tiny_frozen, pixels, labels, PUBLISHED[name])
+        start = uniform_start(moved, adversary.radius, generator_at(9, "test", 0, CPU))
+        return loss(moved + ascent(loss, moved, adversary, start)).mean()
+
+    assert attacked("rem") < attacked("em")
+
+
+def test_tap_makes_the_net_see_the_next_class(
+    frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels, labels = batch
+    net = surrogate_of(frozen_of["tap"])
+    assert (net(pixels).argmax(1) == labels).float().mean() > 0.5
+    delta = perturb("tap", frozen_of["tap"], pixels, labels, PUBLISHED["tap"])
+    for key in range(3):  # the last class is followed by the first
+        loss = cross_entropy(net, (labels + 1) % 3)
+        chosen = labels == key
+        assert loss(pixels + delta)[chosen].mean() < loss(pixels)[chosen].mean()
+
+
+def test_lsp_s_patterns_fall_apart_by_class_and_differ_by_picture() -> None:
+    pixels = torch.full((60, 3, 32, 32), 0.5)
+    labels = torch.arange(60) % 3
+    delta = perturb("lsp", {}, pixels, labels, PUBLISHED["lsp"])
+    norms = delta.flatten(1).norm(dim=1)
+    assert torch.allclose(norms, torch.tensor(1.304), atol=1e-3)
+    assert len(torch.unique(delta.flatten(1), dim=0)) == 60
+    # Patches are of one colour, and a straight line tells the classes apart.
+    assert torch.equal(delta[..., 0:8, 0:8], delta[..., :1, :1].expand(60, 3, 8, 8))
+    centres = torch.stack([delta[labels == key].mean(0) for key in range(3)])
+    nearest = torch.cdist(delta.flatten(1), centres.flatten(1)).argmin(1)
+    assert torch.equal(nearest, labels)
+
+
+@pytest.mark.parametrize("size", [12, 16, 20, 36])
+def test_lsp_s_patches_fill_pictures_of_any_size(size: int) -> None:
+    pixels = torch.full((3, 3, size, size), 0.5)
+    delta = perturb("lsp", {}, pixels, torch.arange(3), PUBLISHED["lsp"])
+    assert torch.allclose(delta.square().mean((1, 2, 3)).sqrt(), torch.tensor(6 / 255), atol=1e-5)
+
+
+def test_lsp_s_standardised_draws_are_normal() -> None:
+    # What the points of a class have in common is its centre; what is left has the mixing's spread.
+    start = uniform_start(torch.zeros(4000, 3, 16, 16), 6 / 255, generator_at(0, "t", 0, CPU))
+    cells = torch.nn.functional.avg_pool2d(start, lsp.PATCHES.side).flatten(1)
+    normal = cells * lsp.PATCHES.side * 3**0.5 / (6 / 255)
+    assert normal.std() == pytest.approx(1, abs=0.02)
+    assert (normal.abs() > 1.96).float().mean() == pytest.approx(0.05, abs=0.01)
+
+
+def test_cuda_s_filter_is_the_class_s_and_the_picture_is_filtered(
+    batch: tuple[Tensor, Tensor],
+) -> None:
+    pixels, labels = batch
+    delta = perturb("cuda", {}, pixels, labels)
+    generator = generator_at(0, "perturb", 0, CPU)
+    for place in range(4):
+        kernel = cuda.filter_of(int(labels[place]), generator)
+        assert kernel.max() == 1
+        assert (kernel == 1).sum() == 1
+        assert kernel.flatten().sort().values[-2] <= cuda.FILTER.blur
+        blurred = torch.stack(
+            [
+                torch.nn.functional.conv2d(
+                    torch.nn.functional.pad(channel[None, None], (1,) * 4, mode="replicate"),
+                    kernel[None, None],
+                )[0, 0]
+                for channel in pixels[place]
+            ]
+        )
+        expected = blurred / blurred.max()
+        assert torch.allclose(pixels[place] + delta[place], expected, atol=1e-5)
+
+
+def test_cuda_leaves_a_black_picture_black() -> None:
+    black = torch.zeros(2, 3, 16, 16)
+    assert torch.equal(perturb("cuda", {}, black, torch.tensor([0, 1])), black)
+
+
+@pytest.mark.parametrize("name", ["lsp", "cuda"])
+def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
+    name: str, batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels, _ = batch
+    keys = torch.arange(12)
+    whole = perturb(name, {}, pixels, keys)
+    start = uniform_start(pixels, NOISE.radius, generator_at(0, "start", 0, CPU))
+    few = METHODS[name](
+        {},
+        pixels[5:8],
+        keys[5:8],
+        NOISE,
+        start=start[5:8],
+        generator=generator_at(0, "perturb", 0, CPU),
+    )
+    assert torch.allclose(whole[5:8], few, atol=1e-6)
+
+
+def test_ntga_s_block_makes_its_learner_wrong(tiny_settings: TrainSettings, toy: Pictures) -> None:
+    block = fresh_net("block")
+    assert isinstance(block, Block)
+    chosen = replace(tiny_settings, noise=PUBLISHED["ntga"])
+    training = Training(block, plan_of(chosen, "block"))
+    losses = list(RECIPES["ntga"]("block", training, {}, toy, chosen, torch.float32))
+    assert len(losses) == 10
+    assert losses == sorted(losses)
+    clean = ntga.held_out_losses(block, block.pixels).mean()
+    random = uniform_start(block.pixels, RADIUS, generator_at(1, "control", 0, CPU))
+    assert losses[-1] > clean + 0.01
+    assert losses[-1] > ntga.held_out_losses(block, block.pixels + random).mean() + 0.01
+    assert block.delta.detach().abs().max() <= RADIUS
+    # Nothing that is held out is in the block.
+    seen = {tuple(row.flatten().tolist()) for row in block.levels}
+    assert not seen & {tuple(row.flatten().tolist()) for row in block.held_out_levels}
+
+
+def test_a_picture_that_joins_ntga_s_block_makes_it_more_wrong(
+    frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
+) -> None:
+    pixels, labels = batch
+    block = frozen_of["ntga"]["block"]
+    assert isinstance(block, Block)
+    delta = perturb("ntga", frozen_of["ntga"], pixels, labels, PUBLISHED["ntga"])
+    shared = block.pixels + block.delta
+
+    def wrong(moved: Tensor, key: int) -> float:
+        joined = torch.cat([shared, moved[None]])
+        kernel = ntga.kernel_of(joined, joined)
+        scale = kernel[:-1, :-1].diagonal().mean()
+        targets = ntga.targets_of(torch.cat([block.labels, torch.tensor([key])]), block.classes)
+        known = learnt(kernel / scale, targets, ntga.KERNEL.time)
+        logits = ntga.kernel_of(block.held_out, joined) / scale @ known
+        return float(torch.nn.functional.cross_entropy(logits.double(), block.held_out_labels))
+
+    for place in range(4):
+        key = int(labels[place])
+        found = wrong(pixels[place] + delta[place], key)
+        assert found > wrong(pixels[place], key) > wrong((pixels - delta)[place].clamp(0, 1), key)

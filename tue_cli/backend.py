@@ -14,7 +14,7 @@ from pathlib import Path
 
 from tue_cli.engine import Engine, TorchEngine, machine
 from tue_cli.errors import BadSetting, WeightsProblem, is_installed, require
-from tue_cli.onnx_engine import METHODS, OnnxEngine
+from tue_cli.onnx_engine import METHODS, OnnxEngine, refuse_method
 from tue_cli.settings import NoiseSettings
 from tue_cli.weights import Weights, graph_of
 
@@ -59,6 +59,7 @@ def engine_for(
         backend = choice(weights, method, device, pictures=pictures, former=former)
     if backend == "onnx":
         require("onnxruntime")
+        refuse_method(method)
         graph = graph_of(weights)
         return OnnxEngine(weights, graph, method, noise, seed=seed, device=device, batch=batch)
     require("torch")

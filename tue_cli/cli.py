@@ -17,6 +17,9 @@ from tue_cli import __version__
 from tue_cli.errors import BadSetting, ExitCode, TueError
 from tue_cli.settings import (
     BUDGETS,
+    METHODS,
+    PRESETS,
+    RECIPES,
     AdversarySettings,
     NoiseSettings,
     ProtectSettings,
@@ -38,7 +41,8 @@ app = typer.Typer(
 AGAIN = shlex.join(["tue", *sys.argv[1:]])
 """The command as it was typed, to be typed again."""
 
-NOISE, ADVERSARY, TRAIN = NoiseSettings(), AdversarySettings(), TrainSettings()
+ADVERSARY, TRAIN = AdversarySettings(), TrainSettings()
+NAMES = ", ".join(METHODS)
 
 
 def _version(wanted: bool) -> None:
@@ -69,6 +73,21 @@ Device = Annotated[
     typer.Option(help="auto, cpu, cuda, cuda:N or mps; a device named here is used or it fails."),
 ]
 
+Score = Annotated[
+    float | None,
+    typer.Option(help="tue: part of the score network, alpha_s / alpha_u; 0 leaves it out."),
+]
+ScoreMode = Annotated[str | None, typer.Option(help="tue: norm (the paper's line 9) or ascent.")]
+Samples = Annotated[
+    int | None, typer.Option(help="Random shifts and flips a step; default: as published.")
+]
+InnerRadius = Annotated[
+    float | None, typer.Option(help="rem: radius of its inner adversary, in levels of 255.")
+]
+InnerSteps = Annotated[
+    int | None, typer.Option(help="rem: steps of its inner adversary; 0 is the method sem.")
+]
+
 
 @app.command()
 def protect(
@@ -96,18 +115,22 @@ def protect(
     key: Annotated[
         str | None, typer.Option(help="Key of the weights for a run with one class.")
     ] = None,
+    method: Annotated[str, typer.Option(help=f"{NAMES}.")] = "tue",
     radius: Annotated[
-        float, typer.Option(help="Largest change of a pixel, in levels of 255.")
-    ] = round(NOISE.radius * 255, 3),
-    steps: Annotated[int, typer.Option(help="Steps of gradient descent.")] = NOISE.steps,
-    method: Annotated[str, typer.Option(help="tue or em.")] = "tue",
-    score: Annotated[
-        float, typer.Option(help="Part of the score network, alpha_s / alpha_u; 0 leaves it out.")
-    ] = NOISE.score_ratio,
-    score_mode: Annotated[
-        str, typer.Option(help="norm (the paper's line 9) or ascent.")
-    ] = NOISE.score_mode,
-    samples: Annotated[int, typer.Option(help="Random shifts and flips a step.")] = NOISE.samples,
+        float | None,
+        typer.Option(
+            help="Largest change of a pixel, in levels of 255; of lsp, the root of the mean "
+            "square; default: as published, which is 8 for most."
+        ),
+    ] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of gradient descent; default: as published.")
+    ] = None,
+    score: Score = None,
+    score_mode: ScoreMode = None,
+    samples: Samples = None,
+    inner_radius: InnerRadius = None,
+    inner_steps: InnerSteps = None,
     weights: Annotated[
         str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
     ] = None,
@@ -153,12 +176,8 @@ def protect(
         key=key,
         settings=ProtectSettings(
             method=method,
-            noise=NoiseSettings(
-                radius=radius / 255,
-                steps=steps,
-                score_ratio=score,
-                score_mode=score_mode,
-                samples=samples,
+            noise=_noise(
+                method, radius, steps, score, score_mode, samples, inner_radius, inner_steps
             ),
             seed=seed,
         ),
@@ -188,7 +207,14 @@ def train(
         Path,
         typer.Option("-o", "--output", help="The weights: FILE.safetensors.", show_default=False),
     ],
-    method: Annotated[str, typer.Option(help="tue or em.")] = TRAIN.method,
+    method: Annotated[str, typer.Option(help=f"What the weights are for: {NAMES}.")] = TRAIN.method,
+    recipe: Annotated[
+        str | None,
+        typer.Option(
+            help=f"{', '.join(RECIPES)}: clean trains on the pictures as they are, for tap; "
+            "default: the method's own."
+        ),
+    ] = None,
     net: Annotated[
         str, typer.Option(help="vgg16, resnet18, resnet50, densenet121 or wrn34-10.")
     ] = TRAIN.net,
@@ -209,14 +235,19 @@ def train(
         float, typer.Option(help="Noise of score matching, pixels in [0, 1].")
     ] = TRAIN.sigma,
     radius: Annotated[
-        float, typer.Option(help="Radius of the protective noise, in levels of 255.")
-    ] = round(NOISE.radius * 255, 3),
-    noise_steps: Annotated[int, typer.Option(help="Steps of the protective noise.")] = NOISE.steps,
-    score: Annotated[
-        float, typer.Option(help="alpha_s / alpha_u; 0 leaves the score out.")
-    ] = NOISE.score_ratio,
-    score_mode: Annotated[str, typer.Option(help="norm or ascent.")] = NOISE.score_mode,
-    samples: Annotated[int, typer.Option(help="Random shifts and flips a step.")] = NOISE.samples,
+        float | None,
+        typer.Option(
+            help="Radius of the protective noise, in levels of 255; default: as published."
+        ),
+    ] = None,
+    noise_steps: Annotated[
+        int | None, typer.Option(help="Steps of the protective noise; default: as published.")
+    ] = None,
+    score: Score = None,
+    score_mode: ScoreMode = None,
+    samples: Samples = None,
+    inner_radius: InnerRadius = None,
+    inner_steps: InnerSteps = None,
     adversary_radius: Annotated[
         float, typer.Option(help="Radius of the adversarial noise, in levels of 255.")
     ] = round(ADVERSARY.radius * 255, 3),
@@ -238,7 +269,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Train weights anew: the score network, then the surrogate on its own protected pictures."""
+    """Train weights anew; of tue: the score network, then the surrogate on its own copies."""
     from tue_cli.console import Console
     from tue_cli.jobs.train import TrainSpec
     from tue_cli.jobs.train import train as job
@@ -247,7 +278,7 @@ def train(
         data=data,
         output=output,
         settings=TrainSettings(
-            method=method,
+            method=recipe or _recipe(method),
             net=net,
             width=width,
             size=size,
@@ -257,12 +288,15 @@ def train(
             steps=steps,
             rate=rate,
             batch=batch,
-            noise=NoiseSettings(
-                radius=radius / 255,
-                steps=noise_steps,
-                score_ratio=score,
-                score_mode=score_mode,
-                samples=samples,
+            noise=_noise(
+                recipe or method,
+                radius,
+                noise_steps,
+                score,
+                score_mode,
+                samples,
+                inner_radius,
+                inner_steps,
             ),
             adversary=AdversarySettings(radius=adversary_radius / 255, steps=adversary_steps),
             seed=seed,
@@ -434,6 +468,54 @@ def check(
 
 
 @app.command()
+def bench(
+    data: Annotated[
+        list[Path],
+        typer.Option(
+            help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/, or where torchvision "
+            "keeps CIFAR-10 or CIFAR-100; several do."
+        ),
+    ],
+    output: Annotated[
+        Path, typer.Option("-o", "--output", help="Where results are kept, and gone on with.")
+    ],
+    table: Annotated[
+        list[str],
+        typer.Option(
+            help="1 (methods), 2 (victims), 3 to 6 (surrogates and victims), partial, ablations; "
+            "several do."
+        ),
+    ] = ["1"],  # noqa: B006 - typer copies it
+    preset: Annotated[
+        str, typer.Option(help="mini (hours of two cores), small, or paper (days of a GPU).")
+    ] = "mini",
+    size: Annotated[
+        int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    device: Device = "auto",
+    dry_run: Annotated[
+        bool, typer.Option("-n", "--dry-run", help="Measure nothing; write what is known.")
+    ] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure the paper's tables: all methods, with equal budgets; goes on where it was stopped."""
+    from tue_cli.console import Console
+    from tue_cli.jobs.bench import BenchSpec
+    from tue_cli.jobs.bench import bench as job
+
+    if preset not in PRESETS:
+        raise BadSetting(f"There is no preset {preset!r}.", f"Choose {', '.join(PRESETS)}.")
+    settings = replace(PRESETS[preset], seed=seed)
+    if size is not None:
+        settings = replace(settings, size=size)
+    spec = BenchSpec(tuple(data), output, tuple(table), settings, device, dry_run)
+    Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), AGAIN)
+
+
+@app.command()
 def ui(
     folder: Annotated[
         Path | None, typer.Argument(help="The folder to begin with.", show_default=False)
@@ -449,6 +531,40 @@ def _open_ui(folder: Path | None) -> None:
     from tue_cli.tui.app import run
 
     raise typer.Exit(run(folder))
+
+
+def _noise(
+    method: str,
+    radius: float | None,
+    steps: int | None,
+    score: float | None,
+    score_mode: str | None,
+    samples: int | None,
+    inner_radius: float | None,
+    inner_steps: int | None,
+) -> NoiseSettings:
+    """Return a method's published noise, but for what was given; radii in levels of 255."""
+    given = {
+        "radius": None if radius is None else radius / 255,
+        "steps": steps,
+        "score_ratio": score,
+        "score_mode": score_mode,
+        "samples": samples,
+        "inner_radius": None if inner_radius is None else inner_radius / 255,
+        "inner_steps": inner_steps,
+    }
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    # An unknown method is refused by the job.
+    return replace(METHODS.get(method, METHODS["tue"]).noise, **changes)
+
+
+def _recipe(method: str) -> str:
+    """Return the recipe that makes a method's weights."""
+    if method not in METHODS:
+        return method  # which the job refuses, where there is no such recipe either
+    if not METHODS[method].recipes:
+        raise BadSetting(f"{method} has no net to train.", "Run `tue protect` at once.")
+    return METHODS[method].recipes[0]
 
 
 def _paths(paths: list[str]) -> tuple[Path, ...]:

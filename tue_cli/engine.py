@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from tue_cli.errors import BadSetting, DeviceUnavailable
 from tue_cli.numerics.draws import starts
-from tue_cli.settings import NoiseSettings
+from tue_cli.settings import METHODS, NoiseSettings
 from tue_cli.weights import Weights, build
 
 if TYPE_CHECKING:
@@ -115,14 +115,14 @@ class TorchEngine:
         from tue_cli.methods import method_named
         from tue_cli.nets.frozen import frozen
 
-        self._method = method_named(method)
+        self._perturb = method_named(method)
         self._noise = noise
         self._seed = seed
         self._machine = machine
         self._batch = batch
         self.description = f"torch, {machine.description}"
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
-        roles = tuple(r for r in self._method.roles if r != "score" or noise.score_ratio)
+        roles = tuple(r for r in METHODS[method].roles if r != "score" or noise.score_ratio)
         self._nets = {
             role: frozen(net.to(machine.device), machine.dtype)
             for role, net in build(weights, roles).items()
@@ -143,7 +143,7 @@ class TorchEngine:
             # drawn on the CPU, whatever computes, so that every engine draws the same.
             generator = generator_at(self._seed, "perturb", 0, torch.device("cpu"))
             try:
-                delta = self._method.perturb(
+                delta = self._perturb(
                     self._nets,
                     torch.from_numpy(filled(pixels[part], self._batch)).to(device),
                     torch.from_numpy(filled(keys[part], self._batch)).to(device),

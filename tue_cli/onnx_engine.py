@@ -39,6 +39,15 @@ PROVIDERS = {
 """What computes on a device, by the device's name, in the order in which `auto` tries them."""
 
 
+def refuse_method(method: str) -> None:
+    """Raise BadSetting for a method that the graph does not hold."""
+    if method not in METHODS:
+        raise BadSetting(
+            f"The method {method!r} is not made for ONNX Runtime.",
+            f"Use --backend torch, or one of {', '.join(METHODS)}.",
+        )
+
+
 class OnnxEngine:
     """The engine on ONNX Runtime: one run of the step graph a step, batches of one fixed size."""
 
@@ -60,11 +69,7 @@ class OnnxEngine:
             DeviceUnavailable: a device that was asked for by name is not the one in force.
             WeightsProblem: the graph cannot be read, or lacks the score network.
         """
-        if method not in METHODS:
-            raise BadSetting(
-                f"The method {method!r} is not made for ONNX Runtime.",
-                f"Use --backend torch, or one of {', '.join(METHODS)}.",
-            )
+        refuse_method(method)
         self._noise = noise
         self._seed = seed
         self._session, kind = opened(graph, weights.tensors, device)

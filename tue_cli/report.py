@@ -39,6 +39,7 @@ from tue_cli.files.encode import SURVIVAL_FLOOR
 from tue_cli.files.images import write_whole
 from tue_cli.files.manifest import shown
 from tue_cli.files.showing import GAIN, Shown
+from tue_cli.settings import METHODS
 
 BAR: Final = 24
 """Height of a bar with its gap, in CSS pixels."""
@@ -182,13 +183,13 @@ def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
     run, keys = manifest["run"], list(manifest["keys"])
     settings, weights = run.get("settings", {}), run.get("weights", {})
     noise = settings.get("noise", {})
-    radius = noise.get("radius")
+    name, radius = settings.get("method"), noise.get("radius")
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
     facts = {
         "Copies": len(manifest["pictures"]),
         "Classes": f"{len(keys)}: {classes}" if keys else None,
-        "Method": settings.get("method"),
-        "Radius": radius and f"{radius * 255:g} of 255 levels",
+        "Method": name,
+        "Radius": METHODS[name].promise(radius) if radius and name in METHODS else None,
         "Steps": noise.get("steps"),
         "Seed": str(settings.get("seed", "")) or None,
         "Weights": weights.get("name"),

@@ -5,7 +5,7 @@ Radii are in the pixels' unit, [0, 1]; only interfaces speak of levels of 255.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 
@@ -17,7 +17,6 @@ def setting(
     return field(default=default, metadata=metadata)
 
 
-METHODS = ("tue", "em")
 NETS = ("resnet18", "resnet50", "vgg16", "densenet121", "wrn34-10")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 
@@ -42,11 +41,22 @@ class NoiseSettings:
         choices=("norm", "ascent"),
     )
     samples: int = setting(1, "random shifts and flips a step", source="REM takes 5")
+    inner_radius: float = setting(
+        4 / 255, "radius of rem's inner adversary", unit="1", source="REM, Fu et al. 2022"
+    )
+    inner_steps: int = setting(
+        10, "steps of rem's inner adversary; 0 leaves its random start, which is sem", source="REM"
+    )
 
     @property
     def step(self) -> float:
         """alpha_u, in the pixels' unit."""
         return self.travel * self.radius / max(self.steps, 1)
+
+    @property
+    def inner(self) -> AdversarySettings:
+        """The inner adversary of rem."""
+        return AdversarySettings(radius=self.inner_radius, steps=self.inner_steps)
 
 
 @dataclass(frozen=True)
@@ -65,18 +75,111 @@ class AdversarySettings:
         return self.travel * self.radius / max(self.steps, 1)
 
 
+RECIPES: dict[str, tuple[str, ...]] = {
+    "tue": ("score", "surrogate"),
+    "em": ("surrogate",),
+    "rem": ("surrogate",),
+    "clean": ("surrogate",),
+    "ntga": ("block",),
+    "uc": ("surrogate", "patterns"),
+}
+"""What `tue train` makes: by recipe the nets, in the order in which they are trained."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """What is known of a protection method before anything is loaded."""
+
+    paper: str
+    recipes: tuple[str, ...]
+    """Recipes whose weights serve it, its own first; none where it needs no net."""
+    bound: str
+    """What holds a pixel: `linf`, `l2` (the mean square over the picture), or `none`."""
+    noise: NoiseSettings
+    """The published defaults."""
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """The nets it needs."""
+        return RECIPES[self.recipes[0]] if self.recipes else ()
+
+    def largest(self, noise: NoiseSettings) -> float:
+        """Return how far one pixel may move, in the pixels' unit."""
+        return noise.radius if self.bound == "linf" else 1.0
+
+    def promise(self, radius: float) -> str:
+        """Say, for people, how far pixels may move at a radius."""
+        levels = f"{radius * 255:g}/255"
+        return {
+            "linf": levels,
+            "l2": f"{levels} in the root mean square (L2); single pixels may move further",
+            "none": "none: a filter, which moves a pixel by any amount",
+        }[self.bound]
+
+
+METHODS: dict[str, Method] = {
+    "tue": Method("Fang et al. 2023", ("tue", "em", "rem"), "linf", NoiseSettings()),
+    "em": Method("Huang et al. 2021", ("em", "tue", "rem"), "linf", NoiseSettings()),
+    # Fu et al.: 10 steps of radius / 5, 5 shifts and flips, an adversary of 4/255.
+    "rem": Method("Fu et al. 2022", ("rem",), "linf", NoiseSettings(samples=5)),
+    # Fowl et al.: 250 steps of radius / 20.
+    "tap": Method("Fowl et al. 2021", ("clean",), "linf", NoiseSettings(steps=250, travel=12.5)),
+    # Yuan and Wu: 10 steps of 1.1 radius / 10.
+    "ntga": Method("Yuan and Wu 2021", ("ntga",), "linf", NoiseSettings(travel=1.1)),
+    # Yu et al.: 6/255 times the root of the dimension.
+    "lsp": Method("Yu et al. 2022", (), "l2", NoiseSettings(radius=6 / 255, steps=1)),
+    "cuda": Method("Sadasivan et al. 2023", (), "none", NoiseSettings(radius=1.0, steps=1)),
+    "uc": Method("Zhang et al. 2023", ("uc",), "linf", NoiseSettings(radius=16 / 255, steps=1)),
+}
+"""The protection methods, by name, with their published defaults."""
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """The pattern of lsp (Yu et al. 2022; sklearn's make_classification as they call it)."""
+
+    side: int = setting(8, "pixels a side of a patch", source="Yu et al. 2022, CIFAR-10")
+    separation: float = setting(
+        10.0, "distance of the classes' centres from the middle, in each coordinate", source="same"
+    )
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """The filters of cuda (Sadasivan et al. 2023)."""
+
+    side: int = setting(3, "pixels a side of a filter", source="Sadasivan et al. 2023, CIFAR-10")
+    blur: float = setting(0.3, "largest weight beside the one that is 1", source="same")
+
+
+@dataclass(frozen=True)
+class KernelSettings:
+    """The kernel regression of ntga (Yuan and Wu 2021; their fully connected net)."""
+
+    layers: int = setting(5, "hidden layers, of error functions", source="Yuan and Wu 2021")
+    weight_variance: float = setting(1.76, "of the weights, times the inputs", source="same")
+    bias_variance: float = setting(0.18, "of the biases", source="same")
+    time: int = setting(64, "steps of gradient descent that the learner takes", source="same")
+    block: int = setting(512, "pictures that the learner has", source="same")
+    held_out: int = setting(256, "pictures that it is to get wrong", source="theirs come 30 a time")
+
+
 @dataclass(frozen=True)
 class TrainSettings:
-    """`tue train`: the score network, then the surrogate."""
+    """`tue train`: the nets of a recipe, one after the other."""
 
-    method: str = setting("tue", "protection method that the weights are for", choices=METHODS)
+    method: str = setting(
+        "tue", "what the weights are for; clean serves tap", choices=tuple(RECIPES)
+    )
     net: str = setting("resnet18", "surrogate", source="Fang et al., section 4.1", choices=NETS)
     width: int = setting(64, "channels of the surrogate's first stage; 64 is the published net")
     size: int = setting(32, "pictures are squashed to this many pixels a side", unit="px")
     score_width: int = setting(64, "channels of the score network's fine level")
     sigma: float = setting(0.1, "noise of score matching", unit="1")
-    score_steps: int = setting(20_000, "training steps of the score network")
-    score_rate: float = setting(1e-3, "peak learning rate of the score network (Adam)")
+    score_steps: int = setting(
+        20_000, "training steps of the score network, or of the noises of uc"
+    )
+    score_rate: float = setting(1e-3, "peak learning rate of the same (Adam)")
     steps: int = setting(5000, "training steps of the surrogate", source="REM, Fu et al. 2022")
     rate: float = setting(0.1, "peak learning rate of the surrogate (SGD)", source="REM")
     batch: int = setting(128, "pictures a step", source="REM")
@@ -89,7 +192,12 @@ class TrainSettings:
 class ProtectSettings:
     """`tue protect`."""
 
-    method: str = setting("tue", "protection method", choices=METHODS)
+    # A form that offers a method must offer its published noise: these share the default one.
+    method: str = setting(
+        "tue",
+        "protection method",
+        choices=tuple(name for name in METHODS if METHODS[name].noise == NoiseSettings()),
+    )
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     seed: int = setting(0, "seed of everything random")
 
@@ -134,3 +242,73 @@ BUDGETS: dict[str, VerifySettings] = {
         attacks=_FEW + _MORE + _MOST, seen=1_000_000, adversary_steps=10, seeds=3
     ),
 }
+
+
+@dataclass(frozen=True)
+class BenchSettings:
+    """`tue bench`: one budget for every method."""
+
+    per_class: int | None = setting(None, "training pictures of each class; empty: all")
+    test_per_class: int | None = setting(None, "test pictures of each class; empty: all")
+    size: int = setting(32, "pixels a side, of noise and victims", unit="px")
+    width: int = setting(64, "channels of the first stage, of surrogates and victims")
+    score_width: int = setting(64, "channels of the score network")
+    score_steps: int = setting(20_000, "training steps of the score network")
+    steps: int = setting(5000, "training steps of a surrogate", source="REM, Fu et al. 2022")
+    clean_steps: int = setting(40_000, "training steps of the clean surrogate of tap", source="REM")
+    batch: int = setting(128, "pictures a step, of surrogates and victims", source="REM")
+    noise_steps: int = setting(10, "steps of the noise, but for tap", source="REM")
+    tap_steps: int = setting(250, "steps of tap's noise", source="Fowl et al. 2021")
+    samples: int = setting(5, "shifts and flips a step, of tue, rem and sem", source="REM")
+    inner_steps: int = setting(10, "steps of rem's inner adversary", source="REM")
+    adversary_steps: int = setting(10, "steps of every other adversary", source="REM")
+    victim_steps: int = setting(40_000, "training steps of a standard victim", source="REM")
+    adversarial_steps: int = setting(40_000, "of an adversarial victim", source="REM")
+    points: int = setting(20, "times a victim is tested on its way")
+    radii: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of victims' adversaries, in levels of 255")
+    filters: tuple[str, ...] = setting((), "what else is tried against the noise in table 1")
+    seeds: int = setting(3, "standard victims of each kind")
+    adversarial_seeds: int = setting(3, "adversarial victims of each kind")
+    seed: int = setting(0, "seed of everything random")
+
+
+_SMALL = BenchSettings(
+    width=32,
+    score_width=32,
+    score_steps=3000,
+    steps=1500,
+    clean_steps=6000,
+    tap_steps=100,
+    samples=1,
+    inner_steps=5,
+    adversary_steps=5,
+    victim_steps=8000,
+    adversarial_steps=8000,
+    filters=("gray", "jpeg10"),
+    seeds=2,
+    adversarial_seeds=1,
+)
+PRESETS: dict[str, BenchSettings] = {
+    # Four hours of two cores for table 1 on CIFAR-10: eight epochs of 10,000 pictures, ten against
+    # an adversary.
+    "mini": replace(
+        _SMALL,
+        per_class=1000,
+        test_per_class=200,
+        width=16,
+        score_steps=500,
+        steps=250,
+        clean_steps=1500,
+        batch=64,
+        tap_steps=50,
+        inner_steps=3,
+        adversary_steps=3,
+        victim_steps=1250,
+        adversarial_steps=1560,
+        points=8,
+        radii=(0, 2, 4),
+    ),
+    "small": _SMALL,
+    "paper": BenchSettings(),
+}
+"""Budgets of `tue bench`: two cores, one GPU for a day, the paper's own protocol."""

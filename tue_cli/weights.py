@@ -18,6 +18,7 @@ import platformdirs
 from numpy.typing import NDArray
 
 from tue_cli.errors import WeightsProblem
+from tue_cli.settings import KernelSettings
 
 if TYPE_CHECKING:
     from torch import nn
@@ -190,6 +191,12 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     return Weights(name, card, tensors, found, path)
 
 
+def netless(method: str, classes: tuple[str, ...], size: int) -> Weights:
+    """Return what stands in the place of weights where a method needs no net: keys and a size."""
+    card = Card(method, "", 0, size, classes, 0, 0.0, {})
+    return Weights("none", card, {}, digest({}))
+
+
 def graph_of(weights: Weights) -> bytes:
     """Return the step graph that lies beside a weights file: FILE.onnx beside FILE.safetensors.
 
@@ -216,20 +223,26 @@ def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]
     """Build the card's nets with fresh weights drawn from a seed, by role."""
     import torch
 
+    from tue_cli.nets.block import Block
     from tue_cli.nets.classifiers import classifier
+    from tue_cli.nets.patterns import Patterns
     from tue_cli.nets.score import ScoreNet
 
     count = len(card.classes)
-    nets: dict[str, nn.Module] = {}
+
+    def net(role: str) -> nn.Module:
+        if role == "score":
+            return ScoreNet(classes=count, width=card.score_width, sigma=card.sigma)
+        if role == "block":
+            sizes = KernelSettings()
+            return Block(classes=count, size=card.size, count=sizes.block, held_out=sizes.held_out)
+        if role == "patterns":
+            return Patterns(count=count, size=card.size)
+        return classifier(card.net, classes=count, width=card.width, size=card.size)
+
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        for role in roles:
-            nets[role] = (
-                ScoreNet(classes=count, width=card.score_width, sigma=card.sigma)
-                if role == "score"
-                else classifier(card.net, classes=count, width=card.width, size=card.size)
-            )
-    return nets
+        return {role: net(role) for role in roles}
 
 
 def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:

@@ -59,8 +59,16 @@ def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list
     """
     if count < 1:
         raise BadSetting(f"--labels cluster:{count} asks for no cluster.", "Ask for one or more.")
+    return [f"cluster-{number:02d}" for number in clusters(features, count, seed)]
+
+
+def clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+    """Return the cluster (N,) of each row of `features` (N, D), by k-means.
+
+    At most `count` of them, numbered from 0 in order of appearance; deterministic.
+    """
     if not len(features):
-        return []
+        return np.empty(0, np.int64)
     points = features.astype(np.float64)
     # k-means++ (Arthur and Vassilvitskii 2007): far points are likelier to become centres.
     random = np.random.default_rng(seed)
@@ -79,7 +87,7 @@ def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list
         for cluster in np.unique(nearest):
             centres[cluster] = points[nearest == cluster].mean(axis=0)
     numbers: dict[int, int] = {}
-    return [f"cluster-{numbers.setdefault(int(n), len(numbers)):02d}" for n in nearest]
+    return np.array([numbers.setdefault(int(n), len(numbers)) for n in nearest])
 
 
 def assign_keys(

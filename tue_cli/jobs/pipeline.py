@@ -26,6 +26,7 @@ from tue_cli.files.manifest import Journal, output_problem, sha256, shown
 from tue_cli.files.quality import compare
 from tue_cli.files.remains import facts, small_rms
 from tue_cli.jobs.plan import ProtectSpec, Task
+from tue_cli.settings import METHODS
 from tue_cli.weights import Weights
 
 BATCH = 32
@@ -77,6 +78,7 @@ class Pipeline:
         self.failures: list[dict[str, str]] = []
         self.engine_seconds = 0.0
         self._weak = 0
+        self._largest = METHODS[spec.settings.method].largest(spec.settings.noise)
 
     def run(self, tasks: Sequence[Task], total: int) -> Iterator[Event]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
@@ -192,7 +194,7 @@ class Pipeline:
         task, picture, spec = loaded.task, loaded.picture, self._spec
         place = self._output / task.relative
         try:
-            protected = scale.lift(delta, picture.pixels, spec.settings.noise.radius)
+            protected = scale.lift(delta, picture.pixels, self._largest)
             encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:

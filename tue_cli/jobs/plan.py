@@ -13,18 +13,27 @@ import numpy as np
 
 from tue_cli.backend import BACKENDS, refuse_unknown
 from tue_cli.engine import Engine, Floats
-from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem
 from tue_cli.files import folders, images, labels, scale
 from tue_cli.files.manifest import EXISTING, Journal, shown
 from tue_cli.jobs.reporting import refuse_report
-from tue_cli.settings import DEVICES, NoiseSettings, ProtectSettings, setting
-from tue_cli.weights import Weights
+from tue_cli.settings import (
+    DEVICES,
+    METHODS,
+    NoiseSettings,
+    ProtectSettings,
+    TrainSettings,
+    setting,
+)
+from tue_cli.weights import Weights, load, netless
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SEEN_BATCH = 32
 LOOKED_AT = 64
 """Pictures of a class that tell which keys are far from it."""
+KEYS = tuple(f"{number:03d}" for number in range(1000))
+"""Keys where no weights bring theirs."""
 
 
 @dataclass(frozen=True)
@@ -69,6 +78,10 @@ class Task:
 
 def check(spec: ProtectSpec) -> None:
     """Raise BadSetting for a setting that cannot work."""
+    if spec.settings.method not in METHODS:
+        raise BadSetting(
+            f"There is no method {spec.settings.method!r}.", f"Choose one of {', '.join(METHODS)}."
+        )
     refuse_noise(spec.settings.noise)
     refuse_seed(spec.settings.seed)
     if spec.format not in images.FORMATS:
@@ -109,12 +122,40 @@ def refuse_noise(noise: NoiseSettings) -> None:
         raise BadSetting(f"A score of {noise.score_ratio} cannot be.", "Choose 0 or more.")
     if noise.samples < 1:
         raise BadSetting(f"{noise.samples} samples a step make no noise.", "Choose 1 or more.")
+    if not 0 <= noise.inner_radius <= 1 or noise.inner_steps < 0:
+        raise BadSetting(
+            f"An inner adversary of {noise.inner_steps} steps and {noise.inner_radius * 255:g} "
+            "levels cannot be.",
+            "Give 0 steps or more and a radius of 0 to 255.",
+        )
 
 
 def refuse_seed(seed: int) -> None:
     """Raise BadSetting for a seed that a random generator does not take."""
     if not 0 <= seed < 2**63:
         raise BadSetting(f"A seed of {seed} cannot be.", "Choose a whole number from 0.")
+
+
+def weights_for(spec: ProtectSpec) -> Weights:
+    """Return the weights of a run; a method without nets needs none.
+
+    Raises:
+        WeightsProblem: none are to be found, or they were trained for what does not serve here.
+    """
+    name, method = spec.settings.method, METHODS[spec.settings.method]
+    if not method.recipes and spec.weights is None:
+        return netless(name, KEYS, TrainSettings().size)
+    weights = load(spec.weights)
+    if method.recipes and weights.card.method not in method.recipes:
+        own = method.recipes[0]
+        option = f"--method {own}" if own in METHODS else f"--recipe {own}"
+        raise WeightsProblem(
+            f"The weights {weights.name} were trained for {weights.card.method!r}, and {name} "
+            f"takes those of {own!r}.",
+            f"Make some with `tue train DATA {option} -o {own}.safetensors`, and give them by "
+            "--weights.",
+        )
+    return weights
 
 
 def _clusters(mode: str) -> int | None:
@@ -154,6 +195,12 @@ def labelled(
         # Where folders were classes before, the last one that is left still is one.
         again = spec.labels == "auto" and tops and tops <= journal.keys.keys()
         return labels.labelled(found, "folders" if again else spec.labels, notes.append)
+    if "surrogate" not in METHODS[spec.settings.method].roles:
+        raise BadSetting(
+            f"--labels {spec.labels} looks through a surrogate's eyes, and {spec.settings.method} "
+            "has none.",
+            "Choose folders, single or a CSV file, or another method.",
+        )
 
     count = clusters or min(10, len(weights.card.classes))
     clustered: Mapping[Path, str] = {}
@@ -215,7 +262,10 @@ def nearness(
     for item in items:
         by_class.setdefault(item.label, []).append(item)
     new = [name for name in by_class if name not in journal.keys]
-    if spec.key is not None or len(by_class) < 2 or len(new) > len(weights.card.classes):
+    can_be_seen = "surrogate" in METHODS[spec.settings.method].roles
+    if not can_be_seen or spec.key is not None or len(by_class) < 2:
+        return {}
+    if len(new) > len(weights.card.classes):
         return {}
     few = []
     for name in new:

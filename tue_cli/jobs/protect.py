@@ -23,9 +23,19 @@ from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
 from tue_cli.files.manifest import Journal, former_run, read_manifest
 from tue_cli.jobs.pipeline import BATCH, Pipeline
-from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, nearness, outstanding, planned
+from tue_cli.jobs.plan import (
+    ProtectSpec,
+    Task,
+    check,
+    labelled,
+    nearness,
+    outstanding,
+    planned,
+    weights_for,
+)
 from tue_cli.jobs.reporting import reported
-from tue_cli.weights import Weights, load
+from tue_cli.settings import METHODS
+from tue_cli.weights import Weights
 
 
 def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
@@ -38,7 +48,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     check(spec)
     output = spec.output or folders.default_output(spec.paths)
     found = folders.discover(spec.paths, output)
-    weights = load(spec.weights)
+    weights = weights_for(spec)
     engine = engine_for(
         weights,
         spec.settings.method,
@@ -138,7 +148,7 @@ def _facts(
         "weights": weights.name,
         "method": spec.settings.method,
         "engine": engine.description,
-        "radius": f"{spec.settings.noise.radius * 255:g}/255",
+        "radius": METHODS[spec.settings.method].promise(spec.settings.noise.radius),
         "keys": {task.item.label: task.key for task in tasks},
     }
 
@@ -154,7 +164,7 @@ def _estimate(
             small = scale.shrink(picture.pixels, weights.card.size)
             encode.encode(
                 picture,
-                scale.lift(small * 0, picture.pixels, spec.settings.noise.radius),
+                scale.lift(small * 0, picture.pixels, 1.0),
                 format=spec.format,
                 quality=spec.quality,
             )

@@ -11,7 +11,14 @@ from tue_cli.errors import BadSetting
 from tue_cli.files.manifest import shown
 from tue_cli.jobs.plan import refuse_seed
 from tue_cli.jobs.reporting import refuse_report
-from tue_cli.settings import DEVICES, VerifySettings, VictimSettings, setting
+from tue_cli.settings import (
+    DEVICES,
+    METHODS,
+    NoiseSettings,
+    VerifySettings,
+    VictimSettings,
+    setting,
+)
 
 WIDEST = 4
 """Times the published width: a victim has been mistyped that is wider."""
@@ -99,18 +106,21 @@ def victim_name(victim: VictimSettings) -> str:
 def how_made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Return the radius of the copies' noise and, for people, how they were made.
 
+    Where nothing bounds it, it is the usual radius: random noise of any other would be no control.
+
     Raises:
         BadSetting: the manifest does not say it.
     """
     run = manifest["run"]
     try:
         settings, weights = run["settings"], run["weights"]
-        radius = float(settings["noise"]["radius"])
+        radius, method = float(settings["noise"]["radius"]), METHODS[settings["method"]]
         if not 0 < radius <= 1:
             raise ValueError(radius)
-        return radius, {
+        control = NoiseSettings().radius if method.bound == "none" else radius
+        return control, {
             "method": settings["method"],
-            "radius": f"{radius * 255:g}/255",
+            "radius": method.promise(radius),
             "weights": f"{weights['name']}, sha256 {weights['sha256']}",
             "tue": __version__,
         }

@@ -29,7 +29,8 @@ from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, S
 from tue_cli.files import images, scale
 from tue_cli.jobs.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
 from tue_cli.jobs.plan import refuse_noise, refuse_seed
-from tue_cli.settings import DEVICES, TrainSettings, setting
+from tue_cli.onnx_engine import METHODS
+from tue_cli.settings import DEVICES, RECIPES, TrainSettings, setting
 from tue_cli.weights import Card, fresh, pack, read
 
 if TYPE_CHECKING:
@@ -66,12 +67,12 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     """
     require("torch")
     from tue_cli.engine import machine
-    from tue_cli.methods import method_named
-    from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
+    from tue_cli.methods import RECIPES as FITS
+    from tue_cli.nets.frozen import Frozen, frozen
 
     settings = spec.settings
-    method = method_named(settings.method)
     _check(spec)
+    roles, fit_role = RECIPES[settings.method], FITS[settings.method]
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
@@ -86,7 +87,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         training={},
     )
     pictures = pictures.to(computer.device)
-    trainings = _trainings(card, method.roles, settings, computer)
+    trainings = _trainings(card, roles, settings, computer)
     checkpoint = Checkpoint(
         spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
     )
@@ -97,13 +98,13 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     yield Started(f"Training {settings.method} weights", total, "steps", facts=facts)
 
     began = time.monotonic()
-    nets: dict[str, FrozenClassifier | FrozenScore] = {}
+    nets: dict[str, Frozen] = {}
     out_of_time = False
     try:
         with held_interrupt() as strike_if_interrupted:
             for role, training in trainings.items():
                 curve, meter = checkpoint.curves[role], Meter(training.step)
-                losses = method.fit_role(role, training, nets, pictures, settings, computer.dtype)
+                losses = fit_role(role, training, nets, pictures, settings, computer.dtype)
                 for loss in losses:
                     if not np.isfinite(loss):
                         raise BadSetting(
@@ -145,19 +146,21 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
             f"--resume goes on from {checkpoint.path.name}."
         )
-    if steps_done["surrogate"]:
+    begun = bool(steps_done[roles[-1]])
+    if begun:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         card = replace(card, training=about)
         data = pack(card, _tensors(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
-        yield from _graph(spec.output)
+        if settings.method in METHODS:
+            yield from _graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
     yield Done(
         {
             "steps": steps_done,
-            "weights": str(spec.output) if steps_done["surrogate"] else None,
+            "weights": str(spec.output) if begun else None,
             "failed": len(failures),
             "seconds": round(checkpoint.seconds(), 1),
         }
@@ -213,6 +216,10 @@ def _check(spec: TrainSpec) -> None:
     if spec.output.exists() and not checkpoint.exists():
         raise BadSetting(f"{spec.output} exists.", "Choose another name, or remove it.")
     settings = spec.settings
+    if settings.method not in RECIPES:
+        raise BadSetting(
+            f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
+        )
     if settings.size < 16 or settings.size % 4:
         raise BadSetting(
             f"A working size of {settings.size} pixels cannot be.",
@@ -255,26 +262,19 @@ def _trainings(
     from tue_cli.nets.frozen import channels_last
     from tue_cli.numerics.loop import Plan, Training
 
-    plans = {
-        "score": Plan(
-            steps=settings.score_steps,
-            batch=settings.batch,
-            rate=settings.score_rate,
-            optimizer="adam",
-            seed=settings.seed,
-            stream="score",
-        ),
-        "surrogate": Plan(
-            steps=settings.steps,
-            batch=settings.batch,
-            rate=settings.rate,
-            optimizer="sgd",
-            seed=settings.seed,
-            stream="surrogate",
-        ),
+    lengths = {
+        "score": (settings.score_steps, settings.score_rate, "adam"),
+        "patterns": (settings.score_steps, settings.score_rate, "adam"),
+        "surrogate": (settings.steps, settings.rate, "sgd"),
+        "block": (settings.noise.steps, settings.rate, "sgd"),
     }
+
+    def plan(role: str) -> Plan:
+        steps, rate, optimizer = lengths[role]
+        return Plan(steps, settings.batch, rate, optimizer, settings.seed, stream=role)
+
     return {
-        role: Training(channels_last(net.to(computer.device)), plans[role])
+        role: Training(channels_last(net.to(computer.device)), plan(role))
         for role, net in fresh(card, roles, settings.seed).items()
     }
 

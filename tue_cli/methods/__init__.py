@@ -1,14 +1,16 @@
-"""The protection methods, by name: one literal, so that what there is can be seen."""
+"""The protection methods, by name: two literals, so that what there is can be seen.
+
+What is known of them without torch is in `settings.METHODS` and `settings.RECIPES`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 
 import torch
 
 from tue_cli.errors import BadSetting
-from tue_cli.methods import em, tue
+from tue_cli.methods import clean, cuda, em, lsp, ntga, rem, tap, tue, uc
 from tue_cli.methods.surrogate import FrozenNets, Perturb
 from tue_cli.numerics.batches import Pictures
 from tue_cli.numerics.loop import Training
@@ -17,26 +19,31 @@ from tue_cli.settings import TrainSettings
 Fit = Callable[[str, Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[float]]
 """Role, its training, the nets trained before it, pictures, settings and precision to losses."""
 
-
-@dataclass(frozen=True)
-class Method:
-    """A way to protect pictures."""
-
-    roles: tuple[str, ...]
-    """The nets it needs, in the order in which they are trained."""
-    fit_role: Fit
-    perturb: Perturb
-    paper: str
-
-
-METHODS = {
-    "tue": Method(("score", "surrogate"), tue.fit_role, tue.perturb, "Fang et al. 2023"),
-    "em": Method(("surrogate",), em.fit_role, em.perturb, "Huang et al. 2021"),
+METHODS: dict[str, Perturb] = {
+    "tue": tue.perturb,
+    "em": em.perturb,
+    "rem": rem.perturb,
+    "tap": tap.perturb,
+    "ntga": ntga.perturb,
+    "lsp": lsp.perturb,
+    "cuda": cuda.perturb,
+    "uc": uc.perturb,
 }
+"""What makes each method's noise."""
+
+RECIPES: dict[str, Fit] = {
+    "tue": tue.fit_role,
+    "em": em.fit_role,
+    "rem": rem.fit_role,
+    "clean": clean.fit_role,
+    "ntga": ntga.fit_role,
+    "uc": uc.fit_role,
+}
+"""What trains each recipe's nets."""
 
 
-def method_named(name: str) -> Method:
-    """Return a method, or raise BadSetting with the names there are."""
+def method_named(name: str) -> Perturb:
+    """Return a method's noise, or raise BadSetting with the names there are."""
     if name not in METHODS:
         raise BadSetting(f"There is no method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
     return METHODS[name]

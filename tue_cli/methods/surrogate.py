@@ -1,4 +1,6 @@
-"""A surrogate trained on the noise that it makes itself: what em, rem and tue have in common."""
+"""What methods with a surrogate have in common: its term, its adversary, and training it on the
+noise that it makes itself (em, rem, tue).
+"""
 
 from __future__ import annotations
 
@@ -10,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.nets.classifiers import Classifier
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
+from tue_cli.nets.frozen import Frozen, FrozenClassifier
 from tue_cli.numerics.batches import Pictures, crop_and_flip, sample_shift_and_flip
-from tue_cli.numerics.loop import Training, fit
+from tue_cli.numerics.loop import Loss, Training, fit
 from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
+from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings
 
-FrozenNets = Mapping[str, FrozenClassifier | FrozenScore]
+FrozenNets = Mapping[str, Frozen]
 """The frozen nets of a method, by role."""
 
 
@@ -34,7 +36,7 @@ class Perturb(Protocol):
         start: Tensor,
         generator: torch.Generator,
     ) -> Tensor:
-        """Return delta, (N, 3, H, W), within the radius."""
+        """Return delta, (N, 3, H, W), within the method's bound."""
 
 
 def surrogate_of(nets: FrozenNets) -> FrozenClassifier:
@@ -49,6 +51,16 @@ def snapped(delta: Tensor) -> Tensor:
     return (delta * 255).round() / 255
 
 
+def shifted(loss: Objective, samples: int, generator: torch.Generator) -> Objective:
+    """Return the mean of a loss over fresh shifts and flips of the pixels, drawn at every call."""
+
+    def objective(pixels: Tensor) -> Tensor:
+        draws = [sample_shift_and_flip(generator) for _ in range(samples)]
+        return torch.stack([loss(draw(pixels)) for draw in draws]).mean(0)
+
+    return objective
+
+
 def surrogate_term(
     surrogate: FrozenClassifier,
     labels: Tensor,
@@ -56,13 +68,28 @@ def surrogate_term(
     generator: torch.Generator,
 ) -> Term:
     """Descend l(f'(t(x + delta)), y) over fresh shifts and flips t at every step."""
-    loss = cross_entropy(surrogate, labels)
+    loss = shifted(cross_entropy(surrogate, labels), noise.samples, generator)
+    return Term(gradient_of(loss), noise.step)
 
-    def objective(pixels: Tensor) -> Tensor:
-        draws = [sample_shift_and_flip(generator) for _ in range(noise.samples)]
-        return torch.stack([loss(draw(pixels)) for draw in draws]).mean(0)
 
-    return Term(gradient_of(objective), noise.step)
+def ascent(loss: Objective, pixels: Tensor, adversary: AdversarySettings, start: Tensor) -> Tensor:
+    """Return delta-a, of the pixels' shape, within the adversary's radius: the loss grows by it.
+
+    Without a step it is the start, cut to the radius and the pixels' range.
+    """
+    term = Term(gradient_of(loss), -adversary.step)
+    return pgd(pixels, [term], radius=adversary.radius, steps=adversary.steps, start=start)
+
+
+def classification(net: Classifier, dtype: torch.dtype) -> Loss:
+    """Return the mean cross-entropy of a net in training, computed in a precision."""
+
+    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
+        with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
+            logits = net(pixels.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), labels)
+
+    return loss
 
 
 def fit_on_own_noise(
@@ -80,7 +107,7 @@ def fit_on_own_noise(
     The noise lives on the pictures as they are; shifts and flips come after it, so that what is
     learned here is what a file can carry.
     """
-    net, device = training.net, pictures.pixels.device
+    net = training.net
     assert isinstance(net, Classifier)
 
     def corrupt(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
@@ -96,15 +123,7 @@ def fit_on_own_noise(
         pixels = crop_and_flip(pixels + snapped(delta), generator)
         if adversary is None:
             return pixels
-        ascend = Term(gradient_of(cross_entropy(surrogate, labels)), -adversary.step)
         start = uniform_start(pixels, adversary.radius, generator)
-        return pixels + pgd(
-            pixels, [ascend], radius=adversary.radius, steps=adversary.steps, start=start
-        )
+        return pixels + ascent(cross_entropy(surrogate, labels), pixels, adversary, start)
 
-    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(pixels.contiguous(memory_format=torch.channels_last))
-        return F.cross_entropy(logits.float(), labels)
-
-    yield from fit(training, pictures, loss=loss, corrupt=corrupt)
+    yield from fit(training, pictures, loss=classification(net, dtype), corrupt=corrupt)

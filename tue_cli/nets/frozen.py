@@ -12,7 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
+from tue_cli.nets.block import Block
 from tue_cli.nets.classifiers import Classifier, ConvNorm
+from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 
 
@@ -70,9 +72,14 @@ class FrozenScore:
         return cast(Tensor, self.net(lowered, labels)).float()
 
 
-def frozen(net: nn.Module, dtype: torch.dtype) -> FrozenClassifier | FrozenScore:
-    """Return the frozen copy of a classifier or a score network."""
+Frozen = FrozenClassifier | FrozenScore | Block | Patterns
+
+
+def frozen(net: nn.Module, dtype: torch.dtype) -> Frozen:
+    """Return a net's frozen copy; what holds pictures or noise stays in float32."""
     if isinstance(net, ScoreNet):
         return FrozenScore(net, dtype)
+    if isinstance(net, Block | Patterns):
+        return copy.deepcopy(net).requires_grad_(False)
     assert isinstance(net, Classifier)
     return FrozenClassifier(net, dtype)

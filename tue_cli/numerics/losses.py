@@ -25,6 +25,23 @@ def cross_entropy(net: Logits, labels: Tensor) -> Objective:
     return objective
 
 
+def cross_entropy_of_next(net: Logits, labels: Tensor) -> Objective:
+    """Return l(f(x), y + 1) of each picture; the last class is followed by the first (TAP)."""
+
+    def objective(pixels: Tensor) -> Tensor:
+        logits = net(pixels).float()
+        return F.cross_entropy(logits, (labels + 1) % logits.shape[1], reduction="none")
+
+    return objective
+
+
+def divergence(features: Tensor, centres: Tensor) -> Tensor:
+    """Return KL(softmax(centre) || softmax(feature)), (N,), of rows (N, D) (UC)."""
+    return F.kl_div(
+        features.log_softmax(1), centres.log_softmax(1), reduction="none", log_target=True
+    ).sum(1)
+
+
 def score_norm(score: Score, labels: Tensor) -> Objective:
     """Return half the squared norm of s(x, y) of each picture (Fang et al., Eq. 6, second term).
 

@@ -66,6 +66,6 @@ def pgd(
 
 
 def uniform_start(pixels: Tensor, radius: float, generator: torch.Generator) -> Tensor:
-    """Draw a delta uniformly from the ball of `radius`, of the pixels' shape."""
-    noise = torch.rand(pixels.shape, generator=generator, device=pixels.device)
-    return (2 * noise - 1) * radius
+    """Draw a delta uniformly from the ball of `radius`, of the pixels' shape, on their device."""
+    noise = torch.rand(pixels.shape, generator=generator, device=generator.device)
+    return (2 * noise.to(pixels.device) - 1) * radius

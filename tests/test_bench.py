@@ -1,0 +1,299 @@
+"""The bench: what it measures, in which order, what it keeps, and the tables it writes."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import pickle
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from tue_cli.errors import BadSetting
+from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
+from tue_cli.jobs.bench import BenchSpec, bench
+from tue_cli.jobs.cifar import KEPT
+from tue_cli.jobs.layout import ARMS, CORE, TABLES, Bench
+from tue_cli.jobs.shelf import loaded
+from tue_cli.numerics.batches import Pictures
+from tue_cli.settings import PRESETS, BenchSettings
+from tue_cli.tables import Place, Sheet, data, markdown, published, shown, summary
+
+FEW = replace(
+    PRESETS["mini"],
+    per_class=12,
+    test_per_class=6,
+    size=16,
+    width=4,
+    score_width=4,
+    score_steps=3,
+    steps=3,
+    clean_steps=3,
+    batch=12,
+    noise_steps=2,
+    tap_steps=2,
+    inner_steps=1,
+    adversary_steps=1,
+    victim_steps=4,
+    adversarial_steps=4,
+    points=2,
+    radii=(0, 4),
+    filters=("gray",),
+    seeds=1,
+)
+
+
+@pytest.fixture(scope="module")
+def pictures(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder of three classes, to train and to test."""
+    folder = tmp_path_factory.mktemp("data") / "cifar-10"
+    for number, (pixels, label) in enumerate(zip(toy.pixels, toy.labels, strict=True)):
+        part = "train" if number < 36 else "val"
+        place = folder / part / "abc"[int(label)] / f"{number:02d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place)
+    return folder
+
+
+def spec_of(pictures: Path, output: Path, *tables: str, **changes: Any) -> BenchSpec:
+    spec = BenchSpec((pictures,), output, tables, FEW, device="cpu")
+    return replace(spec, **changes)
+
+
+def means(output: Path) -> dict[str, Any]:
+    """What was measured, without what hangs on the clock."""
+    cells = {path.name: json.loads(path.read_text()) for path in (output / "cells").iterdir()}
+    return {name: (cell["mean"], cell["attacked"], cell["seeds"]) for name, cell in cells.items()}
+
+
+@pytest.fixture(scope="module")
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+    """A folder with all of table 1, and what was said."""
+    output = tmp_path_factory.mktemp("bench")
+    return output, list(bench(spec_of(pictures, output, "1")))
+
+
+def test_table_1_is_measured_and_written(whole: tuple[Path, list[Event]]) -> None:
+    output, events = whole
+    table = next(event for event in events if isinstance(event, Table))
+    assert table.columns == ("training", *ARMS)
+    assert [row[0] for row in table.rows] == ["standard", "4/255", "grayscale"]
+    assert all("–" not in cell for row in table.rows for cell in row)
+    assert any("[29.20]" in cell for cell in table.rows[1])
+    text = (output / "table-1-cifar-10.md").read_text()
+    assert "| standard |" in text and "[29.20]" in text
+    kept = json.loads((output / "table-1-cifar-10.json").read_text())
+    assert len(kept["cells"]) == 3 * len(ARMS)
+    assert isinstance(events[-1], Done)
+    assert events[-1].facts["tables"]["table-1-cifar-10"] == json.loads(json.dumps(kept))
+    for name in ("figure-1", "figure-2"):
+        assert (output / f"{name}-cifar-10.svg").read_text().startswith("<svg")
+        with Image.open(output / f"{name}-cifar-10.png") as image:
+            assert image.width > 400
+
+
+def test_a_cell_says_how_it_came_about(whole: tuple[Path, list[Event]]) -> None:
+    output, _ = whole
+    cells = json.loads((output / "table-1-cifar-10.json").read_text())["cells"]
+    for cell in cells:
+        result = cell["result"]
+        assert result["n"] == 1 and result["seeds"] == [0] and result["spread"] is None
+        assert 0 <= result["mean"] <= result["peak"] <= 1
+        assert result["runs"]["0"]["wall_seconds"] > 0 and "CPU" in result["hardware"]
+        assert (result["attacked"] is None) == (cell["row"] != "4/255")
+        needs = cell["column"] not in ("clean", "random noise", "LSP", "CUDA")
+        assert bool(result["weights_sha256"]) == needs
+        assert result["data"]["pictures"] == 36
+        if result["weights_sha256"]:
+            assert result["arm"]["training"]["width"] == 4
+
+
+def test_what_is_known_is_not_measured_again(
+    whole: tuple[Path, list[Event]], pictures: Path
+) -> None:
+    output, _ = whole
+    before = means(output)
+    events = list(bench(spec_of(pictures, output, "1")))
+    assert not [event for event in events if isinstance(event, Metric | Advanced)]
+    assert means(output) == before
+    # Other tables take the cells that they share.
+    again = list(bench(spec_of(pictures, output, "2", dry_run=True)))
+    table = next(event for event in again if isinstance(event, Table))
+    assert "–" not in "".join(next(row for row in table.rows if row[0] == "RN-18"))
+
+
+def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
+    dataset, _ = loaded(pictures, FEW)
+    a, b = (Bench(s, "CIFAR-10", dataset.key()) for s in (FEW, replace(FEW, victim_steps=5)))
+    arm = a.arm("TUE")
+    assert a.place(arm).key != b.place(arm).key
+    assert a.place(arm, "at4").key == b.place(arm, "at4").key
+    # More seeds add to a cell, and do not begin another.
+    assert Bench(replace(FEW, seeds=3), "CIFAR-10", dataset.key()).place(arm) == a.place(arm)
+
+
+def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: Path) -> None:
+    whole, parts = tmp_path / "whole", tmp_path / "parts"
+    list(bench(spec_of(pictures, whole, "partial")))
+    for count in (3, 9, 20):
+        running = bench(spec_of(pictures, parts, "partial"))
+        list(itertools.islice(running, count))
+        running.close()
+    list(bench(spec_of(pictures, parts, "partial")))
+    assert means(parts) == means(whole)
+    assert not list(parts.rglob("*.part"))
+
+
+def test_noise_that_was_begun_is_finished_to_the_same_bytes(
+    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+) -> None:
+    output = tmp_path / "again"
+    shutil.copytree(whole[0], output)
+    shutil.rmtree(output / "cells")
+    for path in (output / "pictures").glob("*.npy"):
+        begun = np.load(path).tobytes()[: 33 * 3 * 16 * 16 + 5]
+        path.with_suffix(".part").write_bytes(begun)
+        path.unlink()
+    list(bench(spec_of(pictures, output, "1")))
+    for path in (whole[0] / "pictures").glob("*.npy"):
+        assert np.array_equal(np.load(path), np.load(output / "pictures" / path.name))
+    assert means(output) == means(whole[0])
+
+
+def test_every_arm_s_pictures_keep_its_bound(
+    whole: tuple[Path, list[Event]], pictures: Path
+) -> None:
+    dataset, _ = loaded(pictures, FEW)
+    plan = Bench(FEW, "CIFAR-10", dataset.key())
+    for name in ARMS[1:]:
+        arm = plan.arm(name)
+        moved = np.load(whole[0] / "pictures" / f"{arm.key(dataset.key())}.npy").astype(int)
+        change = np.abs(moved - dataset.pixels).max((1, 2, 3))
+        assert (change > 0).all()
+        assert (change.max() <= 8) == (name not in ("LSP", "CUDA"))
+
+
+def test_the_most_telling_victims_come_first() -> None:
+    plan = Bench(PRESETS["mini"], "CIFAR-10", "data")
+    plan.table_1()
+    entries = plan.ordered()
+    assert len(entries) == 11 * (3 * 2 + 2)
+    first = entries[: 2 * len(CORE)]
+    assert {cell.arm.name for _, cell, _ in first} == set(CORE)
+    assert [run.radius for _, _, run in first] == [0] * len(CORE) + [4 / 255] * len(CORE)
+    assert all(run.seed == 1 for _, _, run in entries[-11 * 3 :])
+
+
+@pytest.mark.parametrize("name", TABLES)
+def test_every_table_can_be_laid_out(name: str) -> None:
+    plan = Bench(PRESETS["paper"], "CIFAR-100", "data")
+    sheet = TABLES[name](plan)
+    assert sheet.places.keys() == set(itertools.product(sheet.rows, sheet.columns))
+    assert {place.key for place in sheet.places.values()} == plan.cells.keys()
+    assert ("[" in markdown(sheet, {})) == (name.isdigit())
+    if name in ("3", "4"):
+        assert sheet.title.startswith("Table 4")
+
+
+def test_the_paper_protocol_is_the_published_one() -> None:
+    plan = Bench(PRESETS["paper"], "CIFAR-10", "data")
+    tue, rem, tap = (plan.arm(name) for name in ("TUE", "REM", "TAP"))
+    assert (tue.noise.steps, tue.noise.samples, rem.noise.inner_steps) == (10, 5, 10)
+    assert (tap.noise.steps, round(tap.noise.step * 255, 3)) == (250, 0.4)
+    assert plan.arm("SEM").noise.inner_steps == 0
+    assert plan.arm("TUE without score").noise.score_ratio == 0
+    key = plan.place(tue, "at4").key
+    trial = plan.cells[key].trial
+    assert (trial.steps, trial.victim.batch, trial.victim.width) == (40_000, 128, 64)
+    assert (trial.adversary_steps, trial.radius) == (10, 4 / 255)
+
+
+@pytest.mark.parametrize(
+    ("coordinates", "figure"),
+    [
+        (("1", "CIFAR-10", "resnet18", "TUE", "resnet18", "4"), 29.20),
+        (("1", "ImageNet subset", "resnet18", "EM", "resnet18", "0"), 1.26),
+        (("2", "CIFAR-10", "resnet18", "clean", "wrn34-10", "4"), 91.21),
+        (("4", "CIFAR-100", "densenet121", "EM", "vgg16", "0"), 1.00),
+        (("6", "CIFAR-100", "vgg16", "TUE", "densenet121", "4"), 41.93),
+        (("1", "CIFAR-10", "resnet18", "LSP", "resnet18", "4"), None),
+        (("1", "photos", "resnet18", "TUE", "resnet18", "4"), None),
+    ],
+)
+def test_the_paper_s_figures_are_found(coordinates: tuple[str, ...], figure: float | None) -> None:
+    assert published(*coordinates) == figure
+
+
+def run_of(accuracy: float, attacked: float | None = None) -> dict[str, Any]:
+    return {"curve": [0.9, accuracy], "attacked": attacked, "seconds": 1.0}
+
+
+def test_a_cell_shows_mean_spread_doubt_and_the_paper() -> None:
+    place = Place("key", 29.2)
+    assert shown(place, {}) == "– [29.20]"
+    two = summary({"0": run_of(0.2), "1": run_of(0.4)})
+    assert (two["n"], two["seeds"], two["peak"]) == (2, [0, 1], 0.9)
+    assert shown(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
+    assert shown(Place("key"), {"key": summary({"0": run_of(0.2, 0.6)})}) == "20.0 (60)"
+    assert shown(Place("key"), {"key": summary({"0": run_of(0.2, 0.4)})}) == "20.0 (40)*"
+    sheet = Sheet("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
+    assert "| r | 30.0 ± 14.1 [29.20] |" in markdown(sheet, {"key": two})
+    assert data(sheet, {"key": two})["cells"][0]["result"] == two
+
+
+@pytest.mark.parametrize("wrong", ["table", "no-test", "classes"])
+def test_what_cannot_be_measured_is_refused(wrong: str, pictures: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "data"
+    shutil.copytree(pictures, folder)
+    if wrong == "no-test":
+        shutil.rmtree(folder / "val")
+    if wrong == "classes":
+        (folder / "val" / "a").rename(folder / "val" / "z")
+    spec = spec_of(folder, tmp_path / "out", "7" if wrong == "table" else "1")
+    with pytest.raises(BadSetting) as caught:
+        list(bench(spec))
+    assert caught.value.remedy
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", KEPT)
+def test_pickled_cifar_is_written_out_once(name: str, tmp_path: Path) -> None:
+    kept, folder, output = KEPT[name], tmp_path / "kept", tmp_path / "out"
+    (folder / kept.folder).mkdir(parents=True)
+    random = np.random.default_rng(0)
+    pixels = {file: random.integers(0, 256, (6, 3072), np.uint8) for file in kept.train + kept.test}
+    for file, levels in pixels.items():
+        content = {"data": levels, kept.labels: [0, 1] * 3}
+        (folder / kept.folder / file).write_bytes(pickle.dumps(content, protocol=2))
+    meta = {f"{kept.labels[:-1]}_names": ["cat", "dog"]}
+    (folder / kept.folder / kept.names).write_bytes(pickle.dumps(meta, protocol=2))
+    spec = BenchSpec((folder,), output, ("1",), replace(FEW, per_class=None), "cpu", dry_run=True)
+    events = list(bench(spec))
+    assert any(isinstance(event, Note) and name in event.message for event in events)
+    assert {place.name for place in (output / "data" / name / "train").iterdir()} == {"cat", "dog"}
+    file = kept.test[0]
+    with Image.open(output / "data" / name / "test" / "dog" / f"{file}-00003.png") as image:
+        assert np.array_equal(np.asarray(image).transpose(2, 0, 1).ravel(), pixels[file][3])
+    assert not [event for event in bench(spec) if isinstance(event, Note)]
+    assert (output / f"table-1-{name}.md").exists()
+
+
+def test_a_pickle_that_does_something_is_not_read(tmp_path: Path) -> None:
+    kept = KEPT["cifar-100"]
+    (tmp_path / kept.folder).mkdir()
+    (tmp_path / kept.folder / kept.names).write_bytes(pickle.dumps(Path.cwd))
+    with pytest.raises(BadSetting, match="no place"):
+        list(bench(BenchSpec((tmp_path,), tmp_path / "out", ("1",), FEW, "cpu")))
+
+
+def test_the_presets_grow() -> None:
+    costs = []
+    for name in ("mini", "small", "paper"):
+        settings: BenchSettings = PRESETS[name]
+        costs.append(settings.width**2 * settings.victim_steps * settings.batch)
+    assert costs == sorted(costs)

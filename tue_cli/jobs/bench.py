@@ -1,0 +1,181 @@
+"""`tue bench`: the paper's tables, measured: victim after victim, the most telling first."""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tue_cli import __version__
+from tue_cli.errors import BadSetting, require
+from tue_cli.events import Advanced, Done, Event, Saved, Started, Table
+from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
+from tue_cli.jobs.cells import Cell
+from tue_cli.jobs.checkpoint import write_output
+from tue_cli.jobs.cifar import kept_in, written_out
+from tue_cli.jobs.layout import TABLES, Bench
+from tue_cli.jobs.plan import refuse_seed
+from tue_cli.jobs.trials import Trial
+from tue_cli.settings import DEVICES, BenchSettings, setting
+from tue_cli.tables import NOTE, Results, Sheet, data, grid, markdown
+
+if TYPE_CHECKING:
+    from tue_cli.engine import Machine
+    from tue_cli.jobs.shelf import Dataset, Shelf
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """What `tue bench` was asked for."""
+
+    data: tuple[Path, ...]
+    output: Path
+    tables: tuple[str, ...]
+    settings: BenchSettings
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    dry_run: bool = False
+    """Measure nothing: tell how much there is to do, and write the tables of what is known."""
+
+
+def bench(spec: BenchSpec) -> Generator[Event, None, None]:
+    """Measure what the tables want and is not in the folder yet, and write the tables.
+
+    Raises:
+        BadSetting: no such table, or data that cannot be measured on.
+        OutputProblem: the folder cannot be written.
+    """
+    if unknown := [name for name in spec.tables if name not in TABLES]:
+        raise BadSetting(f"There is no table {unknown[0]!r}.", f"Choose from {', '.join(TABLES)}.")
+    refuse_seed(spec.settings.seed)
+    require("torch")
+    from tue_cli.engine import machine
+    from tue_cli.jobs.shelf import Shelf, loaded
+
+    computer = machine(spec.device)
+    began = time.monotonic()
+    written: dict[str, Any] = {}
+    for folder in spec.data:
+        if kept := kept_in(folder):
+            yield from written_out(folder, spec.output / "data" / kept)
+            folder = spec.output / "data" / kept
+        dataset, failures = loaded(folder, spec.settings)
+        yield from failures
+        shelf = Shelf(spec.output, dataset, computer, spec.device)
+        plan = Bench(spec.settings, dataset.name, dataset.key())
+        sheets = [TABLES[name](plan) for name in spec.tables]
+        entries = plan.ordered()
+        missing = [entry for entry in entries if str(entry[2].seed) not in _seeds(shelf, entry[0])]
+        facts = {
+            "data": f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
+            "known": f"{len(entries) - len(missing)} of {len(entries)}",
+            "device": computer.description,
+            "output": str(spec.output),
+        }
+        yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
+        if not spec.dry_run:
+            yield from _measured(plan, missing, shelf, dataset, computer, sheets)
+        results = _results(plan, shelf)
+        for sheet in sheets:
+            yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
+            written[sheet.name] = data(sheet, results)
+            yield from _written(sheet, results, spec.output)
+        if "1" in spec.tables:
+            yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
+    yield Done(
+        {"tables": written, "seconds": round(time.monotonic() - began, 1)},
+        (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
+    )
+
+
+def _measured(
+    plan: Bench,
+    missing: Sequence[tuple[str, Cell, Trial]],
+    shelf: Shelf,
+    dataset: Dataset,
+    computer: Machine,
+    sheets: Sequence[Sheet],
+) -> Iterator[Event]:
+    """Train the victims that are missing; after each, the tables on disk are up to date."""
+    from tue_cli.jobs.trying import tried
+
+    work = _work(missing, shelf, len(dataset.labels))
+    total, begun, done = len(list(plan.ordered())), time.monotonic(), 0.0
+    for number, ((key, cell, run), passes) in enumerate(zip(missing, work, strict=True), start=1):
+        pixels, weights = yield from shelf.pictures(cell.arm)
+        seconds = time.monotonic()
+        result, _ = yield from tried(run, dataset.arms(pixels), computer)
+        facts = {
+            "arm": asdict(cell.arm),
+            "victim": asdict(run) | {"seed": None},
+            "data": {"name": dataset.name, "key": dataset.key(), "pictures": len(dataset.labels)},
+            "weights_sha256": weights,
+            "hardware": f"{platform.system()} {platform.machine()}, {computer.description}",
+            "software": f"tue {__version__}",
+        }
+        wall = round(time.monotonic() - seconds, 1)
+        shelf.keep(key, run.seed, {**result, "wall_seconds": wall}, facts)
+        for sheet in sheets:
+            list(_written(sheet, _results(plan, shelf), shelf.folder))
+        done += passes
+        left = (sum(work) - done) * (time.monotonic() - begun) / done
+        yield Advanced(total - len(missing) + number, total, result["rate"], round(left, 1))
+
+
+def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> list[float]:
+    """Return about how much each victim takes, with what must be made for it, in passes."""
+    made: set[str] = set()
+    work = []
+    for _, cell, _ in missing:
+        training, noise = cell.arm.passes()
+        passes = cell.passes()
+        if not shelf.has_pictures(cell.arm) and shelf.name(cell.arm) not in made:
+            passes += training + noise * pictures
+        made.add(shelf.name(cell.arm))
+        work.append(passes)
+    return work
+
+
+def _seeds(shelf: Shelf, key: str) -> set[str]:
+    return set(shelf.cell(key).get("runs", {}))
+
+
+def _results(plan: Bench, shelf: Shelf) -> Results:
+    found = {key: shelf.cell(key) for key in plan.cells}
+    return {key: cell for key, cell in found.items() if cell}
+
+
+def _written(sheet: Sheet, results: Results, folder: Path) -> Iterator[Event]:
+    """Write a table as Markdown and as JSON."""
+    yield _saved(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
+    as_json = json.dumps(data(sheet, results), indent=1) + "\n"
+    yield _saved(as_json.encode(), folder / f"{sheet.name}.json")
+
+
+def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Iterator[Event]:
+    """Draw the paper's figures, each where what it shows was measured."""
+    results = _results(plan, shelf)
+    drawings: dict[str, Drawing] = {}
+    if any(results.get(place.key) for (row, _), place in sheet.places.items() if row == "4/255"):
+        drawings["figure-1"] = protective_effects(sheet, results)
+    arms = {name: plan.arm(name) for name in COLOURS}
+    if all(shelf.has_pictures(arm) for arm in (*arms.values(), plan.arm("TAP"))):
+        every = dict.fromkeys(arms, dataset.pixels)
+        for name, arm in arms.items():
+            every[name], _ = yield from shelf.pictures(arm)
+        # The paper does not say through whose eyes: here it is a net trained on clean pictures.
+        points = yield from shelf.mapped(plan.arm("TAP"), every)
+        drawings["figure-2"] = map_of(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
+    mark = sheet.name.removeprefix("table-1-")
+    for name, drawing in drawings.items():
+        yield _saved(drawing.svg(), shelf.folder / f"{name}-{mark}.svg")
+        yield _saved(drawing.png(), shelf.folder / f"{name}-{mark}.png")
+
+
+def _saved(content: bytes, path: Path) -> Saved:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(content, path)
+    return Saved(None, path, {"bytes": len(content)})

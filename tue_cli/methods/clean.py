@@ -1,0 +1,31 @@
+"""A surrogate that is trained on pictures as they are: no method, but what tap and uc attack."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from tue_cli.methods.surrogate import FrozenNets, classification
+from tue_cli.nets.classifiers import Classifier
+from tue_cli.numerics.batches import Pictures, crop_and_flip
+from tue_cli.numerics.loop import Training, fit
+from tue_cli.settings import TrainSettings
+
+
+def fit_role(
+    role: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> Iterator[float]:
+    """Train the surrogate by standard training, with shifts and flips."""
+    assert isinstance(training.net, Classifier)
+    yield from fit(
+        training,
+        pictures,
+        loss=classification(training.net, dtype),
+        corrupt=lambda pixels, _, generator: crop_and_flip(pixels, generator),
+    )

@@ -1,0 +1,56 @@
+"""CUDA: Sadasivan et al. 2023, "CUDA: Convolution-based Unlearnable Datasets"; no relation of
+NVIDIA's.
+
+No net: each class has one small filter, and every picture goes through its class's.
+
+- Nothing bounds how far a pixel moves. The filter's largest weight sits at a random place, which
+  shifts the picture by up to a pixel; that is the method.
+- The border is repeated outwards, where theirs is darkened by black; a black picture stays black,
+  where theirs divides by 0.
+- A class's filter comes from the run's seed and its key alone.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.numerics.batches import generator_at
+from tue_cli.settings import FilterSettings, NoiseSettings
+
+FILTER = FilterSettings()
+
+
+def filter_of(key: int, generator: torch.Generator) -> Tensor:
+    """Draw a class's filter (side, side): small weights, and one of 1 at a random place."""
+    own = generator_at(generator.initial_seed(), "cuda", key, torch.device("cpu"))
+    weights = FILTER.blur * torch.rand(FILTER.side**2, generator=own)
+    weights[torch.randint(0, FILTER.side**2, (), generator=own)] = 1
+    return weights.reshape(FILTER.side, FILTER.side)
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta, (N, 3, H, W), by which each picture becomes its filtered self.
+
+    The filtered picture is divided by its own maximum.
+    """
+    filters = torch.stack([filter_of(key, generator) for key in labels.tolist()]).to(pixels)
+    count, channels, height, width = pixels.shape
+    padded = F.pad(pixels, (FILTER.side // 2,) * 4, mode="replicate")
+    filtered = F.conv2d(
+        padded.reshape(1, count * channels, *padded.shape[2:]),
+        filters.repeat_interleave(channels, 0)[:, None],
+        groups=count * channels,
+    ).reshape(pixels.shape)
+    largest = filtered.amax((1, 2, 3), keepdim=True).clamp(min=torch.finfo(pixels.dtype).tiny)
+    return filtered / largest - pixels

@@ -1,0 +1,74 @@
+"""REM, robust error-minimising noise: Fu et al. 2022, "Robust Unlearnable Examples: Protecting Data
+Privacy Against Adversarial Learning"; and SEM (Liu et al. 2024), the same without inner steps.
+
+- The adversary meets the shifted view; the gradient at its point goes back through the shift alone,
+  as in theirs: the offset is a constant.
+- Its random start is drawn once for a batch, as the shifts are: a picture's noise is its own.
+- The noise stays within the pixels' range, where theirs is cut when it is applied; and the last
+  pass covers every picture, where theirs drops those that fill no batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tue_cli.methods.surrogate import (
+    FrozenNets,
+    ascent,
+    fit_on_own_noise,
+    shifted,
+    surrogate_of,
+)
+from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.loop import Training
+from tue_cli.numerics.losses import cross_entropy
+from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
+from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
+
+
+def hardened(
+    loss: Objective, adversary: AdversarySettings, generator: torch.Generator
+) -> Objective:
+    """Return the loss where an adversary has moved the pixels, which are in [0, 1]."""
+
+    def objective(pixels: Tensor) -> Tensor:
+        fixed = pixels.detach()
+        start = uniform_start(fixed[:1], adversary.radius, generator).expand_as(fixed)
+        return loss(pixels + ascent(loss, fixed, adversary, start))
+
+    return objective
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta, (N, 3, H, W), that makes the surrogate's loss small for all an adversary does.
+
+    The inner maximum within the outer minimum (Fu et al., Eq. 5), over shifts and flips.
+    """
+    loss = hardened(cross_entropy(surrogate_of(nets), labels), noise.inner, generator)
+    term = Term(gradient_of(shifted(loss, noise.samples, generator)), noise.step)
+    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+
+
+def fit_role(
+    role: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> Iterator[float]:
+    """Train the surrogate by adversarial training on its own unlearnable examples."""
+    yield from fit_on_own_noise(
+        training, nets, pictures, perturb, settings.noise, settings.adversary, dtype
+    )

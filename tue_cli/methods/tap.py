@@ -1,0 +1,33 @@
+"""TAP, targeted adversarial poisons: Fowl et al. 2021, "Adversarial Examples Make Strong Poisons".
+
+A clean-trained net is fooled into seeing the next class in every picture; the labels stay. A victim
+that has learnt that falls below guessing, which is no better protection than guessing.
+
+- One start instead of the best of eight: their README does the same to save time.
+- It starts uniformly, as all methods here do, where theirs is a normal draw cut to the ball.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from tue_cli.methods.surrogate import FrozenNets, shifted, surrogate_of
+from tue_cli.numerics.losses import cross_entropy_of_next
+from tue_cli.numerics.pgd import Term, gradient_of, pgd
+from tue_cli.settings import NoiseSettings
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta, (N, 3, H, W), that makes the surrogate see the class after the label's."""
+    loss = shifted(cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, generator)
+    term = Term(gradient_of(loss), noise.step)
+    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)

@@ -1,0 +1,89 @@
+"""UC, unlearnable clusters: Zhang et al. 2023, "Unlearnable Clusters: Towards Label-agnostic
+Unlearnable Examples".
+
+Nobody's labels are needed: a clean net's features fall into clusters, and each cluster has one
+noise for all its pictures, which pulls any picture's features to the centre of the next cluster. So
+it serves a folder without classes (`--labels cluster`), whatever labels a victim gives them.
+
+- The clean net is trained here, where the paper takes one that was trained on ImageNet.
+- The noises themselves are trained, where the paper trains a generator for each of them, a ResNet
+  that sees one fixed picture.
+- They are squashed to the radius by tanh; the paper's are cut there, which stops their gradient.
+- Every noise learns from all pictures, of whatever cluster, as in the paper's code.
+- As many clusters as the weights have classes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+from tue_cli.files.labels import clusters
+from tue_cli.methods import clean
+from tue_cli.methods.surrogate import FrozenNets, surrogate_of
+from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.nets.patterns import Patterns
+from tue_cli.numerics.batches import Pictures, crop_and_flip
+from tue_cli.numerics.loop import Training, fit
+from tue_cli.numerics.losses import divergence
+from tue_cli.settings import NoiseSettings, TrainSettings
+
+CLUSTERED = 10_000
+"""At most so many pictures decide where the centres are."""
+TESTED = 500
+"""Pictures a forward pass."""
+
+
+def perturb(
+    nets: FrozenNets,
+    pixels: Tensor,
+    labels: Tensor,
+    noise: NoiseSettings,
+    *,
+    start: Tensor,
+    generator: torch.Generator,
+) -> Tensor:
+    """Return delta, (N, 3, H, W): that of each picture's cluster, cut to the pixels' range."""
+    patterns = nets["patterns"]
+    assert isinstance(patterns, Patterns)
+    with torch.no_grad():
+        delta: Tensor = noise.radius * patterns(labels)
+        return (pixels + delta).clamp(0, 1) - pixels
+
+
+def centres_of(surrogate: FrozenClassifier, pictures: Pictures, count: int, seed: int) -> Tensor:
+    """Return the centres (count, D) of clusters of clean pictures' features, by k-means."""
+    few = torch.split(torch.arange(min(len(pictures), CLUSTERED)), TESTED)
+    with torch.no_grad():
+        features = torch.cat([surrogate.features(pictures.batch(part)[0]) for part in few])
+    numbers = torch.from_numpy(clusters(features.cpu().numpy(), count, seed)).to(features.device)
+    found = [features[numbers == number].mean(0) for number in range(int(numbers.max()) + 1)]
+    return torch.stack([found[number % len(found)] for number in range(count)])
+
+
+def fit_role(
+    role: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
+) -> Iterator[float]:
+    """Train the clean surrogate, then, with it frozen in `nets`, the clusters' noises."""
+    if role == "surrogate":
+        yield from clean.fit_role(role, training, nets, pictures, settings, dtype)
+        return
+    patterns, surrogate = training.net, surrogate_of(nets)
+    assert isinstance(patterns, Patterns)
+    count, radius = len(patterns.raw), settings.noise.radius
+    centres = centres_of(surrogate, pictures, count, settings.seed)
+
+    def loss(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        drawn = torch.randint(0, count, labels.shape, generator=generator, device=generator.device)
+        moved = (pixels + radius * patterns(drawn)).clamp(0, 1)
+        features = surrogate.features(crop_and_flip(moved, generator))
+        return divergence(features, centres[(drawn + 1) % count]).mean()
+
+    yield from fit(training, pictures, loss=loss)
