@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tue_cli.errors import BadSetting
+from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
 from tue_cli.jobs.bench import BenchSpec, bench
 from tue_cli.jobs.cifar import KEPT
@@ -281,6 +281,52 @@ def test_pickled_cifar_is_written_out_once(name: str, tmp_path: Path) -> None:
         assert np.array_equal(np.asarray(image).transpose(2, 0, 1).ravel(), pixels[file][3])
     assert not [event for event in bench(spec) if isinstance(event, Note)]
     assert (output / f"table-1-{name}.md").exists()
+    # Interrupted between the two parts, it goes on with the second.
+    shutil.rmtree(output / "data" / name / "test")
+    list(bench(spec))
+    assert len(list((output / "data" / name / "test").rglob("*.png"))) == 6
+
+
+@pytest.mark.parametrize("changes", [{"seed": 1}, {"size": 20}, {"steps": 4}])
+def test_results_of_other_settings_are_not_written_over(
+    changes: dict[str, Any], pictures: Path, tmp_path: Path
+) -> None:
+    spec = replace(spec_of(pictures, tmp_path / "out", "1"), dry_run=True)
+    list(bench(spec))
+    before = {path: path.read_bytes() for path in (tmp_path / "out").iterdir()}
+    list(bench(spec))
+    with pytest.raises(BadSetting, match="another preset, size or seed"):
+        list(bench(replace(spec, settings=replace(spec.settings, **changes))))
+    assert {path: path.read_bytes() for path in (tmp_path / "out").iterdir()} == before
+
+
+@pytest.mark.parametrize("size", [0, -4, 4, 33])
+def test_a_size_that_no_net_takes_is_refused(size: int, pictures: Path, tmp_path: Path) -> None:
+    spec = spec_of(pictures, tmp_path / "out", "1")
+    with pytest.raises(BadSetting, match="working size"):
+        list(bench(replace(spec, settings=replace(spec.settings, size=size))))
+
+
+def test_an_output_that_cannot_be_made_stops_the_bench_at_once(
+    pictures: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(OutputProblem) as caught:
+        list(bench(replace(spec_of(pictures, tmp_path / "file", "1"), dry_run=True)))
+    assert caught.value.remedy
+
+
+@pytest.mark.parametrize("meta", [{}, [], {"label_names": 3}])
+def test_a_dataset_that_is_not_whole_is_refused(meta: object, tmp_path: Path) -> None:
+    kept = KEPT["cifar-10"]
+    (tmp_path / kept.folder).mkdir()
+    (tmp_path / kept.folder / kept.names).write_bytes(pickle.dumps(meta, protocol=2))
+    batch = {"data": np.zeros((1, 3072), np.uint8), "labels": [0]}
+    for file in kept.train + kept.test:
+        (tmp_path / kept.folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+    with pytest.raises(BadSetting) as caught:
+        list(bench(BenchSpec((tmp_path,), tmp_path / "out", ("1",), FEW, "cpu")))
+    assert "Download" in caught.value.remedy
 
 
 def test_a_pickle_that_does_something_is_not_read(tmp_path: Path) -> None:

@@ -44,9 +44,9 @@ def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: P
     quick = ("--steps", "1", "--weights", str(tiny_weights), "-o", str(tmp_path / "out"))
     ran = tue("protect", str(folder), "--json", *quick)
     events = [json.loads(line) for line in ran.stdout.splitlines()]
-    assert [e["event"] for e in events] == ["started", "saved", "saved", "done"]
-    assert events[1]["largest"] == 8
-    assert Path(events[1]["path"]).is_file() and Path(events[1]["source"]).is_file()
+    assert [e["event"] for e in events] == ["note", "started", "saved", "saved", "done"]
+    assert events[2]["largest"] == 8
+    assert Path(events[2]["path"]).is_file() and Path(events[2]["source"]).is_file()
     assert events[-1]["protected"] == 2 and events[-1]["engine_seconds"] > 0
 
 

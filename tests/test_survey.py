@@ -88,6 +88,16 @@ def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
     assert done.facts["pictures"] == 7 and done.facts["seconds"] > 0 and done.facts["psnr"] > 25
 
 
+def test_a_look_knows_what_was_protected_before(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    list(protect(spec))
+    done = list(look(spec, tmp_path / "scratch"))[-1]
+    assert isinstance(done, Done)
+    assert (done.facts["pictures"], done.facts["already_done"]) == (0, 6)
+
+
 def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     looked = next(e for e in look(spec, tmp_path / "scratch") if isinstance(e, Looked))

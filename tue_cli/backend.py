@@ -81,7 +81,7 @@ def choice(
     to do (`MANY`). Otherwise ONNX Runtime is: it starts at once, and its float32 is no slower.
     """
     if not is_installed("torch"):
-        return "onnx"
+        return "onnx" if method in METHODS else "torch"
     if method not in METHODS or not is_installed("onnxruntime") or not _has_graph(weights):
         return "torch"
     if former is not None and former.partition(",")[0] in BACKENDS:

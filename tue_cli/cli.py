@@ -79,7 +79,7 @@ Score = Annotated[
 ]
 ScoreMode = Annotated[str | None, typer.Option(help="tue: norm (the paper's line 9) or ascent.")]
 Samples = Annotated[
-    int | None, typer.Option(help="Random shifts and flips a step; default: as published.")
+    int | None, typer.Option(help="Random shifts and flips a step; default: 5 for rem, else 1.")
 ]
 InnerRadius = Annotated[
     float | None, typer.Option(help="rem: radius of its inner adversary, in levels of 255.")
@@ -473,7 +473,7 @@ def bench(
         list[Path],
         typer.Option(
             help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/, or where torchvision "
-            "keeps CIFAR-10 or CIFAR-100; several do."
+            "keeps CIFAR-10 or CIFAR-100; may be given several times."
         ),
     ],
     output: Annotated[
@@ -483,7 +483,7 @@ def bench(
         list[str],
         typer.Option(
             help="1 (methods), 2 (victims), 3 to 6 (surrogates and victims), partial, ablations; "
-            "several do."
+            "may be given several times."
         ),
     ] = ["1"],  # noqa: B006 - typer copies it
     preset: Annotated[
@@ -492,7 +492,9 @@ def bench(
     size: Annotated[
         int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
+    seed: Annotated[
+        int, typer.Option(help="Of the nets' training and the first victim; the noise has its own.")
+    ] = 0,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Measure nothing; write what is known.")

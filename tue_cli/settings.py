@@ -97,6 +97,8 @@ class Method:
     """What holds a pixel: `linf`, `l2` (the mean square over the picture), or `none`."""
     noise: NoiseSettings
     """The published defaults."""
+    shows_key: bool = False
+    """Whether its noise makes the surrogate see a picture's key; then far keys make it strong."""
 
     @property
     def roles(self) -> tuple[str, ...]:
@@ -118,10 +120,10 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "tue": Method("Fang et al. 2023", ("tue", "em", "rem"), "linf", NoiseSettings()),
-    "em": Method("Huang et al. 2021", ("em", "tue", "rem"), "linf", NoiseSettings()),
+    "tue": Method("Fang et al. 2023", ("tue", "em", "rem"), "linf", NoiseSettings(), True),
+    "em": Method("Huang et al. 2021", ("em", "tue", "rem"), "linf", NoiseSettings(), True),
     # Fu et al.: 10 steps of radius / 5, 5 shifts and flips, an adversary of 4/255.
-    "rem": Method("Fu et al. 2022", ("rem",), "linf", NoiseSettings(samples=5)),
+    "rem": Method("Fu et al. 2022", ("rem",), "linf", NoiseSettings(samples=5), True),
     # Fowl et al.: 250 steps of radius / 20.
     "tap": Method("Fowl et al. 2021", ("clean",), "linf", NoiseSettings(steps=250, travel=12.5)),
     # Yuan and Wu: 10 steps of 1.1 radius / 10.
@@ -168,8 +170,9 @@ class KernelSettings:
 class TrainSettings:
     """`tue train`: the nets of a recipe, one after the other."""
 
+    # As of protecting, and where the nets are those that a form can show.
     method: str = setting(
-        "tue", "what the weights are for; clean serves tap", choices=tuple(RECIPES)
+        "tue", "what the weights are for; clean serves tap", choices=("tue", "em", "clean")
     )
     net: str = setting("resnet18", "surrogate", source="Fang et al., section 4.1", choices=NETS)
     width: int = setting(64, "channels of the surrogate's first stage; 64 is the published net")

@@ -191,10 +191,14 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     return Weights(name, card, tensors, found, path)
 
 
+NETLESS = "none"
+"""The name of weights that hold no net."""
+
+
 def netless(method: str, classes: tuple[str, ...], size: int) -> Weights:
     """Return what stands in the place of weights where a method needs no net: keys and a size."""
     card = Card(method, "", 0, size, classes, 0, 0.0, {})
-    return Weights("none", card, {}, digest({}))
+    return Weights(NETLESS, card, {}, digest({}))
 
 
 def graph_of(weights: Weights) -> bytes:

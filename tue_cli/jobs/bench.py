@@ -14,11 +14,12 @@ from tue_cli import __version__
 from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Saved, Started, Table
 from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
+from tue_cli.files.manifest import output_problem, shown
 from tue_cli.jobs.cells import Cell
 from tue_cli.jobs.checkpoint import write_output
 from tue_cli.jobs.cifar import kept_in, written_out
 from tue_cli.jobs.layout import TABLES, Bench
-from tue_cli.jobs.plan import refuse_seed
+from tue_cli.jobs.plan import refuse_seed, refuse_size
 from tue_cli.jobs.trials import Trial
 from tue_cli.settings import DEVICES, BenchSettings, setting
 from tue_cli.tables import NOTE, Results, Sheet, data, grid, markdown
@@ -51,6 +52,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
     if unknown := [name for name in spec.tables if name not in TABLES]:
         raise BadSetting(f"There is no table {unknown[0]!r}.", f"Choose from {', '.join(TABLES)}.")
     refuse_seed(spec.settings.seed)
+    refuse_size(spec.settings.size)
     require("torch")
     from tue_cli.engine import machine
     from tue_cli.jobs.shelf import Shelf, loaded
@@ -64,6 +66,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
             folder = spec.output / "data" / kept
         dataset, failures = loaded(folder, spec.settings)
         yield from failures
+        _claim(spec)
         shelf = Shelf(spec.output, dataset, computer, spec.device)
         plan = Bench(spec.settings, dataset.name, dataset.key())
         sheets = [TABLES[name](plan) for name in spec.tables]
@@ -83,12 +86,35 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
             yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
             written[sheet.name] = data(sheet, results)
             yield from _written(sheet, results, spec.output)
-        if "1" in spec.tables:
+        if "1" in spec.tables and not spec.dry_run:
             yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
     yield Done(
         {"tables": written, "seconds": round(time.monotonic() - began, 1)},
         (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
     )
+
+
+def _claim(spec: BenchSpec) -> None:
+    """Keep the settings in the folder; tables of others would take their place.
+
+    Raises:
+        BadSetting: the folder has the results of other settings, or two datasets have one name.
+        OutputProblem: the folder cannot be written.
+    """
+    names = [path.resolve().name for path in spec.data]
+    if len(set(names)) < len(names):
+        raise BadSetting("Two of the folders have one name.", "Measure them one by one.")
+    place, wanted = spec.output / "settings.json", json.dumps(asdict(spec.settings), indent=1)
+    try:
+        spec.output.mkdir(parents=True, exist_ok=True)
+        if place.exists() and place.read_text(encoding="utf-8") != wanted:
+            raise BadSetting(
+                f"{shown(spec.output)} holds the results of another preset, size or seed.",
+                "Choose another output with -o.",
+            )
+    except OSError as error:
+        raise output_problem(error, spec.output) from None
+    write_output(wanted.encode(), place)
 
 
 def _measured(

@@ -72,21 +72,30 @@ def written_out(folder: Path, target: Path) -> Iterator[Event]:
     assert name is not None
     kept = KEPT[name]
     yield Note(f"Writing {name} out as pictures.")
-    names = _read(folder / kept.folder / kept.names)[f"{kept.labels[:-1]}_names"]
+    names = _read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", [])
     for part, files in (("train", kept.train), ("test", kept.test)):
-        for file in files:
-            batch = _read(folder / kept.folder / file)
-            pixels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-            try:
-                for number, (levels, label) in enumerate(
-                    zip(pixels, batch[kept.labels], strict=True)
-                ):
-                    place = target / f"{part}-begun" / names[label] / f"{file}-{number:05d}.png"
-                    place.parent.mkdir(parents=True, exist_ok=True)
-                    Image.fromarray(np.ascontiguousarray(levels)).save(place)
-            except OSError as error:
-                raise output_problem(error, target) from None
-        (target / f"{part}-begun").replace(target / part)
+        if (target / part).is_dir():
+            continue
+        begun = target / f"{part}-begun"
+        try:
+            for file in files:
+                _write(_read(folder / kept.folder / file), file, kept, names, begun)
+            begun.replace(target / part)
+        except OSError as error:
+            raise output_problem(error, target) from None
+        except (KeyError, IndexError, TypeError, ValueError) as error:
+            raise BadSetting(
+                f"{shown(folder / kept.folder)} does not hold {name}: {shown(str(error))}.",
+                "Download the dataset again.",
+            ) from None
+
+
+def _write(batch: dict[str, Any], file: str, kept: Kept, names: list[str], begun: Path) -> None:
+    pixels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    for number, (levels, label) in enumerate(zip(pixels, batch[kept.labels], strict=True)):
+        place = begun / names[label] / f"{file}-{number:05d}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(levels)).save(place)
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -97,4 +106,6 @@ def _read(path: Path) -> dict[str, Any]:
         raise BadSetting(
             f"{shown(path)} cannot be read: {shown(str(error))}.", "Download the dataset again."
         ) from None
+    if not isinstance(content, dict):
+        raise BadSetting(f"{shown(path)} is no part of a dataset.", "Download the dataset again.")
     return content

@@ -41,7 +41,7 @@ class Bench:
     ) -> Place:
         """Return the place of a cell, which is then one of the bench's; `attack` is of `ATTACKS`.
 
-        `alone10` to `alone90` train on the pictures that stay clean where so many are protected.
+        `alone20` to `alone80` train on the pictures that stay clean where so many are protected.
         """
         budget, alone = self.settings, attack.startswith("alone")
         way = ATTACKS[attack.replace("alone", "part").partition("@")[0]]

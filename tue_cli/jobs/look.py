@@ -21,8 +21,8 @@ from tue_cli.files import folders
 from tue_cli.files.manifest import Journal, former_run
 from tue_cli.files.showing import full_difference, shown_pairs
 from tue_cli.jobs.pipeline import BATCH, Pipeline
-from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned
-from tue_cli.weights import load
+from tue_cli.jobs.plan import ProtectSpec, Task, check, labelled, outstanding, planned, weights_for
+from tue_cli.jobs.protect import run_of
 
 LOOKED_AT = 3
 TRIED = 9
@@ -38,7 +38,7 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
     check(spec)
     output = spec.output or folders.default_output(spec.paths)
     found = folders.discover(spec.paths, output)
-    weights = load(spec.weights)
+    weights = weights_for(spec)
     engine = engine_for(
         weights,
         spec.settings.method,
@@ -53,9 +53,9 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
-        former = Journal(output, {}, "overwrite")
+        former = Journal(output, run_of(spec, weights, engine), "skip")
         former.recall()
-        # Clusters need every picture decoded; how three pictures look does not depend on them.
+        # Clusters and far keys need many pictures decoded, and three look the same without.
         clustered = spec.labels.partition(":")[0] == "cluster"
         named = replace(spec, labels="single") if clustered else spec
         items = labelled(named, found, weights, engine, pool, former, [])

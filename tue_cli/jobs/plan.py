@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,6 +14,7 @@ import numpy as np
 from tue_cli.backend import BACKENDS, refuse_unknown
 from tue_cli.engine import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem
+from tue_cli.events import Event, Note
 from tue_cli.files import folders, images, labels, scale
 from tue_cli.files.manifest import EXISTING, Journal, shown
 from tue_cli.jobs.reporting import refuse_report
@@ -127,6 +128,14 @@ def refuse_noise(noise: NoiseSettings) -> None:
             f"An inner adversary of {noise.inner_steps} steps and {noise.inner_radius * 255:g} "
             "levels cannot be.",
             "Give 0 steps or more and a radius of 0 to 255.",
+        )
+
+
+def refuse_size(size: int) -> None:
+    """Raise BadSetting for a working size that nets cannot take."""
+    if size < 16 or size % 4:
+        raise BadSetting(
+            f"A working size of {size} pixels cannot be.", "Choose a multiple of 4 from 16."
         )
 
 
@@ -250,7 +259,7 @@ def nearness(
     engine: Engine,
     pool: ThreadPoolExecutor,
     journal: Journal,
-) -> dict[str, Floats]:
+) -> Generator[Event, None, dict[str, Floats]]:
     """Return how near each class that has no key yet is to every key: (K,) by class.
 
     That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
@@ -262,11 +271,12 @@ def nearness(
     for item in items:
         by_class.setdefault(item.label, []).append(item)
     new = [name for name in by_class if name not in journal.keys]
-    can_be_seen = "surrogate" in METHODS[spec.settings.method].roles
-    if not can_be_seen or spec.key is not None or len(by_class) < 2:
+    shows_key = METHODS[spec.settings.method].shows_key
+    if not shows_key or spec.key is not None or len(by_class) < 2:
         return {}
-    if len(new) > len(weights.card.classes):
+    if not 0 < len(new) <= len(weights.card.classes):
         return {}
+    yield Note(f"Choosing keys by up to {LOOKED_AT} pictures of each class.")
     few = []
     for name in new:
         count = len(by_class[name])

@@ -68,11 +68,11 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        journal = Journal(output, _run(spec, weights, engine), spec.existing)
+        journal = Journal(output, run_of(spec, weights, engine), spec.existing)
         journal.recall()
         items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
-        near = nearness(spec, items, weights, engine, pool, journal)
+        near = yield from nearness(spec, items, weights, engine, pool, journal)
         if spec.dry_run:
             tasks = planned(spec, items, weights, journal, near)
             left = outstanding(spec, tasks, journal)
@@ -128,7 +128,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
+def run_of(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
     """Return what decides the copies' bytes."""
     return {
         "tool": tool(),

@@ -28,7 +28,7 @@ from tue_cli.errors import (
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.files import images, scale
 from tue_cli.jobs.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
-from tue_cli.jobs.plan import refuse_noise, refuse_seed
+from tue_cli.jobs.plan import refuse_noise, refuse_seed, refuse_size
 from tue_cli.onnx_engine import METHODS
 from tue_cli.settings import DEVICES, RECIPES, TrainSettings, setting
 from tue_cli.weights import Card, fresh, pack, read
@@ -220,11 +220,7 @@ def _check(spec: TrainSpec) -> None:
         raise BadSetting(
             f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
         )
-    if settings.size < 16 or settings.size % 4:
-        raise BadSetting(
-            f"A working size of {settings.size} pixels cannot be.",
-            "Choose a multiple of 4 from 16.",
-        )
+    refuse_size(settings.size)
     refuse_noise(settings.noise)
     refuse_seed(settings.seed)
     for name in ("steps", "score_steps", "batch", "score_width"):

@@ -78,13 +78,14 @@ def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
             noise=NoiseSettings(**settings["noise"]),
             seed=settings["seed"],
         ),
-        weights=None if run["weights"]["name"] == _packaged() else run["weights"]["name"],
+        weights=_asked_for(run["weights"]["name"]),
         format=run["format"],
         quality=run["quality"],
     )
 
 
-def _packaged() -> str:
-    from tue_cli.weights import index
+def _asked_for(name: str) -> str | None:
+    """Return what to ask for to get weights of that name; None for what comes unasked."""
+    from tue_cli.weights import NETLESS, index
 
-    return str(index()["default"])
+    return None if name in (NETLESS, index()["default"]) else name
