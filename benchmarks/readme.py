@@ -79,9 +79,20 @@ def speeds() -> list[str]:
         f"- `tue protect` on 100 photographs of about 500 × 375: "
         f"{photos['wall_seconds']['median']:.1f} s on one thread, of which "
         f"{100 * photos['outside_engine_of_process']['median']:.0f} % outside the engine, most of "
-        f"it starting up (n = {photos['wall_seconds']['n']}). Peak memory for 1,000 photographs: "
-        f"{memory['peak_mib']['1000']['median']:.0f} MiB, {memory['ratio']['median']:.2f} times "
-        "that for 100 (n = 1)."
+        f"it starting up (n = {photos['wall_seconds']['n']})."
+    )
+    peaks = {
+        title: memory["backends"][name]
+        for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
+    }
+    lines.append(
+        "- Peak memory for 1,000 photographs: "
+        + " and ".join(
+            f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title}, "
+            f"{facts['ratio']['median']:.2f} times that for 100"
+            for title, facts in peaks.items()
+        )
+        + " (n = 1)."
     )
     resume = json.loads((RESULTS / "resume.json").read_text(encoding="utf-8"))
     cut = [cell for cell in resume["cells"] if cell["equal"]]

@@ -40,6 +40,7 @@ from tue_cli.weights import Weights, build, load
 SECTIONS = ("engine", "photos", "memory", "help")
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "PIL", "numpy", "rich", "safetensors")
 """Modules that are looked for when help is shown."""
+BACKENDS = ("onnx", "torch")
 FORBIDDEN = ("torch", "onnxruntime", "textual")
 
 _PROBE = """
@@ -191,8 +192,8 @@ def photographs(folder: Path, count: int, place: Path) -> Path:
     return place
 
 
-def protect_once(arguments: argparse.Namespace, count: int, turn: int) -> record.Facts:
-    """Run `tue protect` on so many photographs into a fresh folder."""
+def protect_once(arguments: argparse.Namespace, count: int, turn: int, *more: str) -> record.Facts:
+    """Run `tue protect` on so many photographs into a fresh folder, with `more` options."""
     source = photographs(arguments.photos, count, arguments.work / f"photos-{count}")
     output = arguments.work / f"photos-{count}-protected"
     shutil.rmtree(output, ignore_errors=True)
@@ -203,7 +204,7 @@ def protect_once(arguments: argparse.Namespace, count: int, turn: int) -> record
         weights=arguments.weights,
         device="cpu",
         threads=arguments.threads,
-        options=options,
+        options=[*options, *more],
     )
     shutil.rmtree(output)
     record.note(f"{count} photographs, run {turn + 1}: {figures}")
@@ -233,16 +234,23 @@ def photos(arguments: argparse.Namespace) -> record.Facts:
 
 
 def memory(arguments: argparse.Namespace) -> record.Facts:
-    """Measure peak memory for few and for many photographs."""
+    """Measure peak memory for few and for many photographs, each engine against itself.
+
+    Left to itself the command takes ONNX Runtime for few and torch, which is larger, for many.
+    """
     few, many = arguments.count, arguments.many
-    peaks: dict[int, list[float]] = {few: [], many: []}
-    for turn in range(arguments.memory_repeats):
-        for count, values in peaks.items():
-            values.append(protect_once(arguments, count, turn)["peak_mib"])
-    return {
-        "peak_mib": {str(count): record.spread(values, 1) for count, values in peaks.items()},
-        "ratio": record.spread((b / a for a, b in zip(*peaks.values(), strict=True)), 3),
-    }
+    facts: record.Facts = {}
+    for backend in BACKENDS:
+        peaks: dict[int, list[float]] = {few: [], many: []}
+        for turn in range(arguments.memory_repeats):
+            for count, values in peaks.items():
+                figures = protect_once(arguments, count, turn, "--backend", backend)
+                values.append(figures["peak_mib"])
+        facts[backend] = {
+            "peak_mib": {str(count): record.spread(values, 1) for count, values in peaks.items()},
+            "ratio": record.spread((b / a for a, b in zip(*peaks.values(), strict=True)), 3),
+        }
+    return {"backends": facts}
 
 
 def tue_command() -> list[str]:
@@ -332,9 +340,10 @@ def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
             line(title, "outside the engine, process", cell["outside_engine_of_process"], " %", 100)
             line(title, "outside the engine, job", cell["outside_engine_of_job"], " %", 100)
         elif section == "memory":
-            for count, figures in sorted(cell["peak_mib"].items(), key=lambda item: int(item[0])):
-                line(title, f"peak memory, {count} photographs", figures, " MiB")
-            line(title, "many over few", cell["ratio"], " ×")
+            for backend, facts in cell["backends"].items():
+                for count, figures in facts["peak_mib"].items():
+                    line(title, f"{backend}, peak memory, {count} photographs", figures, " MiB")
+                line(title, f"{backend}, many over few", facts["ratio"], " ×")
         else:
             line(title, f"`{cell['measured']}`", cell["seconds"], " s")
             line(title, "its processor time", cell["cpu_seconds"], " s")

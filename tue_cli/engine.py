@@ -29,6 +29,8 @@ class Engine(Protocol):
     """Device and precision, for people."""
     kind: str
     """What of these decides the bits of a result."""
+    batch: int
+    """Pictures it takes at once; fewer cost as much."""
 
     def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1].
@@ -119,7 +121,7 @@ class TorchEngine:
         self._noise = noise
         self._seed = seed
         self._machine = machine
-        self._batch = batch
+        self.batch = batch
         self.description = f"torch, {machine.description}"
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
         roles = tuple(r for r in METHODS[method].roles if r != "score" or noise.score_ratio)
@@ -136,8 +138,8 @@ class TorchEngine:
 
         deltas = []
         device = self._machine.device
-        for place in range(0, len(pixels), self._batch):
-            part = slice(place, place + self._batch)
+        for place in range(0, len(pixels), self.batch):
+            part = slice(place, place + self.batch)
             start = starts(pixels[part].shape, seeds[part], self._noise.radius)
             # The same shifts and flips for every batch: a picture's noise is its own. They are
             # drawn on the CPU, whatever computes, so that every engine draws the same.
@@ -145,10 +147,10 @@ class TorchEngine:
             try:
                 delta = self._perturb(
                     self._nets,
-                    torch.from_numpy(filled(pixels[part], self._batch)).to(device),
-                    torch.from_numpy(filled(keys[part], self._batch)).to(device),
+                    torch.from_numpy(filled(pixels[part], self.batch)).to(device),
+                    torch.from_numpy(filled(keys[part], self.batch)).to(device),
                     self._noise,
-                    start=torch.from_numpy(filled(start, self._batch)).to(device),
+                    start=torch.from_numpy(filled(start, self.batch)).to(device),
                     generator=generator,
                 )
             except torch.OutOfMemoryError:
@@ -176,9 +178,9 @@ class TorchEngine:
 
         parts = []
         with torch.no_grad():
-            for place in range(0, len(pixels), self._batch):
-                part = pixels[place : place + self._batch]
-                batch = torch.from_numpy(filled(part, self._batch)).to(self._machine.device)
+            for place in range(0, len(pixels), self.batch):
+                part = pixels[place : place + self.batch]
+                batch = torch.from_numpy(filled(part, self.batch)).to(self._machine.device)
                 parts.append(see(batch)[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 

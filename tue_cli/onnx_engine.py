@@ -73,7 +73,7 @@ class OnnxEngine:
         self._noise = noise
         self._seed = seed
         self._session, kind = opened(graph, weights.tensors, device)
-        self._batch = min(batch, CPU_BATCH) if kind == "cpu" else batch
+        self.batch = min(batch, CPU_BATCH) if kind == "cpu" else batch
         self.description = f"ONNX Runtime, {PROVIDERS[kind][1]}"
         if kind == "cpu":
             self.description += f", {threads()} thread{'s' * (threads() > 1)}"
@@ -95,14 +95,14 @@ class OnnxEngine:
         seed = draws.seed_at(self._seed, "perturb", 0)
         moves = draws.moves(seed, noise.steps * noise.samples)
         deltas = []
-        for place in range(0, len(pixels), self._batch):
-            part = slice(place, place + self._batch)
-            batch = filled(pixels[part], self._batch)
-            start = filled(draws.starts(pixels[part].shape, seeds[part], noise.radius), self._batch)
+        for place in range(0, len(pixels), self.batch):
+            part = slice(place, place + self.batch)
+            batch = filled(pixels[part], self.batch)
+            start = filled(draws.starts(pixels[part].shape, seeds[part], noise.radius), self.batch)
             delta = np.clip(start, np.maximum(-batch, -radius), np.minimum(1 - batch, radius))
             for step in range(noise.steps):
                 drawn = moves[step * noise.samples : (step + 1) * noise.samples]
-                delta = self._run(self._next, batch, delta, filled(keys[part], self._batch), drawn)
+                delta = self._run(self._next, batch, delta, filled(keys[part], self.batch), drawn)
             deltas.append(delta[: len(pixels[part])])
         return np.concatenate(deltas)
 
@@ -116,10 +116,10 @@ class OnnxEngine:
 
     def _seen(self, output: str, pixels: Floats) -> Floats:
         parts = []
-        keys = np.zeros(self._batch, np.int64)
-        for place in range(0, len(pixels), self._batch):
-            part = pixels[place : place + self._batch]
-            batch = filled(part, self._batch)
+        keys = np.zeros(self.batch, np.int64)
+        for place in range(0, len(pixels), self.batch):
+            part = pixels[place : place + self.batch]
+            batch = filled(part, self.batch)
             seen = self._run(output, batch, np.zeros_like(batch), keys, [draws.STAY])
             parts.append(seen[: len(part)])
         return np.concatenate(parts)

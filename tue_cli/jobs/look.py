@@ -85,7 +85,7 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
         began, side = time.monotonic(), weights.card.size
         engine.perturb(np.zeros((1, 3, side, side), np.float32), np.zeros(1, np.int64), [0])
         a_batch = time.monotonic() - began
-        seconds = -(-len(left) // BATCH) * a_batch + len(left) * spent / max(1, tried)
+        seconds = -(-len(left) // engine.batch) * a_batch + len(left) * spent / max(1, tried)
         yield Done(
             {
                 "pictures": len(left),

@@ -101,7 +101,7 @@ class Pipeline:
                 yield from outcomes(iter([result]))
                 continue
             batch.append(result)
-            if len(batch) == BATCH or sum(map(_pixels, batch)) >= BATCH_PIXELS:
+            if len(batch) == self._engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
                 submitted = self._submit(batch)
                 batch = []
                 yield from outcomes(future.result() for future in writing)
