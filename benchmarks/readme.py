@@ -127,8 +127,8 @@ def verification() -> str:
     lines += [
         "",
         f"What `tue verify --budget quick` said of {quick['pictures']} pictures of CIFAR-10 in "
-        f"{quick['seconds']['median'] / 60:.0f} minutes, on {hardware['cores']} cores beside other "
-        f"work: *{quick['headline']}* (n = {quick['runs']}.)",
+        f"{quick['seconds']['median'] / 60:.0f} minutes, on {hardware['cores']} cores of an "
+        f"{hardware['cpu']}: *{quick['headline']}* (n = {quick['runs']}.)",
         *(
             f"{told}: {_protection(result[name])}."
             for name, told in CONTROLS.items()
