@@ -72,8 +72,8 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         journal.recall()
         items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
-        near = yield from nearness(spec, items, weights, engine, pool, journal)
         if spec.dry_run:
+            near = yield from nearness(spec, items, weights, engine, pool, journal)
             tasks = planned(spec, items, weights, journal, near)
             left = outstanding(spec, tasks, journal)
             seconds = _estimate(left, weights, engine, spec, threads)
@@ -90,6 +90,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             return
         with journal:
             try:
+                near = yield from nearness(spec, items, weights, engine, pool, journal)
                 tasks = planned(spec, items, weights, journal, near)
                 facts = _facts(spec, output, weights, engine, tasks)
                 total = len(tasks) + len(found.refused)
