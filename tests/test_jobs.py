@@ -26,14 +26,15 @@ from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputPro
 from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
 from tue_cli.files.folders import Item
 from tue_cli.files.images import Picture, decode
+from tue_cli.files.labels import assign_keys
 from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.files.scale import shrink
 from tue_cli.jobs.pipeline import BATCH, BATCH_PIXELS, Loaded, ahead
-from tue_cli.jobs.plan import ProtectSpec, Task
+from tue_cli.jobs.plan import KEYS, ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
 from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
-from tue_cli.weights import build, graph_of, read
+from tue_cli.weights import build, graph_of, pack, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
@@ -376,6 +377,22 @@ def test_classes_get_the_keys_that_the_surrogate_sees_least_in_them(
     for dry in (True, False):
         events = run(replace(spec, dry_run=dry))
         assert next(e.facts["keys"] for e in events if isinstance(e, Started)) == wanted
+
+
+def test_noise_that_does_not_show_its_key_gets_keys_by_name(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    tiny = read(tiny_weights, name="tiny")
+    surrogate = {k: v for k, v in tiny.tensors.items() if k.startswith("surrogate.")}
+    clean = tmp_path / "clean.safetensors"
+    clean.write_bytes(pack(replace(tiny.card, method="clean"), surrogate))
+    # tap makes the surrogate see the class after the key's; lsp has no surrogate to ask.
+    for method, weights, keys in (("tap", str(clean), tiny.card.classes), ("lsp", None, KEYS)):
+        settings = replace(QUICK, method=method)
+        spec = spec_of(photos, tmp_path / method, tiny_weights, settings=settings, dry_run=True)
+        events = run(replace(spec, weights=weights))
+        found = next(e.facts["keys"] for e in events if isinstance(e, Started))
+        assert found == assign_keys(["everyday", "space"], keys, {})
 
 
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:

@@ -295,13 +295,13 @@ def planned(
     items: Sequence[folders.Item],
     weights: Weights,
     journal: Journal,
-    nearness: Mapping[str, Floats] | None = None,
+    near: Mapping[str, Floats] | None = None,
 ) -> tuple[Task, ...]:
     """Give every picture its key, as former runs did, and its place in the journal's output."""
     classes = {item.label for item in items}
     available = weights.card.classes
     if spec.key is None:
-        keys = labels.assign_keys(classes, available, journal.keys, nearness)
+        keys = labels.assign_keys(classes, available, journal.keys, near)
     elif spec.key not in available:
         raise BadSetting(
             f"The weights {weights.name} have no key {spec.key!r}.",
