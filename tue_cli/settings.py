@@ -292,15 +292,15 @@ _SMALL = BenchSettings(
     adversarial_seeds=1,
 )
 PRESETS: dict[str, BenchSettings] = {
-    # Four hours of two cores for table 1 on CIFAR-10: eight epochs of 10,000 pictures, ten against
+    # Two hours of two cores for table 1 on CIFAR-10: eight epochs of 10,000 pictures, ten against
     # an adversary.
     "mini": replace(
         _SMALL,
         per_class=1000,
         test_per_class=200,
-        width=16,
+        width=8,
         score_steps=500,
-        steps=250,
+        steps=400,
         clean_steps=1500,
         batch=64,
         tap_steps=50,

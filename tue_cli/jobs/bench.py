@@ -1,4 +1,7 @@
-"""`tue bench`: the paper's tables, measured: victim after victim, the most telling first."""
+"""`tue bench`: the paper's tables, measured: victim after victim, the most telling first.
+
+Several benches may run in one folder at once: each takes what no other has in hand.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from tue_cli import __version__
 from tue_cli.errors import BadSetting, require
-from tue_cli.events import Advanced, Done, Event, Saved, Started, Table
+from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
 from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
 from tue_cli.files.manifest import output_problem, shown
 from tue_cli.jobs.cells import Cell
@@ -26,7 +29,7 @@ from tue_cli.tables import NOTE, Results, Sheet, data, grid, markdown
 
 if TYPE_CHECKING:
     from tue_cli.engine import Machine
-    from tue_cli.jobs.shelf import Dataset, Shelf
+    from tue_cli.jobs.shelf import Dataset, Levels, Shelf
 
 
 @dataclass(frozen=True)
@@ -55,14 +58,15 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
     refuse_size(spec.settings.size)
     require("torch")
     from tue_cli.engine import machine
-    from tue_cli.jobs.shelf import Shelf, loaded
+    from tue_cli.jobs.shelf import Shelf, held, loaded
 
     computer = machine(spec.device)
     began = time.monotonic()
     written: dict[str, Any] = {}
     for folder in spec.data:
         if kept := kept_in(folder):
-            yield from written_out(folder, spec.output / "data" / kept)
+            with held(spec.output, f"{kept}-data", wait=True):
+                yield from written_out(folder, spec.output / "data" / kept)
             folder = spec.output / "data" / kept
         dataset, failures = loaded(folder, spec.settings)
         yield from failures
@@ -71,7 +75,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         plan = Bench(spec.settings, dataset.name, dataset.key())
         sheets = [TABLES[name](plan) for name in spec.tables]
         entries = plan.ordered()
-        missing = [entry for entry in entries if str(entry[2].seed) not in _seeds(shelf, entry[0])]
+        missing = _missing(plan, shelf)
         facts = {
             "data": f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
             "known": f"{len(entries) - len(missing)} of {len(entries)}",
@@ -80,14 +84,15 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         }
         yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
         if not spec.dry_run:
-            yield from _measured(plan, missing, shelf, dataset, computer, sheets)
+            yield from _measured(plan, shelf, dataset, computer, sheets)
         results = _results(plan, shelf)
-        for sheet in sheets:
-            yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
-            written[sheet.name] = data(sheet, results)
-            yield from _written(sheet, results, spec.output)
-        if "1" in spec.tables and not spec.dry_run:
-            yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
+        with held(spec.output, "tables", wait=True):
+            for sheet in sheets:
+                yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
+                written[sheet.name] = data(sheet, results)
+                yield from _written(sheet, results, spec.output)
+            if "1" in spec.tables and not spec.dry_run:
+                yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
     yield Done(
         {"tables": written, "seconds": round(time.monotonic() - began, 1)},
         (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
@@ -118,37 +123,72 @@ def _claim(spec: BenchSpec) -> None:
 
 
 def _measured(
-    plan: Bench,
-    missing: Sequence[tuple[str, Cell, Trial]],
+    plan: Bench, shelf: Shelf, dataset: Dataset, computer: Machine, sheets: Sequence[Sheet]
+) -> Iterator[Event]:
+    """Train the victims that are missing; after each, the tables on disk are up to date."""
+    from tue_cli.jobs.shelf import held
+
+    total, begun = len(plan.ordered()), time.monotonic()
+    whole = sum(_work(_missing(plan, shelf), shelf, len(dataset.labels)))
+    waiting = False
+    while missing := _missing(plan, shelf):
+        for key, cell, run in missing:
+            with held(shelf.folder, key) as mine:
+                if not mine or str(run.seed) in _seeds(shelf, key):
+                    continue
+                with held(shelf.folder, shelf.name(cell.arm)) as alone:
+                    if not alone:
+                        continue
+                    pixels, weights = yield from shelf.pictures(cell.arm)
+                rate = yield from _tried(key, cell, run, pixels, weights, shelf, dataset, computer)
+            break
+        else:
+            if not waiting:
+                yield Note("Another bench is at work on all that is left.")
+            waiting = True
+            time.sleep(1)
+            continue
+        with held(shelf.folder, "tables", wait=True):
+            for sheet in sheets:
+                list(_written(sheet, _results(plan, shelf), shelf.folder))
+        missing = _missing(plan, shelf)
+        rest = sum(_work(missing, shelf, len(dataset.labels)))
+        left = rest * (time.monotonic() - begun) / max(whole - rest, 1)
+        yield Advanced(total - len(missing), total, rate, round(left, 1))
+
+
+def _tried(
+    key: str,
+    cell: Cell,
+    run: Trial,
+    pixels: Levels,
+    weights: str | None,
     shelf: Shelf,
     dataset: Dataset,
     computer: Machine,
-    sheets: Sequence[Sheet],
-) -> Iterator[Event]:
-    """Train the victims that are missing; after each, the tables on disk are up to date."""
+) -> Generator[Event, None, float]:
+    """Train one victim, keep what became of it, and return the pictures a second it saw."""
     from tue_cli.jobs.trying import tried
 
-    work = _work(missing, shelf, len(dataset.labels))
-    total, begun, done = len(list(plan.ordered())), time.monotonic(), 0.0
-    for number, ((key, cell, run), passes) in enumerate(zip(missing, work, strict=True), start=1):
-        pixels, weights = yield from shelf.pictures(cell.arm)
-        seconds = time.monotonic()
-        result, _ = yield from tried(run, dataset.arms(pixels), computer)
-        facts = {
-            "arm": asdict(cell.arm),
-            "victim": asdict(run) | {"seed": None},
-            "data": {"name": dataset.name, "key": dataset.key(), "pictures": len(dataset.labels)},
-            "weights_sha256": weights,
-            "hardware": f"{platform.system()} {platform.machine()}, {computer.description}",
-            "software": f"tue {__version__}",
-        }
-        wall = round(time.monotonic() - seconds, 1)
-        shelf.keep(key, run.seed, {**result, "wall_seconds": wall}, facts)
-        for sheet in sheets:
-            list(_written(sheet, _results(plan, shelf), shelf.folder))
-        done += passes
-        left = (sum(work) - done) * (time.monotonic() - begun) / done
-        yield Advanced(total - len(missing) + number, total, result["rate"], round(left, 1))
+    begun = time.monotonic()
+    result, _ = yield from tried(run, dataset.arms(pixels), computer)
+    facts = {
+        "arm": asdict(cell.arm),
+        "victim": asdict(run) | {"seed": None},
+        "data": {"name": dataset.name, "key": dataset.key(), "pictures": len(dataset.labels)},
+        "weights_sha256": weights,
+        "hardware": f"{platform.system()} {platform.machine()}, {computer.description}",
+        "software": f"tue {__version__}",
+    }
+    wall = round(time.monotonic() - begun, 1)
+    shelf.keep(key, run.seed, {**result, "wall_seconds": wall}, facts)
+    rate: float = result["rate"]
+    return rate
+
+
+def _missing(plan: Bench, shelf: Shelf) -> list[tuple[str, Cell, Trial]]:
+    """Return the victims that nobody has trained yet."""
+    return [entry for entry in plan.ordered() if str(entry[2].seed) not in _seeds(shelf, entry[0])]
 
 
 def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> list[float]:

@@ -34,6 +34,8 @@ class Arm:
     """Of `settings.METHODS`; `random` is noise without a method, nothing leaves pictures clean."""
     noise: NoiseSettings
     training: TrainSettings | None
+    seed: int
+    """Of its noise."""
 
     def key(self, data: str) -> str:
         """Return a name for its pictures, which is the same for equal settings and pictures."""
@@ -88,7 +90,7 @@ def arm_of(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     method = {"TUE without score": "tue", "SEM": "rem"}.get(name, name.lower())
     if name in ("clean", "random noise"):
         kind = "" if name == "clean" else "random"
-        return Arm(name, kind, NoiseSettings(samples=1), None)
+        return Arm(name, kind, NoiseSettings(samples=1), None, budget.seed)
     noise = METHODS[method].noise
     if method == "tap":
         noise = replace(noise, steps=budget.tap_steps)
@@ -102,7 +104,7 @@ def arm_of(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     if name == "TUE without score":
         noise = replace(noise, score_ratio=0.0)
     if not METHODS[method].recipes:
-        return Arm(name, method, noise, None)
+        return Arm(name, method, noise, None, budget.seed)
     recipe = METHODS[method].recipes[0]
     training = TrainSettings(
         method=recipe,
@@ -119,4 +121,4 @@ def arm_of(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
         adversary=AdversarySettings(steps=budget.adversary_steps),
         seed=budget.seed,
     )
-    return Arm(name, method, noise, training)
+    return Arm(name, method, noise, training, budget.seed)

@@ -6,12 +6,14 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
 from tue_cli.engine import Floats, Machine, TorchEngine
@@ -116,6 +118,26 @@ def _unit(levels: Levels) -> Floats:
     return np.asarray(levels, np.float32) / np.float32(255)
 
 
+@contextmanager
+def held(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
+    """Hold a name against other benches in a folder; gives whether it is held, if not waited for.
+
+    Raises:
+        OutputProblem: the folder cannot be written.
+    """
+    place = folder / "locks" / f"{name}.lock"
+    try:
+        place.parent.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(place, timeout=-1 if wait else 0).acquire()
+    except Timeout:
+        yield False
+        return
+    except OSError as error:
+        raise output_problem(error, folder) from None
+    with lock:
+        yield True
+
+
 class Shelf:
     """The folder of one bench."""
 
@@ -197,7 +219,7 @@ class Shelf:
 
         weights = yield from self.weights(arm)
         engine = TorchEngine(
-            weights, arm.method, arm.noise, seed=0, machine=self._computer, batch=BATCH
+            weights, arm.method, arm.noise, seed=arm.seed, machine=self._computer, batch=BATCH
         )
         places = np.linspace(0, len(self._dataset.pixels) - 1, MAPPED).astype(int)
         places = np.unique(places)
@@ -218,7 +240,7 @@ class Shelf:
         engine = None
         if weights is not None:
             engine = TorchEngine(
-                weights, arm.method, arm.noise, seed=0, machine=self._computer, batch=BATCH
+                weights, arm.method, arm.noise, seed=arm.seed, machine=self._computer, batch=BATCH
             )
         largest = METHODS[arm.method].largest(arm.noise) if weights else arm.noise.radius
         begun = path.with_suffix(".part")
@@ -231,7 +253,7 @@ class Shelf:
                 file.truncate()
                 for place in range(done, len(clean), BATCH):
                     part = clean[place : place + BATCH]
-                    seeds = [seed_at(0, _digest(picture), 0) for picture in part]
+                    seeds = [seed_at(arm.seed, _digest(picture), 0) for picture in part]
                     delta = (
                         starts(part.shape, seeds, arm.noise.radius)
                         if engine is None
