@@ -1,11 +1,14 @@
 """How fast the engine and the command are, how much memory they take, and how soon help is there.
 
-    python benchmarks/speed.py --weights NAME --photos DIR [--only engine,photos,memory,help]
+    python benchmarks/speed.py --weights NAME --photos DIR [--only engine,rem,photos,memory,help]
 
 - engine: noise for one batch of 64 pictures in 10 steps, by `TorchEngine` and by the plain loop
   (float32, NCHW, nets as they were trained in eval mode, `loss.backward()` with the gradients of
   all parameters), for the surrogate's term alone and for the whole step; and the engine's two terms
   alone. Turns are taken (ABAB…), so that what else the machine does falls on all alike.
+- rem: the noise of rem likewise, by `TorchEngine` and by the published loop written plainly:
+  float32, NCHW, the net in eval mode with its weights frozen, shifts and flips of each picture's
+  own, for each of the samples an adversary, and the gradient there sent back through the shift.
 - photos: `tue protect` on the photographs in DIR, and the share of its time outside the engine.
 - memory: peak resident memory for 1,000 photographs against that for 100.
 - help: `tue --help` in a fresh process, and which heavy modules it imports.
@@ -26,7 +29,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -34,10 +37,10 @@ import numpy as np
 import record
 
 from tue_cli.files.images import SUFFIXES
-from tue_cli.settings import NoiseSettings
+from tue_cli.settings import METHODS, NoiseSettings
 from tue_cli.weights import Weights, build, load
 
-SECTIONS = ("engine", "photos", "memory", "help")
+SECTIONS = ("engine", "rem", "photos", "memory", "help")
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "PIL", "numpy", "rich", "safetensors")
 """Modules that are looked for when help is shown."""
 BACKENDS = ("onnx", "torch")
@@ -66,7 +69,7 @@ def in_turns(runs: dict[str, Run], repeats: int) -> dict[str, list[float]]:
             run()
             if turn:
                 seconds[name].append(time.perf_counter() - began)
-        record.note(f"engine: turn {turn} of {repeats}")
+        record.note(f"turn {turn} of {repeats}")
     return seconds
 
 
@@ -153,27 +156,89 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         arguments.repeats,
     )
 
-    def ratio(slow: str, fast: str) -> record.Facts:
-        return record.spread(
-            (a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)), digits=3
-        )
+    return paces(
+        seconds,
+        batch,
+        {
+            "engine over plain, surrogate's term": (
+                "plain, surrogate's term",
+                "engine, surrogate's term",
+            ),
+            "engine over plain, whole step": ("plain, whole step", "engine, whole step"),
+            "score term's time over surrogate term's": ("score term only", "surrogate term only"),
+        },
+    )
 
+
+def paces(
+    seconds: Mapping[str, Sequence[float]], batch: int, ratios: Mapping[str, tuple[str, str]]
+) -> record.Facts:
+    """Return pictures a second by run, and ratios of seconds, turn by turn: slow over fast."""
     return {
-        "dtype": str(computer.dtype).removeprefix("torch."),
         "pictures_a_second": {
             name: record.spread((batch / value for value in values), digits=2)
             for name, values in seconds.items()
         },
         "ratios": {
-            "engine over plain, surrogate's term": ratio(
-                "plain, surrogate's term", "engine, surrogate's term"
-            ),
-            "engine over plain, whole step": ratio("plain, whole step", "engine, whole step"),
-            "score term's time over surrogate term's": ratio(
-                "score term only", "surrogate term only"
-            ),
+            name: record.spread(
+                (a / b for a, b in zip(seconds[slow], seconds[fast], strict=True)), digits=3
+            )
+            for name, (slow, fast) in ratios.items()
         },
     }
+
+
+def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Measure rem's noise against its published loop (Fu et al. 2022), at equal settings."""
+    import torch
+    import torch.nn.functional as F
+
+    from tue_cli.engine import TorchEngine, machine, starts
+    from tue_cli.numerics.batches import crop_and_flip, generator_at
+    from tue_cli.numerics.pgd import uniform_start
+
+    torch.set_num_threads(arguments.threads)
+    computer = machine("cpu")
+    batch, card = arguments.batch, weights.card
+    noise, inner = METHODS["rem"].noise, METHODS["rem"].noise.inner
+    seeds = list(range(batch))
+    pixels = np.random.default_rng(0).random((batch, 3, card.size, card.size), np.float32)
+    keys = np.arange(batch, dtype=np.int64) % len(card.classes)
+    clean, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
+    net = build(weights, ("surrogate",))["surrogate"].eval().requires_grad_(False)
+
+    def gradient(at: torch.Tensor) -> torch.Tensor:
+        leaf = at.detach().requires_grad_()
+        F.cross_entropy(net(leaf), labels).backward()  # type: ignore[no-untyped-call]
+        assert leaf.grad is not None
+        return leaf.grad
+
+    def plainly() -> object:
+        generator = generator_at(0, "perturb", 0, computer.device)
+        delta = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        for _ in range(noise.steps):
+            delta.requires_grad_()
+            for _ in range(noise.samples):
+                moved = crop_and_flip((clean + delta).clamp(0, 1), generator)
+                fixed = moved.detach()
+                attacked = fixed + uniform_start(fixed, inner.radius, generator)
+                for _ in range(inner.steps):
+                    attacked = attacked + inner.step * gradient(attacked).sign()
+                    attacked = fixed + (attacked - fixed).clamp(-inner.radius, inner.radius)
+                    attacked = attacked.clamp(0, 1)
+                (moved * gradient(attacked)).sum().backward()  # type: ignore[no-untyped-call]
+            assert delta.grad is not None
+            delta = (delta.detach() - noise.step * delta.grad.sign()).clamp(
+                -noise.radius, noise.radius
+            )
+        return delta
+
+    ours = TorchEngine(weights, "rem", noise, seed=0, machine=computer, batch=batch)
+    seconds = in_turns(
+        {"plain, rem": plainly, "engine, rem": lambda: ours.perturb(pixels, keys, seeds)},
+        arguments.rem_repeats,
+    )
+    return paces(seconds, batch, {"engine over plain, rem": ("plain, rem", "engine, rem")})
 
 
 def photographs(folder: Path, count: int, place: Path) -> Path:
@@ -306,6 +371,7 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
     """Return all that a section's figures depend on, but for the machine."""
     names = {
         "engine": ("batch", "repeats", "steps"),
+        "rem": ("batch", "rem_repeats"),
         "photos": ("command_repeats", "count", "jobs"),
         "memory": ("count", "jobs", "many", "memory_repeats"),
         "help": ("help_repeats",),
@@ -329,7 +395,7 @@ def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
     for cell in cells:
         section, threads = cell["settings"]["section"], cell["settings"]["threads"]
         title = f"{section}, {threads} thread{'s' * (threads > 1)}"
-        if section == "engine":
+        if "ratios" in cell:
             for name, figures in cell["pictures_a_second"].items():
                 line(title, f"{name}, pictures/s", figures)
             for name, figures in cell["ratios"].items():
@@ -364,6 +430,7 @@ def parsed() -> argparse.Namespace:
     add("--batch", type=int, default=64)
     add("--steps", type=int, default=10)
     add("--repeats", type=int, default=7, help="turns of the engine's section")
+    add("--rem-repeats", type=int, default=3, help="turns of the section rem")
     add("--count", type=int, default=100, help="photographs of a run")
     add("--many", type=int, default=1000, help="photographs of the large run")
     add("--command-repeats", type=int, default=3, help="runs of the command on the photographs")
@@ -387,12 +454,13 @@ def measure(arguments: argparse.Namespace) -> None:
     results.put(benchmark="speed", weights=record.weights_facts(weights))
     measured: dict[str, Callable[[], record.Facts]] = {
         "engine": lambda: engine(arguments, weights),
+        "rem": lambda: rem(arguments, weights),
         "photos": lambda: photos(arguments),
         "memory": lambda: memory(arguments),
         "help": lambda: help_page(arguments),
     }
-    # The engine's section comes last: it makes this process large and warm.
-    for section in sorted(sections, key=lambda name: name == "engine"):
+    # What runs in this process comes last: it makes it large and warm.
+    for section in sorted(sections, key=lambda name: name in ("engine", "rem")):
         settings = settings_of(section, arguments, weights)
         if results.find(settings):
             continue
@@ -416,7 +484,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 _REPLACING = (
     *("weights_sha256", "batch", "steps", "repeats", "photos", "count", "many", "jobs"),
-    *("command_repeats", "memory_repeats", "help_repeats"),
+    *("rem_repeats", "command_repeats", "memory_repeats", "help_repeats"),
 )
 """A section has one cell for every number of threads."""
 

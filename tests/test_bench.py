@@ -137,6 +137,26 @@ def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
     assert Bench(replace(FEW, seeds=3), "CIFAR-10", dataset.key()).place(arm) == a.place(arm)
 
 
+def test_benches_in_one_folder_share_the_work(
+    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+) -> None:
+    first, second = (bench(spec_of(pictures, tmp_path, "1")) for _ in range(2))
+    # The first has a victim in hand; the second, which goes on meanwhile, leaves it that one.
+    next(event for event in first if isinstance(event, Metric))
+    done = []
+    for event in second:
+        done.append(event)
+        if isinstance(event, Note) and "Another bench" in event.message:
+            break
+    assert len(list((tmp_path / "cells").iterdir())) == 3 * len(ARMS) - 1
+    rest = [*first, *second]
+    events = [event for event in (*done, *rest) if isinstance(event, Advanced)]
+    assert len(events) == 3 * len(ARMS)
+    assert means(tmp_path) == means(whole[0])
+    table = (tmp_path / "table-1-cifar-10.md").read_text()
+    assert table == (whole[0] / "table-1-cifar-10.md").read_text()
+
+
 def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     list(bench(spec_of(pictures, whole, "partial")))

@@ -206,6 +206,12 @@ def test_uc_serves_a_folder_without_classes(
         (("protect", "IN", "--method", "lsp", "--backend", "onnx"), 2, "--backend torch"),
         (("train", "IN", "-o", "w.safetensors", "--method", "lsp"), 2, "no net"),
         (("train", "IN", "-o", "w.safetensors", "--recipe", "cleen"), 2, "clean"),
+        (
+            ("train", "IN", "-o", "w.safetensors", "--method", "rem", "--recipe", "clean"),
+            2,
+            "one of the two",
+        ),
+        (("protect", "IN", "--method", "cuda", "--radius", "4"), 2, "Leave out --radius"),
         (("bench", "--data", "IN", "-o", "out", "--preset", "huge"), 2, "mini"),
         (("bench", "--data", "IN", "-o", "out"), 2, "train/CLASS/"),
     ],

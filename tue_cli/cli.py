@@ -207,7 +207,10 @@ def train(
         Path,
         typer.Option("-o", "--output", help="The weights: FILE.safetensors.", show_default=False),
     ],
-    method: Annotated[str, typer.Option(help=f"What the weights are for: {NAMES}.")] = TRAIN.method,
+    method: Annotated[
+        str | None,
+        typer.Option(help=f"What the weights are for: {NAMES}; default: {TRAIN.method}."),
+    ] = None,
     recipe: Annotated[
         str | None,
         typer.Option(
@@ -278,7 +281,7 @@ def train(
         data=data,
         output=output,
         settings=TrainSettings(
-            method=recipe or _recipe(method),
+            method=_recipe(method, recipe),
             net=net,
             width=width,
             size=size,
@@ -289,7 +292,7 @@ def train(
             rate=rate,
             batch=batch,
             noise=_noise(
-                recipe or method,
+                recipe or method or TRAIN.method,
                 radius,
                 noise_steps,
                 score,
@@ -493,7 +496,7 @@ def bench(
         int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
     ] = None,
     seed: Annotated[
-        int, typer.Option(help="Of the nets' training and the first victim; the noise has its own.")
+        int, typer.Option(help="Seed of everything random; the first victim's.")
     ] = 0,
     device: Device = "auto",
     dry_run: Annotated[
@@ -546,6 +549,10 @@ def _noise(
     inner_steps: int | None,
 ) -> NoiseSettings:
     """Return a method's published noise, but for what was given; radii in levels of 255."""
+    # An unknown method is refused by the job.
+    known = METHODS.get(method, METHODS["tue"])
+    if known.bound == "none" and radius is not None:
+        raise BadSetting(f"{method} is a filter, which has no radius.", "Leave out --radius.")
     given = {
         "radius": None if radius is None else radius / 255,
         "steps": steps,
@@ -556,12 +563,18 @@ def _noise(
         "inner_steps": inner_steps,
     }
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    # An unknown method is refused by the job.
-    return replace(METHODS.get(method, METHODS["tue"]).noise, **changes)
+    return replace(known.noise, **changes)
 
 
-def _recipe(method: str) -> str:
-    """Return the recipe that makes a method's weights."""
+def _recipe(method: str | None, recipe: str | None) -> str:
+    """Return the recipe that was asked for, by its name or by the method that takes its weights."""
+    if recipe is not None:
+        if method in METHODS and recipe in RECIPES and recipe not in METHODS[method].recipes:
+            raise BadSetting(
+                f"{method} takes no weights of the recipe {recipe}.", "Leave one of the two out."
+            )
+        return recipe
+    method = method or TRAIN.method
     if method not in METHODS:
         return method  # which the job refuses, where there is no such recipe either
     if not METHODS[method].recipes:
