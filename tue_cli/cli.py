@@ -495,9 +495,7 @@ def bench(
     size: Annotated[
         int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
     ] = None,
-    seed: Annotated[
-        int, typer.Option(help="Seed of everything random; the first victim's.")
-    ] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of everything random; the first victim's.")] = 0,
     device: Device = "auto",
     dry_run: Annotated[
         bool, typer.Option("-n", "--dry-run", help="Measure nothing; write what is known.")
