@@ -44,7 +44,7 @@ ATTACKS: dict[str, Attack] = {
     "mixup": Attack("mixup", mixing="mixup"),
     "ueraser": Attack("UEraser-lite", mixing="ueraser"),
     "labels": Attack("other labels", other_labels=True),
-    **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 60, 80)},
+    **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 50, 60, 80)},
 }
 
 SHORT = {"at": "at4", "jpeg": "jpeg10"}

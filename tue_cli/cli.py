@@ -356,7 +356,7 @@ def verify(
         typer.Option(
             help="Attackers, with commas between: std, early, at1 to at4 (at), gray, jpeg10 "
             "(jpeg), jpeg50, jpeg75, resize, blur, bits, cutout, cutmix, mixup, ueraser, labels, "
-            "part20 to part80; default: the budget's.",
+            "part20 (40, 50, 60, 80); default: the budget's.",
             show_default=False,
         ),
     ] = None,
