@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import os
 import shlex
 import sys
@@ -15,13 +14,29 @@ import typer
 
 from tue_cli import __version__
 from tue_cli.errors import BadSetting, ExitCode, TueError
+from tue_cli.options import (
+    NAMES,
+    TRAIN,
+    Device,
+    InnerRadius,
+    InnerSteps,
+    Json,
+    Quiet,
+    Samples,
+    Score,
+    ScoreMode,
+    Verbose,
+    lasting,
+    noise_of,
+    paths_of,
+    recipe_of,
+    seconds_of,
+)
 from tue_cli.settings import (
     BUDGETS,
-    METHODS,
     PRESETS,
     RECIPES,
     AdversarySettings,
-    NoiseSettings,
     ProtectSettings,
     TrainSettings,
 )
@@ -41,8 +56,7 @@ app = typer.Typer(
 AGAIN = shlex.join(["tue", *sys.argv[1:]])
 """The command as it was typed, to be typed again."""
 
-ADVERSARY, TRAIN = AdversarySettings(), TrainSettings()
-NAMES = ", ".join(METHODS)
+ADVERSARY = AdversarySettings()
 
 
 def _version(wanted: bool) -> None:
@@ -63,30 +77,6 @@ def _tue(
             _open_ui(None)
         typer.echo(context.get_help(), nl=False)  # typer prints it, and returns nothing
         raise typer.Exit(ExitCode.USAGE)
-
-
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Name every file.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda, cuda:N or mps; a device named here is used or it fails."),
-]
-
-Score = Annotated[
-    float | None,
-    typer.Option(help="tue: part of the score network, alpha_s / alpha_u; 0 leaves it out."),
-]
-ScoreMode = Annotated[str | None, typer.Option(help="tue: norm (the paper's line 9) or ascent.")]
-Samples = Annotated[
-    int | None, typer.Option(help="Random shifts and flips a step; default: 5 for rem, else 1.")
-]
-InnerRadius = Annotated[
-    float | None, typer.Option(help="rem: radius of its inner adversary, in levels of 255.")
-]
-InnerSteps = Annotated[
-    int | None, typer.Option(help="rem: steps of its inner adversary; 0 is the method sem.")
-]
 
 
 @app.command()
@@ -170,13 +160,13 @@ def protect(
     from tue_cli.jobs.protect import protect as job
 
     spec = ProtectSpec(
-        paths=_paths(paths),
+        paths=paths_of(paths),
         output=output,
         labels=labels,
         key=key,
         settings=ProtectSettings(
             method=method,
-            noise=_noise(
+            noise=noise_of(
                 method, radius, steps, score, score_mode, samples, inner_radius, inner_steps
             ),
             seed=seed,
@@ -281,7 +271,7 @@ def train(
         data=data,
         output=output,
         settings=TrainSettings(
-            method=_recipe(method, recipe),
+            method=recipe_of(method, recipe),
             net=net,
             width=width,
             size=size,
@@ -291,7 +281,7 @@ def train(
             steps=steps,
             rate=rate,
             batch=batch,
-            noise=_noise(
+            noise=noise_of(
                 recipe or method or TRAIN.method,
                 radius,
                 noise_steps,
@@ -306,9 +296,9 @@ def train(
         ),
         device=device,
         resume=resume,
-        max_seconds=None if max_time is None else _seconds(max_time),
+        max_seconds=None if max_time is None else seconds_of(max_time),
         limit=limit,
-        command=_lasting(sys.argv[1:]),
+        command=lasting(sys.argv[1:]),
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
@@ -418,7 +408,7 @@ def verify(
             seed=seed,
             size=size,
         ),
-        seconds=None if budget in BUDGETS else _seconds(budget),
+        seconds=None if budget in BUDGETS else seconds_of(budget),
         holdout=holdout,
         background=background,
         report=report,
@@ -534,87 +524,6 @@ def _open_ui(folder: Path | None) -> None:
     from tue_cli.tui.app import run
 
     raise typer.Exit(run(folder))
-
-
-def _noise(
-    method: str,
-    radius: float | None,
-    steps: int | None,
-    score: float | None,
-    score_mode: str | None,
-    samples: int | None,
-    inner_radius: float | None,
-    inner_steps: int | None,
-) -> NoiseSettings:
-    """Return a method's published noise, but for what was given; radii in levels of 255."""
-    # An unknown method is refused by the job.
-    known = METHODS.get(method, METHODS["tue"])
-    if known.bound == "none" and radius is not None:
-        raise BadSetting(f"{method} is a filter, which has no radius.", "Leave out --radius.")
-    given = {
-        "radius": None if radius is None else radius / 255,
-        "steps": steps,
-        "score_ratio": score,
-        "score_mode": score_mode,
-        "samples": samples,
-        "inner_radius": None if inner_radius is None else inner_radius / 255,
-        "inner_steps": inner_steps,
-    }
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(known.noise, **changes)
-
-
-def _recipe(method: str | None, recipe: str | None) -> str:
-    """Return the recipe that was asked for, by its name or by the method that takes its weights."""
-    if recipe is not None:
-        if method in METHODS and recipe in RECIPES and recipe not in METHODS[method].recipes:
-            raise BadSetting(
-                f"{method} takes no weights of the recipe {recipe}.", "Leave one of the two out."
-            )
-        return recipe
-    method = method or TRAIN.method
-    if method not in METHODS:
-        return method  # which the job refuses, where there is no such recipe either
-    if not METHODS[method].recipes:
-        raise BadSetting(f"{method} has no net to train.", "Run `tue protect` at once.")
-    return METHODS[method].recipes[0]
-
-
-def _paths(paths: list[str]) -> tuple[Path, ...]:
-    """Replace - by the paths that stdin lists."""
-    result: list[Path] = []
-    for path in paths:
-        if not path:
-            raise BadSetting("A path is empty.", "Write . for the folder you are in.")
-        if path != "-":
-            result.append(Path(path))
-            continue
-        data = sys.stdin.buffer.read()
-        lines = data.split(b"\0") if b"\0" in data else data.splitlines()
-        result += [Path(os.fsdecode(line)) for line in lines if line]
-    if not result:
-        raise BadSetting("The list on stdin names no path.", "Write one path a line.")
-    return tuple(result)
-
-
-def _lasting(arguments: list[str]) -> str:
-    """Return the command that trains the same weights from the start, in one go."""
-    kept = [a for a in arguments if a != "--resume" and not a.startswith("--max-time=")]
-    if "--max-time" in kept:
-        place = kept.index("--max-time")
-        del kept[place : place + 2]
-    return shlex.join(["tue", *kept])
-
-
-def _seconds(text: str) -> float:
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * (unit or 0)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
-    return value
 
 
 def main(arguments: list[str] | None = None) -> Any:
