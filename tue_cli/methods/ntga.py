@@ -11,7 +11,7 @@ wrong about held-out pictures, by the gradient through kernel and learning alike
 - Held-out pictures come from the weights' own training pictures, and none of them from a test set.
 - Their convolutional surrogate protects better and its kernel costs thousands of times as much: it
   is not here.
-- What is costs, at 32 x 32 and ten steps on one core, 1.3 s for 32 pictures of 10 classes (25 a
+- What it costs, at 32 x 32 and ten steps on one core, 1.3 s for 32 pictures of 10 classes (25 a
   second), and 17 s where there are 100 classes.
 """
 
