@@ -9,6 +9,8 @@
 - rem: the noise of rem likewise, by `TorchEngine` and by the published loop written plainly:
   float32, NCHW, the net in eval mode with its weights frozen, shifts and flips of each picture's
   own, for each of the samples an adversary, and the gradient there sent back through the shift.
+  The engine's shift and the adversary's start are one draw a batch, and it has bfloat16 where the
+  processor has; that is part of the ratio.
 - photos: `tue protect` on the photographs in DIR, and the share of its time outside the engine.
 - memory: peak resident memory for 1,000 photographs against that for 100.
 - help: `tue --help` in a fresh process, and which heavy modules it imports.
@@ -30,6 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -377,6 +380,8 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
         "help": ("help_repeats",),
     }[section]
     settings = {name: getattr(arguments, name) for name in (*names, "threads")}
+    if section == "rem":
+        settings["noise"] = asdict(METHODS["rem"].noise)
     if section in ("photos", "memory"):
         settings["photos"] = arguments.photos.resolve().name
     if section != "help":
@@ -484,7 +489,7 @@ def measure(arguments: argparse.Namespace) -> None:
 
 _REPLACING = (
     *("weights_sha256", "batch", "steps", "repeats", "photos", "count", "many", "jobs"),
-    *("rem_repeats", "command_repeats", "memory_repeats", "help_repeats"),
+    *("noise", "rem_repeats", "command_repeats", "memory_repeats", "help_repeats"),
 )
 """A section has one cell for every number of threads."""
 

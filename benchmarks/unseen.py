@@ -2,15 +2,16 @@
 
     python benchmarks/unseen.py --data DIR/tiny-imagenet-50b --weights NAME [--tens 0,1]
 
-Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command as
-it is by default; then `tue verify`'s own job trains victims on the originals, on random noise and
-on the copies, at each of `--sizes`, and tests them on DIR/val. Weights whose training saw any of
-these classes prove nothing here: those of CIFAR-10 and of tiny-imagenet-50a saw none.
+Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command
+with its defaults, on torch; then `tue verify`'s own job trains victims on the originals, on random
+noise and on the copies, at each of `--sizes`, and tests them on DIR/val. Weights whose training saw
+any of these classes prove nothing here: those of CIFAR-10 and of tiny-imagenet-50a saw none.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
-seeds; the lowest column is the figure to raise and is printed last. A column whose adversarial
-victims know less than half of their own attacked training pictures says nothing and is marked *.
-In seconds, to try it: `--per-class 20 --seen 300 --sizes 32 --seeds 1 --attacks std,gray`.
+seeds (where half is protected, the clean half alone teaches much of that); the lowest column is the
+figure to raise and is printed last. A column whose adversarial victims know less than half of their
+own attacked training pictures says nothing and is marked *. In seconds, to try it:
+`--per-class 20 --seen 300 --sizes 32 --seeds 1 --attacks std,gray --results DIR`.
 """
 
 from __future__ import annotations
@@ -120,13 +121,14 @@ def columns(cells: Sequence[record.Facts]) -> dict[str, record.Facts]:
             found.setdefault(name, []).append(row)
     result: dict[str, record.Facts] = {}
     for name, rows in found.items():
+        known = [row["fitted"] for row in rows if row["fitted"] is not None]
         means = {arm: round(fmean(row[arm] for row in rows), 5) for arm in ARMS}
         result[name] = {
             **means,
             "score": round(score(means), 2),
             "scores_of_tens": record.spread((score(row) for row in rows), 1),
             "doubt": any(row["inconclusive"] for row in rows),
-            "fitted": min((row["fitted"] for row in rows if row["fitted"]), default=None),
+            "fitted": min(known, default=None),
         }
     return dict(sorted(result.items(), key=lambda item: -item[1]["score"]))
 
@@ -147,7 +149,7 @@ def tabled(found: Mapping[str, record.Facts]) -> str:
                 f"{row['score']:.0f} %{spread}{mark}",
             ]
         )
-    head = ["attacker, victim, size", *ARMS, "knew under attack", "protection"]
+    head = ["attacker, victim, size", *ARMS, "knew under attack", "score"]
     return record.table(head, lines)
 
 
@@ -186,6 +188,7 @@ def measure(arguments: argparse.Namespace) -> None:
     ]
     if arguments.others:
         kinds.append((victims_named(arguments.others), ("std",), "others"))
+    cells: list[record.Facts] = []
     for number in map(int, arguments.tens.split(",")):
         source, held_out = ten_of(arguments.data, number, arguments.per_class, arguments.work)
         for size in map(int, arguments.sizes.split(",")):
@@ -202,7 +205,8 @@ def measure(arguments: argparse.Namespace) -> None:
                     "seeds": arguments.seeds,
                     "weights_sha256": weights.sha256,
                 }
-                if results.find(settings):
+                if known := results.find(settings):
+                    cells.append(known)
                     continue
                 computer = machine(arguments.device)
                 where = record.hardware(
@@ -219,17 +223,15 @@ def measure(arguments: argparse.Namespace) -> None:
                     copies, source, budget, holdout=held_out, device=arguments.device, resume=True
                 )
                 rows = measured(spec, victims, attacks, f"ten {number}, {size} px, {part}")
-                results.add(
-                    settings,
-                    {
-                        "rows": rows,
-                        "command": record.command_line(),
-                        "hardware": where,
-                        "seconds_in_all": round(time.monotonic() - began, 1),
-                        "seeds": list(range(arguments.seeds)),
-                    },
-                )
-    found = columns(results.cells())
+                figures = {
+                    "rows": rows,
+                    "command": record.command_line(),
+                    "hardware": where,
+                    "seconds_in_all": round(time.monotonic() - began, 1),
+                    "seeds": list(range(arguments.seeds)),
+                }
+                cells.append(results.add(settings, figures))
+    found = columns(cells)
     results.put(columns=found)
     record.say(f"{tabled(found)}\n")
     sure = {name: row for name, row in found.items() if not row["doubt"]}

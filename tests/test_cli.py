@@ -211,6 +211,11 @@ def test_uc_serves_a_folder_without_classes(
             2,
             "one of the two",
         ),
+        (
+            ("train", "IN", "-o", "w.safetensors", "--method", "remm", "--recipe", "clean"),
+            2,
+            "one of the two",
+        ),
         (("protect", "IN", "--method", "cuda", "--radius", "4"), 2, "Leave out --radius"),
         (("bench", "--data", "IN", "-o", "out", "--preset", "huge"), 2, "mini"),
         (("bench", "--data", "IN", "-o", "out"), 2, "train/CLASS/"),

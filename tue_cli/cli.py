@@ -34,6 +34,7 @@ from tue_cli.options import (
 )
 from tue_cli.settings import (
     BUDGETS,
+    METHODS,
     PRESETS,
     RECIPES,
     AdversarySettings,
@@ -282,7 +283,7 @@ def train(
             rate=rate,
             batch=batch,
             noise=noise_of(
-                recipe or method or TRAIN.method,
+                recipe if recipe in METHODS else method or TRAIN.method,
                 radius,
                 noise_steps,
                 score,

@@ -52,7 +52,11 @@ def noise_of(
     inner_radius: float | None,
     inner_steps: int | None,
 ) -> NoiseSettings:
-    """Return a method's published noise, but for what was given; radii in levels of 255."""
+    """Return a method's published noise, but for what was given; radii in levels of 255.
+
+    Raises:
+        BadSetting: a radius was given for a method that has none.
+    """
     # An unknown method is refused by the job.
     known = METHODS.get(method, METHODS["tue"])
     if known.bound == "none" and radius is not None:
@@ -71,9 +75,14 @@ def noise_of(
 
 
 def recipe_of(method: str | None, recipe: str | None) -> str:
-    """Return the recipe that was asked for, by its name or by the method that takes its weights."""
+    """Return the recipe that was asked for, by its name or by the method that takes its weights.
+
+    Raises:
+        BadSetting: a method that has no net, or takes no weights of that recipe.
+    """
     if recipe is not None:
-        if method in METHODS and recipe in RECIPES and recipe not in METHODS[method].recipes:
+        fits = method is None or (method in METHODS and recipe in METHODS[method].recipes)
+        if not fits and recipe in RECIPES:
             raise BadSetting(
                 f"{method} takes no weights of the recipe {recipe}.", "Leave one of the two out."
             )

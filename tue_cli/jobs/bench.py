@@ -70,7 +70,8 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
             folder = spec.output / "data" / kept
         dataset, failures = loaded(folder, spec.settings)
         yield from failures
-        _claim(spec)
+        with held(spec.output, "settings", wait=True):
+            _claim(spec)
         shelf = Shelf(spec.output, dataset, computer, spec.device)
         plan = Bench(spec.settings, dataset.name, dataset.key())
         sheets = [TABLES[name](plan) for name in spec.tables]
@@ -85,14 +86,15 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
         if not spec.dry_run:
             yield from _measured(plan, shelf, dataset, computer, sheets)
-        results = _results(plan, shelf)
         with held(spec.output, "tables", wait=True):
-            for sheet in sheets:
-                yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
-                written[sheet.name] = data(sheet, results)
-                yield from _written(sheet, results, spec.output)
-            if "1" in spec.tables and not spec.dry_run:
-                yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
+            results = _results(plan, shelf)
+            saved = [event for sheet in sheets for event in _written(sheet, results, spec.output)]
+        for sheet in sheets:
+            yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
+            written[sheet.name] = data(sheet, results)
+        yield from saved
+        if "1" in spec.tables and not spec.dry_run:
+            yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
     yield Done(
         {"tables": written, "seconds": round(time.monotonic() - began, 1)},
         (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
@@ -136,7 +138,9 @@ def _measured(
             with held(shelf.folder, key) as mine:
                 if not mine or str(run.seed) in _seeds(shelf, key):
                     continue
-                with held(shelf.folder, shelf.name(cell.arm)) as alone:
+                # Who makes an arm's pictures takes long; who only loads them does not.
+                made = shelf.has_pictures(cell.arm)
+                with held(shelf.folder, shelf.name(cell.arm), wait=made) as alone:
                     if not alone:
                         continue
                     pixels, weights = yield from shelf.pictures(cell.arm)
@@ -223,6 +227,8 @@ def _written(sheet: Sheet, results: Results, folder: Path) -> Iterator[Event]:
 
 def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Iterator[Event]:
     """Draw the paper's figures, each where what it shows was measured."""
+    from tue_cli.jobs.shelf import held
+
     results = _results(plan, shelf)
     drawings: dict[str, Drawing] = {}
     if any(results.get(place.key) for (row, _), place in sheet.places.items() if row == "4/255"):
@@ -231,14 +237,21 @@ def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Itera
     if all(shelf.has_pictures(arm) for arm in (*arms.values(), plan.arm("TAP"))):
         every = dict.fromkeys(arms, dataset.pixels)
         for name, arm in arms.items():
-            every[name], _ = yield from shelf.pictures(arm)
+            with held(shelf.folder, shelf.name(arm), wait=True):
+                every[name], _ = yield from shelf.pictures(arm)
         # The paper does not say through whose eyes: here it is a net trained on clean pictures.
-        points = yield from shelf.mapped(plan.arm("TAP"), every)
+        eyes = plan.arm("TAP")
+        with held(shelf.folder, shelf.name(eyes), wait=True):
+            points = yield from shelf.mapped(eyes, every)
         drawings["figure-2"] = map_of(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
     mark = sheet.name.removeprefix("table-1-")
-    for name, drawing in drawings.items():
-        yield _saved(drawing.svg(), shelf.folder / f"{name}-{mark}.svg")
-        yield _saved(drawing.png(), shelf.folder / f"{name}-{mark}.png")
+    with held(shelf.folder, "tables", wait=True):
+        saved = [
+            _saved(draw(), shelf.folder / f"{name}-{mark}.{kind}")
+            for name, drawing in drawings.items()
+            for kind, draw in (("svg", drawing.svg), ("png", drawing.png))
+        ]
+    yield from saved
 
 
 def _saved(content: bytes, path: Path) -> Saved:

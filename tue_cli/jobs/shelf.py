@@ -7,7 +7,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -120,7 +120,9 @@ def _unit(levels: Levels) -> Floats:
 
 @contextmanager
 def held(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
-    """Hold a name against other benches in a folder; gives whether it is held, if not waited for.
+    """Hold a name against other benches in a folder, and say whether it is held.
+
+    Without `wait` it is not where another has it.
 
     Raises:
         OutputProblem: the folder cannot be written.
@@ -130,12 +132,11 @@ def held(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
         place.parent.mkdir(parents=True, exist_ok=True)
         lock = FileLock(place, timeout=-1 if wait else 0).acquire()
     except Timeout:
-        yield False
-        return
+        lock = None
     except OSError as error:
         raise output_problem(error, folder) from None
-    with lock:
-        yield True
+    with lock or nullcontext():
+        yield lock is not None
 
 
 class Shelf:
