@@ -106,6 +106,15 @@ def speeds() -> list[str]:
         f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}; how busy the machine "
         "was is in the results."
     )
+    rem = cells["rem", 1]
+    ratio, hardware = rem["ratios"]["engine over plain, rem"], rem["hardware"]
+    lines.append(
+        f"- Noise of `rem` in {rem['settings']['noise']['steps']} steps: "
+        f"{rem['pictures_a_second']['engine, rem']['median']:.1f} pictures a second, "
+        f"{ratio['median']:.1f} times its published loop written plainly "
+        f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
+        f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
+    )
     return lines
 
 
@@ -201,7 +210,34 @@ def runtimes() -> str:
     return "\n".join(lines)
 
 
-BLOCKS = {"protection": protection, "verification": verification, "runtimes": runtimes}
+def methods() -> str:
+    """Return table 1 of `tue bench`, and at which budget it was measured."""
+    folder = RESULTS / "bench-mini"
+    settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
+    cells = json.loads((folder / "table-1-cifar-10.json").read_text(encoding="utf-8"))["cells"]
+    known = [cell["result"] for cell in cells if cell["result"]]
+    _, _, *lines = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8").splitlines()
+    runs = [run for result in known for run in result["runs"].values()]
+    hours = sum(run["wall_seconds"] for run in runs) / 3600
+    steps, attacked = (settings[name] for name in ("victim_steps", "adversarial_steps"))
+    lines += [
+        "",
+        f"`tue bench --preset mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: "
+        f"surrogates and victims are a ResNet-18 of width {settings['width']}, surrogates trained "
+        f"for {settings['steps']} steps, victims for {steps} ({attacked} against an adversary), "
+        f"{settings['batch']} pictures each. Every class has its own key, as in the papers. "
+        f"{len(runs)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
+        f"({known[0]['hardware']}).",
+    ]
+    return "\n".join(lines)
+
+
+BLOCKS = {
+    "methods": methods,
+    "protection": protection,
+    "verification": verification,
+    "runtimes": runtimes,
+}
 
 
 def markers(name: str) -> tuple[str, str]:

@@ -32,7 +32,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -191,6 +191,11 @@ def paces(
     }
 
 
+def rem_noise(arguments: argparse.Namespace) -> NoiseSettings:
+    """Return the published noise of rem, in as many steps as asked: each costs the same."""
+    return replace(METHODS["rem"].noise, steps=arguments.steps)
+
+
 def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Measure rem's noise against its published loop (Fu et al. 2022), at equal settings."""
     import torch
@@ -203,7 +208,8 @@ def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
     batch, card = arguments.batch, weights.card
-    noise, inner = METHODS["rem"].noise, METHODS["rem"].noise.inner
+    noise = rem_noise(arguments)
+    inner = noise.inner
     seeds = list(range(batch))
     pixels = np.random.default_rng(0).random((batch, 3, card.size, card.size), np.float32)
     keys = np.arange(batch, dtype=np.int64) % len(card.classes)
@@ -381,7 +387,7 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
     }[section]
     settings = {name: getattr(arguments, name) for name in (*names, "threads")}
     if section == "rem":
-        settings["noise"] = asdict(METHODS["rem"].noise)
+        settings["noise"] = asdict(rem_noise(arguments))
     if section in ("photos", "memory"):
         settings["photos"] = arguments.photos.resolve().name
     if section != "help":
