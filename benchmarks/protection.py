@@ -26,7 +26,6 @@ import argparse
 import hashlib
 import json
 import shutil
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -531,17 +530,5 @@ def measure(arguments: argparse.Namespace) -> None:
     record.say(markdown(rows))
 
 
-def main() -> None:
-    """Measure, in a folder of its own where none is given."""
-    arguments = parsed()
-    if arguments.work is not None:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        measure(arguments)
-        return
-    with tempfile.TemporaryDirectory(prefix="tue-protection-") as folder:
-        arguments.work = Path(folder)
-        measure(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    record.in_work(parsed(), measure)

@@ -5,6 +5,7 @@ The command under test is run here too, as people run it. What is measured is in
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import json
 import math
@@ -212,6 +213,17 @@ class Results:
             text = json.dumps(content, sort_keys=True, indent=1)
             scratch.write_text(f"{text}\n", encoding="utf-8")
             scratch.replace(self.path)
+
+
+def in_work(arguments: argparse.Namespace, measure: Callable[[argparse.Namespace], None]) -> None:
+    """Measure in the folder `--work`, or in one of its own where none was given."""
+    if arguments.work is not None:
+        arguments.work.mkdir(parents=True, exist_ok=True)
+        measure(arguments)
+        return
+    with tempfile.TemporaryDirectory(prefix="tue-benchmark-") as folder:
+        arguments.work = Path(folder)
+        measure(arguments)
 
 
 def environment(threads: int) -> dict[str, str]:

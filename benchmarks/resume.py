@@ -18,7 +18,6 @@ import json
 import random
 import shutil
 import subprocess
-import tempfile
 import time
 from collections import Counter
 from pathlib import Path
@@ -314,17 +313,5 @@ def measure(arguments: argparse.Namespace) -> None:
     )
 
 
-def main() -> None:
-    """Measure, in a folder of its own where none is given."""
-    arguments = parsed()
-    if arguments.work is not None:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        measure(arguments)
-        return
-    with tempfile.TemporaryDirectory(prefix="tue-resume-") as folder:
-        arguments.work = Path(folder)
-        measure(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    record.in_work(parsed(), measure)

@@ -29,7 +29,6 @@ import shutil
 import statistics
 import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -509,17 +508,5 @@ def _dtype() -> str:
     return found.strip().removeprefix("torch.")
 
 
-def main() -> None:
-    """Measure, in a folder of its own where none is given."""
-    arguments = parsed()
-    if arguments.work is not None:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        measure(arguments)
-        return
-    with tempfile.TemporaryDirectory(prefix="tue-speed-") as folder:
-        arguments.work = Path(folder)
-        measure(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    record.in_work(parsed(), measure)

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -241,17 +240,5 @@ def measure(arguments: argparse.Namespace) -> None:
             record.say(f"{told}: {row['score']:.0f} % ({name}).")
 
 
-def main() -> None:
-    """Measure, in a folder of its own where none is given."""
-    arguments = parsed()
-    if arguments.work is not None:
-        arguments.work.mkdir(parents=True, exist_ok=True)
-        measure(arguments)
-        return
-    with tempfile.TemporaryDirectory(prefix="tue-unseen-") as folder:
-        arguments.work = Path(folder)
-        measure(arguments)
-
-
 if __name__ == "__main__":
-    main()
+    record.in_work(parsed(), measure)

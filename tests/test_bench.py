@@ -14,12 +14,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tue_cli.engine import machine
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
 from tue_cli.jobs.bench import BenchSpec, bench
 from tue_cli.jobs.cifar import KEPT
 from tue_cli.jobs.layout import ARMS, CORE, TABLES, Bench
-from tue_cli.jobs.shelf import loaded
+from tue_cli.jobs.shelf import Shelf, loaded
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import PRESETS, BenchSettings
 from tue_cli.tables import Place, Sheet, data, markdown, published, shown, summary
@@ -156,6 +157,25 @@ def test_benches_in_one_folder_share_the_work(
     assert means(tmp_path) == means(whole[0])
     table = (tmp_path / "table-1-cifar-10.md").read_text()
     assert table == (whole[0] / "table-1-cifar-10.md").read_text()
+
+
+@pytest.mark.parametrize("name", ["random noise", "LSP", "EM"])
+def test_another_seed_is_another_noise(name: str, pictures: Path, tmp_path: Path) -> None:
+    dataset, _ = loaded(pictures, FEW)
+    shelf = Shelf(tmp_path, dataset, machine("cpu"), "cpu")
+
+    def made(seed: int) -> Any:
+        # The nets are the same: only the noise's own seed differs.
+        making = shelf.pictures(replace(Bench(FEW, "any", "data").arm(name), seed=seed))
+        while True:
+            try:
+                next(making)
+            except StopIteration as stop:
+                return stop.value[0]
+
+    first, again, other = made(0), made(0), made(1)
+    assert (first == again).all()
+    assert (first != other).any((1, 2, 3)).all()
 
 
 def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: Path) -> None:

@@ -96,7 +96,11 @@ def recipe_of(method: str | None, recipe: str | None) -> str:
 
 
 def paths_of(paths: list[str]) -> tuple[Path, ...]:
-    """Replace - by the paths that stdin lists."""
+    """Replace - by the paths that stdin lists.
+
+    Raises:
+        BadSetting: an empty path, or no path in the list.
+    """
     result: list[Path] = []
     for path in paths:
         if not path:
@@ -122,7 +126,11 @@ def lasting(arguments: list[str]) -> str:
 
 
 def seconds_of(text: str) -> float:
-    """Read a length of time as people write it: 90s, 30m or 2h."""
+    """Read a length of time as people write it: 90s, 30m or 2h.
+
+    Raises:
+        BadSetting: it is none.
+    """
     unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
     try:
         value = float(text[:-1]) * (unit or 0)

@@ -131,7 +131,7 @@ def _measured(
     from tue_cli.jobs.shelf import held
 
     total, begun = len(plan.ordered()), time.monotonic()
-    whole = sum(_work(_missing(plan, shelf), shelf, len(dataset.labels)))
+    whole = _work(_missing(plan, shelf), shelf, len(dataset.labels))
     waiting = False
     while missing := _missing(plan, shelf):
         for key, cell, run in missing:
@@ -156,8 +156,8 @@ def _measured(
             for sheet in sheets:
                 list(_written(sheet, _results(plan, shelf), shelf.folder))
         missing = _missing(plan, shelf)
-        rest = sum(_work(missing, shelf, len(dataset.labels)))
-        left = rest * (time.monotonic() - begun) / max(whole - rest, 1)
+        rest = _work(missing, shelf, len(dataset.labels))
+        left = rest * (time.monotonic() - begun) / (whole - rest)
         yield Advanced(total - len(missing), total, rate, round(left, 1))
 
 
@@ -195,17 +195,17 @@ def _missing(plan: Bench, shelf: Shelf) -> list[tuple[str, Cell, Trial]]:
     return [entry for entry in plan.ordered() if str(entry[2].seed) not in _seeds(shelf, entry[0])]
 
 
-def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> list[float]:
-    """Return about how much each victim takes, with what must be made for it, in passes."""
+def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> float:
+    """Return about how much these victims take, with what must be made for them, in passes."""
     made: set[str] = set()
-    work = []
+    work = 0.0
     for _, cell, _ in missing:
         training, noise = cell.arm.passes()
         passes = cell.passes()
         if not shelf.has_pictures(cell.arm) and shelf.name(cell.arm) not in made:
             passes += training + noise * pictures
         made.add(shelf.name(cell.arm))
-        work.append(passes)
+        work += passes
     return work
 
 
