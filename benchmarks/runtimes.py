@@ -70,7 +70,7 @@ def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Compare the noise of both engines in float32."""
     pixels, keys = pictures(arguments.data / "test", arguments.count, weights.card.size)
     seeds = list(range(len(pixels)))
-    whole = NoiseSettings(steps=arguments.steps)
+    whole = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
     # One step as long as one of many: a longer one would end at the ball's wall, right or wrong.
     one = replace(whole, steps=1, travel=whole.travel / arguments.steps)
     first, last = (
@@ -170,7 +170,7 @@ def speed(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Time whole steps of one batch at two widths."""
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    noise = NoiseSettings(steps=arguments.steps)
+    noise = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
     own = machine("cpu")
     widths = {}
     for width in dict.fromkeys((*arguments.widths, weights.card.width)):

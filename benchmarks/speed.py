@@ -91,8 +91,8 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
     batch, card = arguments.batch, weights.card
-    whole = NoiseSettings(steps=arguments.steps)
-    alone = NoiseSettings(steps=arguments.steps, score_ratio=0.0)
+    whole = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
+    alone = NoiseSettings(steps=arguments.steps, score_ratio=0.0, gray_ratio=0.0)
     seeds = list(range(batch))
     random = np.random.default_rng(0)
     pixels = random.random((batch, 3, card.size, card.size), np.float32)

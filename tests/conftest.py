@@ -31,7 +31,7 @@ TINY = TrainSettings(
     steps=24,
     rate=0.05,
     batch=24,
-    noise=NoiseSettings(steps=2),
+    noise=NoiseSettings(gray_ratio=0.0, steps=2),
     adversary=AdversarySettings(steps=2),
 )
 """Training settings that are over in seconds."""

@@ -33,8 +33,16 @@ DTYPES = [
 ONNX = "onnx"
 """In the place of torch's precision: the other engine."""
 every_dtype = pytest.mark.parametrize("dtype", [*DTYPES, ONNX], ids=str)
-VARIANTS = [("em", NOISE), ("tue", NOISE), ("tue", replace(NOISE, score_mode="ascent"))]
-every_variant = pytest.mark.parametrize(("method", "noise"), VARIANTS, ids=["em", "norm", "ascent"])
+VARIANTS = [
+    ("em", NOISE),
+    ("tue", NOISE),
+    ("tue", replace(NOISE, score_mode="ascent")),
+    ("tue", replace(NOISE, gray_ratio=0.0)),
+    ("tue", replace(NOISE, score_ratio=0.0)),
+]
+every_variant = pytest.mark.parametrize(
+    ("method", "noise"), VARIANTS, ids=["em", "norm", "ascent", "colour", "no-score"]
+)
 
 
 def engine(
@@ -221,7 +229,7 @@ def test_without_its_score_tue_needs_no_score_network(
     bare = replace(
         tiny, tensors={k: v for k, v in tiny.tensors.items() if not k.startswith("score.")}
     )
-    control = replace(NOISE, score_ratio=0.0)
+    control = replace(NOISE, score_ratio=0.0, gray_ratio=0.0)
     delta = engine(bare, "tue", control, dtype=dtype).perturb(*batch)
     assert np.array_equal(delta, engine(bare, "em", dtype=dtype).perturb(*batch))
     with pytest.raises(WeightsProblem, match="score"):

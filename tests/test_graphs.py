@@ -99,7 +99,7 @@ def test_the_same_weights_give_the_same_graph(tmp_path: Path) -> None:
     assert digests[0] == digests[1]
 
 
-def test_without_a_score_network_the_graph_has_the_surrogate_s_term_alone(tmp_path: Path) -> None:
+def test_without_a_score_network_the_graph_has_the_surrogate_s_terms_alone(tmp_path: Path) -> None:
     whole = random_weights(CARD, tmp_path / "w.safetensors")
     tensors = {k: v for k, v in whole.tensors.items() if k.startswith("surrogate.")}
     (tmp_path / "em.safetensors").write_bytes(pack(replace(CARD, method="em"), tensors))
@@ -107,9 +107,11 @@ def test_without_a_score_network_the_graph_has_the_surrogate_s_term_alone(tmp_pa
     graph = onnx.load(tmp_path / "em.onnx", load_external_data=False).graph
     assert {o.name for o in graph.output} == {
         "surrogate_gradient",
+        "gray_gradient",
         "features",
         "logits",
         "alone",
+        "alone_gray",
     }
 
 

@@ -410,6 +410,7 @@ def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) 
         ({"settings": ProtectSettings(noise=NoiseSettings(steps=0))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(score_mode="x"))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(score_ratio=math.nan))}, BadSetting),
+        ({"settings": ProtectSettings(noise=NoiseSettings(gray_ratio=-1.0))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(samples=0))}, BadSetting),
         ({"settings": ProtectSettings(seed=-1), "labels": "cluster"}, BadSetting),
         ({"labels": "nosuch"}, BadSetting),

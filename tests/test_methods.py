@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from tue_cli import settings
 from tue_cli.errors import BadSetting
+from tue_cli.files.degrade import degraded
 from tue_cli.methods import METHODS, RECIPES, cuda, em, lsp, method_named, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
@@ -27,7 +28,13 @@ from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures, Transform, generator_at, sample_shift_and_flip
+from tue_cli.numerics.batches import (
+    Pictures,
+    Transform,
+    generator_at,
+    gray,
+    sample_shift_and_flip,
+)
 from tue_cli.numerics.kernel import learnt
 from tue_cli.numerics.loop import Plan, Training
 from tue_cli.numerics.losses import cross_entropy, score_norm
@@ -45,13 +52,15 @@ VARIANTS = [
     ("rem", replace(NOISE, inner_steps=0)),
     ("tue", replace(NOISE, score_mode="ascent")),
     ("tue", replace(NOISE, score_ratio=0.0)),
+    ("tue", replace(NOISE, gray_ratio=0.0)),
     ("tue", replace(NOISE, samples=2)),
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "noise"),
     VARIANTS,
     ids=[
-        f"{name}-{n.score_mode}-{n.score_ratio}-{n.samples}-{n.inner_steps}" for name, n in VARIANTS
+        f"{name}-{n.score_mode}-{n.score_ratio}-{n.gray_ratio}-{n.samples}-{n.inner_steps}"
+        for name, n in VARIANTS
     ],
 )
 
@@ -210,13 +219,37 @@ def test_another_key_is_another_noise(
     assert not torch.equal(first, perturb("em", tiny_frozen, pixels, (labels + 1) % 3))
 
 
-def test_tue_without_the_score_is_em_exactly(
+def test_tue_without_score_and_grey_is_em_exactly(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     alone = {"surrogate": tiny_frozen["surrogate"]}
-    control = replace(NOISE, score_ratio=0.0)
-    assert torch.equal(perturb("tue", alone, *batch, control), perturb("em", alone, *batch))
-    assert not torch.equal(perturb("tue", tiny_frozen, *batch), perturb("em", alone, *batch))
+    control = replace(NOISE, score_ratio=0.0, gray_ratio=0.0)
+    em = perturb("em", alone, *batch)
+    assert torch.equal(perturb("tue", alone, *batch, control), em)
+    for ratio in ({"score_ratio": 0.0}, {"gray_ratio": 0.0}):
+        assert not torch.equal(perturb("tue", tiny_frozen, *batch, replace(NOISE, **ratio)), em)
+
+
+def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
+    tiny_frozen: FrozenNets, toy: Pictures
+) -> None:
+    pixels, labels = toy.batch(torch.arange(24))
+    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+
+    def in_grey(noise: NoiseSettings) -> Tensor:
+        delta = perturb("tue", tiny_frozen, pixels, labels, noise)
+        levels = degraded(((pixels + delta) * 255).round().byte().numpy(), "gray")
+        return loss(torch.from_numpy(levels) / 255).mean()
+
+    before = loss(gray(pixels)).mean()
+    gained = before - in_grey(replace(NOISE, gray_ratio=2.0))
+    assert gained > 2 * (before - in_grey(replace(NOISE, gray_ratio=0.0))) > 0
+
+
+def test_grey_pictures_are_what_pillow_makes_of_them(toy: Pictures) -> None:
+    pixels = toy.batch(torch.arange(12))[0]
+    levels = torch.from_numpy(degraded(toy.pixels[:12].numpy(), "gray"))
+    assert (gray(pixels) * 255 - levels).abs().max() <= 1
 
 
 def test_the_two_modes_are_two_noises(

@@ -18,6 +18,7 @@ from tue_cli.options import (
     NAMES,
     TRAIN,
     Device,
+    Gray,
     InnerRadius,
     InnerSteps,
     Json,
@@ -119,6 +120,7 @@ def protect(
     ] = None,
     score: Score = None,
     score_mode: ScoreMode = None,
+    gray: Gray = None,
     samples: Samples = None,
     inner_radius: InnerRadius = None,
     inner_steps: InnerSteps = None,
@@ -168,7 +170,7 @@ def protect(
         settings=ProtectSettings(
             method=method,
             noise=noise_of(
-                method, radius, steps, score, score_mode, samples, inner_radius, inner_steps
+                method, radius, steps, score, score_mode, gray, samples, inner_radius, inner_steps
             ),
             seed=seed,
         ),
@@ -288,6 +290,7 @@ def train(
                 noise_steps,
                 score,
                 score_mode,
+                0.0,
                 samples,
                 inner_radius,
                 inner_steps,

@@ -79,7 +79,10 @@ class OnnxEngine:
             self.description += f", {threads()} thread{'s' * (threads() > 1)}"
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
-        self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
+        self._next = "alone"
+        if method == "tue":
+            self._next = noise.score_mode if noise.score_ratio else "alone"
+            self._next += "_gray" if noise.gray_ratio else ""
         if self._next not in {output.name for output in self._session.get_outputs()}:
             raise WeightsProblem(
                 f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
@@ -141,6 +144,7 @@ class OnnxEngine:
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
+            "gray_step": np.array(noise.gray_ratio * noise.step, np.float32),
             "score_step": np.array(noise.score_ratio * noise.step, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }

@@ -30,6 +30,12 @@ Score = Annotated[
     float | None,
     typer.Option(help="tue: part of the score network, alpha_s / alpha_u; 0 leaves it out."),
 ]
+Gray = Annotated[
+    float | None,
+    typer.Option(
+        help="tue: part of the surrogate's term in grey; 0 leaves it out, as in the paper."
+    ),
+]
 ScoreMode = Annotated[str | None, typer.Option(help="tue: norm (the paper's line 9) or ascent.")]
 Samples = Annotated[
     int | None, typer.Option(help="Random shifts and flips a step; default: 5 for rem, else 1.")
@@ -48,6 +54,7 @@ def noise_of(
     steps: int | None,
     score: float | None,
     score_mode: str | None,
+    gray: float | None,
     samples: int | None,
     inner_radius: float | None,
     inner_steps: int | None,
@@ -66,6 +73,7 @@ def noise_of(
         "steps": steps,
         "score_ratio": score,
         "score_mode": score_mode,
+        "gray_ratio": gray,
         "samples": samples,
         "inner_radius": None if inner_radius is None else inner_radius / 255,
         "inner_steps": inner_steps,

@@ -40,6 +40,12 @@ class NoiseSettings:
         "descend the score's norm (Algorithm 1, line 9) or ascend the score itself",
         choices=("norm", "ascent"),
     )
+    gray_ratio: float = setting(
+        0.5,
+        "alpha_g / alpha_u, the step of the surrogate's term in grey over that in colour; 0 in the "
+        "paper, and where nets are trained",
+        source="benchmarks/levers.py",
+    )
     samples: int = setting(1, "random shifts and flips a step", source="REM takes 5")
     inner_radius: float = setting(
         4 / 255, "radius of rem's inner adversary", unit="1", source="REM, Fu et al. 2022"
@@ -186,7 +192,7 @@ class TrainSettings:
     steps: int = setting(5000, "training steps of the surrogate", source="REM, Fu et al. 2022")
     rate: float = setting(0.1, "peak learning rate of the surrogate (SGD)", source="REM")
     batch: int = setting(128, "pictures a step", source="REM")
-    noise: NoiseSettings = field(default_factory=NoiseSettings)
+    noise: NoiseSettings = field(default_factory=lambda: NoiseSettings(gray_ratio=0.0))
     adversary: AdversarySettings = field(default_factory=AdversarySettings)
     seed: int = setting(0, "seed of everything random")
 

@@ -19,13 +19,14 @@ from torch import Tensor, nn
 from tue_cli.graphs.step import SEEN
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.numerics import draws
+from tue_cli.numerics.batches import gray
 from tue_cli.weights import Weights, build
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """The graph: its inputs by name to all its outputs by name."""
 
-RADIUS, STEP, SCORE_STEP = 8 / 255, 1.6 / 255, 0.4 / 255
-NEXTS = ("alone", "norm", "ascent")
+RADIUS, STEP, GRAY_STEP, SCORE_STEP = 8 / 255, 1.6 / 255, 0.8 / 255, 0.4 / 255
+NEXTS = ("alone", "norm", "ascent", "alone_gray", "norm_gray", "ascent_gray")
 """The outputs that are a next delta."""
 MOST_APART = 1e-2
 MOST_UNEQUAL = 1e-3
@@ -126,6 +127,7 @@ def _case(
         "there": there,
         "back": back,
         "step": np.array(STEP, np.float32),
+        "gray_step": np.array(GRAY_STEP, np.float32),
         "score_step": np.array(SCORE_STEP, np.float32),
         "radius": np.array(RADIUS, np.float32),
     }
@@ -147,18 +149,28 @@ def _by_torch(
     assert isinstance(surrogate, Classifier)
     moved = torch.cat([_moved(leaf, move) for move in moves])
     logits = surrogate(moved)
-    loss = F.cross_entropy(logits, keys.repeat(len(moves)), reduction="sum")
-    pull = torch.autograd.grad(loss, leaf)[0]
+
+    def pull_of(seen: Tensor) -> Tensor:
+        loss = F.cross_entropy(seen, keys.repeat(len(moves)), reduction="sum")
+        return torch.autograd.grad(loss, leaf, retain_graph=True)[0]
+
+    pull, gray_pull = pull_of(logits), pull_of(surrogate(gray(moved)))
     features = surrogate.features(moved)
-    results = {"surrogate_gradient": pull, "features": features, "logits": logits}
+    results = {
+        "surrogate_gradient": pull,
+        "gray_gradient": gray_pull,
+        "features": features,
+        "logits": logits,
+    }
     alone = inputs["delta"] - step * pull.sign()
-    nexts = {"alone": alone}
+    nexts = {"alone": alone, "alone_gray": alone - inputs["gray_step"] * gray_pull.sign()}
     if "score" in nets:
         score: Tensor = nets["score"](leaf, keys)
         gradient = torch.autograd.grad(0.5 * score.square().sum(), leaf)[0]
         results |= {"score": score, "score_gradient": gradient}
-        nexts["norm"] = alone - inputs["score_step"] * gradient.sign()
-        nexts["ascent"] = alone + inputs["score_step"] * score.sign()
+        for end in ("", "_gray"):
+            nexts[f"norm{end}"] = nexts[f"alone{end}"] - inputs["score_step"] * gradient.sign()
+            nexts[f"ascent{end}"] = nexts[f"alone{end}"] + inputs["score_step"] * score.sign()
     lower, upper = (-pixels).maximum(-radius), (1 - pixels).minimum(radius)
     results |= {name: delta.maximum(lower).minimum(upper) for name, delta in nexts.items()}
     return {name: value.detach().numpy() for name, value in results.items()}

@@ -1,4 +1,4 @@
-"""One step of the noise as an ONNX graph: both terms' gradients, their signs, one projection.
+"""One step of the noise as an ONNX graph: all terms' gradients, their signs, one projection.
 
 What is descended is what `methods/` descends (Fang et al., Eq. 6; Algorithm 1, lines 8 to 10). A
 graph names its weights; they lie in the weights file beside it, or are put in.
@@ -27,6 +27,7 @@ from tue_cli.graphs.layers import (
 )
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.score import Block, ScoreNet
+from tue_cli.numerics.batches import LUMA
 from tue_cli.weights import Weights, fresh
 
 OPSET, IR = 20, 10
@@ -40,6 +41,7 @@ INPUTS: dict[str, tuple[int, list[Any]]] = {
     "there": (TensorProto.INT64, ["samples", "places"]),
     "back": (TensorProto.INT64, ["samples", "places"]),
     "step": (TensorProto.FLOAT, []),
+    "gray_step": (TensorProto.FLOAT, []),
     "score_step": (TensorProto.FLOAT, []),
     "radius": (TensorProto.FLOAT, []),
 }
@@ -55,10 +57,11 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     """Return the graph for a weights file, with its weights named and not put in.
 
     Its outputs, of which a run computes those that it asks for: the next delta by the surrogate's
-    term `alone`, with the score's `norm`, or with its `ascent`; the fields whose signs these take,
-    `surrogate_gradient`, `score_gradient` and `score`; and the surrogate's `features`,
-    (samples * N, D), and `logits`, (samples * N, K), of the moved pictures. Without a score
-    network, what needs it is left out.
+    term `alone`, with the score's `norm`, or with its `ascent`, and the same with the surrogate's
+    term in grey, `alone_gray`, `norm_gray` and `ascent_gray`; the fields whose signs these take,
+    `surrogate_gradient`, `gray_gradient`, `score_gradient` and `score`; and the surrogate's
+    `features`, (samples * N, D), and `logits`, (samples * N, K), of the moved pictures. Without a
+    score network, what needs it is left out.
 
     Raises:
         BadSetting: a net with a layer that cannot be written.
@@ -71,15 +74,27 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     )
     nets = fresh(weights.card, roles, seed=0)
     at = sheet.node("Add", "pixels", "delta")
-    results = _surrogate(sheet, nets["surrogate"], at, len(weights.card.classes))
-    pull = results["surrogate_gradient"]
+    moved = _moved(sheet, at)
+    wanted = _wanted(sheet, len(weights.card.classes))
+    pull, features, logits = _surrogate(sheet, nets["surrogate"], moved, wanted)
+    in_gray, gray_back = _gray(sheet, moved)
+    gray = _moved_back(sheet, gray_back(_surrogate(sheet, nets["surrogate"], in_gray, wanted)[0]))
+    pull = _moved_back(sheet, pull)
+    results = {
+        "surrogate_gradient": pull,
+        "gray_gradient": gray,
+        "features": features,
+        "logits": logits,
+    }
     alone = _stepped(sheet, "delta", pull, "step")
-    nexts = {"alone": alone}
+    nexts = {"alone": alone, "alone_gray": _stepped(sheet, alone, gray, "gray_step")}
     if "score" in nets:
         score, gradient = _score(sheet, nets["score"], at)
         results |= {"score": score, "score_gradient": gradient}
-        nexts["norm"] = _stepped(sheet, alone, gradient, "score_step")
-        nexts["ascent"] = _stepped(sheet, alone, sheet.node("Neg", score), "score_step")
+        ways = {"norm": gradient, "ascent": sheet.node("Neg", score)}
+        for way, field in ways.items():
+            for end in ("", "_gray"):
+                nexts[way + end] = _stepped(sheet, nexts[f"alone{end}"], field, "score_step")
     results |= _projected(sheet, nexts)
     outputs = []
     for name, value in results.items():
@@ -104,24 +119,38 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     return model
 
 
-def _surrogate(sheet: Sheet, net: Any, at: str, classes: int) -> dict[str, str]:
-    """Write what is seen in the moved pictures, and the gradient of l(f'(t(x)), y) by x."""
-    assert isinstance(net, Classifier)
-    moved = _moved(sheet, at)
-    centred = sheet.node("Sub", moved, sheet.constant(0.5))
-    body, body_back = forward(sheet, net.body, "surrogate.body", centred)
-    features, mean_back = mean_over_pixels(sheet, body)
-    logits, head_back = forward(sheet, net.head, "surrogate.head", features)
-    # The gradient of the cross-entropy: the odds, less 1 at the key.
+def _wanted(sheet: Sheet, classes: int) -> str:
+    """Write 1 at each picture's key and 0 elsewhere, (samples * N, K)."""
     numbers = sheet.constant(np.arange(classes), np.int64)
     keys = sheet.node("Unsqueeze", "keys", sheet.integers(1))
     ones = sheet.node("Cast", sheet.node("Equal", keys, numbers), to=TensorProto.FLOAT)
     samples = sheet.node("Shape", "there", start=0, end=1)
     every = sheet.node("Concat", samples, sheet.integers(1), axis=0)
-    wrong = sheet.node("Sub", sheet.node("Softmax", logits), sheet.node("Tile", ones, every))
-    gradient = body_back(mean_back(head_back(wrong)))
-    pull = _moved_back(sheet, gradient)
-    return {"surrogate_gradient": pull, "features": features, "logits": logits}
+    return sheet.node("Tile", ones, every)
+
+
+def _surrogate(sheet: Sheet, net: Any, x: str, wanted: str) -> tuple[str, str, str]:
+    """Write the gradient of l(f'(x), y) by x, and what is seen: features and logits."""
+    assert isinstance(net, Classifier)
+    centred = sheet.node("Sub", x, sheet.constant(0.5))
+    body, body_back = forward(sheet, net.body, "surrogate.body", centred)
+    features, mean_back = mean_over_pixels(sheet, body)
+    logits, head_back = forward(sheet, net.head, "surrogate.head", features)
+    # The gradient of the cross-entropy: the odds, less 1 at the key.
+    wrong = sheet.node("Sub", sheet.node("Softmax", logits), wanted)
+    return body_back(mean_back(head_back(wrong))), features, logits
+
+
+def _gray(sheet: Sheet, x: str) -> tuple[str, Backward]:
+    """Write pictures without colours: the luma in all three channels."""
+    luma = sheet.constant(np.array(LUMA, np.float32)[:, None, None])
+
+    def backward(gradient: str) -> str:
+        total = sheet.node("ReduceSum", gradient, sheet.integers(1), keepdims=1)
+        return sheet.node("Mul", total, luma)
+
+    plane = sheet.node("ReduceSum", sheet.node("Mul", x, luma), sheet.integers(1), keepdims=1)
+    return sheet.node("Expand", plane, sheet.node("Shape", x)), backward
 
 
 def _moved(sheet: Sheet, x: str) -> str:

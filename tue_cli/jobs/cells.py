@@ -90,8 +90,8 @@ def arm_of(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     method = {"TUE without score": "tue", "SEM": "rem"}.get(name, name.lower())
     if name in ("clean", "random noise"):
         kind = "" if name == "clean" else "random"
-        return Arm(name, kind, NoiseSettings(samples=1), None, budget.seed)
-    noise = METHODS[method].noise
+        return Arm(name, kind, NoiseSettings(samples=1, gray_ratio=0.0), None, budget.seed)
+    noise = replace(METHODS[method].noise, gray_ratio=0.0)
     if method == "tap":
         noise = replace(noise, steps=budget.tap_steps)
     elif METHODS[method].recipes:

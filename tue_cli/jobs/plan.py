@@ -121,6 +121,8 @@ def refuse_noise(noise: NoiseSettings) -> None:
         raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
     if not 0 <= noise.score_ratio < math.inf:
         raise BadSetting(f"A score of {noise.score_ratio} cannot be.", "Choose 0 or more.")
+    if not 0 <= noise.gray_ratio < math.inf:
+        raise BadSetting(f"A gray of {noise.gray_ratio} cannot be.", "Choose 0 or more.")
     if noise.samples < 1:
         raise BadSetting(f"{noise.samples} samples a step make no noise.", "Choose 1 or more.")
     if not 0 <= noise.inner_radius <= 1 or noise.inner_steps < 0:

@@ -6,6 +6,9 @@ Examples", Algorithm 1, with its gaps read as follows.
 - Both noises start uniformly in their balls at every visit (REM); nets are in eval mode in both
   inner loops and in train mode for the update.
 - The surrogate's term sees random shifts and flips, the score's term the picture as it is.
+
+One term is not the paper's: the same surrogate's, of the picture in grey, when protecting. Noise
+that is made in colour is in colours, and gone when an attacker takes them away.
 """
 
 from __future__ import annotations
@@ -15,13 +18,19 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.methods.surrogate import FrozenNets, fit_on_own_noise, surrogate_of, surrogate_term
+from tue_cli.methods.surrogate import (
+    FrozenNets,
+    fit_on_own_noise,
+    shifted,
+    surrogate_of,
+    surrogate_term,
+)
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures, crop_and_flip
+from tue_cli.numerics.batches import Pictures, crop_and_flip, gray
 from tue_cli.numerics.loop import Training, fit
-from tue_cli.numerics.losses import score_matching, score_norm
-from tue_cli.numerics.pgd import Term, gradient_of, pgd
+from tue_cli.numerics.losses import cross_entropy, score_matching, score_norm
+from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd
 from tue_cli.settings import NoiseSettings, TrainSettings
 
 
@@ -31,6 +40,11 @@ def score_term(score: FrozenScore, labels: Tensor, noise: NoiseSettings) -> Term
     if noise.score_mode == "ascent":
         return Term(lambda pixels: score(pixels, labels), -step)
     return Term(gradient_of(score_norm(score, labels)), step)
+
+
+def in_gray(loss: Objective) -> Objective:
+    """Return the loss of pictures whose colours are gone."""
+    return lambda pixels: loss(gray(pixels))
 
 
 def perturb(
@@ -52,7 +66,12 @@ def perturb(
         start: where delta begins, of the pixels' shape.
         generator: draws the shifts and flips; the same state gives the same draws to any batch.
     """
+    again = generator.clone_state()
     terms = [surrogate_term(surrogate_of(nets), labels, noise, generator)]
+    if noise.gray_ratio:
+        # The same shifts and flips as in colour, as in a step of the graph.
+        loss = shifted(in_gray(cross_entropy(surrogate_of(nets), labels)), noise.samples, again)
+        terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
     if noise.score_ratio:
         score = nets["score"]
         assert isinstance(score, FrozenScore)

@@ -76,6 +76,16 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     )
 
 
+LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue weigh in grey (ITU-R 601, as JPEG and Pillow have it)."""
+
+
+def gray(pixels: Tensor) -> Tensor:
+    """Return pictures (N, 3, H, W) without colours: their luma in all three channels."""
+    luma = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)[:, None, None]
+    return (pixels * luma).sum(1, keepdim=True).expand_as(pixels)
+
+
 def sample_shift_and_flip(generator: torch.Generator) -> Transform:
     """Draw one shift of up to 4 pixels over black and one flip, the same for a whole batch.
 

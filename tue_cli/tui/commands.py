@@ -22,6 +22,7 @@ _PROTECT = {
     "settings.method": "--method",
     "settings.noise.score_ratio": "--score",
     "settings.noise.score_mode": "--score-mode",
+    "settings.noise.gray_ratio": "--gray",
     "settings.noise.samples": "--samples",
     "weights": "--weights",
     "device": "--device",

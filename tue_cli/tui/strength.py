@@ -33,6 +33,7 @@ FIELDS = (
     "settings.method",
     "settings.noise.score_ratio",
     "settings.noise.score_mode",
+    "settings.noise.gray_ratio",
     "settings.noise.samples",
     "settings.seed",
 )
