@@ -1,11 +1,14 @@
 """How fast the engine and the command are, how much memory they take, and how soon help is there.
 
-    python benchmarks/speed.py --weights NAME --photos DIR [--only engine,rem,photos,memory,help]
+    python benchmarks/speed.py --weights NAME --photos DIR [--only engine,gray,rem]
+
+Sections, all unless some are named:
 
 - engine: noise for one batch of 64 pictures in 10 steps, by `TorchEngine` and by the plain loop
   (float32, NCHW, nets as they were trained in eval mode, `loss.backward()` with the gradients of
-  all parameters), for the surrogate's term alone and for the whole step; and the engine's two terms
-  alone. Turns are taken (ABAB…), so that what else the machine does falls on all alike.
+  all parameters), for the surrogate's term alone and for the paper's whole step; and the engine's
+  two terms alone. Turns are taken (ABAB…), so that what else the machine does falls on all alike.
+- gray: the engine's whole step with the term in grey, as it is by default, against that without.
 - rem: the noise of rem likewise, by `TorchEngine` and by the published loop written plainly:
   float32, NCHW, the net in eval mode with its weights frozen, shifts and flips of each picture's
   own, for each of the samples an adversary, and the gradient there sent back through the shift.
@@ -42,7 +45,7 @@ from tue_cli.files.images import SUFFIXES
 from tue_cli.settings import METHODS, NoiseSettings
 from tue_cli.weights import Weights, build, load
 
-SECTIONS = ("engine", "rem", "photos", "memory", "help")
+SECTIONS = ("engine", "gray", "rem", "photos", "memory", "help")
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "PIL", "numpy", "rich", "safetensors")
 """Modules that are looked for when help is shown."""
 BACKENDS = ("onnx", "torch")
@@ -188,6 +191,29 @@ def paces(
             for name, (slow, fast) in ratios.items()
         },
     }
+
+
+def gray(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+    """Measure what the term in grey adds to a whole step of the engine."""
+    import torch
+
+    from tue_cli.engine import TorchEngine, machine
+
+    torch.set_num_threads(arguments.threads)
+    batch, card = arguments.batch, weights.card
+    pixels = np.random.default_rng(0).random((batch, 3, card.size, card.size), np.float32)
+    keys = np.arange(batch, dtype=np.int64) % len(card.classes)
+    whole = NoiseSettings(steps=arguments.steps)
+
+    def run_of(noise: NoiseSettings) -> Run:
+        made = TorchEngine(weights, "tue", noise, seed=0, machine=machine("cpu"), batch=batch)
+        return lambda: made.perturb(pixels, keys, list(range(batch)))
+
+    seconds = in_turns(
+        {"with grey": run_of(whole), "without grey": run_of(replace(whole, gray_ratio=0.0))},
+        arguments.repeats,
+    )
+    return paces(seconds, batch, {"time with grey over without": ("with grey", "without grey")})
 
 
 def rem_noise(arguments: argparse.Namespace) -> NoiseSettings:
@@ -379,6 +405,7 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
     """Return all that a section's figures depend on, but for the machine."""
     names = {
         "engine": ("batch", "repeats", "steps"),
+        "gray": ("batch", "repeats", "steps"),
         "rem": ("batch", "rem_repeats"),
         "photos": ("command_repeats", "count", "jobs"),
         "memory": ("count", "jobs", "many", "memory_repeats"),
@@ -464,13 +491,14 @@ def measure(arguments: argparse.Namespace) -> None:
     results.put(benchmark="speed", weights=record.weights_facts(weights))
     measured: dict[str, Callable[[], record.Facts]] = {
         "engine": lambda: engine(arguments, weights),
+        "gray": lambda: gray(arguments, weights),
         "rem": lambda: rem(arguments, weights),
         "photos": lambda: photos(arguments),
         "memory": lambda: memory(arguments),
         "help": lambda: help_page(arguments),
     }
     # What runs in this process comes last: it makes it large and warm.
-    for section in sorted(sections, key=lambda name: name in ("engine", "rem")):
+    for section in sorted(sections, key=lambda name: name in ("engine", "gray", "rem")):
         settings = settings_of(section, arguments, weights)
         if results.find(settings):
             continue

@@ -226,8 +226,8 @@ def test_tue_without_score_and_grey_is_em_exactly(
     control = replace(NOISE, score_ratio=0.0, gray_ratio=0.0)
     em = perturb("em", alone, *batch)
     assert torch.equal(perturb("tue", alone, *batch, control), em)
-    for ratio in ({"score_ratio": 0.0}, {"gray_ratio": 0.0}):
-        assert not torch.equal(perturb("tue", tiny_frozen, *batch, replace(NOISE, **ratio)), em)
+    for noise in (replace(NOISE, score_ratio=0.0), replace(NOISE, gray_ratio=0.0)):
+        assert not torch.equal(perturb("tue", tiny_frozen, *batch, noise), em)
 
 
 def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
