@@ -25,7 +25,7 @@ from unseen import TEN, score, ten_of
 
 from tue_cli.attacks import attacks_named
 from tue_cli.engine import machine
-from tue_cli.jobs.evidence import Arms, Levels
+from tue_cli.jobs.evidence import Arms
 from tue_cli.jobs.request import victim_name, victims_named
 from tue_cli.jobs.train import load_pictures
 from tue_cli.jobs.trials import groups_of
@@ -36,37 +36,33 @@ from tue_cli.weights import Weights, build, load
 CONTROLS = ("clean", "random")
 
 
-def nearest(weights: Weights, pixels: Levels, labels: np.ndarray[Any, Any]) -> list[str]:
+def nearest(weights: Weights, source: Path) -> list[str]:
     """Return each class's key such that all are as near as can be to what the surrogate sees."""
     import torch
     from scipy.optimize import linear_sum_assignment
 
+    _, pictures, _ = load_pictures(source, weights.card.size, 64)
     surrogate = build(weights, ("surrogate",))["surrogate"].eval()
-    rows = []
     with torch.no_grad():
-        for number in range(TEN):
-            few = torch.from_numpy(pixels[labels == number][:64]).float() / 255
-            rows.append(surrogate(few).log_softmax(1).mean(0).numpy())
-    return [
-        weights.card.classes[key] for key in linear_sum_assignment(np.stack(rows), maximize=True)[1]
-    ]
+        odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
+    near = [odds[pictures.labels == number].mean(0).numpy() for number in range(TEN)]
+    keys = linear_sum_assignment(np.stack(near), maximize=True)[1]
+    return [weights.card.classes[key] for key in keys]
 
 
-def copies_of(
-    source: Path, arm: str, pixels: Levels, labels: Any, args: argparse.Namespace
-) -> Path:
+def copies_of(source: Path, said: str, args: argparse.Namespace) -> Path:
     """Protect the ten classes as an arm says; a second call finds it done."""
-    said, *options = arm.partition("=")[2].split("+")
-    name, _, keys = said.partition("@")
+    named, *options = said.split("+")
+    name, _, keys = named.partition("@")
     weights = load(name)
-    output = source.with_name(f"{source.name}-{arm.partition('=')[0]}-{weights.sha256[:12]}")
+    told = record.key_of({"arm": said, "weights": weights.sha256})
+    output = source.with_name(f"{source.name}-{told[:12]}")
     parts: list[tuple[Path, Path, list[str]]] = [(source, output, [])]
     if keys:
-        chosen = nearest(weights, pixels, labels)
         folders = sorted(p for p in source.iterdir() if p.is_dir())
         parts = [
             (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, chosen, strict=True)
+            for folder, key in zip(folders, nearest(weights, source), strict=True)
         ]
     for folder, place, more in parts:
         record.run_protect(
@@ -78,6 +74,14 @@ def copies_of(
             options=["--backend", "torch", *more, *options],
         )
     return output
+
+
+def arms_of(text: str) -> dict[str, str]:
+    """Return what each arm is, by its title, the controls first."""
+    given = dict(arm.partition("=")[::2] for arm in text.split(","))
+    if wrong := [title for title, said in given.items() if not said or title in CONTROLS]:
+        raise SystemExit(f"{wrong[0]!r} is no arm: write TITLE=WEIGHTS, and no title of a control.")
+    return {**dict.fromkeys(CONTROLS, ""), **given}
 
 
 def parsed() -> argparse.Namespace:
@@ -115,8 +119,8 @@ def measure(args: argparse.Namespace) -> None:
     pixels, labels = train.pixels.numpy(), train.labels.numpy()
     noise = np.random.default_rng(0).integers(-8, 9, pixels.shape)
     noisy = (pixels + noise).clip(0, 255).astype(np.uint8)
-    arms: dict[str, Levels] = {"clean": pixels, "random": noisy}
-    given = {arm.partition("=")[0]: arm for arm in args.arms.split(",")}
+    arms = {"clean": pixels, "random": noisy}
+    given = arms_of(args.arms)
     computer = machine(args.device)
     budget = VerifySettings(
         victims=victims_named(args.victim),
@@ -127,8 +131,7 @@ def measure(args: argparse.Namespace) -> None:
     )
     cells: dict[tuple[str, str], list[record.Facts]] = {}
     for group in groups_of(budget, len(labels)):
-        for title in (*CONTROLS, *given):
-            said = given.get(title, "").partition("=")[2]
+        for title, said in given.items():
             weights = load(said.partition("+")[0].partition("@")[0]) if said else None
             for trial in group.trials["protected"]:
                 settings = {
@@ -136,7 +139,8 @@ def measure(args: argparse.Namespace) -> None:
                     "ten": args.ten,
                     "size": args.size,
                     "per_class": args.per_class,
-                    "arm": said or title,
+                    "title": title,
+                    "arm": said,
                     "weights_sha256": weights and weights.sha256,
                     "attack": group.name,
                     "victim": victim_name(trial.victim),
@@ -146,21 +150,20 @@ def measure(args: argparse.Namespace) -> None:
                 }
                 if (known := results.find(settings)) is None:
                     if title not in arms:
-                        copies = copies_of(source, given[title], pixels, labels, args)
+                        copies = copies_of(source, said, args)
                         arms[title] = load_pictures(copies, args.size)[1].pixels.numpy()
                     began = time.monotonic()
                     shown = Arms(
-                        classes,
-                        pixels,
-                        noisy,
-                        arms[title],
-                        labels,
-                        test.pixels.numpy(),
-                        test.labels.numpy(),
+                        classes=classes,
+                        clean=pixels,
+                        protected=arms[title],
+                        random=noisy,
+                        labels=labels,
+                        test=test.pixels.numpy(),
+                        test_labels=test.labels.numpy(),
                     )
                     found = drained(tried(trial, shown, computer))
                     figures = {
-                        "title": title,
                         "accuracy": round(found["curve"][-1], 5),
                         "curve": found["curve"],
                         "train": found["train"],
@@ -194,12 +197,14 @@ def drained(trying: Iterator[Any]) -> dict[str, Any]:
 
 def tabled(cells: dict[tuple[str, str], list[record.Facts]]) -> str:
     """Return accuracies, and in brackets how much of what could be learned was not, by arm."""
-    titles = list(dict.fromkeys(title for title, _ in cells))
     attacks = list(dict.fromkeys(attack for _, attack in cells))
     means = {
         place: float(np.mean([cell["accuracy"] for cell in found]))
         for place, found in cells.items()
     }
+    # The controls first, then the worst against the first attacker.
+    given = {title for title, _ in cells} - set(CONTROLS)
+    titles = [*CONTROLS, *sorted(given, key=lambda title: -means[title, attacks[0]])]
     lines = []
     for title in titles:
         line = [title]

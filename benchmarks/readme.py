@@ -9,6 +9,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from tue_cli.attacks import ATTACKS
+
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
@@ -25,7 +27,7 @@ ARMS = {
 }
 """What the training pictures were, and the column's title; a column nobody measured is left out.
 
-These were measured before the noise had a term in grey, which `--gray 0` leaves out.
+`protection.py` makes the paper's noise, without a term in grey.
 """
 
 
@@ -75,7 +77,8 @@ def speeds() -> list[str]:
             lines.append(
                 f"- Engine, {threads} thread{'s' * (threads > 1)}, 10 steps: "
                 f"{rate['median']:.0f} pictures a second; {surrogate:.1f} times the plain loop for "
-                f"the surrogate's term, {whole:.1f} times for the whole step (n = {rate['n']})."
+                f"the surrogate's term, {whole:.1f} times for the paper's whole step "
+                f"(n = {rate['n']})."
             )
     photos, memory = cells["photos", 1], cells["memory", 1]
     lines.append(
@@ -89,7 +92,7 @@ def speeds() -> list[str]:
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
     lines.append(
-        "- Peak memory for 1,000 photographs: "
+        "- Peak memory for the same and for 1,000 photographs: "
         + " and ".join(
             f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title}, "
             f"{facts['ratio']['median']:.2f} times that for 100"
@@ -191,8 +194,8 @@ def runtimes() -> str:
         f"{100 * same['one_step_equal']:.3f} % of it is torch's; after "
         f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % is within one "
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times torch's.",
-        f"- One photograph of {start['photograph'].replace('x', '×')}, from the start of the "
-        f"command to its end: {seconds['onnx']['median']:.1f} s with ONNX Runtime, "
+        f"- One photograph (`--gray 0`) of {start['photograph'].replace('x', '×')}, from the start "
+        f"of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX Runtime, "
         f"{seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
     ]
     widths = sorted(speed["widths"].items(), key=lambda item: int(item[0]))
@@ -224,7 +227,9 @@ def unseen() -> str:
     import unseen as benchmark
 
     result = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))
-    found, cells = result["columns"], result["cells"]
+    cells = result["cells"]
+    found = benchmark.columns(cells)
+    tens = len({cell["settings"]["ten"] for cell in cells})
     settings, hardware = cells[0]["settings"], cells[0]["hardware"]
     lowest = list(found)[-1]
     hours = sum(cell["seconds_in_all"] for cell in cells) / 3600
@@ -232,7 +237,7 @@ def unseen() -> str:
     said = [
         benchmark.tabled(found),
         "",
-        f"The lowest: {found[lowest]['score']:.0f} % ({lowest}). {len(cells)} tens of Tiny "
+        f"The lowest: {found[lowest]['score']:.0f} % ({lowest}). {tens} tens of Tiny "
         f"ImageNet, {settings['per_class']} training pictures a class; victims of width {width} "
         f"were shown {settings['seen']:,} pictures, {settings['seeds']} seed a ten. Accuracies are "
         "means over the tens; in brackets is the worse ten's score and the better one's. * A "
@@ -247,8 +252,10 @@ def levers() -> str:
     import levers as benchmark
 
     cells: dict[tuple[str, str], list[Any]] = {}
-    for cell in json.loads((RESULTS / "levers.json").read_text(encoding="utf-8"))["cells"]:
-        cells.setdefault((cell["title"], cell["settings"]["attack"]), []).append(cell)
+    kept = json.loads((RESULTS / "levers.json").read_text(encoding="utf-8"))["cells"]
+    order = list(ATTACKS)
+    for cell in sorted(kept, key=lambda cell: order.index(cell["settings"]["attack"])):
+        cells.setdefault((cell["settings"]["title"], cell["settings"]["attack"]), []).append(cell)
     return benchmark.tabled(cells)
 
 
@@ -267,7 +274,8 @@ def methods() -> str:
         f"`tue bench --preset mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: "
         f"surrogates and victims are a ResNet-18 of width {settings['width']}, surrogates trained "
         f"for {settings['steps']} steps, victims for {steps} ({attacked} against an adversary), "
-        f"{settings['batch']} pictures each. Every class has its own key, as in the papers. "
+        f"{settings['batch']} pictures each. Every class has its own key, and TUE no term in "
+        "grey, as in the papers. "
         f"{len(runs)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
         f"({known[0]['hardware']}).",
     ]

@@ -41,6 +41,9 @@ from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import AdversarySettings, VictimSettings
 from tue_cli.victims import Victim, ascent
 
+PAPERS = ["--gray", "0"]
+"""The paper's noise, which the README's table is of."""
+
 PLAIN_BATCH = 64
 
 
@@ -315,7 +318,7 @@ def protected_of(source: Path, output: Path, options: list[str], args: argparse.
 def quick(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
     """Time `tue verify --budget quick`, as often as asked, and compare its figures."""
     source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
+    copies = protected_of(source, work / f"{source.name}-protected", PAPERS, arguments)
     said, seconds = [], []
     for _ in range(arguments.repeat):
         facts, took = verified(copies, source, arguments.attacks, arguments)
@@ -337,7 +340,7 @@ def quick(arguments: argparse.Namespace, work: Path, results: record.Results) ->
 def nothing(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
     """Verify copies that are no protection: the originals themselves, and shuffled keys."""
     source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
+    copies = protected_of(source, work / f"{source.name}-protected", PAPERS, arguments)
 
     plain = work / f"{source.name}-plain"
     shutil.rmtree(plain, ignore_errors=True)

@@ -248,6 +248,11 @@ def test_the_paper_protocol_is_the_published_one() -> None:
     assert (tap.noise.steps, round(tap.noise.step * 255, 3)) == (250, 0.4)
     assert plan.arm("SEM").noise.inner_steps == 0
     assert plan.arm("TUE without score").noise.score_ratio == 0
+    # The term in grey is no paper's.
+    for name in ("TUE", "EM", "TUE without score", "clean", "random noise"):
+        arm = plan.arm(name)
+        assert arm.noise.gray_ratio == 0
+        assert arm.training is None or arm.training.noise.gray_ratio == 0
     key = plan.place(tue, "at4").key
     trial = plan.cells[key].trial
     assert (trial.steps, trial.victim.batch, trial.victim.width) == (40_000, 128, 64)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tue_cli.settings import METHODS
+from tue_cli.settings import METHODS, NoiseSettings, TrainSettings
 
 
 def tue(
@@ -234,6 +234,21 @@ def test_what_does_not_fit_a_method_is_refused_with_a_remedy(
     assert ran.returncode == code, ran.stderr
     assert says in ran.stderr.decode()
     assert b"Traceback" not in ran.stderr
+
+
+def test_the_noise_s_options_reach_the_manifest_and_training_has_no_term_in_grey(
+    folder: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    given = {"gray": "0.75", "score": "0.125", "samples": "2", "steps": "3", "radius": "6"}
+    options = [part for name, value in given.items() for part in (f"--{name}", value)]
+    out = tmp_path / "out"
+    ran = tue("protect", str(folder), "-o", str(out), "--weights", str(tiny_weights), *options)
+    assert ran.returncode == 0, ran.stderr
+    noise = json.loads((out / "tue-manifest.json").read_text())["run"]["settings"]["noise"]
+    found = {name: noise[f"{name}_ratio"] for name in ("gray", "score")}
+    assert found == {"gray": 0.75, "score": 0.125}
+    assert (noise["samples"], noise["steps"], noise["radius"]) == (2, 3, 6 / 255)
+    assert TrainSettings().noise == NoiseSettings(gray_ratio=0.0)
 
 
 def test_a_bad_picture_makes_the_exit_code_1(

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from numpy.typing import NDArray
+from onnx import numpy_helper
 
 from tue_cli.engine import Engine, Machine, TorchEngine, machine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
@@ -234,6 +235,18 @@ def test_without_its_score_tue_needs_no_score_network(
     assert np.array_equal(delta, engine(bare, "em", dtype=dtype).perturb(*batch))
     with pytest.raises(WeightsProblem, match="score"):
         engine(bare, "tue", dtype=dtype)
+
+
+def test_a_graph_of_an_older_tue_is_to_be_written_anew(tiny: Weights) -> None:
+    graph = step_graph(tiny)
+    for place, given in enumerate(graph.graph.input):
+        if given.name == "gray_step":
+            del graph.graph.input[place]
+    graph.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "gray_step"))
+    data = graph.SerializeToString()
+    with pytest.raises(WeightsProblem, match="older tue") as caught:
+        OnnxEngine(tiny, data, "tue", NOISE, seed=0, device="cpu", batch=BATCH)
+    assert "tue export" in caught.value.remedy
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, ONNX], ids=str)

@@ -111,7 +111,6 @@ def test_without_a_score_network_the_graph_has_the_surrogate_s_terms_alone(tmp_p
         "features",
         "logits",
         "alone",
-        "alone_gray",
     }
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 CPU_BATCH = 8
 """Pictures at once on a CPU: a twentieth slower than 32, and few pictures are not padded to 32."""
 
+SEEN = ("features", "logits")
+"""The graph's outputs that are what the surrogate sees."""
+
 METHODS = ("tue", "em")
 """The methods whose noise is a descent of what the graph holds."""
 
@@ -79,10 +82,14 @@ class OnnxEngine:
             self.description += f", {threads()} thread{'s' * (threads() > 1)}"
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
-        self._next = "alone"
-        if method == "tue":
-            self._next = noise.score_mode if noise.score_ratio else "alone"
-            self._next += "_gray" if noise.gray_ratio else ""
+        self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
+        self._gray_step = noise.gray_ratio * noise.step if method == "tue" else 0.0
+        if "gray_step" not in {given.name for given in self._session.get_inputs()}:
+            raise WeightsProblem(
+                f"The graph of {weights.name} was written by an older tue.",
+                f"Write it anew with `tue export {weights.path or weights.name}`, or use "
+                "--backend torch.",
+            )
         if self._next not in {output.name for output in self._session.get_outputs()}:
             raise WeightsProblem(
                 f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
@@ -144,7 +151,7 @@ class OnnxEngine:
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
-            "gray_step": np.array(noise.gray_ratio * noise.step, np.float32),
+            "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
             "score_step": np.array(noise.score_ratio * noise.step, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }

@@ -50,6 +50,7 @@ InnerSteps = Annotated[
 
 def noise_of(
     method: str,
+    *,
     radius: float | None,
     steps: int | None,
     score: float | None,
@@ -59,7 +60,7 @@ def noise_of(
     inner_radius: float | None,
     inner_steps: int | None,
 ) -> NoiseSettings:
-    """Return a method's published noise, but for what was given; radii in levels of 255.
+    """Return a method's noise, but for what was given; radii in levels of 255.
 
     Raises:
         BadSetting: a radius was given for a method that has none.

@@ -102,7 +102,7 @@ class Method:
     bound: str
     """What holds a pixel: `linf`, `l2` (the mean square over the picture), or `none`."""
     noise: NoiseSettings
-    """The published defaults."""
+    """The published defaults; of tue with its term in grey, which is ours."""
     shows_key: bool = False
     """Whether its noise makes the surrogate see a picture's key; then far keys make it strong."""
 
@@ -139,7 +139,7 @@ METHODS: dict[str, Method] = {
     "cuda": Method("Sadasivan et al. 2023", (), "none", NoiseSettings(radius=1.0, steps=1)),
     "uc": Method("Zhang et al. 2023", ("uc",), "linf", NoiseSettings(radius=16 / 255, steps=1)),
 }
-"""The protection methods, by name, with their published defaults."""
+"""The protection methods, by name, with their defaults."""
 
 
 @dataclass(frozen=True)

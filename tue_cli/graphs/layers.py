@@ -7,6 +7,8 @@ written out by hand; `jobs/export.py` holds every graph against torch before it 
 
 from __future__ import annotations
 
+import copy
+import itertools
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -31,15 +33,28 @@ class Sheet:
         self.constants: dict[str, onnx.TensorProto] = {}
         self.weights: dict[str, None] = {}
         """The tensors of the weights file that are used, in order."""
-        self._count = 0
+        self._names = itertools.count(1)
 
     def node(self, kind: str, *inputs: str, outputs: int = 1, **attributes: Any) -> str:
         """Write one node and return the name of its (first) output; `name:1` is the second's."""
-        self._count += 1
-        name = f"{kind}_{self._count}"
+        name = f"{kind}_{next(self._names)}"
         names = [name, *(f"{name}:{number}" for number in range(1, outputs))]
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return name
+
+    def either(self, condition: str, write: Callable[[Sheet], str], other: str) -> str:
+        """Write what `write` does behind a condition, where the other value stands if it is false.
+
+        ONNX Runtime computes all that a graph holds, whatever is asked of it, but this.
+        """
+        branches = {}
+        for name, way in (("then_branch", write), ("else_branch", lambda sheet: other)):
+            inner = copy.copy(self)  # the same constants, weights and names
+            inner.nodes = []
+            value = inner.node("Identity", way(inner))
+            made = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+            branches[name] = helper.make_graph(inner.nodes, name, [], [made])
+        return self.node("If", condition, **branches)
 
     def constant(self, value: object, kind: type[np.generic] = np.float32) -> str:
         """Return the name of a constant; equal constants are kept once."""

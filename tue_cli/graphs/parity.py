@@ -16,17 +16,17 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tue_cli.graphs.step import SEEN
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.numerics import draws
 from tue_cli.numerics.batches import gray
+from tue_cli.onnx_engine import SEEN
 from tue_cli.weights import Weights, build
 
 Run = Callable[[Mapping[str, NDArray[Any]]], Mapping[str, NDArray[Any]]]
 """The graph: its inputs by name to all its outputs by name."""
 
 RADIUS, STEP, GRAY_STEP, SCORE_STEP = 8 / 255, 1.6 / 255, 0.8 / 255, 0.4 / 255
-NEXTS = ("alone", "norm", "ascent", "alone_gray", "norm_gray", "ascent_gray")
+NEXTS = ("alone", "norm", "ascent")
 """The outputs that are a next delta."""
 MOST_APART = 1e-2
 MOST_UNEQUAL = 1e-3
@@ -162,15 +162,14 @@ def _by_torch(
         "features": features,
         "logits": logits,
     }
-    alone = inputs["delta"] - step * pull.sign()
-    nexts = {"alone": alone, "alone_gray": alone - inputs["gray_step"] * gray_pull.sign()}
+    alone = inputs["delta"] - step * pull.sign() - inputs["gray_step"] * gray_pull.sign()
+    nexts = {"alone": alone}
     if "score" in nets:
         score: Tensor = nets["score"](leaf, keys)
         gradient = torch.autograd.grad(0.5 * score.square().sum(), leaf)[0]
         results |= {"score": score, "score_gradient": gradient}
-        for end in ("", "_gray"):
-            nexts[f"norm{end}"] = nexts[f"alone{end}"] - inputs["score_step"] * gradient.sign()
-            nexts[f"ascent{end}"] = nexts[f"alone{end}"] + inputs["score_step"] * score.sign()
+        nexts["norm"] = alone - inputs["score_step"] * gradient.sign()
+        nexts["ascent"] = alone + inputs["score_step"] * score.sign()
     lower, upper = (-pixels).maximum(-radius), (1 - pixels).minimum(radius)
     results |= {name: delta.maximum(lower).minimum(upper) for name, delta in nexts.items()}
     return {name: value.detach().numpy() for name, value in results.items()}

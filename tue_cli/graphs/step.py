@@ -28,6 +28,7 @@ from tue_cli.graphs.layers import (
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.score import Block, ScoreNet
 from tue_cli.numerics.batches import LUMA
+from tue_cli.onnx_engine import SEEN
 from tue_cli.weights import Weights, fresh
 
 OPSET, IR = 20, 10
@@ -49,19 +50,14 @@ INPUTS: dict[str, tuple[int, list[Any]]] = {
 pictures for the surrogate, `numerics/draws.py` tells."""
 
 
-SEEN = ("features", "logits")
-"""The outputs that are what the surrogate sees."""
-
-
 def step_graph(weights: Weights) -> onnx.ModelProto:
     """Return the graph for a weights file, with its weights named and not put in.
 
-    Its outputs, of which a run computes those that it asks for: the next delta by the surrogate's
-    term `alone`, with the score's `norm`, or with its `ascent`, and the same with the surrogate's
-    term in grey, `alone_gray`, `norm_gray` and `ascent_gray`; the fields whose signs these take,
-    `surrogate_gradient`, `gray_gradient`, `score_gradient` and `score`; and the surrogate's
-    `features`, (samples * N, D), and `logits`, (samples * N, K), of the moved pictures. Without a
-    score network, what needs it is left out.
+    Its outputs: the next delta by the surrogate's terms `alone`, with the score's `norm`, or with
+    its `ascent`; the fields whose signs these take, `surrogate_gradient`, `gray_gradient`,
+    `score_gradient` and `score`; and the surrogate's `features`, (samples * N, D), and `logits`,
+    (samples * N, K), of the moved pictures. What is in grey is computed where `gray_step` is more
+    than 0, and 0 elsewhere. Without a score network, what needs it is left out.
 
     Raises:
         BadSetting: a net with a layer that cannot be written.
@@ -76,25 +72,27 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     at = sheet.node("Add", "pixels", "delta")
     moved = _moved(sheet, at)
     wanted = _wanted(sheet, len(weights.card.classes))
-    pull, features, logits = _surrogate(sheet, nets["surrogate"], moved, wanted)
-    in_gray, gray_back = _gray(sheet, moved)
-    gray = _moved_back(sheet, gray_back(_surrogate(sheet, nets["surrogate"], in_gray, wanted)[0]))
-    pull = _moved_back(sheet, pull)
+    surrogate = nets["surrogate"]
+    seen, features, logits = _surrogate(sheet, surrogate, moved, wanted)
+    pull = _moved_back(sheet, seen)
+    gray_pull = sheet.either(
+        sheet.node("Greater", "gray_step", sheet.constant(0)),
+        lambda inner: _in_gray(inner, surrogate, moved, wanted),
+        sheet.node("Sub", "pixels", "pixels"),
+    )
     results = {
         "surrogate_gradient": pull,
-        "gray_gradient": gray,
+        "gray_gradient": gray_pull,
         "features": features,
         "logits": logits,
     }
-    alone = _stepped(sheet, "delta", pull, "step")
-    nexts = {"alone": alone, "alone_gray": _stepped(sheet, alone, gray, "gray_step")}
+    alone = _stepped(sheet, _stepped(sheet, "delta", pull, "step"), gray_pull, "gray_step")
+    nexts = {"alone": alone}
     if "score" in nets:
         score, gradient = _score(sheet, nets["score"], at)
         results |= {"score": score, "score_gradient": gradient}
-        ways = {"norm": gradient, "ascent": sheet.node("Neg", score)}
-        for way, field in ways.items():
-            for end in ("", "_gray"):
-                nexts[way + end] = _stepped(sheet, nexts[f"alone{end}"], field, "score_step")
+        nexts["norm"] = _stepped(sheet, alone, gradient, "score_step")
+        nexts["ascent"] = _stepped(sheet, alone, sheet.node("Neg", score), "score_step")
     results |= _projected(sheet, nexts)
     outputs = []
     for name, value in results.items():
@@ -141,16 +139,14 @@ def _surrogate(sheet: Sheet, net: Any, x: str, wanted: str) -> tuple[str, str, s
     return body_back(mean_back(head_back(wrong))), features, logits
 
 
-def _gray(sheet: Sheet, x: str) -> tuple[str, Backward]:
-    """Write pictures without colours: the luma in all three channels."""
+def _in_gray(sheet: Sheet, net: Any, moved: str, wanted: str) -> str:
+    """Write the gradient, by the pixels, of the loss of the moved pictures without colours."""
     luma = sheet.constant(np.array(LUMA, np.float32)[:, None, None])
-
-    def backward(gradient: str) -> str:
-        total = sheet.node("ReduceSum", gradient, sheet.integers(1), keepdims=1)
-        return sheet.node("Mul", total, luma)
-
-    plane = sheet.node("ReduceSum", sheet.node("Mul", x, luma), sheet.integers(1), keepdims=1)
-    return sheet.node("Expand", plane, sheet.node("Shape", x)), backward
+    plane = sheet.node("ReduceSum", sheet.node("Mul", moved, luma), sheet.integers(1), keepdims=1)
+    gray = sheet.node("Expand", plane, sheet.node("Shape", moved))
+    gradient, _, _ = _surrogate(sheet, net, gray, wanted)
+    total = sheet.node("ReduceSum", gradient, sheet.integers(1), keepdims=1)
+    return _moved_back(sheet, sheet.node("Mul", total, luma))
 
 
 def _moved(sheet: Sheet, x: str) -> str:

@@ -66,10 +66,10 @@ def perturb(
         start: where delta begins, of the pixels' shape.
         generator: draws the shifts and flips; the same state gives the same draws to any batch.
     """
-    again = generator.clone_state()
     terms = [surrogate_term(surrogate_of(nets), labels, noise, generator)]
     if noise.gray_ratio:
         # The same shifts and flips as in colour, as in a step of the graph.
+        again = generator.clone_state()
         loss = shifted(in_gray(cross_entropy(surrogate_of(nets), labels)), noise.samples, again)
         terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
     if noise.score_ratio:
