@@ -17,10 +17,11 @@ from tue_cli.numerics.loop import Plan, Training
 from tue_cli.settings import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
-# One thread, here and in the commands that are run: with more, sums come in another order, and what
-# tests hold to be equal may differ between a process's first run and its next.
+# One thread, here and in the commands that are run: with more, sums come in another order. It is set
+# here because a module's fixtures are made before `_seeded` comes to its first test: they would run
+# on all threads, and what is compared with them on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
-torch.set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
+torch.set_num_threads(1)
 
 TINY = TrainSettings(
     width=4,
@@ -88,7 +89,6 @@ def tiny_training(
 
 def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, list[float]]]:
     """Train a recipe's nets on `toy`: their weights file and, by role, each step's loss."""
-    torch.set_num_threads(1)
     card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
     nets = fresh(card, RECIPES[recipe], seed=0)
     helpers: dict[str, Frozen] = {}
