@@ -2,10 +2,10 @@
 
     python benchmarks/levers.py --data DIR/tiny-imagenet-50b --arms ARM,ARM,...
 
-An arm is TITLE=WEIGHTS[@nearest][+OPTION of tue protect]..., as in `published=cifar10`,
-`near=cifar10@nearest` or `bare=cifar10+--score=0`; what is not said is as the command has it by
-default. Ten classes (`--ten`) are protected by `tue protect`, with `@nearest` each class by itself
-under the key that is nearest to what the surrogate sees in it; victims are `tue verify`'s.
+An arm is TITLE=WEIGHTS[@farthest][+OPTION of tue protect]..., as in `now=cifar10`,
+`far=cifar10@farthest` or `bare=cifar10+--score=0`; what is not said is as the command has it by
+default. Ten classes (`--ten`) are protected by `tue protect`, with `@farthest` each class by itself
+under the key that is farthest from what the surrogate sees in it; victims are `tue verify`'s.
 `clean` and `random` are there without being asked for. `unseen.py` measures more of one set of
 weights; this compares. In a minute, to try it:
 `--per-class 20 --seen 300 --attacks std --results DIR`.
@@ -36,8 +36,8 @@ from tue_cli.weights import Weights, build, load
 CONTROLS = ("clean", "random")
 
 
-def nearest(weights: Weights, source: Path) -> list[str]:
-    """Return each class's key such that all are as near as can be to what the surrogate sees."""
+def farthest(weights: Weights, source: Path) -> list[str]:
+    """Return each class's key such that all are as far as can be from what the surrogate sees."""
     import torch
     from scipy.optimize import linear_sum_assignment
 
@@ -46,7 +46,7 @@ def nearest(weights: Weights, source: Path) -> list[str]:
     with torch.no_grad():
         odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
     near = [odds[pictures.labels == number].mean(0).numpy() for number in range(TEN)]
-    keys = linear_sum_assignment(np.stack(near), maximize=True)[1]
+    keys = linear_sum_assignment(np.stack(near))[1]
     return [weights.card.classes[key] for key in keys]
 
 
@@ -62,7 +62,7 @@ def copies_of(source: Path, said: str, args: argparse.Namespace) -> Path:
         folders = sorted(p for p in source.iterdir() if p.is_dir())
         parts = [
             (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, nearest(weights, source), strict=True)
+            for folder, key in zip(folders, farthest(weights, source), strict=True)
         ]
     for folder, place, more in parts:
         record.run_protect(
@@ -89,7 +89,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
-    add("--arms", required=True, help="TITLE=WEIGHTS[@nearest][+OPTION]..., with commas between")
+    add("--arms", required=True, help="TITLE=WEIGHTS[@farthest][+OPTION]..., with commas between")
     add("--ten", type=int, default=0, help="which ten classes, by name")
     add("--attacks", default="std,gray,jpeg10,at2,at4", help="of tue verify")
     add("--victim", default="resnet18:0.125", help="whom every attacker trains")

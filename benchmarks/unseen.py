@@ -29,6 +29,7 @@ import record
 from tue_cli.attacks import attacks_named
 from tue_cli.engine import machine
 from tue_cli.events import Advanced, Done
+from tue_cli.files.manifest import MANIFEST
 from tue_cli.jobs.request import VerifySpec, victim_name, victims_named
 from tue_cli.jobs.verify import verify
 from tue_cli.settings import BUDGETS, VictimSettings
@@ -57,8 +58,13 @@ def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, P
 
 
 def copies_of(source: Path, arguments: argparse.Namespace, sha256: str) -> Path:
-    """Protect a folder by the command, as it is by default; a second call finds it done."""
+    """Protect a folder by the command, as it is by default, once.
+
+    Another run would change the time in the manifest, and `tue verify` knows its victims by that.
+    """
     output = source.with_name(f"{source.name}-{sha256[:12]}")
+    if (output / MANIFEST).exists():
+        return output
     record.run_protect(
         source,
         output,

@@ -17,9 +17,9 @@ from tue_cli.numerics.loop import Plan, Training
 from tue_cli.settings import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
-# One thread, here and in the commands that are run: with more, sums come in another order. It is set
-# here because a module's fixtures are made before `_seeded` comes to its first test: they would run
-# on all threads, and what is compared with them on one.
+# One thread, here and in the commands that are run: with more, sums come in another order. It is
+# set here because a module's fixtures are made before `_seeded` comes to its first test: they would
+# run on all threads, and what is compared with them on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 

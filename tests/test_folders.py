@@ -450,12 +450,12 @@ def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
     assert assign_keys([name], KEYS, {}) == assign_keys([name, name], KEYS, {"old": "gone"})
 
 
-def test_classes_get_the_keys_that_are_farthest_from_all_of_them_together() -> None:
+def test_classes_get_the_keys_that_are_nearest_to_all_of_them_together() -> None:
     near = {
         name: np.array(row, np.float32)
-        for name, row in {"cat": [0, -9, -5], "dog": [-1, -8, 0]}.items()
+        for name, row in {"cat": [-9, 0, -4], "dog": [-8, -1, -9]}.items()
     }
-    # Each for itself would take y; the cat's next best is worse than the dog's.
+    # Each for itself would take y; the dog's next best is worse than the cat's.
     assert assign_keys(near, "xyz", {}, near) == {"cat": "z", "dog": "y"}
     assert assign_keys(near, "xyz", {"dog": "x"}, near) == {"cat": "y", "dog": "x"}
     assert assign_keys(["cat"], "xyz", {"gone": "y"}, near) == {"cat": "z"}
@@ -463,7 +463,7 @@ def test_classes_get_the_keys_that_are_farthest_from_all_of_them_together() -> N
 
 @PATIENT
 @given(st.integers(0, 2**31), st.integers(1, 8), st.data())
-def test_a_resumed_run_finds_the_same_farthest_keys(
+def test_a_resumed_run_finds_the_same_nearest_keys(
     seed: int, count: int, data: st.DataObject
 ) -> None:
     rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)

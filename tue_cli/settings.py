@@ -104,7 +104,7 @@ class Method:
     noise: NoiseSettings
     """The published defaults; of tue with its term in grey, which is ours."""
     shows_key: bool = False
-    """Whether its noise makes the surrogate see a picture's key; then far keys make it strong."""
+    """Whether its noise makes the surrogate see a picture's key; then near keys make it strong."""
 
     @property
     def roles(self) -> tuple[str, ...]:

@@ -100,7 +100,7 @@ def assign_keys(
 
     Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
     With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are farthest from all of them together. Without, where a class starts to look for a free
+    that are nearest to all of them together. Without, where a class starts to look for a free
     key depends on its name alone, so that folders that are protected one by one differ.
 
     Raises BadSetting where there are too few keys.
@@ -121,8 +121,8 @@ def assign_keys(
         from scipy.optimize import linear_sum_assignment
 
         free = [place for place, key in enumerate(keys) if key not in used]
-        far = np.stack([nearness.get(name, np.zeros(len(keys)))[free] for name in new])
-        places = linear_sum_assignment(far)[1]
+        near = np.stack([nearness.get(name, np.zeros(len(keys)))[free] for name in new])
+        places = linear_sum_assignment(near, maximize=True)[1]
         chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
         return {name: chosen[name] for name in wanted}
     for name in new:

@@ -55,7 +55,7 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
     try:
         former = Journal(output, run_of(spec, weights, engine), "skip")
         former.recall()
-        # Clusters and far keys need many pictures decoded, and three look the same without.
+        # Clusters and near keys need many pictures decoded, and three look the same without.
         clustered = spec.labels.partition(":")[0] == "cluster"
         named = replace(spec, labels="single") if clustered else spec
         items = labelled(named, found, weights, engine, pool, former, [])

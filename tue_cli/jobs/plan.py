@@ -32,7 +32,7 @@ SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SEEN_BATCH = 32
 LOOKED_AT = 64
-"""Pictures of a class that tell which keys are far from it."""
+"""Pictures of a class that tell which keys are near to it."""
 KEYS = tuple(f"{number:03d}" for number in range(1000))
 """Keys where no weights bring theirs."""
 
@@ -265,9 +265,9 @@ def nearness(
     """Return how near each class that has no key yet is to every key: (K,) by class.
 
     That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
-    spread. A key that is near leaves the surrogate content before there is any noise, and noise
-    that it makes then is weak: with the keys that are farthest a victim learns less than with
-    others. A class alone has nothing to be told from, and gets no figures.
+    spread. Noise of a near key makes more of what is there, in colour and in grey; that of a far
+    one is hardly found by a victim that trains in grey (`benchmarks/README.md`). A class alone has
+    nothing to be told from, and gets no figures.
     """
     by_class: dict[str, list[folders.Item]] = {}
     for item in items:
