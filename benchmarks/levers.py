@@ -21,7 +21,7 @@ from typing import Any
 
 import numpy as np
 import record
-from unseen import TEN, score, ten_of
+from unseen import score, ten_of
 
 from tue_cli.attacks import attacks_named
 from tue_cli.engine import machine
@@ -31,23 +31,9 @@ from tue_cli.jobs.train import load_pictures
 from tue_cli.jobs.trials import groups_of
 from tue_cli.jobs.trying import tried
 from tue_cli.settings import VerifySettings
-from tue_cli.weights import Weights, build, load
+from tue_cli.weights import load
 
 CONTROLS = ("clean", "random")
-
-
-def farthest(weights: Weights, source: Path) -> list[str]:
-    """Return each class's key such that all are as far as can be from what the surrogate sees."""
-    import torch
-    from scipy.optimize import linear_sum_assignment
-
-    _, pictures, _ = load_pictures(source, weights.card.size, 64)
-    surrogate = build(weights, ("surrogate",))["surrogate"].eval()
-    with torch.no_grad():
-        odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
-    near = [odds[pictures.labels == number].mean(0).numpy() for number in range(TEN)]
-    keys = linear_sum_assignment(np.stack(near))[1]
-    return [weights.card.classes[key] for key in keys]
 
 
 def copies_of(source: Path, said: str, args: argparse.Namespace) -> Path:
@@ -62,7 +48,7 @@ def copies_of(source: Path, said: str, args: argparse.Namespace) -> Path:
         folders = sorted(p for p in source.iterdir() if p.is_dir())
         parts = [
             (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, farthest(weights, source), strict=True)
+            for folder, key in zip(folders, record.farthest(weights, source), strict=True)
         ]
     for folder, place, more in parts:
         record.run_protect(

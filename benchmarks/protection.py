@@ -17,7 +17,9 @@ An arm is `clean`, `random` (uniform whole levels in [-8, 8] at the picture's ow
 or `protected`, with a method and options of `tue protect` behind colons: `protected:em`,
 `protected:score=0`, `protected:em:weights=FILE:format=png`. `protected:keys=in-order` protects the
 class folders one by one, the n-th with the n-th key, instead of leaving the choice to the command;
-on CIFAR-10 that is each class's own key.
+on CIFAR-10 that is each class's own key. With `keys=farthest` each gets the key that is farthest
+from what the surrogate sees in it. The noise is the paper's, without a term in grey, unless an arm
+says `gray=0.5`.
 """
 
 from __future__ import annotations
@@ -71,7 +73,7 @@ class Arm:
     options: tuple[str, ...] = ()
     """Of `tue protect`."""
     keys: str = ""
-    """`in-order`, or nothing for the command's own choice."""
+    """`in-order`, `farthest`, or nothing for the command's own choice."""
 
 
 def arm_of(text: str, weights: str) -> Arm:
@@ -88,8 +90,8 @@ def arm_of(text: str, weights: str) -> Arm:
         elif name == "weights":
             weights = value
         elif name == "keys":
-            if value != "in-order":
-                raise SystemExit(f"There is no choice of keys {value!r}: only in-order.")
+            if value not in ("in-order", "farthest"):
+                raise SystemExit(f"There is no choice of keys {value!r}: in-order or farthest.")
             keys = value
         else:
             options += [f"--{name}", value]
@@ -183,7 +185,10 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
         if arm.keys:
             figures = {}
             folders = sorted(p for p in (pictures / "train").iterdir() if p.is_dir())
-            for folder, name in zip(folders, load(arm.weights).card.classes, strict=False):
+            names = load(arm.weights).card.classes
+            if arm.keys == "farthest":
+                names = record.farthest(load(arm.weights), pictures / "train")
+            for folder, name in zip(folders, names, strict=False):
                 cost = run(folder, output / folder.name, "--labels", "single", "--key", name)
                 figures = {k: v + figures.get(k, 0) for k, v in cost.items() if k != "peak_mib"}
         else:
@@ -504,7 +509,7 @@ def measure(arguments: argparse.Namespace) -> None:
                     if arm.kind == "protected":
                         settings["weights_sha256"] = load(arm.weights).sha256
                         settings["options"] = [*arm.options, str(arguments.protect_seed)]
-                        settings["keys"] = arm.keys or "farthest"
+                        settings["keys"] = arm.keys or "nearest"
                     if results.find(settings):
                         continue
                     title = f"{arm.name}, {size} px, adversary {adversary:g}, seed {seed}"

@@ -21,9 +21,9 @@ TITLES = {
 ARMS = {
     "clean": "originals",
     "random": "random noise",
-    "protected": "protected, `--gray 0`",
-    "protected:keys=in-order": "keys in order, `--gray 0`",
-    "protected:score=0": "protected, `--score 0 --gray 0`",
+    "protected:keys=farthest": "copies",
+    "protected:keys=in-order": "keys in order",
+    "protected:keys=farthest:score=0": "`--score 0`",
 }
 """What the training pictures were, and the column's title; a column nobody measured is left out.
 
@@ -147,8 +147,8 @@ def verification() -> str:
     hardware = result["quick_hardware"]
     lines += [
         "",
-        f"What `tue verify --budget quick` said of {quick['pictures']} pictures of CIFAR-10, "
-        f"protected with `--gray 0`, in "
+        f"What `tue verify --budget quick` said of {quick['pictures']} pictures of CIFAR-10"
+        f"{'' if 'gray_ratio' in quick else ', with `--gray 0` and the farthest keys'}, in "
         f"{quick['seconds']['median'] / 60:.0f} minutes, on {hardware['cores']} cores of an "
         f"{hardware['cpu']}: *{quick['headline']}* (n = {quick['runs']}.)",
         *(

@@ -249,6 +249,24 @@ def summary_of(stdout: str) -> Facts:
     return {}
 
 
+def farthest(weights: Weights, source: Path) -> tuple[str, ...]:
+    """Return each class folder's key, all as far as can be from what the surrogate sees there."""
+    import numpy as np
+    import torch
+    from scipy.optimize import linear_sum_assignment
+
+    from tue_cli.jobs.train import load_pictures
+    from tue_cli.weights import build
+
+    classes, pictures, _ = load_pictures(source, weights.card.size, 64)
+    surrogate = build(weights, ("surrogate",))["surrogate"].eval()
+    with torch.no_grad():
+        odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
+    near = [odds[pictures.labels == number].mean(0).numpy() for number in range(len(classes))]
+    keys = linear_sum_assignment(np.stack(near))[1]
+    return tuple(weights.card.classes[key] for key in keys)
+
+
 def run_protect(
     source: Path,
     output: Path,

@@ -38,11 +38,8 @@ from tue_cli.jobs.evidence import Arms, loaded
 from tue_cli.jobs.pairing import others_pictures, split
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.numerics.batches import Pictures
-from tue_cli.settings import AdversarySettings, VictimSettings
+from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
 from tue_cli.victims import Victim, ascent
-
-PAPERS = ["--gray", "0"]
-"""The paper's noise, which the README's table is of."""
 
 PLAIN_BATCH = 64
 
@@ -318,7 +315,7 @@ def protected_of(source: Path, output: Path, options: list[str], args: argparse.
 def quick(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
     """Time `tue verify --budget quick`, as often as asked, and compare its figures."""
     source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", PAPERS, arguments)
+    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
     said, seconds = [], []
     for _ in range(arguments.repeat):
         facts, took = verified(copies, source, arguments.attacks, arguments)
@@ -328,6 +325,7 @@ def quick(arguments: argparse.Namespace, work: Path, results: record.Results) ->
     results.put(
         quick={
             "pictures": arguments.per_class * 10,
+            "gray_ratio": NoiseSettings().gray_ratio,
             "runs": len(seconds),
             "seconds": record.spread(seconds, 1),
             "same_figures": all(one == said[0] for one in said) if len(said) > 1 else None,
@@ -340,7 +338,7 @@ def quick(arguments: argparse.Namespace, work: Path, results: record.Results) ->
 def nothing(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
     """Verify copies that are no protection: the originals themselves, and shuffled keys."""
     source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", PAPERS, arguments)
+    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
 
     plain = work / f"{source.name}-plain"
     shutil.rmtree(plain, ignore_errors=True)
