@@ -188,9 +188,9 @@ def tabled(cells: dict[tuple[str, str], list[record.Facts]]) -> str:
         place: float(np.mean([cell["accuracy"] for cell in found]))
         for place, found in cells.items()
     }
-    # The controls first, then the worst against the first attacker.
+    # The controls first, then the worst against the first attacker; names decide between equals.
     given = {title for title, _ in cells} - set(CONTROLS)
-    titles = [*CONTROLS, *sorted(given, key=lambda title: -means[title, attacks[0]])]
+    titles = [*CONTROLS, *sorted(given, key=lambda title: (-means[title, attacks[0]], title))]
     lines = []
     for title in titles:
         line = [title]

@@ -92,7 +92,7 @@ def speeds() -> list[str]:
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
     lines.append(
-        "- Peak memory for the same and for 1,000 photographs: "
+        "- Peak memory for 1,000 photographs, likewise: "
         + " and ".join(
             f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title}, "
             f"{facts['ratio']['median']:.2f} times that for 100"
@@ -233,6 +233,9 @@ def unseen() -> str:
     settings, hardware = cells[0]["settings"], cells[0]["hardware"]
     lowest = list(found)[-1]
     hours = sum(cell["seconds_in_all"] for cell in cells) / 3600
+    doubt = ""
+    if any(row["doubt"] for row in found.values()):
+        doubt = "* An adversarial victim that knew less than half of its own attacked pictures. "
     width = round(64 * float(settings["victims"][0].partition(":")[2]))
     said = [
         benchmark.tabled(found),
@@ -240,9 +243,8 @@ def unseen() -> str:
         f"The lowest: {found[lowest]['score']:.0f} % ({lowest}). {tens} tens of Tiny "
         f"ImageNet, {settings['per_class']} training pictures a class; victims of width {width} "
         f"were shown {settings['seen']:,} pictures, {settings['seeds']} seed a ten. Accuracies are "
-        "means over the tens; in brackets is the worse ten's score and the better one's. * A "
-        "victim of adversarial training that knows less than half of its own attacked pictures "
-        f"says little. {hours:.1f} hours of one thread of an {hardware['cpu']}, beside other work.",
+        "means over the tens; in brackets is the worse ten's score and the better one's. "
+        f"{doubt}{hours:.1f} hours of one thread of an {hardware['cpu']}, beside other work.",
     ]
     return "\n".join(said)
 

@@ -44,7 +44,7 @@ class NoiseSettings:
         0.5,
         "alpha_g / alpha_u, the step of the surrogate's term in grey over that in colour; 0 in the "
         "paper, and where nets are trained",
-        source="benchmarks/levers.py",
+        source="benchmarks/README.md",
     )
     samples: int = setting(1, "random shifts and flips a step", source="REM takes 5")
     inner_radius: float = setting(
