@@ -156,7 +156,7 @@ def copied(
 def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[Path, record.Facts]:
     """Run `tue protect` on the training pictures, once; return its output and what it cost."""
     sha256 = load(arm.weights).sha256
-    # The paper's noise, if the arm does not say otherwise: `levers.py` tells what grey adds.
+    # The paper's noise, if the arm does not say otherwise: `unseen.py` tells what grey adds.
     grey = [] if "--gray" in arm.options else ["--gray", "0"]
     options = [*arm.options, *grey, "--seed", str(arguments.protect_seed)]
     decided = {

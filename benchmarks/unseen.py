@@ -1,43 +1,84 @@
 """Does the protection hold on classes, sizes and attackers that the weights never met?
 
-    python benchmarks/unseen.py --data DIR/tiny-imagenet-50b --weights NAME [--tens 0,1]
+    python benchmarks/unseen.py --data DIR/tiny-imagenet-50b [--arms ARM,...] [--columns COLUMN,...]
 
-Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command
-with its defaults, on torch; then `tue verify`'s own job trains victims on the originals, on random
-noise and on the copies, at each of `--sizes`, and tests them on DIR/val. Weights whose training saw
-any of these classes prove nothing here: those of CIFAR-10 and of tiny-imagenet-50a saw none.
+Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command,
+victims of `tue verify` are trained on the originals, on random noise and on the copies, and tested
+on DIR/val. Weights whose training saw any of these classes prove nothing here: those of CIFAR-10
+and of tiny-imagenet-50a saw none.
+
+An arm is a way of making copies, WEIGHTS[@farthest][+OPTION of tue protect]..., as in `cifar10`,
+`cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
+weights of your own go by the name of their file in the folder TUE_WEIGHTS. With `@farthest` each
+class gets, by itself, the key that is farthest from what the surrogate sees in it. A column is an
+attacker, ATTACK[/SIZE][/NET:SHARE], as in `std/64` or `std/vgg16:0.25`.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
-seeds (where half is protected, the clean half alone teaches much of that); the lowest column is the
-figure to raise and is printed last. A column whose adversarial victims know less than half of their
-own attacked training pictures says nothing and is marked *. In seconds, to try it:
-`--per-class 20 --seen 300 --sizes 32 --seeds 1 --attacks std,gray --results DIR`.
+seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
+lowest column is the figure to raise and is printed last. A column says nothing, and is marked *,
+where adversarial victims know less than half of their own attacked training pictures, or those of
+the originals know less than twice what guessing gives. Random noise is tried on the first ten with
+the first seed alone.
+Finished victims are kept, and those on the originals serve every arm. In a minute, to try it:
+`--per-class 20 --seen 300 --seeds 1 --columns std,gray --results DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
+import re
 import shutil
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Iterator, Sequence
+from functools import cache
+from itertools import product
 from pathlib import Path
 from statistics import fmean
+from typing import Any, NamedTuple
 
+import numpy as np
 import record
+from numpy.typing import NDArray
 
 from tue_cli.attacks import attacks_named
-from tue_cli.engine import machine
-from tue_cli.events import Advanced, Done
-from tue_cli.files.manifest import MANIFEST
-from tue_cli.jobs.request import VerifySpec, victim_name, victims_named
-from tue_cli.jobs.verify import verify
-from tue_cli.settings import BUDGETS, VictimSettings
+from tue_cli.engine import Machine, machine
+from tue_cli.jobs.evidence import Arms
+from tue_cli.jobs.request import victim_name, victims_named
+from tue_cli.jobs.train import load_pictures
+from tue_cli.jobs.trials import Trial, groups_of
+from tue_cli.jobs.trying import tried
+from tue_cli.settings import VerifySettings, VictimSettings
 from tue_cli.weights import load
 
-ATTACKS = "std,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,at2,at4"
-ARMS = ("clean", "random", "protected")
+COLUMNS = (
+    "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,at2,at4,"
+    "std/vgg16:0.25,std/densenet121:0.25"
+)
+CONTROLS = ("clean", "random", "floor")
+"""Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10
+RADIUS = 8
+
+
+class Column(NamedTuple):
+    """Who learns, by which training, from pictures of which size."""
+
+    attack: str
+    size: int
+    victim: VictimSettings
+
+    def __str__(self) -> str:
+        """As tables name it."""
+        return f"{self.attack}, {self.victim.net}, {self.size} px"
+
+
+def column_of(text: str, victim: str) -> Column:
+    """Read ATTACK[/SIZE][/NET:SHARE]."""
+    attack, *more = text.split("/")
+    name = attacks_named([attack])[-1]
+    size = next((int(word) for word in more if word.isdigit()), 32)
+    net = next((word for word in more if not word.isdigit()), victim)
+    return Column(name, size, *victims_named(net))
 
 
 def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, Path]:
@@ -57,105 +98,217 @@ def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, P
     return place / "train", place / part
 
 
-def copies_of(source: Path, arguments: argparse.Namespace, sha256: str) -> Path:
-    """Protect a folder by the command, as it is by default, once.
-
-    Another run would change the time in the manifest, and `tue verify` knows its victims by that.
-    """
-    output = source.with_name(f"{source.name}-{sha256[:12]}")
-    if (output / MANIFEST).exists():
-        return output
-    record.run_protect(
-        source,
-        output,
-        weights=arguments.weights,
-        device=arguments.device,
-        threads=arguments.threads,
-        options=["--backend", "torch"],
-    )
+def copies_of(source: Path, arm: str, args: argparse.Namespace) -> Path:
+    """Protect the ten classes as an arm says; a second call finds it done."""
+    named, *options = arm.split("+")
+    name, _, keys = named.partition("@")
+    weights = load(name)
+    told = record.key_of({"arm": arm, "weights": weights.sha256})
+    output = source.with_name(f"{source.name}-{told[:12]}")
+    parts: list[tuple[Path, Path, list[str]]] = [(source, output, [])]
+    if keys:
+        folders = sorted(p for p in source.iterdir() if p.is_dir())
+        parts = [
+            (folder, output / folder.name, ["--labels", "single", "--key", key])
+            for folder, key in zip(folders, record.farthest(weights, source), strict=True)
+        ]
+    for folder, place, more in parts:
+        record.run_protect(
+            folder,
+            place,
+            weights=name,
+            device=args.device,
+            threads=args.threads,
+            options=["--backend", "torch", *more, *options],
+        )
     return output
 
 
-def measured(
-    spec: VerifySpec, victims: Sequence[VictimSettings], attacks: Sequence[str], title: str
-) -> list[record.Facts]:
-    """Return the rows of `tue verify`: n victims an arm for each attacker and kind of victim."""
-    spec = replace(
-        spec, settings=replace(spec.settings, victims=tuple(victims), attacks=tuple(attacks))
-    )
-    facts: record.Facts = {}
-    for event in verify(spec):
-        if isinstance(event, Advanced):
-            record.note(
-                f"{title}: {event.done} of {event.total} victims, {event.seconds_left:.0f} s left"
-            )
-        if isinstance(event, Done):
-            facts = event.facts
-    if not facts.get("attacks"):
-        raise SystemExit(f"{title}: {facts.get('headline')}")
-    return [
-        {
-            "attack": row["name"],
-            "victim": row["victim"],
-            **{arm: row[arm]["mean"] for arm in ARMS},
-            "floor": row["floor"],
-            "fitted": row["fitted"],
-            "inconclusive": row["inconclusive"],
-            "curves": row["curves"],
-            "epochs": row["epochs"],
-            "seconds": row["seconds"],
-        }
-        for row in facts["attacks"]
-    ]
+class Ten:
+    """Ten classes: their originals, random noise and copies, each at every size, read once."""
+
+    def __init__(self, number: int, args: argparse.Namespace) -> None:
+        """`number` says which ten."""
+        self._args = args
+        self._source, self._held = ten_of(args.data, number, args.per_class, args.work)
+        self._pixels = cache(self._read)
+
+    def _read(self, arm: str, size: int) -> NDArray[np.uint8]:
+        folder = self._source if arm == "clean" else copies_of(self._source, arm, self._args)
+        pixels: NDArray[np.uint8] = load_pictures(folder, size)[1].pixels.numpy()
+        return pixels
+
+    def arms(self, arm: str, size: int) -> Arms:
+        """Return what victims of an arm, or of a control, are trained and tested on."""
+        classes, train, _ = load_pictures(self._source, size)
+        _, test, _ = load_pictures(self._held, size)
+        clean = self._pixels("clean", size)
+        noise = np.random.default_rng(0).integers(-RADIUS, RADIUS + 1, clean.shape)
+        return Arms(
+            classes=classes,
+            clean=clean,
+            protected=clean if arm in CONTROLS else self._pixels(arm, size),
+            random=(clean + noise).clip(0, 255).astype(np.uint8),
+            labels=train.labels.numpy(),
+            test=test.pixels.numpy(),
+            test_labels=test.labels.numpy(),
+        )
 
 
-def score(row: Mapping[str, float]) -> float:
+def drained(trying: Iterator[Any]) -> dict[str, Any]:
+    """Run a victim's training to its end and return what became of it."""
+    while True:
+        try:
+            next(trying)
+        except StopIteration as end:
+            results: dict[str, Any] = end.value[0]
+            return results
+
+
+def figures_of(trial: Trial, shown: Arms, computer: Machine, threads: int) -> record.Facts:
+    """Train one victim and return what a cell holds of it."""
+    began = time.monotonic()
+    found = drained(tried(trial, shown, computer))
+    change = shown.protected - shown.clean.astype(float)
+    return {
+        "accuracy": round(found["curve"][-1], 5),
+        "curve": found["curve"],
+        "train": found["train"],
+        "fitted": found["attacked"],
+        "rms": round(float((change**2).mean() ** 0.5), 3),
+        "command": record.command_line(),
+        "hardware": record.hardware(
+            threads=threads,
+            dtype=str(computer.dtype).removeprefix("torch."),
+            device=str(computer.device),
+        ),
+        "seconds": round(time.monotonic() - began, 1),
+    }
+
+
+def score(clean: float, protected: float, floor: float = 1 / TEN) -> float:
     """Return how much of what could be learned was not, in percent; 0 where nothing could be."""
-    learnable = row["clean"] - 1 / TEN
-    return 100 * (row["clean"] - row["protected"]) / learnable if learnable > 0 else 0.0
+    return 100 * (clean - protected) / (clean - floor) if clean > floor else 0.0
 
 
-def columns(cells: Sequence[record.Facts]) -> dict[str, record.Facts]:
-    """Return each column's accuracies, means over the tens, and its score in percent."""
-    found: dict[str, list[Mapping[str, float]]] = {}
+def named(cell: record.Facts) -> str:
+    """Return the column of a cell, as tables name it."""
+    settings = cell["settings"]
+    net = settings["victim"].partition(":")[0]
+    return f"{settings['attack']}, {net}, {settings['size']} px"
+
+
+def columns(cells: Iterable[record.Facts], arm: str) -> dict[str, record.Facts]:
+    """Return each column's accuracies of an arm, means over tens and seeds, and its score.
+
+    The originals' are of the same tens and seeds. The lowest column comes last.
+    """
+    found: dict[str, dict[str, dict[tuple[int, int], record.Facts]]] = {}
     for cell in cells:
-        for row in cell["rows"]:
-            name = (
-                f"{row['attack']}, {row['victim'].partition(':')[0]}, {cell['settings']['size']} px"
-            )
-            found.setdefault(name, []).append(row)
+        settings = cell["settings"]
+        if settings["arm"] in (*CONTROLS, arm):
+            arms = found.setdefault(named(cell), {})
+            place = (settings["ten"], settings["seed"])
+            arms.setdefault(settings["arm"], {})[place] = cell
     result: dict[str, record.Facts] = {}
-    for name, rows in found.items():
-        known = [row["fitted"] for row in rows if row["fitted"] is not None]
-        means = {arm: round(fmean(row[arm] for row in rows), 5) for arm in ARMS}
+    for name, arms in found.items():
+        places = sorted(set(arms.get(arm, {})) & set(arms.get("clean", {})))
+        if not places:
+            continue
+        scores = []
+        for ten in dict.fromkeys(ten for ten, _ in places):
+            these = [place for place in places if place[0] == ten]
+            scores.append(score(*_means(arms, arm, these)))
+        clean, protected, floor = _means(arms, arm, places)
+        known = [cell["fitted"] for cell in arms[arm].values() if cell["fitted"] is not None]
+        random = arms.get("random", {})
+        costs = [
+            arms["clean"][place]["accuracy"] - random[place]["accuracy"]
+            for place in places
+            if place in random
+        ]
         result[name] = {
-            **means,
-            "score": round(score(means), 2),
-            "scores_of_tens": record.spread((score(row) for row in rows), 1),
-            "doubt": any(row["inconclusive"] for row in rows),
+            "clean": clean,
+            "random_costs": fmean(costs) if costs else None,
+            "protected": protected,
+            "floor": floor,
+            "n": len(places),
+            "score": round(score(clean, protected, floor), 2),
+            "scores_of_tens": record.spread(scores, 1),
             "fitted": min(known, default=None),
+            "doubt": min(known, default=1.0) < 0.5 or clean < 2 / TEN,
         }
-    return dict(sorted(result.items(), key=lambda item: -item[1]["score"]))
+    return dict(sorted(result.items(), key=lambda item: (-item[1]["score"], item[0])))
 
 
-def tabled(found: Mapping[str, record.Facts]) -> str:
-    """Return the columns as a Markdown table, the lowest last."""
+def _means(
+    arms: dict[str, dict[tuple[int, int], record.Facts]],
+    arm: str,
+    places: Sequence[tuple[int, int]],
+) -> tuple[float, float, float]:
+    """Return clean, protected and floor of these tens and seeds."""
+    clean, protected = (
+        fmean(arms[kind][place]["accuracy"] for place in places) for kind in ("clean", arm)
+    )
+    floors = [arms["floor"][place]["accuracy"] for place in places] if "floor" in arms else []
+    return clean, protected, fmean(floors) if floors else 1 / TEN
+
+
+def tabled(found: dict[str, record.Facts]) -> str:
+    """Return the columns of one arm as a Markdown table, the lowest last."""
     lines = []
     for name, row in found.items():
         of = row["scores_of_tens"]
         spread = f" ({of['min']:.0f} to {of['max']:.0f})" if of["n"] > 1 else ""
         knew = "" if row["fitted"] is None else f"{100 * row['fitted']:.0f}"
-        mark = "*" if row["doubt"] else ""
+        costs = "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
         lines.append(
             [
                 name,
-                *(f"{100 * row[arm]:.1f}" for arm in ARMS),
+                f"{100 * row['clean']:.1f}",
+                costs,
+                f"{100 * row['protected']:.1f}",
                 knew,
-                f"{row['score']:.0f} %{spread}{mark}",
+                row["n"],
+                f"{row['score']:.0f} %{spread}{'*' if row['doubt'] else ''}",
             ]
         )
-    head = ["attacker, victim, size", *ARMS, "knew under attack", "score"]
-    return record.table(head, lines)
+    head = [
+        "attacker, victim, size",
+        "originals",
+        "random costs",
+        "copies",
+        "knew under attack",
+        "n",
+    ]
+    return record.table([*head, "score"], lines)
+
+
+def compared(cells: Sequence[record.Facts], arms: Sequence[str]) -> str:
+    """Return the scores of several arms side by side, of the tens and seeds that all of them have.
+
+    Columns that only one arm has are left out.
+    """
+    have: dict[tuple[str, int, int], set[str]] = {}
+    for cell in cells:
+        settings = cell["settings"]
+        place = (named(cell), settings["ten"], settings["seed"])
+        have.setdefault(place, set()).add(settings["arm"])
+    shared = {place for place, known in have.items() if known >= {*arms, "clean"}}
+    kept = [
+        cell
+        for cell in cells
+        if (named(cell), cell["settings"]["ten"], cell["settings"]["seed"]) in shared
+    ]
+    rows = {arm: columns(kept, arm) for arm in arms}
+    names = sorted(rows[arms[0]], key=lambda name: -rows[arms[0]][name]["score"])
+    lines = [
+        [f"`{arm}`", *(f"{100 * row[n]['protected']:.1f} ({row[n]['score']:.0f} %)" for n in names)]
+        for arm, row in rows.items()
+    ]
+    clean = ["originals", *(f"{100 * rows[arms[0]][name]['clean']:.1f}" for name in names)]
+    numbers = ["n", *(str(rows[arms[0]][name]["n"]) for name in names)]
+    return record.table(["copies", *names], [clean, *lines, numbers])
 
 
 def parsed() -> argparse.Namespace:
@@ -163,15 +316,14 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
-    add("--weights", required=True, help="name or file")
+    add("--arms", default="cifar10", help="WEIGHTS[@farthest][+OPTION]..., with commas between")
+    add("--columns", default=COLUMNS, help="ATTACK[/SIZE][/NET:SHARE], with commas between")
     add("--tens", default="0,1", help="which tens of classes, by name")
-    add("--sizes", default="32,64", help="pixels a side that victims see")
-    add("--attacks", default=ATTACKS, help="of tue verify, against the first victim")
-    add("--victim", default="resnet18:0.25", help="whom every attacker trains")
-    add("--others", default="vgg16:0.25,densenet121:0.25", help="trained standardly only")
+    add("--victim", default="resnet18:0.25", help="of columns that name none")
     add("--per-class", type=int, default=500)
     add("--seen", type=int, default=60_000, help="pictures that a victim is shown")
-    add("--seeds", type=int, default=2)
+    add("--adversary-steps", type=int, default=3)
+    add("--seeds", default="0,1", help="of the victims; with a comma between")
     add("--device", default="cpu")
     add("--threads", type=int, default=1)
     add("--name", default="unseen", help="of the results file")
@@ -180,70 +332,66 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def measure(arguments: argparse.Namespace) -> None:
-    """Measure every ten at every size that the results do not hold yet."""
+def measure(args: argparse.Namespace) -> None:
+    """Train every victim that the results do not hold yet, all of a seed before the next."""
     import torch
 
-    torch.set_num_threads(arguments.threads)
-    weights = load(arguments.weights)
-    results = record.Results(arguments.results, arguments.name)
-    results.put(benchmark="unseen", weights=record.weights_facts(weights))
-    kinds = [
-        (victims_named(arguments.victim), attacks_named(arguments.attacks.split(",")), "attackers"),
-    ]
-    if arguments.others:
-        kinds.append((victims_named(arguments.others), ("std",), "others"))
+    torch.set_num_threads(args.threads)
+    results = record.Results(args.results, args.name)
+    results.put(benchmark="unseen")
+    wanted = [column_of(text, args.victim) for text in args.columns.split(",")]
+    given = args.arms.split(",") if args.arms else []
+    numbers = [int(number) for number in args.tens.split(",")]
+    seeds = [int(seed) for seed in args.seeds.split(",")]
+    computer = machine(args.device)
+    tens = {number: Ten(number, args) for number in numbers}
     cells: list[record.Facts] = []
-    for number in map(int, arguments.tens.split(",")):
-        source, held_out = ten_of(arguments.data, number, arguments.per_class, arguments.work)
-        for size in map(int, arguments.sizes.split(",")):
-            for victims, attacks, part in kinds:
-                settings = {
-                    "data": arguments.data.resolve().name,
-                    "ten": number,
-                    "size": size,
-                    "part": part,
-                    "victims": [victim_name(victim) for victim in victims],
-                    "attacks": list(attacks),
-                    "per_class": arguments.per_class,
-                    "seen": arguments.seen,
-                    "seeds": arguments.seeds,
-                    "weights_sha256": weights.sha256,
-                }
-                if known := results.find(settings):
-                    cells.append(known)
-                    continue
-                computer = machine(arguments.device)
-                where = record.hardware(
-                    threads=arguments.threads,
-                    dtype=str(computer.dtype).removeprefix("torch."),
-                    device=arguments.device,
-                )
-                began = time.monotonic()
-                copies = copies_of(source, arguments, weights.sha256)
-                budget = replace(
-                    BUDGETS["quick"], seen=arguments.seen, seeds=arguments.seeds, size=size
-                )
-                spec = VerifySpec(
-                    copies, source, budget, holdout=held_out, device=arguments.device, resume=True
-                )
-                rows = measured(spec, victims, attacks, f"ten {number}, {size} px, {part}")
-                figures = {
-                    "rows": rows,
-                    "command": record.command_line(),
-                    "hardware": where,
-                    "seconds_in_all": round(time.monotonic() - began, 1),
-                    "seeds": list(range(arguments.seeds)),
-                }
-                cells.append(results.add(settings, figures))
-    found = columns(cells)
-    results.put(columns=found)
-    record.say(f"{tabled(found)}\n")
+    for seed, column, number in product(seeds, wanted, numbers):
+        budget = VerifySettings(
+            victims=(column.victim,),
+            attacks=(column.attack,),
+            seen=args.seen,
+            adversary_steps=args.adversary_steps,
+            seed=seed,
+        )
+        (group,) = groups_of(budget, TEN * args.per_class)
+        first = (seed, number) == (seeds[0], numbers[0])
+        controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
+        for arm in (*controls, *given):
+            (trial,) = group.trials[arm if arm in CONTROLS else "protected"]
+            weights = None if arm in CONTROLS else load(re.split("[@+]", arm)[0])
+            settings = {
+                "adversary_steps": args.adversary_steps,
+                "arm": arm,
+                "attack": column.attack,
+                "data": args.data.resolve().name,
+                "per_class": args.per_class,
+                "seed": seed,
+                "size": column.size,
+                "steps": trial.steps,
+                "ten": number,
+                "victim": victim_name(trial.victim),
+                "weights_sha256": weights and weights.sha256,
+            }
+            if (known := results.find(settings)) is None:
+                shown = tens[number].arms(arm, column.size)
+                known = results.add(settings, figures_of(trial, shown, computer, args.threads))
+                record.note(f"{named(known)}, ten {number}, {arm}: {100 * known['accuracy']:.1f} %")
+            cells.append(known)
+    for arm in dict.fromkeys(cell["settings"]["arm"] for cell in cells):
+        if arm not in CONTROLS:
+            told(cells, arm)
+
+
+def told(cells: Sequence[record.Facts], arm: str) -> None:
+    """Print an arm's columns, and the lowest."""
+    found = columns(cells, arm)
+    record.say(f"{arm}\n\n{tabled(found)}\n")
     sure = {name: row for name, row in found.items() if not row["doubt"]}
-    for told, rows in (("The lowest that says something", sure), ("The lowest column", found)):
+    for words, rows in (("The lowest that says something", sure), ("The lowest column", found)):
         if rows:
             name, row = next(reversed(rows.items()))
-            record.say(f"{told}: {row['score']:.0f} % ({name}).")
+            record.say(f"{words}: {row['score']:.0f} % ({name}).\n")
 
 
 if __name__ == "__main__":

@@ -135,7 +135,10 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     assert "t-SNE" in page.read_text() and whole["headline"] in page.read_text()
     assert [event.path for event in events if isinstance(event, Saved)] == [page]
 
-    # Other copies are other victims.
+    # Copies that were made again are the same copies; others are other victims.
+    same = again(spec.protected, tmp_path / "same", lambda manifest: manifest.update(seconds=9.0))
+    events, repeated = run(replace(spec, protected=same, resume=True))
+    assert trained(events) == 0 and figures(repeated) == figures(whole)
     other = again(spec.protected, tmp_path / "other", lambda manifest: None)
     shutil.copy(spec.original / "cold" / "0.png", other / "cold" / "0.png")
     events = []

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from tue_cli.errors import require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
-from tue_cli.files.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.files.manifest import read_manifest
 from tue_cli.jobs.evidence import Arms, loaded, working_size
 from tue_cli.jobs.findings import done, facts_of, row_of, table_of
 from tue_cli.jobs.pairing import divided, limited, original_of, too_little, without
@@ -64,10 +64,9 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
             yield from _told(spec, manifest, inconclusive(reason), failures, {"setup": made})
             return
         settings, size = spec.settings, spec.settings.size or working_size(train)
-        book = Book(
-            f"{tool()}, {computer.description}, {sha256(spec.protected / MANIFEST)}",
-            resume=spec.resume,
-        )
+        # The manifest also holds times, which another run of `tue protect` changes.
+        copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
+        book = Book(f"{tool()}, {computer.description}, {copies}", resume=spec.resume)
         costs = probed(settings, len({pair.label for pair in train}), size, computer)
         if spec.seconds is not None:
             # What was fitted once is taken again, so that --resume finds its victims.
