@@ -187,7 +187,7 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[
             folders = sorted(p for p in (pictures / "train").iterdir() if p.is_dir())
             names = load(arm.weights).card.classes
             if arm.keys == "farthest":
-                names = record.farthest(load(arm.weights), pictures / "train")
+                names = record.keys_of(load(arm.weights), pictures / "train", "farthest")
             for folder, name in zip(folders, names, strict=False):
                 cost = run(folder, output / folder.name, "--labels", "single", "--key", name)
                 figures = {k: v + figures.get(k, 0) for k, v in cost.items() if k != "peak_mib"}

@@ -249,8 +249,11 @@ def summary_of(stdout: str) -> Facts:
     return {}
 
 
-def farthest(weights: Weights, source: Path) -> tuple[str, ...]:
-    """Return each class folder's key, all as far as can be from what the surrogate sees there."""
+def keys_of(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
+    """Return each class folder's key: `farthest` from what the surrogate sees there, or `nearest`.
+
+    That is so of all folders together, and every key is used once.
+    """
     import numpy as np
     import torch
     from scipy.optimize import linear_sum_assignment
@@ -263,7 +266,7 @@ def farthest(weights: Weights, source: Path) -> tuple[str, ...]:
     with torch.no_grad():
         odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
     near = [odds[pictures.labels == number].mean(0).numpy() for number in range(len(classes))]
-    keys = linear_sum_assignment(np.stack(near))[1]
+    keys = linear_sum_assignment(np.stack(near), maximize=which == "nearest")[1]
     return tuple(weights.card.classes[key] for key in keys)
 
 

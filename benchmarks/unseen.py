@@ -7,10 +7,10 @@ victims of `tue verify` are trained on the originals, on random noise and on the
 on DIR/val. Weights whose training saw any of these classes prove nothing here: those of CIFAR-10
 and of tiny-imagenet-50a saw none.
 
-An arm is a way of making copies, WEIGHTS[@farthest][+OPTION of tue protect]..., as in `cifar10`,
+An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as in `cifar10`,
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
-weights of your own go by the name of their file in the folder TUE_WEIGHTS. With `@farthest` each
-class gets, by itself, the key that is farthest from what the surrogate sees in it. A column is an
+weights of your own go by the name of their file in the folder TUE_WEIGHTS. With `@farthest`
+or `@nearest` each class gets, by itself, such a key, as the surrogate sees it. A column is an
 attacker, ATTACK[/SIZE][/NET:SHARE], as in `std/64` or `std/vgg16:0.25`.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
@@ -110,7 +110,7 @@ def copies_of(source: Path, arm: str, args: argparse.Namespace) -> Path:
         folders = sorted(p for p in source.iterdir() if p.is_dir())
         parts = [
             (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, record.farthest(weights, source), strict=True)
+            for folder, key in zip(folders, record.keys_of(weights, source, keys), strict=True)
         ]
     for folder, place, more in parts:
         record.run_protect(
@@ -316,7 +316,7 @@ def parsed() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
-    add("--arms", default="cifar10", help="WEIGHTS[@farthest][+OPTION]..., with commas between")
+    add("--arms", default="cifar10", help="WEIGHTS[@KEYS][+OPTION]..., with commas between")
     add("--columns", default=COLUMNS, help="ATTACK[/SIZE][/NET:SHARE], with commas between")
     add("--tens", default="0,1", help="which tens of classes, by name")
     add("--victim", default="resnet18:0.25", help="of columns that name none")

@@ -450,15 +450,24 @@ def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
     assert assign_keys([name], KEYS, {}) == assign_keys([name, name], KEYS, {"old": "gone"})
 
 
-def test_classes_get_the_keys_that_are_nearest_to_all_of_them_together() -> None:
+def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
     near = {
         name: np.array(row, np.float32)
-        for name, row in {"cat": [-9, 0, -4], "dog": [-8, -1, -9]}.items()
+        for name, row in {
+            "cat": [0, -1, -9, -4, -20],
+            "dog": [0, -1, -7, -3, -20],
+            "elk": [-9, -2, 0, -1, -9],
+        }.items()
     }
-    # Each for itself would take y; the dog's next best is worse than the cat's.
-    assert assign_keys(near, "xyz", {}, near) == {"cat": "z", "dog": "y"}
-    assert assign_keys(near, "xyz", {"dog": "x"}, near) == {"cat": "y", "dog": "x"}
-    assert assign_keys(["cat"], "xyz", {"gone": "y"}, near) == {"cat": "z"}
+    # Cat and dog would take y, the third of each; what the cat has besides is farther.
+    keys = assign_keys(near, "vwxyz", {}, near)
+    assert keys == {"cat": "y", "dog": "x", "elk": "w"}
+    assert assign_keys(near, "vwxyz", {"dog": "y"}, near) == {"cat": "x", "dog": "y", "elk": "w"}
+    # Where nothing else is left, they are taken too.
+    gone = {f"gone {key}": key for key in "xyz"}
+    assert assign_keys(["cat"], "vwxyz", gone, near) == {"cat": "v"}
+    pair = {"cat": near["cat"][:2], "dog": np.array([-3, -1], np.float32)}
+    assert assign_keys(pair, "vw", {}, pair) == {"cat": "v", "dog": "w"}
 
 
 @PATIENT

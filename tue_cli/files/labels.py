@@ -19,6 +19,8 @@ from tue_cli.files.manifest import shown
 
 _ROUNDS = 100
 """Of k-means; it settles in far fewer."""
+PASSED_OVER = 2
+"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows."""
 
 
 def labelled(
@@ -100,8 +102,9 @@ def assign_keys(
 
     Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
     With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are nearest to all of them together. Without, where a class starts to look for a free
-    key depends on its name alone, so that folders that are protected one by one differ.
+    that are nearest to all of them together, but for the `PASSED_OVER` nearest of each. Without,
+    where a class starts to look for a free key depends on its name alone, so that folders that are
+    protected one by one differ.
 
     Raises BadSetting where there are too few keys.
     """
@@ -121,8 +124,11 @@ def assign_keys(
         from scipy.optimize import linear_sum_assignment
 
         free = [place for place, key in enumerate(keys) if key not in used]
-        near = np.stack([nearness.get(name, np.zeros(len(keys)))[free] for name in new])
-        places = linear_sum_assignment(near, maximize=True)[1]
+        none = np.zeros(len(keys), np.float32)
+        near = np.stack([nearness.get(name, none) for name in new])
+        ranks = np.argsort(np.argsort(-near))
+        near = np.where(ranks < PASSED_OVER, near - np.ptp(near) * (1 + len(keys)), near)
+        places = linear_sum_assignment(near[:, free], maximize=True)[1]
         chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
         return {name: chosen[name] for name in wanted}
     for name in new:

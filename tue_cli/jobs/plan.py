@@ -265,9 +265,9 @@ def nearness(
     """Return how near each class that has no key yet is to every key: (K,) by class.
 
     That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
-    spread. Noise of a near key makes more of what is there, in colour and in grey; that of a far
-    one is hardly found by a victim that trains in grey (`benchmarks/README.md`). A class alone has
-    nothing to be told from, and gets no figures.
+    spread. Noise of the nearest key makes more of what is truly there; that of a far one is hardly
+    found by a victim that trains in grey (`benchmarks/README.md`). A class alone has nothing to be
+    told from, and gets no figures.
     """
     by_class: dict[str, list[folders.Item]] = {}
     for item in items:
