@@ -509,7 +509,7 @@ def measure(arguments: argparse.Namespace) -> None:
                     if arm.kind == "protected":
                         settings["weights_sha256"] = load(arm.weights).sha256
                         settings["options"] = [*arm.options, str(arguments.protect_seed)]
-                        settings["keys"] = arm.keys or "nearest"
+                        settings["keys"] = arm.keys or "chosen"
                     if results.find(settings):
                         continue
                     title = f"{arm.name}, {size} px, adversary {adversary:g}, seed {seed}"

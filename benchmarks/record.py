@@ -266,7 +266,9 @@ def keys_of(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
     with torch.no_grad():
         odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)
     near = [odds[pictures.labels == number].mean(0).numpy() for number in range(len(classes))]
-    keys = linear_sum_assignment(np.stack(near), maximize=which == "nearest")[1]
+    keys = linear_sum_assignment(
+        np.stack(near), maximize={"nearest": True, "farthest": False}[which]
+    )[1]
     return tuple(weights.card.classes[key] for key in keys)
 
 

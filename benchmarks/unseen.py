@@ -9,27 +9,28 @@ and of tiny-imagenet-50a saw none.
 
 An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as in `cifar10`,
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
-weights of your own go by the name of their file in the folder TUE_WEIGHTS. With `@farthest`
-or `@nearest` each class gets, by itself, such a key, as the surrogate sees it. A column is an
-attacker, ATTACK[/SIZE][/NET:SHARE], as in `std/64` or `std/vgg16:0.25`.
+weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS is `farthest` or
+`nearest`: from what the surrogate sees in the classes, of all of them together. A column is an
+attacker, ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
-lowest column is the figure to raise and is printed last. A column says nothing, and is marked *,
-where adversarial victims know less than half of their own attacked training pictures, or those of
-the originals know less than twice what guessing gives. Random noise is tried on the first ten with
-the first seed alone.
-Finished victims are kept, and those on the originals serve every arm. In a minute, to try it:
-`--per-class 20 --seen 300 --seeds 1 --columns std,gray --results DIR`.
+lowest column is the figure to raise and is printed last. A column says nothing, and is marked *, by
+the rule of `tue verify`: where the originals teach hardly more than is there anyhow, or where
+adversarial victims, on originals or copies, do not know half of their own attacked pictures. Random
+noise is tried on the first ten, with seed 0.
+
+Finished victims are kept, and those on the originals serve every arm; what was measured with
+another tue is counted, and measured again once the results file is removed. In a minute, to try it:
+`--per-class 20 --seen 300 --seeds 0 --columns std,gray --results DIR`.
 """
 
 from __future__ import annotations
 
 import argparse
-import re
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -38,26 +39,29 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import record
-from numpy.typing import NDArray
 
 from tue_cli.attacks import attacks_named
 from tue_cli.engine import Machine, machine
-from tue_cli.jobs.evidence import Arms
+from tue_cli.jobs.evidence import Arms, Levels
 from tue_cli.jobs.request import victim_name, victims_named
 from tue_cli.jobs.train import load_pictures
 from tue_cli.jobs.trials import Trial, groups_of
 from tue_cli.jobs.trying import tried
 from tue_cli.settings import VerifySettings, VictimSettings
+from tue_cli.verdict import FITTED, LEARNED
 from tue_cli.weights import load
 
 COLUMNS = (
     "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,at2,at4,"
-    "std/vgg16:0.25,std/densenet121:0.25"
+    "std/vgg16,std/densenet121"
 )
 CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10
 RADIUS = 8
+
+Kept = dict[str, dict[tuple[int, int], record.Facts]]
+"""The cells of a column: by arm, by ten and seed."""
 
 
 class Column(NamedTuple):
@@ -67,18 +71,35 @@ class Column(NamedTuple):
     size: int
     victim: VictimSettings
 
-    def __str__(self) -> str:
-        """As tables name it."""
-        return f"{self.attack}, {self.victim.net}, {self.size} px"
-
 
 def column_of(text: str, victim: str) -> Column:
-    """Read ATTACK[/SIZE][/NET:SHARE]."""
+    """Read ATTACK[/SIZE][/NET[:SHARE]]; a net without its share has that of `victim`."""
     attack, *more = text.split("/")
-    name = attacks_named([attack])[-1]
-    size = next((int(word) for word in more if word.isdigit()), 32)
-    net = next((word for word in more if not word.isdigit()), victim)
-    return Column(name, size, *victims_named(net))
+    sizes = [int(word) for word in more if word.isdigit()]
+    nets = [word for word in more if not word.isdigit()]
+    if len(sizes) > 1 or len(nets) > 1:
+        raise SystemExit(f"{text!r} is no column: write ATTACK[/SIZE][/NET[:SHARE]].")
+    net = nets[0] if nets else victim
+    if ":" not in net:
+        net += f":{victim.partition(':')[2]}"
+    return Column(attacks_named([attack])[-1], *(sizes or [32]), *victims_named(net))
+
+
+class Way(NamedTuple):
+    """A way of making copies, read from an arm."""
+
+    weights: str
+    keys: str
+    options: tuple[str, ...]
+
+
+def way_of(arm: str) -> Way:
+    """Read WEIGHTS[@KEYS][+OPTION]..."""
+    named, *options = arm.split("+")
+    weights, _, keys = named.partition("@")
+    if not weights or weights in CONTROLS or keys not in ("", "nearest", "farthest"):
+        raise SystemExit(f"{arm!r} is no arm: write WEIGHTS[@nearest|@farthest][+OPTION]...")
+    return Way(weights, keys, tuple(options))
 
 
 def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, Path]:
@@ -94,32 +115,33 @@ def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, P
             target.mkdir(parents=True, exist_ok=True)
             for path in sorted((data / kind / name).iterdir())[:most]:
                 if not (target / path.name).exists():
-                    shutil.copy2(path, target / path.name)
+                    shutil.copy2(path, place / "part")
+                    (place / "part").replace(target / path.name)
     return place / "train", place / part
 
 
 def copies_of(source: Path, arm: str, args: argparse.Namespace) -> Path:
-    """Protect the ten classes as an arm says; a second call finds it done."""
-    named, *options = arm.split("+")
-    name, _, keys = named.partition("@")
-    weights = load(name)
-    told = record.key_of({"arm": arm, "weights": weights.sha256})
-    output = source.with_name(f"{source.name}-{told[:12]}")
+    """Protect the ten classes as an arm says; a second call of the same tue finds it done."""
+    way = way_of(arm)
+    weights = load(way.weights)
+    told = {"arm": arm, "weights": weights.sha256, "sources": record.sources()}
+    output = source.with_name(f"{source.name}-{record.key_of(told)[:12]}")
     parts: list[tuple[Path, Path, list[str]]] = [(source, output, [])]
-    if keys:
+    if way.keys:
         folders = sorted(p for p in source.iterdir() if p.is_dir())
+        keys = record.keys_of(weights, source, way.keys)
         parts = [
             (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, record.keys_of(weights, source, keys), strict=True)
+            for folder, key in zip(folders, keys, strict=True)
         ]
     for folder, place, more in parts:
         record.run_protect(
             folder,
             place,
-            weights=name,
+            weights=way.weights,
             device=args.device,
             threads=args.threads,
-            options=["--backend", "torch", *more, *options],
+            options=["--backend", "torch", *more, *way.options],
         )
     return output
 
@@ -131,28 +153,25 @@ class Ten:
         """`number` says which ten."""
         self._args = args
         self._source, self._held = ten_of(args.data, number, args.per_class, args.work)
-        self._pixels = cache(self._read)
+        self._read = cache(self._reading)
 
-    def _read(self, arm: str, size: int) -> NDArray[np.uint8]:
-        folder = self._source if arm == "clean" else copies_of(self._source, arm, self._args)
-        pixels: NDArray[np.uint8] = load_pictures(folder, size)[1].pixels.numpy()
-        return pixels
+    def _reading(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
+        classes, pictures, failed = load_pictures(folder, size)
+        if failed:
+            raise SystemExit(f"{len(failed)} pictures of {folder} cannot be read.")
+        return tuple(classes), pictures.pixels.numpy(), pictures.labels.numpy()
 
     def arms(self, arm: str, size: int) -> Arms:
         """Return what victims of an arm, or of a control, are trained and tested on."""
-        classes, train, _ = load_pictures(self._source, size)
-        _, test, _ = load_pictures(self._held, size)
-        clean = self._pixels("clean", size)
-        noise = np.random.default_rng(0).integers(-RADIUS, RADIUS + 1, clean.shape)
-        return Arms(
-            classes=classes,
-            clean=clean,
-            protected=clean if arm in CONTROLS else self._pixels(arm, size),
-            random=(clean + noise).clip(0, 255).astype(np.uint8),
-            labels=train.labels.numpy(),
-            test=test.pixels.numpy(),
-            test_labels=test.labels.numpy(),
-        )
+        classes, clean, labels = self._read(self._source, size)
+        _, test, test_labels = self._read(self._held, size)
+        protected = random = clean
+        if arm == "random":
+            noise = np.random.default_rng(0).integers(-RADIUS, RADIUS + 1, clean.shape, np.int16)
+            random = (clean + noise).clip(0, 255).astype(np.uint8)
+        elif arm not in CONTROLS:
+            protected = self._read(copies_of(self._source, arm, self._args), size)[1]
+        return Arms(classes, clean, protected, random, labels, test, test_labels)
 
 
 def drained(trying: Iterator[Any]) -> dict[str, Any]:
@@ -165,13 +184,15 @@ def drained(trying: Iterator[Any]) -> dict[str, Any]:
             return results
 
 
-def figures_of(trial: Trial, shown: Arms, computer: Machine, threads: int) -> record.Facts:
+def figures_of(
+    trial: Trial, shown: Arms, computer: Machine, threads: int, *, best_epoch: bool
+) -> record.Facts:
     """Train one victim and return what a cell holds of it."""
     began = time.monotonic()
     found = drained(tried(trial, shown, computer))
-    change = shown.protected - shown.clean.astype(float)
+    change = getattr(shown, trial.arm) - shown.clean.astype(np.float32)
     return {
-        "accuracy": round(found["curve"][-1], 5),
+        "accuracy": round(max(found["curve"]) if best_epoch else found["curve"][-1], 5),
         "curve": found["curve"],
         "train": found["train"],
         "fitted": found["attacked"],
@@ -194,16 +215,19 @@ def score(clean: float, protected: float, floor: float = 1 / TEN) -> float:
 def named(cell: record.Facts) -> str:
     """Return the column of a cell, as tables name it."""
     settings = cell["settings"]
-    net = settings["victim"].partition(":")[0]
-    return f"{settings['attack']}, {net}, {settings['size']} px"
+    return f"{settings['attack']}, {settings['victim']}, {settings['size']} px"
 
 
-def columns(cells: Iterable[record.Facts], arm: str) -> dict[str, record.Facts]:
+def columns(cells: Sequence[record.Facts], arm: str) -> dict[str, record.Facts]:
     """Return each column's accuracies of an arm, means over tens and seeds, and its score.
 
-    The originals' are of the same tens and seeds. The lowest column comes last.
+    The originals' are of the same tens and seeds. Columns that say nothing come last, before them
+    the lowest.
     """
-    found: dict[str, dict[str, dict[tuple[int, int], record.Facts]]] = {}
+    same = ("data", "per_class", "adversary_steps")
+    if len({tuple(cell["settings"][name] for name in same) for cell in cells}) > 1:
+        raise SystemExit("The results are of several budgets; choose another --name.")
+    found: dict[str, Kept] = {}
     for cell in cells:
         settings = cell["settings"]
         if settings["arm"] in (*CONTROLS, arm):
@@ -220,13 +244,15 @@ def columns(cells: Iterable[record.Facts], arm: str) -> dict[str, record.Facts]:
             these = [place for place in places if place[0] == ten]
             scores.append(score(*_means(arms, arm, these)))
         clean, protected, floor = _means(arms, arm, places)
-        known = [cell["fitted"] for cell in arms[arm].values() if cell["fitted"] is not None]
+        victims = [arms[kind][place] for kind in ("clean", arm) for place in places]
+        known = [cell["fitted"] for cell in victims if cell["fitted"] is not None]
         random = arms.get("random", {})
         costs = [
             arms["clean"][place]["accuracy"] - random[place]["accuracy"]
             for place in places
             if place in random
         ]
+        taught = clean - floor >= LEARNED * (1 - floor)
         result[name] = {
             "clean": clean,
             "random_costs": fmean(costs) if costs else None,
@@ -236,13 +262,14 @@ def columns(cells: Iterable[record.Facts], arm: str) -> dict[str, record.Facts]:
             "score": round(score(clean, protected, floor), 2),
             "scores_of_tens": record.spread(scores, 1),
             "fitted": min(known, default=None),
-            "doubt": min(known, default=1.0) < 0.5 or clean < 2 / TEN,
+            "doubt": not taught or min(known, default=1.0) < 1 / TEN + FITTED * (1 - 1 / TEN),
         }
-    return dict(sorted(result.items(), key=lambda item: (-item[1]["score"], item[0])))
+    order = sorted(result, key=lambda name: (result[name]["doubt"], -result[name]["score"], name))
+    return {name: result[name] for name in order}
 
 
 def _means(
-    arms: dict[str, dict[tuple[int, int], record.Facts]],
+    arms: Kept,
     arm: str,
     places: Sequence[tuple[int, int]],
 ) -> tuple[float, float, float]:
@@ -254,12 +281,23 @@ def _means(
     return clean, protected, fmean(floors) if floors else 1 / TEN
 
 
+def told(row: record.Facts) -> str:
+    """Return a score with its mark, or nothing where victims were taught nothing."""
+    if row["clean"] <= row["floor"]:
+        return "–*"
+    return f"{row['score']:.0f} %{'*' if row['doubt'] else ''}"
+
+
 def tabled(found: dict[str, record.Facts]) -> str:
-    """Return the columns of one arm as a Markdown table, the lowest last."""
+    """Return the columns of one arm as a Markdown table, the lowest that says something last but
+    for those that say nothing.
+    """
     lines = []
     for name, row in found.items():
         of = row["scores_of_tens"]
-        spread = f" ({of['min']:.0f} to {of['max']:.0f})" if of["n"] > 1 else ""
+        spread = (
+            f" ({of['min']:.0f} to {of['max']:.0f})" if of["n"] > 1 and "–" not in told(row) else ""
+        )
         knew = "" if row["fitted"] is None else f"{100 * row['fitted']:.0f}"
         costs = "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
         lines.append(
@@ -270,45 +308,37 @@ def tabled(found: dict[str, record.Facts]) -> str:
                 f"{100 * row['protected']:.1f}",
                 knew,
                 row["n"],
-                f"{row['score']:.0f} %{spread}{'*' if row['doubt'] else ''}",
+                told(row) + spread,
             ]
         )
-    head = [
-        "attacker, victim, size",
-        "originals",
-        "random costs",
-        "copies",
-        "knew under attack",
-        "n",
-    ]
+    head = ["attacker, victim, size", "originals", "random costs", "copies", "knew attacked", "n"]
     return record.table([*head, "score"], lines)
 
 
 def compared(cells: Sequence[record.Facts], arms: Sequence[str]) -> str:
-    """Return the scores of several arms side by side, of the tens and seeds that all of them have.
-
-    Columns that only one arm has are left out.
-    """
+    """Return several arms side by side, of the columns, tens and seeds that all of them have."""
     have: dict[tuple[str, int, int], set[str]] = {}
     for cell in cells:
         settings = cell["settings"]
         place = (named(cell), settings["ten"], settings["seed"])
         have.setdefault(place, set()).add(settings["arm"])
     shared = {place for place, known in have.items() if known >= {*arms, "clean"}}
+    if not shared:
+        raise SystemExit(f"No column has all of {', '.join(arms)}.")
     kept = [
         cell
         for cell in cells
         if (named(cell), cell["settings"]["ten"], cell["settings"]["seed"]) in shared
     ]
     rows = {arm: columns(kept, arm) for arm in arms}
-    names = sorted(rows[arms[0]], key=lambda name: -rows[arms[0]][name]["score"])
+    first = rows[arms[0]]
     lines = [
-        [f"`{arm}`", *(f"{100 * row[n]['protected']:.1f} ({row[n]['score']:.0f} %)" for n in names)]
+        [f"`{arm}`", *(f"{100 * row[name]['protected']:.1f} ({told(row[name])})" for name in first)]
         for arm, row in rows.items()
     ]
-    clean = ["originals", *(f"{100 * rows[arms[0]][name]['clean']:.1f}" for name in names)]
-    numbers = ["n", *(str(rows[arms[0]][name]["n"]) for name in names)]
-    return record.table(["copies", *names], [clean, *lines, numbers])
+    clean = ["originals", *(f"{100 * row['clean']:.1f}" for row in first.values())]
+    numbers = ["n", *(str(row["n"]) for row in first.values())]
+    return record.table(["copies", *first], [clean, *lines, numbers])
 
 
 def parsed() -> argparse.Namespace:
@@ -355,11 +385,11 @@ def measure(args: argparse.Namespace) -> None:
             seed=seed,
         )
         (group,) = groups_of(budget, TEN * args.per_class)
-        first = (seed, number) == (seeds[0], numbers[0])
+        first = (seed, number) == (0, 0)
         controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
         for arm in (*controls, *given):
             (trial,) = group.trials[arm if arm in CONTROLS else "protected"]
-            weights = None if arm in CONTROLS else load(re.split("[@+]", arm)[0])
+            weights = None if arm in CONTROLS else load(way_of(arm).weights)
             settings = {
                 "adversary_steps": args.adversary_steps,
                 "arm": arm,
@@ -375,23 +405,22 @@ def measure(args: argparse.Namespace) -> None:
             }
             if (known := results.find(settings)) is None:
                 shown = tens[number].arms(arm, column.size)
-                known = results.add(settings, figures_of(trial, shown, computer, args.threads))
+                best = group.attack.best_epoch
+                figures = figures_of(trial, shown, computer, args.threads, best_epoch=best)
+                known = results.add(settings, figures)
                 record.note(f"{named(known)}, ten {number}, {arm}: {100 * known['accuracy']:.1f} %")
             cells.append(known)
-    for arm in dict.fromkeys(cell["settings"]["arm"] for cell in cells):
-        if arm not in CONTROLS:
-            told(cells, arm)
+    if old := sum(cell["hardware"]["tue_sources"] != record.sources() for cell in cells):
+        record.note(f"{old} of {len(cells)} victims were measured with another tue.")
+    for arm in given:
+        found = columns(cells, arm)
+        record.say(f"{arm}\n\n{tabled(found)}\n\nThe lowest: {lowest(found)}.\n")
 
 
-def told(cells: Sequence[record.Facts], arm: str) -> None:
-    """Print an arm's columns, and the lowest."""
-    found = columns(cells, arm)
-    record.say(f"{arm}\n\n{tabled(found)}\n")
-    sure = {name: row for name, row in found.items() if not row["doubt"]}
-    for words, rows in (("The lowest that says something", sure), ("The lowest column", found)):
-        if rows:
-            name, row = next(reversed(rows.items()))
-            record.say(f"{words}: {row['score']:.0f} % ({name}).\n")
+def lowest(found: dict[str, record.Facts]) -> str:
+    """Return the lowest score that says something, with its column."""
+    sure = [(row["score"], name) for name, row in found.items() if not row["doubt"]]
+    return "none says anything" if not sure else "{:.0f} % ({})".format(*min(sure))
 
 
 if __name__ == "__main__":

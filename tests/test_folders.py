@@ -9,6 +9,7 @@ import string
 import tempfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
+from unittest.mock import ANY
 
 import numpy as np
 import pytest
@@ -454,20 +455,24 @@ def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
     near = {
         name: np.array(row, np.float32)
         for name, row in {
-            "cat": [0, -1, -9, -4, -20],
-            "dog": [0, -1, -7, -3, -20],
-            "elk": [-9, -2, 0, -1, -9],
+            "cat": [0, -1, -9, -4, -20, -21, -22],
+            "dog": [0, -1, -7, -3, -20, -21, -22],
+            "elk": [-9, -2, 0, -1, -9, -21, -22],
         }.items()
     }
-    # Cat and dog would take y, the third of each; what the cat has besides is farther.
-    keys = assign_keys(near, "vwxyz", {}, near)
-    assert keys == {"cat": "y", "dog": "x", "elk": "w"}
-    assert assign_keys(near, "vwxyz", {"dog": "y"}, near) == {"cat": "x", "dog": "y", "elk": "w"}
+    keys = "tuvwxyz"
+    # Cat and dog would take w, the third of each; what the cat has besides is farther.
+    chosen = {"cat": "w", "dog": "v", "elk": "u"}
+    assert assign_keys(near, keys, {}, near) == chosen
+    assert assign_keys(near, keys, {"dog": "w"}, near) == {**chosen, "cat": "v", "dog": "w"}
     # Where nothing else is left, they are taken too.
-    gone = {f"gone {key}": key for key in "xyz"}
-    assert assign_keys(["cat"], "vwxyz", gone, near) == {"cat": "v"}
-    pair = {"cat": near["cat"][:2], "dog": np.array([-3, -1], np.float32)}
-    assert assign_keys(pair, "vw", {}, pair) == {"cat": "v", "dog": "w"}
+    gone = {f"gone {key}": key for key in "vwxyz"}
+    assert assign_keys(["cat"], keys, gone, near) == {"cat": "t"}
+    # Of three keys none is passed over.
+    few = {"cat": near["cat"][:3], "dog": np.array([-3, -1, -9], np.float32)}
+    assert assign_keys(few, "tuv", {}, few) == {"cat": "t", "dog": "u"}
+    # A class of which nothing could be seen takes what is left.
+    assert assign_keys([*near, "fog"], keys, {}, near) == {**chosen, "fog": ANY}
 
 
 @PATIENT

@@ -505,7 +505,8 @@ def tint_net() -> Classifier:
 def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
     name: str, side: int
 ) -> None:
-    noise = replace(NOISE, steps=20, travel=4.0, score_ratio=0.0, samples=1)
+    # In grey all channels are pulled alike, in some against the colour: left out here.
+    noise = replace(NOISE, steps=20, travel=4.0, score_ratio=0.0, gray_ratio=0.0, samples=1)
     if name == "sem":
         name, noise = "rem", replace(noise, inner_steps=0)
     pixels = torch.full((2, 3, 16, 16), 0.5)

@@ -83,8 +83,7 @@ class OnnxEngine:
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
         self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
-        tue = noise.step if method == "tue" else 0.0
-        self._terms = {"gray_step": noise.gray_ratio * tue, "score_step": noise.score_ratio * tue}
+        self._gray_step = noise.gray_ratio * noise.step if method == "tue" else 0.0
         if "gray_step" not in {given.name for given in self._session.get_inputs()}:
             raise WeightsProblem(
                 f"The graph of {weights.name} was written by an older tue.",
@@ -152,12 +151,9 @@ class OnnxEngine:
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
+            "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
+            "score_step": np.array(noise.score_ratio * noise.step, np.float32),
             "radius": np.array(noise.radius, np.float32),
-            # What is 0 is not computed.
-            **{
-                name: np.array(0.0 if output in SEEN else step, np.float32)
-                for name, step in self._terms.items()
-            },
         }
         try:
             result: Floats = self._session.run([output], values)[0]

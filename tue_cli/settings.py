@@ -41,7 +41,7 @@ class NoiseSettings:
         choices=("norm", "ascent"),
     )
     gray_ratio: float = setting(
-        0.5,
+        1.0,
         "alpha_g / alpha_u, the step of the surrogate's term in grey over that in colour; 0 in the "
         "paper, and where nets are trained",
         source="benchmarks/README.md",
@@ -104,7 +104,7 @@ class Method:
     noise: NoiseSettings
     """The published defaults; of tue with its term in grey, which is ours."""
     shows_key: bool = False
-    """Whether its noise makes the surrogate see a picture's key; then near keys make it strong."""
+    """Whether its noise makes the surrogate see a picture's key: one that is near, or is far."""
 
     @property
     def roles(self) -> tuple[str, ...]:

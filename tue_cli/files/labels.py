@@ -20,7 +20,8 @@ from tue_cli.files.manifest import shown
 _ROUNDS = 100
 """Of k-means; it settles in far fewer."""
 PASSED_OVER = 2
-"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows."""
+"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows.
+Of fewer than seven keys, fewer."""
 
 
 def labelled(
@@ -124,10 +125,12 @@ def assign_keys(
         from scipy.optimize import linear_sum_assignment
 
         free = [place for place, key in enumerate(keys) if key not in used]
-        none = np.zeros(len(keys), np.float32)
-        near = np.stack([nearness.get(name, none) for name in new])
-        ranks = np.argsort(np.argsort(-near))
-        near = np.where(ranks < PASSED_OVER, near - np.ptp(near) * (1 + len(keys)), near)
+        near = np.zeros((len(new), len(keys)))
+        last = min(PASSED_OVER, (len(keys) - 1) // 3)
+        for row, name in zip(near, new, strict=True):
+            if name in nearness:
+                row[:] = nearness[name]
+                row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
         places = linear_sum_assignment(near[:, free], maximize=True)[1]
         chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
         return {name: chosen[name] for name in wanted}

@@ -42,22 +42,19 @@ class Sheet:
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return name
 
-    def either(
-        self, condition: str, write: Callable[[Sheet], tuple[str, ...]], others: tuple[str, ...]
-    ) -> tuple[str, ...]:
-        """Write what `write` does behind a condition; the other values stand where it is false.
+    def either(self, condition: str, write: Callable[[Sheet], str], other: str) -> str:
+        """Write what `write` does behind a condition, where the other value stands if it is false.
 
         ONNX Runtime computes all that a graph holds, whatever is asked of it, but this.
         """
         branches = {}
-        for name, way in (("then_branch", write), ("else_branch", lambda sheet: others)):
+        for name, way in (("then_branch", write), ("else_branch", lambda sheet: other)):
             inner = copy.copy(self)  # the same constants, weights and names
             inner.nodes = []
-            values = [inner.node("Identity", value) for value in way(inner)]
-            made = [helper.make_tensor_value_info(v, TensorProto.FLOAT, None) for v in values]
-            branches[name] = helper.make_graph(inner.nodes, name, [], made)
-        first = self.node("If", condition, outputs=len(others), **branches)
-        return (first, *(f"{first}:{number}" for number in range(1, len(others))))
+            value = inner.node("Identity", way(inner))
+            made = helper.make_tensor_value_info(value, TensorProto.FLOAT, None)
+            branches[name] = helper.make_graph(inner.nodes, name, [], [made])
+        return self.node("If", condition, **branches)
 
     def constant(self, value: object, kind: type[np.generic] = np.float32) -> str:
         """Return the name of a constant; equal constants are kept once."""

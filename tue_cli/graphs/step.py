@@ -57,8 +57,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     its `ascent`; the fields whose signs these take, `surrogate_gradient`, `gray_gradient`,
     `score_gradient` and `score`; and the surrogate's `features`, (samples * N, D), and `logits`,
     (samples * N, K), of the moved pictures. What is in grey is computed where `gray_step` is more
-    than 0, the score where `score_step` is, and either is 0 elsewhere. Without a score network,
-    what needs it is left out.
+    than 0, and 0 elsewhere. Without a score network, what needs it is left out.
 
     Raises:
         BadSetting: a net with a layer that cannot be written.
@@ -76,11 +75,10 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     surrogate = nets["surrogate"]
     seen, features, logits = _surrogate(sheet, surrogate, moved, wanted)
     pull = _moved_back(sheet, seen)
-    none = sheet.node("Sub", "pixels", "pixels")
-    (gray_pull,) = sheet.either(
+    gray_pull = sheet.either(
         sheet.node("Greater", "gray_step", sheet.constant(0)),
-        lambda inner: (_in_gray(inner, surrogate, moved, wanted),),
-        (none,),
+        lambda inner: _in_gray(inner, surrogate, moved, wanted),
+        sheet.node("Sub", "pixels", "pixels"),
     )
     results = {
         "surrogate_gradient": pull,
@@ -91,11 +89,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     alone = _stepped(sheet, _stepped(sheet, "delta", pull, "step"), gray_pull, "gray_step")
     nexts = {"alone": alone}
     if "score" in nets:
-        score, gradient = sheet.either(
-            sheet.node("Greater", "score_step", sheet.constant(0)),
-            lambda inner: _score(inner, nets["score"], at),
-            (none, none),
-        )
+        score, gradient = _score(sheet, nets["score"], at)
         results |= {"score": score, "score_gradient": gradient}
         nexts["norm"] = _stepped(sheet, alone, gradient, "score_step")
         nexts["ascent"] = _stepped(sheet, alone, sheet.node("Neg", score), "score_step")
