@@ -222,7 +222,7 @@ def runtimes() -> str:
     return "\n".join(lines)
 
 
-OTHER_WAYS = ("+--gray=0.5", "+--score=0", "@nearest")
+OTHER_WAYS = ("+--gray=0.5", "@nearest")
 """What the noise of the packaged weights is compared with, as `unseen.py` names it."""
 
 
