@@ -560,6 +560,7 @@ async def is_as_drawn(pilot: Pilot[int], name: str) -> None:
     """Hold the screen against its picture; TUE_DRAW=1 draws the pictures anew, to be looked at."""
     for field in pilot.app.screen.query(Input):
         field.cursor_blink = False
+    await until(pilot, lambda: "Help" in seen(pilot.app))  # the keys at the bottom come last
     await pilot.pause()
     drawn, path = pilot.app.export_screenshot(), SNAPSHOTS / f"{name}.svg"
     drawn = re.sub(r"<clipPath.*?</clipPath>\s*", "", drawn, flags=re.DOTALL)  # half of the file
