@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from tue_cli.errors import BadSetting
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, classifier
+from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, folded, frozen
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import Pictures
@@ -61,6 +61,20 @@ def test_a_narrow_net_gives_one_logit_a_class(name: str, width: int, size: int) 
 def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None:
     net = classifier(name, classes=3, width=width, size=32).eval()
     assert net(torch.rand(1, 3, 33, 47)).shape == (1, 3)
+
+
+@pytest.mark.parametrize("inputs", [4, 16])
+def test_a_strided_convolution_of_one_pixel_has_the_gradient_that_float64_has(inputs: int) -> None:
+    conv = Pointwise(inputs, 8, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    exact = nn.Conv2d(inputs, 8, 1, 2, bias=False).double()
+    exact.load_state_dict(conv.state_dict())
+    pixels = torch.randn(24, inputs, 17, 16).contiguous(memory_format=torch.channels_last)
+    seen, expected = conv(pixels), exact(pixels.double())
+    torch.testing.assert_close(seen.double(), expected, rtol=1e-4, atol=1e-5)
+    for result in (seen, expected):
+        result.square().sum().backward()
+    assert conv.weight.grad is not None and exact.weight.grad is not None
+    torch.testing.assert_close(conv.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", NETS)

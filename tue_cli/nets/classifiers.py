@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, cat, nn
 
 from tue_cli.errors import BadSetting
@@ -17,12 +18,33 @@ IMAGENET_STEM_FROM = 96
 """Pictures of this many pixels and more get the ImageNet stem (7x7, stride 2, pooled)."""
 
 
+BLOCK = 16
+"""Channels that oneDNN takes at once, at most."""
+
+
+class Pointwise(nn.Conv2d):
+    """A convolution of one pixel; with a stride, of every so manieth.
+
+    oneDNN's gradient of a strided one with fewer channels than its
+    block writes where it must not (uxlfoundation/oneDNN#6035): it crashes, or is wrong. There the
+    other pixels are left out before.
+    """
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        if self.stride == (1, 1) or self.in_channels >= BLOCK:
+            return super().forward(x)
+        return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
+
+
 class ConvNorm(nn.Sequential):
     """A convolution without bias and its batch norm: the pair that `folded` makes one."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(
-            nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, bias=False),
+            (Pointwise if kernel == 1 else nn.Conv2d)(
+                inputs, outputs, kernel, stride, kernel // 2, bias=False
+            ),
             nn.BatchNorm2d(outputs),
         )
 
