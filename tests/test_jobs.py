@@ -114,6 +114,22 @@ def test_what_the_manifest_claims_is_what_the_files_hold(
         assert record["mean"] == pytest.approx(np.abs(copy - original).mean(), abs=1e-3)
 
 
+def test_a_sky_moves_by_a_share_of_the_radius_and_what_is_rough_by_all_of_it(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    pixels = np.full((64, 64, 3), 120, np.uint8)
+    pixels[32:] = np.random.default_rng(0).integers(0, 256, (32, 64, 3))
+    (tmp_path / "in").mkdir()
+    Image.fromarray(pixels).save(tmp_path / "in" / "beach.png")
+    # Enlarging goes a quarter beyond what is enlarged.
+    for smooth, sky in ((0.25, 2.5), (1.0, 8)):
+        output = tmp_path / str(smooth)
+        run(spec_of(tmp_path / "in", output, tiny_weights, settings=replace(QUICK, smooth=smooth)))
+        change = decode((output / "beach.png").read_bytes()).pixels.astype(int) - pixels
+        assert np.abs(change[:20]).max() == pytest.approx(sky, abs=0.5)
+        assert np.abs(change[34:]).max() == 8
+
+
 def test_modification_times_are_kept(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     os.utime(photos / "space" / "rocket.jpg", ns=(10**18, 10**18))
     run(spec_of(photos, tmp_path / "out", tiny_weights))
@@ -412,6 +428,8 @@ def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) 
         ({"settings": ProtectSettings(noise=NoiseSettings(score_ratio=math.nan))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(gray_ratio=-1.0))}, BadSetting),
         ({"settings": ProtectSettings(noise=NoiseSettings(samples=0))}, BadSetting),
+        ({"settings": ProtectSettings(smooth=1.5)}, BadSetting),
+        ({"settings": ProtectSettings(smooth=math.nan)}, BadSetting),
         ({"settings": ProtectSettings(seed=-1), "labels": "cluster"}, BadSetting),
         ({"labels": "nosuch"}, BadSetting),
         ({"labels": "cluster:0"}, BadSetting),

@@ -16,6 +16,7 @@ from tue_cli import __version__
 from tue_cli.errors import BadSetting, ExitCode, TueError
 from tue_cli.options import (
     NAMES,
+    PROTECT,
     TRAIN,
     Device,
     Gray,
@@ -124,6 +125,13 @@ def protect(
     samples: Samples = None,
     inner_radius: InnerRadius = None,
     inner_steps: InnerSteps = None,
+    smooth: Annotated[
+        float,
+        typer.Option(
+            help="Share of the noise where a picture is smooth, as skies are; 1: all of it, which "
+            "is as published, and seen."
+        ),
+    ] = PROTECT.smooth,
     weights: Annotated[
         str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
     ] = None,
@@ -180,6 +188,7 @@ def protect(
                 inner_radius=inner_radius,
                 inner_steps=inner_steps,
             ),
+            smooth=smooth,
             seed=seed,
         ),
         weights=weights,

@@ -13,10 +13,10 @@ from typing import Annotated, Any
 import typer
 
 from tue_cli.errors import BadSetting
-from tue_cli.settings import METHODS, RECIPES, NoiseSettings, TrainSettings
+from tue_cli.settings import METHODS, RECIPES, NoiseSettings, ProtectSettings, TrainSettings
 
 NAMES = ", ".join(METHODS)
-TRAIN = TrainSettings()
+PROTECT, TRAIN = ProtectSettings(), TrainSettings()
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Name every file.")]

@@ -208,6 +208,12 @@ class ProtectSettings:
         choices=tuple(name for name in METHODS if METHODS[name].noise == NoiseSettings()),
     )
     noise: NoiseSettings = field(default_factory=NoiseSettings)
+    smooth: float = setting(
+        0.25,
+        "share of the noise where a picture is smooth, as skies are, and noise is seen; 1 in the "
+        "papers",
+        source="benchmarks/README.md",
+    )
     seed: int = setting(0, "seed of everything random")
 
 

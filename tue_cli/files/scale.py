@@ -1,7 +1,7 @@
 """Between a picture's own size and the square that the nets see.
 
-`shrink` makes the square; `lift` brings the protection made for it back to full size and adds it
-within the radius.
+`shrink` makes the square; `masking` says where in it noise would be seen; `lift` brings the
+protection made for it back to full size and adds it within the radius.
 """
 
 from __future__ import annotations
@@ -15,6 +15,8 @@ from PIL import Image
 
 STRIP: Final = 128
 """Rows that `lift` works on at a time."""
+ROUGH: Final = 10 / 255
+"""Standard deviation of 3 x 3 pixels of the square, of their channels' mean, that hides noise."""
 
 
 def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
@@ -25,6 +27,22 @@ def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     if planes.ndim == 2:
         return np.repeat(planes[None], 3, axis=0)
     return np.ascontiguousarray(planes.transpose(2, 0, 1))
+
+
+def masking(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
+    """Return how much of its noise each pixel of a square gets, (1, s, s), from `smooth` to 1.
+
+    Noise shows in a sky and not in grass (contrast masking): the share grows with the standard
+    deviation around a pixel, and is 1 from `ROUGH`.
+
+    Args:
+        small: a square (3, s, s) in [0, 1].
+        smooth: the share where nothing differs, in [0, 1].
+    """
+    framed = np.pad(small.mean(0), 1, mode="edge")
+    around = np.lib.stride_tricks.sliding_window_view(framed, (3, 3))
+    rough = np.minimum(around.std((2, 3)) / np.float32(ROUGH), 1)
+    return (smooth + (1 - smooth) * rough)[None].astype(np.float32)
 
 
 def lift(delta: NDArray[np.float32], pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:

@@ -194,6 +194,7 @@ class Pipeline:
         task, picture, spec = loaded.task, loaded.picture, self._spec
         place = self._output / task.relative
         try:
+            delta = delta * scale.masking(loaded.small, spec.settings.smooth)
             protected = scale.lift(delta, picture.pixels, self._largest)
             encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
             quality = compare(picture.pixels, encoded.decoded.pixels)

@@ -84,6 +84,8 @@ def check(spec: ProtectSpec) -> None:
             f"There is no method {spec.settings.method!r}.", f"Choose one of {', '.join(METHODS)}."
         )
     refuse_noise(spec.settings.noise)
+    if not 0 <= spec.settings.smooth <= 1:
+        raise BadSetting(f"A smooth of {spec.settings.smooth} cannot be.", "Choose 0 to 1.")
     refuse_seed(spec.settings.seed)
     if spec.format not in images.FORMATS:
         raise BadSetting(

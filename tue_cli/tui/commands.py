@@ -24,6 +24,7 @@ _PROTECT = {
     "settings.noise.score_mode": "--score-mode",
     "settings.noise.gray_ratio": "--gray",
     "settings.noise.samples": "--samples",
+    "settings.smooth": "--smooth",
     "weights": "--weights",
     "device": "--device",
     "format": "--format",

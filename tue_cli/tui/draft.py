@@ -76,6 +76,7 @@ def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
         settings=ProtectSettings(
             method=settings["method"],
             noise=NoiseSettings(**settings["noise"]),
+            smooth=settings.get("smooth", 1.0),
             seed=settings["seed"],
         ),
         weights=_asked_for(run["weights"]["name"]),

@@ -24,6 +24,7 @@ from tue_cli.words import counted, duration
 FIELDS = (
     "settings.noise.radius",
     "settings.noise.steps",
+    "settings.smooth",
     "format",
     "quality",
     "output",
