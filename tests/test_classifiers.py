@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from tue_cli.errors import BadSetting
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, classifier
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, folded, frozen
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last, folded, frozen
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import Pictures
 
@@ -65,7 +65,7 @@ def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None
 
 @pytest.mark.parametrize("inputs", [4, 16])
 def test_a_strided_convolution_of_one_pixel_has_the_gradient_that_float64_has(inputs: int) -> None:
-    conv = Pointwise(inputs, 8, 1, 2, bias=False).to(memory_format=torch.channels_last)
+    conv = channels_last(Pointwise(inputs, 8, 1, 2, bias=False))
     exact = nn.Conv2d(inputs, 8, 1, 2, bias=False).double()
     exact.load_state_dict(conv.state_dict())
     pixels = torch.randn(24, inputs, 17, 16).contiguous(memory_format=torch.channels_last)

@@ -5,13 +5,17 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
-from tue_cli.settings import METHODS, NoiseSettings, TrainSettings
+from tue_cli.errors import BadSetting
+from tue_cli.options import training_of
+from tue_cli.settings import METHODS, TRAININGS, NoiseSettings, TrainSettings
+from tue_cli.weights import load
 
 
 def tue(
@@ -240,15 +244,30 @@ def test_the_noise_s_options_reach_the_manifest_and_training_has_no_term_in_grey
     folder: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     given = {"gray": "0.75", "score": "0.125", "samples": "2", "steps": "3", "radius": "6"}
+    given["smooth"] = "0.5"
     options = [part for name, value in given.items() for part in (f"--{name}", value)]
     out = tmp_path / "out"
     ran = tue("protect", str(folder), "-o", str(out), "--weights", str(tiny_weights), *options)
     assert ran.returncode == 0, ran.stderr
-    noise = json.loads((out / "tue-manifest.json").read_text())["run"]["settings"]["noise"]
+    settings = json.loads((out / "tue-manifest.json").read_text())["run"]["settings"]
+    assert settings["smooth"] == 0.5
+    noise = settings["noise"]
     found = {name: noise[f"{name}_ratio"] for name in ("gray", "score")}
     assert found == {"gray": 0.75, "score": 0.125}
     assert (noise["samples"], noise["steps"], noise["radius"]) == (2, 3, 6 / 255)
     assert TrainSettings().noise == NoiseSettings(gray_ratio=0.0)
+
+
+def test_the_preset_packaged_is_how_the_packaged_weights_were_made() -> None:
+    card = load("cifar10").card
+    made = card.training["settings"]
+    preset = asdict(TRAININGS["packaged"])
+    same = preset.keys() - {"noise"}
+    assert {name: preset[name] for name in same} == {name: made[name] for name in same}
+    chosen = training_of("packaged", {"width": 8, "steps": None})
+    assert (chosen.width, chosen.steps, chosen.score_width) == (8, made["steps"], card.score_width)
+    with pytest.raises(BadSetting, match="no preset 'nosuch'"):
+        training_of("nosuch", {})
 
 
 def test_a_bad_picture_makes_the_exit_code_1(

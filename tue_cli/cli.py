@@ -33,6 +33,7 @@ from tue_cli.options import (
     paths_of,
     recipe_of,
     seconds_of,
+    training_of,
 )
 from tue_cli.settings import (
     BUDGETS,
@@ -41,7 +42,6 @@ from tue_cli.settings import (
     RECIPES,
     AdversarySettings,
     ProtectSettings,
-    TrainSettings,
 )
 
 app = typer.Typer(
@@ -228,22 +228,35 @@ def train(
             "default: the method's own."
         ),
     ] = None,
+    preset: Annotated[
+        str,
+        typer.Option(
+            help="paper (wants a GPU), or packaged: as the packaged weights were made, on one core "
+            "of a processor in 45 minutes."
+        ),
+    ] = "paper",
     net: Annotated[
         str, typer.Option(help="vgg16, resnet18, resnet50, densenet121 or wrn34-10.")
     ] = TRAIN.net,
     width: Annotated[
-        int, typer.Option(help="Channels of the surrogate's first stage; 64 is the published net.")
-    ] = TRAIN.width,
+        int | None,
+        typer.Option(
+            help="Channels of the surrogate's first stage, 64 in the published net; default: the "
+            "preset's."
+        ),
+    ] = None,
     size: Annotated[int, typer.Option(help="Pixels a side at which noise is made.")] = TRAIN.size,
-    steps: Annotated[int, typer.Option(help="Steps of the surrogate.")] = TRAIN.steps,
+    steps: Annotated[
+        int | None, typer.Option(help="Steps of the surrogate; default: the preset's.")
+    ] = None,
     batch: Annotated[int, typer.Option(help="Pictures a step.")] = TRAIN.batch,
     rate: Annotated[float, typer.Option(help="Peak learning rate of the surrogate.")] = TRAIN.rate,
     score_steps: Annotated[
-        int, typer.Option(help="Steps of the score network.")
-    ] = TRAIN.score_steps,
+        int | None, typer.Option(help="Steps of the score network; default: the preset's.")
+    ] = None,
     score_width: Annotated[
-        int, typer.Option(help="Channels of the score network.")
-    ] = TRAIN.score_width,
+        int | None, typer.Option(help="Channels of the score network; default: the preset's.")
+    ] = None,
     sigma: Annotated[
         float, typer.Option(help="Noise of score matching, pixels in [0, 1].")
     ] = TRAIN.sigma,
@@ -287,18 +300,21 @@ def train(
     from tue_cli.jobs.train import TrainSpec
     from tue_cli.jobs.train import train as job
 
+    sizes = {
+        "width": width,
+        "score_width": score_width,
+        "steps": steps,
+        "score_steps": score_steps,
+    }
     spec = TrainSpec(
         data=data,
         output=output,
-        settings=TrainSettings(
+        settings=replace(
+            training_of(preset, sizes),
             method=recipe_of(method, recipe),
             net=net,
-            width=width,
             size=size,
-            score_width=score_width,
             sigma=sigma,
-            score_steps=score_steps,
-            steps=steps,
             rate=rate,
             batch=batch,
             noise=noise_of(

@@ -13,7 +13,14 @@ from typing import Annotated, Any
 import typer
 
 from tue_cli.errors import BadSetting
-from tue_cli.settings import METHODS, RECIPES, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.settings import (
+    METHODS,
+    RECIPES,
+    TRAININGS,
+    NoiseSettings,
+    ProtectSettings,
+    TrainSettings,
+)
 
 NAMES = ", ".join(METHODS)
 PROTECT, TRAIN = ProtectSettings(), TrainSettings()
@@ -102,6 +109,20 @@ def recipe_of(method: str | None, recipe: str | None) -> str:
     if not METHODS[method].recipes:
         raise BadSetting(f"{method} has no net to train.", "Run `tue protect` at once.")
     return METHODS[method].recipes[0]
+
+
+def training_of(preset: str, sizes: dict[str, int | None]) -> TrainSettings:
+    """Return a preset's training, but for the sizes that were given.
+
+    Raises:
+        BadSetting: there is no such preset.
+    """
+    if preset not in TRAININGS:
+        raise BadSetting(
+            f"There is no preset {preset!r}.", f"Choose one of {', '.join(TRAININGS)}."
+        )
+    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
+    return replace(TRAININGS[preset], **given)
 
 
 def paths_of(paths: list[str]) -> tuple[Path, ...]:

@@ -42,7 +42,8 @@ def masking(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
     framed = np.pad(small.mean(0), 1, mode="edge")
     around = np.lib.stride_tricks.sliding_window_view(framed, (3, 3))
     rough = np.minimum(around.std((2, 3)) / np.float32(ROUGH), 1)
-    return (smooth + (1 - smooth) * rough)[None].astype(np.float32)
+    share: NDArray[np.float32] = (smooth + (1 - smooth) * rough)[None].astype(np.float32)
+    return share
 
 
 def lift(delta: NDArray[np.float32], pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
