@@ -260,6 +260,22 @@ def levers() -> str:
     return benchmark.compared(cells, [default, *(default + way for way in OTHER_WAYS)])
 
 
+def visibility() -> str:
+    """Return how visible the noise is, and where."""
+    import visibility as benchmark
+
+    cells = json.loads((RESULTS / "visibility.json").read_text(encoding="utf-8"))["cells"]
+    return "\n".join(
+        [
+            benchmark.tabled(cells),
+            "",
+            f"{cells[0]['pictures']} photographs of about 500 × 375: medians, and the least and "
+            "the most. *Smooth* and *rough*: mean change of a pixel, in levels of 255, where the "
+            "picture hides no noise and where it hides all.",
+        ]
+    )
+
+
 def methods() -> str:
     """Return table 1 of `tue bench`, and at which budget it was measured."""
     folder = RESULTS / "bench-mini"
@@ -289,6 +305,7 @@ BLOCKS = {
     "methods": methods,
     "protection": protection,
     "verification": verification,
+    "visibility": visibility,
     "runtimes": runtimes,
 }
 

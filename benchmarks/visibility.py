@@ -1,0 +1,151 @@
+"""How visible is the noise, and where? Of photographs, by PSNR, by SSIM and by eye.
+
+    python benchmarks/visibility.py --photos DIR/photos-100/photos [--sheet FILE.png]
+
+A folder is protected by `tue protect` at its defaults and with the options that are compared.
+`smooth` and `rough` are the mean changes of a pixel, in levels of 255, where the picture hides no
+noise and where it hides all. `--sheet` draws the smoothest pictures beside their copies: what
+anyone has to look at before a strength is called invisible.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import record
+from PIL import Image
+
+from tue_cli.files import images, scale
+from tue_cli.weights import load
+
+ARMS = ("", "--smooth 1", "--smooth 0.1", "--radius 4")
+WANTED = 32.0
+"""Decibels of PSNR that every copy is to have."""
+PLAIN, FULL = 0.25, 0.999
+"""Shares of the noise, by `scale.masking`, below and above which a place is smooth or rough."""
+SHOWN, SIDE = 12, (320, 240)
+
+
+class Pair(NamedTuple):
+    """A photograph and its copy, (H, W, C) each, and how much noise it hides, (H, W) in [0, 1]."""
+
+    before: np.ndarray
+    after: np.ndarray
+    hides: np.ndarray
+
+
+def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
+    """Return what the manifest of `output` names, in its order."""
+    found = []
+    for entry in json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]:
+        before, after = (
+            images.decode(images.read(place)).pixels
+            for place in (source / entry["source"], output / entry["path"])
+        )
+        hides = Image.fromarray(scale.masking(scale.shrink(before, size), 0.0)[0])
+        large = hides.resize(before.shape[1::-1], Image.Resampling.NEAREST)
+        found.append(Pair(before, after, np.asarray(large)))
+    return found
+
+
+def figures_of(output: Path, pairs: list[Pair]) -> record.Facts:
+    """Return how visible the copies are."""
+    manifest = json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]
+    changes = [np.abs(p.after.astype(np.float32) - p.before).mean(2) for p in pairs]
+    smooth = np.concatenate([c[p.hides < PLAIN] for c, p in zip(changes, pairs, strict=True)])
+    rough = np.concatenate([c[p.hides > FULL] for c, p in zip(changes, pairs, strict=True)])
+    return {
+        "pictures": len(pairs),
+        "psnr": record.spread((entry["psnr"] for entry in manifest), 2),
+        "ssim": record.spread((entry["ssim"] for entry in manifest), 4),
+        "survival": record.spread((entry["survival"] for entry in manifest), 3),
+        "enough": sum(entry["psnr"] >= WANTED for entry in manifest),
+        "smooth": round(float(smooth.mean()), 2),
+        "rough": round(float(rough.mean()), 2),
+    }
+
+
+def sheet(pairs: list[Pair]) -> Image.Image:
+    """Draw the smoothest photographs beside their copies, two pairs a row."""
+    chosen = sorted(pairs, key=lambda pair: float(pair.hides.mean()))[:SHOWN]
+    page = Image.new("RGB", (4 * SIDE[0], SIDE[1] * -(-len(chosen) // 2)), "white")
+    for number, pair in enumerate(chosen):
+        for column, pixels in enumerate((pair.before, pair.after)):
+            small = Image.fromarray(pixels.squeeze()).convert("RGB").resize(SIDE)
+            page.paste(small, ((2 * (number % 2) + column) * SIDE[0], number // 2 * SIDE[1]))
+    return page
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add("--photos", type=Path, required=True, help="a folder of photographs")
+    add("--weights", default="cifar10")
+    add("--threads", type=int, default=1)
+    add("--name", default="visibility", help="of the results file")
+    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
+    add("--sheet", type=Path, help="a picture of the smoothest photographs and their copies")
+    add("--work", type=Path, help="where copies are kept; default a temporary folder")
+    return parser.parse_args()
+
+
+def measure(args: argparse.Namespace) -> None:
+    """Protect the folder in every way that the results do not hold yet, and print the table."""
+    results = record.Results(args.results, args.name)
+    results.put(benchmark="visibility")
+    weights = load(args.weights)
+    cells = []
+    for arm in ARMS:
+        settings = {
+            "options": arm,
+            "photos": args.photos.resolve().name,
+            "weights_sha256": weights.sha256,
+        }
+        known = results.find(settings)
+        wants_sheet = args.sheet is not None and not arm
+        if known is None or wants_sheet:
+            output = args.work / (arm.replace(" ", "") or "defaults")
+            record.run_protect(
+                args.photos,
+                output,
+                weights=args.weights,
+                device="cpu",
+                threads=args.threads,
+                options=["--labels", "single", *arm.split()],
+            )
+            pairs = pairs_of(args.photos, output, weights.card.size)
+            if wants_sheet:
+                sheet(pairs).save(args.sheet)
+            machine = record.hardware(threads=args.threads, dtype="float32", device="cpu")
+            facts = figures_of(output, pairs)
+            known = results.add(
+                settings, {**facts, "command": record.command_line(), "hardware": machine}
+            )
+        cells.append(known)
+    record.say(tabled(cells))
+
+
+def tabled(cells: list[record.Facts]) -> str:
+    """Return the ways side by side as a Markdown table."""
+    head = ["`tue protect`", "PSNR, dB", f"at {WANTED:g} or more", "SSIM", "smooth", "rough"]
+    lines = [
+        [
+            f"`{cell['settings']['options']}`" if cell["settings"]["options"] else "defaults",
+            "{median:.1f} ({min:.1f}–{max:.1f})".format(**cell["psnr"]),
+            f"{cell['enough']} of {cell['pictures']}",
+            "{median:.3f} ({min:.3f}–{max:.3f})".format(**cell["ssim"]),
+            f"{cell['smooth']:.1f}",
+            f"{cell['rough']:.1f}",
+        ]
+        for cell in sorted(cells, key=lambda cell: ARMS.index(cell["settings"]["options"]))
+    ]
+    return record.table(head, lines)
+
+
+if __name__ == "__main__":
+    record.in_work(parsed(), measure)
