@@ -18,8 +18,8 @@ or `protected`, with a method and options of `tue protect` behind colons: `prote
 `protected:score=0`, `protected:em:weights=FILE:format=png`. `protected:keys=in-order` protects the
 class folders one by one, the n-th with the n-th key, instead of leaving the choice to the command;
 on CIFAR-10 that is each class's own key. With `keys=farthest` each gets the key that is farthest
-from what the surrogate sees in it. The noise is the paper's, without a term in grey, unless an arm
-says `gray=0.5`.
+from what the surrogate sees in it. The noise is the paper's, without a term in grey and
+as much in smooth places, unless an arm says `gray=1` or `smooth=0.25`.
 """
 
 from __future__ import annotations
@@ -156,9 +156,8 @@ def copied(
 def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> tuple[Path, record.Facts]:
     """Run `tue protect` on the training pictures, once; return its output and what it cost."""
     sha256 = load(arm.weights).sha256
-    # The paper's noise, if the arm does not say otherwise: `unseen.py` tells what grey adds.
-    grey = [] if "--gray" in arm.options else ["--gray", "0"]
-    options = [*arm.options, *grey, "--seed", str(arguments.protect_seed)]
+    # The paper's noise, if the arm does not say otherwise: the later option counts.
+    options = [*record.PAPERS, *arm.options, "--seed", str(arguments.protect_seed)]
     decided = {
         "pictures": pictures.name,
         "weights": sha256,

@@ -151,6 +151,10 @@ def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)
 
 
+PAPERS = ("--gray", "0", "--smooth", "1")
+"""Options of `tue protect` for the paper's noise."""
+
+
 class Results:
     """One results file: facts about the run, and cells that are written as they finish.
 

@@ -4,7 +4,8 @@
 
 - agreement: on pictures of `--data`, after one step and after `--steps`: equal entries, levels
   within one of each other, and the surrogate's loss on the written pictures.
-- start: `tue protect --gray 0` of one photograph by either engine, as whole processes, in turns.
+- start: `tue protect --gray 0 --smooth 1` of one photograph by either engine, as whole processes,
+  in turns.
 - speed: pictures a second at `--steps` steps at the weights' width and at 64 (fresh nets), by the
   ONNX engine, the torch engine in float32 and in its own precision, and torch eager with frozen
   parameters and nothing else (float32, NCHW, batch norms as they are). Turns are taken.
@@ -116,7 +117,8 @@ def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         for turn in range(arguments.repeats + 1):
             for backend, values in seconds.items():
                 output = Path(folder) / backend
-                options = ("--backend", backend, "--steps", str(arguments.steps), "--gray", "0")
+                steps = ("--steps", str(arguments.steps))
+                options = ("--backend", backend, *steps, *record.PAPERS)
                 command = record.protect_command(
                     source, output, weights=arguments.weights, device="cpu", options=options
                 )

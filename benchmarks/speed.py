@@ -14,8 +14,8 @@ Sections, all unless some are named:
   own, for each of the samples an adversary, and the gradient there sent back through the shift.
   The engine's shift and the adversary's start are one draw a batch, and it has bfloat16 where the
   processor has; that is part of the ratio.
-- photos: `tue protect --gray 0` on the photographs in DIR, and the share of its time outside the
-  engine.
+- photos: `tue protect --gray 0 --smooth 1` on the photographs in DIR, and the share of its time
+  outside the engine.
 - memory: peak resident memory for 1,000 photographs against that for 100.
 - help: `tue --help` in a fresh process, and which heavy modules it imports.
 
@@ -50,8 +50,6 @@ SECTIONS = ("engine", "gray", "rem", "photos", "memory", "help")
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "PIL", "numpy", "rich", "safetensors")
 """Modules that are looked for when help is shown."""
 BACKENDS = ("onnx", "torch")
-PAPERS = ["--gray", "0"]
-"""The paper's noise; what the term in grey adds is a section of its own."""
 FORBIDDEN = ("torch", "onnxruntime", "textual")
 
 _PROBE = """
@@ -299,7 +297,10 @@ def protect_once(arguments: argparse.Namespace, count: int, turn: int, *more: st
     source = photographs(arguments.photos, count, arguments.work / f"photos-{count}")
     output = arguments.work / f"photos-{count}-protected"
     shutil.rmtree(output, ignore_errors=True)
-    options = PAPERS if arguments.jobs is None else [*PAPERS, "--jobs", str(arguments.jobs)]
+    # What the term in grey adds is a section of its own.
+    options = [*record.PAPERS]
+    if arguments.jobs is not None:
+        options += ["--jobs", str(arguments.jobs)]
     figures = record.run_protect(
         source,
         output,

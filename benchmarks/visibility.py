@@ -3,9 +3,10 @@
     python benchmarks/visibility.py --photos DIR/photos-100/photos [--sheet FILE.png]
 
 A folder is protected by `tue protect` at its defaults and with the options that are compared.
-`smooth` and `rough` are the mean changes of a pixel, in levels of 255, where the picture hides no
-noise and where it hides all. `--sheet` draws the smoothest pictures beside their copies: what
-anyone has to look at before a strength is called invisible.
+`smooth` and `rough` are the mean changes of a pixel, in levels of 255, where the picture hides less
+than a quarter of the noise, as protecting judges it, and where it hides all. `--sheet` draws the
+smoothest pictures beside their copies: what anyone has to look at before a strength is called
+invisible.
 """
 
 from __future__ import annotations

@@ -46,7 +46,7 @@ def test_results_go_to_stdout_and_progress_to_stderr(
 
 def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: Path) -> None:
     quick = ("--steps", "1", "--weights", str(tiny_weights), "-o", str(tmp_path / "out"))
-    ran = tue("protect", str(folder), "--json", *quick)
+    ran = tue("protect", str(folder), "--json", "--smooth", "1", *quick)
     events = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [e["event"] for e in events] == ["note", "started", "saved", "saved", "done"]
     assert events[2]["largest"] == 8

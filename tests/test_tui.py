@@ -768,14 +768,16 @@ def test_the_command_for_protecting_reads_as_it_was_chosen() -> None:
         (Path("a b"),),
         Path("out"),
         labels="cluster:4",
-        settings=ProtectSettings(noise=NoiseSettings(radius=4 / 255, steps=20, score_ratio=0.0)),
+        settings=ProtectSettings(
+            noise=NoiseSettings(radius=4 / 255, steps=20, score_ratio=0.0), smooth=0.5
+        ),
         format="webp",
         quality=90,
         device="cpu",
     )
     read = parsed(protect_command(spec))
     assert read["paths"] == ["a b"] and read["output"] == Path("out")
-    assert (read["radius"], read["steps"], read["score"]) == (4, 20, 0)
+    assert (read["radius"], read["steps"], read["score"], read["smooth"]) == (4, 20, 0, 0.5)
     assert (read["labels"], read["format"], read["quality"]) == ("cluster:4", "webp", 90)
     assert protect_command(ProtectSpec((Path("photos"),))) == "tue protect photos"
 
@@ -786,9 +788,10 @@ def test_the_commands_for_verifying_and_training_read_as_they_were_chosen() -> N
     read = parsed(verify_command(spec, "standard"))
     assert (read["budget"], read["seeds"], read["attacks"]) == ("standard", 5, None)
     assert read["resume"] and read["report"] == Path("r.html")
-    train = TrainSpec(Path("in"), Path("w.safetensors"), TrainSettings(width=16), max_seconds=90)
+    narrow = TrainSettings(width=16, steps=500)
+    train = TrainSpec(Path("in"), Path("w.safetensors"), narrow, max_seconds=90)
     read = parsed(train_command(train))
-    assert (read["width"], read["max_time"], read["steps"]) == (16, "90s", 5000)
+    assert (read["width"], read["max_time"], read["steps"]) == (16, "90s", 500)
     assert "--max-time" not in train_command(train, lasting=True)
 
 

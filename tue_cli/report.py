@@ -191,6 +191,7 @@ def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
         "Method": name,
         "Radius": METHODS[name].promise(radius) if radius and name in METHODS else None,
         "Steps": noise.get("steps"),
+        "Share of the noise in smooth places": settings.get("smooth"),
         "Seed": str(settings.get("seed", "")) or None,
         "Weights": weights.get("name"),
         "SHA-256 of the weights": weights.get("sha256"),

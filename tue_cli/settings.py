@@ -202,18 +202,18 @@ TRAININGS: dict[str, TrainSettings] = {
     # How the packaged weights were made: what one core of a processor does in 45 minutes. Narrow
     # and short, for that is what there was; on one data set, for 60 classes at this budget held no
     # better; in colour alone, for a surrogate that must read its noise in grey too puts all of it
-    # into the luma, and colours teach a victim again. The noise pulls in grey when protecting. All
-    # of it is measured in benchmarks/README.md.
+    # into the luma, and colours teach a victim again. The noise pulls in grey when protecting. The
+    # trials are told in benchmarks/README.md.
     "packaged": TrainSettings(width=16, score_width=32, steps=500, score_steps=1000),
 }
-"""Recipes' budgets of `tue train`: the paper's, which wants a GPU, and that of what is packaged."""
+"""Presets of `tue train`: the paper's, which wants a GPU, and that of the packaged weights."""
 
 
 @dataclass(frozen=True)
 class ProtectSettings:
     """`tue protect`."""
 
-    # A form that offers a method must offer its published noise: these share the default one.
+    # A form that offers a method must offer its noise: these share the default one.
     method: str = setting(
         "tue",
         "protection method",

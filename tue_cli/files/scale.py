@@ -32,8 +32,9 @@ def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
 def masking(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
     """Return how much of its noise each pixel of a square gets, (1, s, s), from `smooth` to 1.
 
-    Noise shows in a sky and not in grass (contrast masking): the share grows with the standard
-    deviation around a pixel, and is 1 from `ROUGH`.
+    Noise shows in a sky and not in leaves (contrast masking): the share grows with the standard
+    deviation around a pixel, and is 1 from `ROUGH`. It is taken from the square, whose pixels are
+    as large as those of the noise: what is finer than they hides little of it.
 
     Args:
         small: a square (3, s, s) in [0, 1].

@@ -117,8 +117,9 @@ def loaded(
 ) -> Arms:
     """Decode every picture and squash it to `size` x `size`.
 
-    Random noise is made as protective noise is: uniform at `size` x `size`, enlarged, and added to
-    the picture's own pixels within the radius; finer noise would be gone when they are squashed.
+    Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
+    picture's own pixels within the radius, in smooth places as well; finer noise would be gone when
+    they are squashed.
 
     Args:
         train: pictures to learn from, in any order.

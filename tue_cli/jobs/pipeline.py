@@ -199,7 +199,10 @@ class Pipeline:
             encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:
-                raise PictureProblem("unchanged", "There is no room for noise in its pixels.")
+                raise PictureProblem(
+                    "unchanged",
+                    "There is no room for noise in its pixels. If all is smooth, use --smooth 1.",
+                )
             record = {
                 "path": task.relative.as_posix(),
                 "source": task.item.relative.as_posix(),

@@ -23,15 +23,15 @@ BLOCK = 16
 
 
 class Pointwise(nn.Conv2d):
-    """A convolution of one pixel; with a stride, of every so manieth.
+    """A convolution of one pixel; with a stride, of every second, third ... one.
 
-    oneDNN's gradient of a strided one with fewer channels than its
-    block writes where it must not (uxlfoundation/oneDNN#6035): it crashes, or is wrong. There the
-    other pixels are left out before.
+    Laid out channels last, with a stride and fewer channels than its block, oneDNN writes beside
+    the gradient of the weights: it crashes, or is wrong (uxlfoundation/oneDNN#6035). There the
+    pixels between are left out before.
     """
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride)."""
+        """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
         if self.stride == (1, 1) or self.in_channels >= BLOCK:
             return super().forward(x)
         return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)

@@ -74,10 +74,7 @@ def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
     return replace(
         spec,
         settings=ProtectSettings(
-            method=settings["method"],
-            noise=NoiseSettings(**settings["noise"]),
-            smooth=settings.get("smooth", 1.0),
-            seed=settings["seed"],
+            **{**settings, "noise": NoiseSettings(**settings["noise"])},
         ),
         weights=_asked_for(run["weights"]["name"]),
         format=run["format"],
