@@ -99,8 +99,8 @@ class LookScreen(Step):
             self.query_one(LoadingIndicator).display = False
             if event.facts["psnr"] is not None:
                 self._say(
-                    f"PSNR {event.facts['psnr']} dB. Textures hide the change; smooth, light areas "
-                    "show a tint."
+                    f"PSNR {event.facts['psnr']} dB. Textures hide the change; where a picture is "
+                    "nearly smooth, a tint may show."
                 )
 
     @on(Ended)
