@@ -132,7 +132,10 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     events, reported = run(replace(spec, resume=True, report=page))
     assert "5 of 6 victims were trained before" in notes(events)
     assert trained(events) == 1 and figures(reported) == figures(whole)
-    assert "t-SNE" in page.read_text() and whole["headline"] in page.read_text()
+    # So small a victim may learn too little on one processor and enough on another.
+    is_sure = whole["status"] == "conclusive"
+    answer = whole["headline"] if is_sure else '<h2 id="answer" class="big">Inconclusive</h2>'
+    assert "t-SNE" in page.read_text() and answer in page.read_text()
     assert [event.path for event in events if isinstance(event, Saved)] == [page]
 
     # Copies that were made again are the same copies; others are other victims.
