@@ -226,8 +226,11 @@ def runtimes() -> str:
     return "\n".join(lines)
 
 
-OTHER_WAYS = ("+--smooth=1", "+--gray=0.5+--smooth=1", "@nearest+--smooth=1")
-"""What the noise of the packaged weights is compared with, as `unseen.py` names it."""
+WAYS = (
+    ("", "+--smooth=1"),
+    ("+--smooth=1", "+--gray=0.5+--smooth=1", "@nearest+--smooth=1"),
+)
+"""Ways of making the noise that are compared side by side, as `unseen.py` names them."""
 
 
 def unseen() -> str:
@@ -239,6 +242,7 @@ def unseen() -> str:
     settings, hardware = cells[0]["settings"], cells[0]["hardware"]
     tens = sorted({cell["settings"]["ten"] for cell in cells})
     hours = sum(cell["seconds"] for cell in cells) / 3600
+    precisions = " and ".join(sorted({cell["hardware"]["dtype"] for cell in cells}))
     said = [
         benchmark.tabled(found),
         "",
@@ -250,7 +254,8 @@ def unseen() -> str:
         "accuracy, of one victim. *Knew attacked*: the least that an adversarial victim, on "
         "originals or copies, knew of its own attacked pictures. A score with * says nothing: its "
         "victims had learned too little. All victims of this table and the next took "
-        f"{hours:.1f} hours of one thread of an {hardware['cpu']}, beside other work.",
+        f"{hours:.1f} hours of one thread of two machines with an {hardware['cpu']}, beside other "
+        f"work, in {precisions}.",
     ]
     return "\n".join(said)
 
@@ -261,7 +266,8 @@ def levers() -> str:
 
     cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
     default = str(index()["default"])
-    return benchmark.compared(cells, [default, *(default + way for way in OTHER_WAYS)])
+    tables = [benchmark.compared(cells, [default + way for way in ways]) for ways in WAYS]
+    return "\n\n".join(tables)
 
 
 def visibility() -> str:

@@ -333,12 +333,16 @@ def compared(cells: Sequence[record.Facts], arms: Sequence[str]) -> str:
     rows = {arm: columns(kept, arm) for arm in arms}
     first = rows[arms[0]]
     lines = [
-        [f"`{arm}`", *(f"{100 * row[name]['protected']:.1f} ({told(row[name])})" for name in first)]
-        for arm, row in rows.items()
+        [
+            name,
+            f"{100 * row['clean']:.1f}",
+            *(f"{100 * by[name]['protected']:.1f} ({told(by[name])})" for by in rows.values()),
+            row["n"],
+        ]
+        for name, row in first.items()
     ]
-    clean = ["originals", *(f"{100 * row['clean']:.1f}" for row in first.values())]
-    numbers = ["n", *(str(row["n"]) for row in first.values())]
-    return record.table(["copies", *first], [clean, *lines, numbers])
+    arms = [f"`{arm}`" for arm in rows]
+    return record.table(["attacker, victim, size", "originals", *arms, "n"], lines)
 
 
 def parsed() -> argparse.Namespace:
