@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
+import sys
+
 import pytest
 import torch
 from torch import Tensor, nn
@@ -78,6 +82,26 @@ def test_a_strided_convolution_of_one_pixel_has_the_gradient_that_float64_has(
         result.square().sum().backward()
     assert conv.weight.grad is not None and exact.weight.grad is not None
     torch.testing.assert_close(conv.weight.grad.double(), exact.weight.grad, rtol=1e-4, atol=1e-3)
+
+
+MANY_GRADIENTS = """
+import torch
+from tue_cli.nets.classifiers import Pointwise
+from tue_cli.nets.frozen import channels_last
+for _ in range(60):
+    conv = channels_last(Pointwise(4, 8, 1, 2, bias=False))
+    pixels = torch.rand(24, 4, 16, 16).contiguous(memory_format=torch.channels_last)
+    conv(pixels.requires_grad_()).square().sum().backward()
+"""
+
+
+def test_a_narrow_strided_convolution_leaves_memory_whole() -> None:
+    # Where oneDNN writes beside the gradient the process dies, sooner or later; so one of its own,
+    # on the instructions with which it does.
+    environment = {**os.environ, "ONEDNN_MAX_CPU_ISA": "AVX2", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", MANY_GRADIENTS]
+    ran = subprocess.run(command, env=environment, capture_output=True, check=False)
+    assert ran.returncode == 0, ran.stderr
 
 
 @pytest.mark.parametrize("name", NETS)

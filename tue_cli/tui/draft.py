@@ -73,9 +73,7 @@ def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
     settings = run["settings"]
     return replace(
         spec,
-        settings=ProtectSettings(
-            **{**settings, "noise": NoiseSettings(**settings["noise"])},
-        ),
+        settings=ProtectSettings(**{**settings, "noise": NoiseSettings(**settings["noise"])}),
         weights=_asked_for(run["weights"]["name"]),
         format=run["format"],
         quality=run["quality"],
