@@ -228,6 +228,7 @@ def runtimes() -> str:
 
 WAYS = (
     ("", "+--smooth=1"),
+    ("", "+--score=0"),
     ("+--smooth=1", "+--gray=0.5+--smooth=1", "@nearest+--smooth=1"),
 )
 """Ways of making the noise that are compared side by side, as `unseen.py` names them."""
