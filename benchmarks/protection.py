@@ -286,21 +286,21 @@ def train_victim(
     training = Training(net, plan)
     pictures, test = pictures.to(device), test.to(device)
 
-    def corrupt(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
         pixels = crop_and_flip(pixels, generator)
-        if not radius:
-            return pixels
-        surrogate = FrozenClassifier(net, dtype)
-        return ascent(surrogate, pixels, labels, radius, generator, arguments.adversary_steps)
+        if radius:
+            surrogate, steps = FrozenClassifier(net, dtype), arguments.adversary_steps
+            pixels = ascent(surrogate, pixels, labels, radius, generator, steps)
+        return pixels, labels
 
-    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
+    def loss(pixels: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = net(pixels.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels)
 
     began, spent, curve, losses = time.monotonic(), 0.0, [], []
-    for value in fit(training, pictures, loss=loss, corrupt=corrupt):
-        losses.append(value)
+    for value in fit(training, pictures, loss=loss, prepare=prepare):
+        losses.append(float(value))
         if training.step % an_epoch:
             continue
         spent += time.monotonic() - began

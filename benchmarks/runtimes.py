@@ -36,7 +36,7 @@ from tue_cli.engine import Engine, Machine, TorchEngine, machine
 from tue_cli.files import images, scale
 from tue_cli.graphs.step import step_graph
 from tue_cli.nets.classifiers import Classifier
-from tue_cli.numerics.batches import generator_at, sample_shift_and_flip
+from tue_cli.numerics.batches import generator_at, sample_moves, shift_and_flip
 from tue_cli.numerics.draws import starts
 from tue_cli.numerics.losses import cross_entropy, score_norm
 from tue_cli.numerics.pgd import Term, gradient_of, pgd
@@ -154,7 +154,7 @@ def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object
         loss = cross_entropy(surrogate, labels)
 
         def moved(at: Tensor) -> Tensor:
-            return loss(sample_shift_and_flip(generator)(at))
+            return loss(shift_and_flip(at, sample_moves(1, generator)[0]))
 
         norm = score_norm(nets["score"], labels)
         terms = [

@@ -88,7 +88,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     from tue_cli.methods.surrogate import surrogate_term
     from tue_cli.methods.tue import score_term
     from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
-    from tue_cli.numerics.batches import generator_at, sample_shift_and_flip
+    from tue_cli.numerics.batches import generator_at, sample_moves, shift_and_flip
     from tue_cli.numerics.losses import cross_entropy, score_norm
     from tue_cli.numerics.pgd import Objective, Term, pgd
 
@@ -123,7 +123,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         loss = cross_entropy(plain["surrogate"], labels)
 
         def moved(at: Tensor) -> Tensor:
-            return loss(sample_shift_and_flip(generator)(at))
+            return loss(shift_and_flip(at, sample_moves(1, generator)[0]))
 
         terms = [Term(backward(moved, plain["surrogate"]), noise.step)]
         if noise.score_ratio:
@@ -145,7 +145,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         term = (
             score_term(score, labels, whole)
             if name == "score"
-            else surrogate_term(surrogate, labels, whole, generator)
+            else surrogate_term(surrogate, labels, whole, sample_moves(whole.steps, generator))
         )
         start = torch.from_numpy(starts(pixels.shape, seeds, whole.radius))
         return pgd(tensor, [term], radius=whole.radius, steps=whole.steps, start=start)

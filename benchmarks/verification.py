@@ -36,10 +36,9 @@ from tue_cli.engine import machine
 from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.jobs.evidence import Arms, loaded
 from tue_cli.jobs.pairing import others_pictures, split
-from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
-from tue_cli.victims import Victim, ascent
+from tue_cli.victims import Attacker, Victim
 
 PLAIN_BATCH = 64
 
@@ -220,14 +219,14 @@ def throughput(arguments: argparse.Namespace, results: record.Results) -> None:
         computer=computer,
         adversary=adversary,
     )
-    net = FrozenClassifier(victim.net, computer.dtype)
+    attack = Attacker(victim.frozen(), adversary)
     updates = victim.updates(pictures)
     batch = pictures.batch(torch.arange(settings.batch))
     draws = torch.Generator(device=computer.device).manual_seed(0)
     for turn in range(rounds + 1):
         times = [time.perf_counter()]
         for _ in range(steps):
-            ascent(net, *batch, adversary, draws)
+            attack(*batch, draws)
         times.append(time.perf_counter())
         for _ in range(steps):
             next(updates)

@@ -95,7 +95,8 @@ def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, lis
     losses = {}
     for role, net in nets.items():
         training = Training(net, tiny_plan(role))
-        losses[role] = list(FITS[recipe](role, training, helpers, toy, TINY, torch.float32))
+        steps = FITS[recipe](role, training, helpers, toy, TINY, torch.float32)
+        losses[role] = [float(loss) for loss in steps]
         helpers[role] = frozen(net, torch.float32)
     tensors = {
         f"{r}.{k}": v.detach().numpy()

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
 import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
@@ -13,7 +16,9 @@ from tue_cli.numerics.batches import (
     batch_indices,
     crop_and_flip,
     generator_at,
-    sample_shift_and_flip,
+    indexed,
+    sample_moves,
+    shift_and_flip,
 )
 from tue_cli.numerics.draws import PADDING, moves, places, seed_at
 
@@ -121,32 +126,43 @@ def test_a_crop_is_a_function_of_its_generator() -> None:
     assert not torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 3, CPU)))
 
 
+def one_move(seed: int) -> Tensor:
+    return sample_moves(1, torch.Generator().manual_seed(seed))[0]
+
+
 @settings(deadline=None, max_examples=15)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_a_sampled_shift_is_one_naive_view_for_the_whole_batch(
     seed: int, height: int, width: int
 ) -> None:
-    transform = sample_shift_and_flip(torch.Generator().manual_seed(seed))
+    move = one_move(seed)
     pictures = 0.1 + 0.9 * torch.rand(3, 3, height, width)
-    moved = transform(pictures)
+    moved = shift_and_flip(pictures, move)
     fitting = [
         {place for place, view in views(picture).items() if torch.equal(view, result)}
         for picture, result in zip(pictures, moved, strict=True)
     ]
     assert set.intersection(*fitting)
-    assert torch.equal(moved, transform(pictures))
+    assert torch.equal(moved, shift_and_flip(pictures, move))
+    # A GPU gathers what the CPU slices.
+    assert torch.equal(moved, indexed(F.pad(pictures, (4,) * 4), move))
 
 
-def test_a_sampled_shift_is_undone_by_autograd() -> None:
+def by_index(pixels: Tensor, move: Tensor) -> Tensor:
+    return indexed(F.pad(pixels, (4,) * 4), move)
+
+
+@pytest.mark.parametrize("shift", [shift_and_flip, by_index])
+def test_a_sampled_shift_is_undone_by_autograd(shift: Callable[[Tensor, Tensor], Tensor]) -> None:
     size = 9
     places = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
     seen = 0
     for seed in range(30):
-        transform = sample_shift_and_flip(torch.Generator().manual_seed(seed))
+        move = one_move(seed)
         pixels = torch.rand(1, 1, size, size, requires_grad=True)
         # A net that reads one pixel: its gradient belongs where that pixel came from.
-        (gradient,) = torch.autograd.grad(transform(pixels)[0, 0, 2, 3], pixels)
-        origin = int(transform(places)[0, 0, 2, 3])
+        (gradient,) = torch.autograd.grad(shift(pixels, move)[0, 0, 2, 3], pixels)
+        origin = int(shift(places, move)[0, 0, 2, 3])
         expected = torch.zeros(size * size)
         if origin:
             expected[origin - 1] = 1
@@ -156,9 +172,9 @@ def test_a_sampled_shift_is_undone_by_autograd() -> None:
 
 
 def test_a_sampled_shift_passes_gradcheck() -> None:
-    transform = sample_shift_and_flip(torch.Generator().manual_seed(4))
+    move = one_move(4)
     pixels = torch.rand(2, 2, 5, 6, dtype=torch.float64, requires_grad=True)
-    assert torch.autograd.gradcheck(lambda p: F.softplus(transform(p)), (pixels,))
+    assert torch.autograd.gradcheck(lambda p: F.softplus(shift_and_flip(p, move)), (pixels,))
 
 
 def test_sampled_shifts_reach_every_shift_and_both_flips() -> None:
@@ -167,20 +183,18 @@ def test_sampled_shifts_reach_every_shift_and_both_flips() -> None:
     stacked = torch.stack(list(possible.values()))
     generator = torch.Generator().manual_seed(0)
     drawn = set()
-    for _ in range(1500):
-        moved = sample_shift_and_flip(generator)(picture[None])[0]
+    for move in sample_moves(1500, generator):
+        moved = shift_and_flip(picture[None], move)[0]
         drawn.add(int((stacked == moved).flatten(1).all(1).int().argmax()))
     assert drawn == set(range(len(possible)))
 
 
 @given(seed=st.integers(0, 2**63 - 1), count=st.integers(1, 12))
 def test_moves_are_drawn_without_torch_as_torch_draws_them(seed: int, count: int) -> None:
-    generator = generator_at(seed, "perturb", 0, CPU)
-    drawn = []
-    for _ in range(count):
-        top, left = torch.randint(0, 9, (2,), generator=generator).tolist()
-        drawn.append((top, left, bool(torch.rand((), generator=generator) < 0.5)))
-    assert moves(seed_at(seed, "perturb", 0), count) == drawn
+    drawn = sample_moves(count, generator_at(seed, "perturb", 0, CPU)).tolist()
+    assert moves(seed_at(seed, "perturb", 0), count) == [
+        (*move[:2], bool(move[2])) for move in drawn
+    ]
 
 
 @given(
@@ -192,7 +206,7 @@ def test_places_move_a_picture_as_torch_does_and_its_gradient_back(
     height: int, width: int, seed: int
 ) -> None:
     picture = torch.rand((1, 3, height, width), requires_grad=True)
-    moved = sample_shift_and_flip(generator_at(seed, "perturb", 0, CPU))(picture)
+    moved = shift_and_flip(picture, sample_moves(1, generator_at(seed, "perturb", 0, CPU))[0])
     there, back = places(moves(seed_at(seed, "perturb", 0), 1), height, width)
 
     def taken(values: Tensor, where: Tensor) -> Tensor:

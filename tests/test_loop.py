@@ -26,14 +26,17 @@ def small_net(name: str = "resnet18") -> nn.Module:
 
 
 def run(training: Training, pictures: Pictures, count: int | None = None) -> list[float]:
-    """Train with crops and with noise in the loss, for all the plan or for `count` steps."""
+    """Train with crops and with noise, for all the plan or for `count` steps."""
 
-    def loss(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        pixels = pixels + 0.01 * torch.randn(pixels.shape, generator=generator)
+    def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        pixels = crop_and_flip(pixels, generator)
+        return pixels + 0.01 * torch.randn(pixels.shape, generator=generator), labels
+
+    def loss(pixels: Tensor, labels: Tensor) -> Tensor:
         return F.cross_entropy(training.net(pixels), labels)
 
-    losses = fit(training, pictures, loss=loss, corrupt=lambda p, _, g: crop_and_flip(p, g))
-    return list(itertools.islice(losses, count))
+    losses = fit(training, pictures, loss=loss, prepare=prepare)
+    return [float(loss) for loss in itertools.islice(losses, count)]
 
 
 def through_a_file(state: dict[str, Any]) -> dict[str, Any]:
@@ -132,7 +135,12 @@ def test_the_rate_warms_up_to_its_peak_and_ends_near_zero(steps: int) -> None:
 
 def test_the_optimiser_follows_the_plan_s_rate(toy: Pictures) -> None:
     training = Training(small_net(), plan(5))
-    losses = fit(training, toy, loss=lambda p, labels, _: F.cross_entropy(training.net(p), labels))
+    losses = fit(
+        training,
+        toy,
+        loss=lambda p, labels: F.cross_entropy(training.net(p), labels),
+        prepare=lambda p, labels, _: (p, labels),
+    )
     for step, _ in enumerate(losses):
         assert training.optimizer.param_groups[0]["lr"] == training.plan.rate_at(step)
 
@@ -141,27 +149,27 @@ def test_the_net_is_trained_in_train_mode_whoever_borrowed_it(toy: Pictures) -> 
     training = Training(small_net(), plan(2))
     modes = []
 
-    def lend(pixels: Tensor, _: Tensor, __: torch.Generator) -> Tensor:
+    def lend(pixels: Tensor, labels: Tensor, _: torch.Generator) -> tuple[Tensor, ...]:
         training.net.eval()
-        return pixels
+        return pixels, labels
 
-    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
+    def loss(pixels: Tensor, labels: Tensor) -> Tensor:
         modes.append(all(module.training for module in training.net.modules()))
         return F.cross_entropy(training.net(pixels), labels)
 
-    list(fit(training, toy, loss=loss, corrupt=lend))
+    list(fit(training, toy, loss=loss, prepare=lend))
     assert modes == [True, True]
 
 
-def test_corrupt_makes_what_the_net_is_trained_on(toy: Pictures) -> None:
+def test_prepare_makes_what_the_net_is_trained_on(toy: Pictures) -> None:
     seen = []
     training = Training(small_net(), plan(2))
 
-    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
+    def loss(pixels: Tensor, labels: Tensor) -> Tensor:
         seen.append(pixels)
         return F.cross_entropy(training.net(pixels), labels)
 
-    list(fit(training, toy, loss=loss, corrupt=lambda p, _, __: torch.zeros_like(p)))
+    list(fit(training, toy, loss=loss, prepare=lambda p, labels, _: (torch.zeros_like(p), labels)))
     assert all(not pixels.any() for pixels in seen)
 
 

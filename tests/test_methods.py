@@ -30,10 +30,10 @@ from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import (
     Pictures,
-    Transform,
     generator_at,
     gray,
-    sample_shift_and_flip,
+    sample_moves,
+    shift_and_flip,
 )
 from tue_cli.numerics.kernel import learnt
 from tue_cli.numerics.loop import Plan, Training
@@ -306,9 +306,8 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     }
     size, seen = 12, set()
     places = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
-    generator = generator_at(3, "perturb", 0, CPU)
-    for _ in range(NOISE.steps):
-        seen.add(int(sample_shift_and_flip(generator)(places)[0, 0, 5, 7]))
+    for move in sample_moves(NOISE.steps, generator_at(3, "perturb", 0, CPU)):
+        seen.add(int(shift_and_flip(places, move)[0, 0, 5, 7]))
     pixels = torch.full((2, 3, size, size), 0.5)
     delta = METHODS[name](
         nets,
@@ -330,17 +329,14 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
 def test_a_step_averages_its_samples(batch: tuple[Tensor, Tensor]) -> None:
     pixels, labels = batch
     surrogate = FrozenClassifier(classifier("resnet18", classes=3, width=4, size=16), torch.float32)
-    term = surrogate_term(
-        surrogate, labels, replace(NOISE, samples=3), generator_at(0, "perturb", 0, CPU)
-    )
-    generator = generator_at(0, "perturb", 0, CPU)
-    draws = [sample_shift_and_flip(generator) for _ in range(3)]
+    moves = sample_moves(3, generator_at(0, "perturb", 0, CPU))
+    term = surrogate_term(surrogate, labels, replace(NOISE, samples=3), moves)
     loss = cross_entropy(surrogate, labels)
 
-    def seen_through(draw: Transform) -> Tensor:
-        return gradient_of(lambda moved: loss(draw(moved)))(pixels)
+    def seen_through(move: Tensor) -> Tensor:
+        return gradient_of(lambda pixels: loss(shift_and_flip(pixels, move)))(pixels)
 
-    expected = torch.stack([seen_through(draw) for draw in draws]).mean(0)
+    expected = torch.stack([seen_through(move) for move in moves]).mean(0)
     assert torch.allclose(term.gradient(pixels), expected, atol=1e-7)
 
 
@@ -404,7 +400,7 @@ def test_a_role_s_training_resumes_bit_for_bit(
 ) -> None:
     def losses(training: Training, count: int | None = None) -> list[float]:
         steps = RECIPES[name](role, training, tiny_frozen, toy, tiny_settings, torch.float32)
-        return list(itertools.islice(steps, count))
+        return [float(loss) for loss in itertools.islice(steps, count)]
 
     whole, first, second = (
         Training(fresh_net(role), plan_of(tiny_settings, role, 4)) for _ in range(3)
@@ -429,14 +425,14 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
 
     def losses(name: str) -> list[float]:
         training = Training(net(), plan)
-        return list(RECIPES[name]("surrogate", training, {}, toy, chosen, torch.float32))
+        steps = RECIPES[name]("surrogate", training, {}, toy, chosen, torch.float32)
+        return [float(loss) for loss in steps]
 
     def bare(adversary: AdversarySettings | None) -> list[float]:
-        return list(
-            fit_on_own_noise(
-                Training(net(), plan), {}, toy, em.perturb, chosen.noise, adversary, torch.float32
-            )
+        steps = fit_on_own_noise(
+            Training(net(), plan), {}, toy, em.perturb, chosen.noise, adversary, torch.float32
         )
+        return [float(loss) for loss in steps]
 
     standard = bare(None)
     assert losses("em") == standard
@@ -470,7 +466,8 @@ def test_a_role_trains_in_bf16(
 
     def losses(chosen: TrainSettings, dtype: torch.dtype) -> list[float]:
         training = Training(fresh_net(role), plan_of(tiny_settings, role, 2))
-        found = list(RECIPES[name](role, training, lowered, toy, chosen, dtype))
+        steps = RECIPES[name](role, training, lowered, toy, chosen, dtype)
+        found = [float(loss) for loss in steps]
         assert all(p.dtype == torch.float32 for p in training.net.parameters())
         return found
 

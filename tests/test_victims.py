@@ -15,7 +15,7 @@ from tue_cli.jobs.trials import distinct, groups_of
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.numerics.batches import Pictures
 from tue_cli.settings import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
-from tue_cli.victims import Trained, Victim, ascent, balanced_accuracy
+from tue_cli.victims import Attacker, Trained, Victim, balanced_accuracy
 
 CPU = Machine(torch.device("cpu"), torch.float32, "CPU")
 ADVERSARY = AdversarySettings(radius=4 / 255, steps=3)
@@ -78,7 +78,7 @@ def test_the_adversary_stays_in_its_radius_and_raises_the_loss(toy: Pictures) ->
     net = one.frozen()
     for radius in (1 / 255, 4 / 255):
         settings = AdversarySettings(radius=radius, steps=5)
-        moved = ascent(net, pixels, labels, settings, torch.Generator().manual_seed(0))
+        moved = Attacker(net, settings)(pixels, labels, torch.Generator().manual_seed(0))
         assert (moved - pixels).abs().max() <= radius + 1e-6
         assert moved.min() >= 0 and moved.max() <= 1
         assert loss(net, moved, labels) > loss(net, pixels, labels)

@@ -19,6 +19,8 @@ from tue_cli.weights import Weights, build
 if TYPE_CHECKING:
     import torch
 
+    from tue_cli.numerics.capture import Run
+
 Floats = NDArray[np.float32]
 
 
@@ -116,12 +118,14 @@ class TorchEngine:
     ) -> None:
         from tue_cli.methods import method_named
         from tue_cli.nets.frozen import frozen
+        from tue_cli.numerics.capture import Captured
 
         self._perturb = method_named(method)
         self._noise = noise
         self._seed = seed
         self._machine = machine
         self.batch = batch
+        self.run: Run = Captured(machine.device)
         self.description = f"torch, {machine.description}"
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
         roles = tuple(r for r in METHODS[method].roles if r != "score" or noise.score_ratio)
@@ -152,6 +156,7 @@ class TorchEngine:
                     self._noise,
                     start=torch.from_numpy(filled(start, self.batch)).to(device),
                     generator=generator,
+                    run=self.run,
                 )
             except torch.OutOfMemoryError:
                 raise DeviceUnavailable(

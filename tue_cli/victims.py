@@ -16,13 +16,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.engine import Machine
+from tue_cli.methods.surrogate import ascent
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
 from tue_cli.numerics.batches import Pictures, crop_and_flip, generator_at
+from tue_cli.numerics.capture import Captured, Tensors
 from tue_cli.numerics.loop import Plan, Training, fit
 from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.mixing import MIXINGS
-from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
+from tue_cli.numerics.pgd import uniform_start
 from tue_cli.settings import AdversarySettings, VictimSettings
 
 ATTACKED = 1000
@@ -45,17 +47,22 @@ class Trained:
     """Of training, without tests."""
 
 
-def ascent(
-    net: FrozenClassifier,
-    pixels: Tensor,
-    labels: Tensor,
-    adversary: AdversarySettings,
-    generator: torch.Generator,
-) -> Tensor:
-    """Return pixels (N, 3, H, W) moved within the radius so that the net's loss grows."""
-    term = Term(gradient_of(cross_entropy(net, labels)), -adversary.step)
-    start = uniform_start(pixels, adversary.radius, generator)
-    return pixels + pgd(pixels, [term], radius=adversary.radius, steps=adversary.steps, start=start)
+class Attacker:
+    """The adversary of adversarial training: it moves pictures so that a net's loss grows."""
+
+    def __init__(self, net: FrozenClassifier, adversary: AdversarySettings) -> None:
+        self.net = net
+        self._adversary = adversary
+        self._run = Captured(next(net.net.parameters()).device)
+
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return pixels (N, 3, H, W) in [0, 1], moved within the radius."""
+        start = uniform_start(pixels, self._adversary.radius, generator)
+        return self._run(self._moved, pixels, labels, start)[0]
+
+    def _moved(self, pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+        loss = cross_entropy(self.net, labels)
+        return (pixels + ascent(loss, pixels, self._adversary, start),)
 
 
 class Victim:
@@ -125,21 +132,23 @@ class Victim:
             seconds=spent,
         )
 
-    def updates(self, pictures: Pictures) -> Generator[float, None, None]:
+    def updates(self, pictures: Pictures) -> Generator[Tensor, None, None]:
         """Train to the last step, yielding each step's loss; pictures on the victim's device."""
+        attack = Attacker(self.frozen(), self._adversary) if self._adversary else None
 
-        def corrupt(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
             pixels = crop_and_flip(pixels, generator)
-            if self._adversary is None:
-                return pixels
-            return ascent(self.frozen(), pixels, labels, self._adversary, generator)
+            if attack is not None:
+                attack.net.follow(self.net)
+                pixels = attack(pixels, labels, generator)
+            targets = F.one_hot(labels, self._classes).float()
+            if self._mixing is not None:
+                pixels, targets = self._mixing(pixels, targets, generator)
+            return pixels, targets
 
-        yield from fit(self._training, pictures, loss=self._loss, corrupt=corrupt)
+        yield from fit(self._training, pictures, loss=self._loss, prepare=prepare)
 
-    def _loss(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        targets = F.one_hot(labels, self._classes).float()
-        if self._mixing is not None:
-            pixels, targets = self._mixing(pixels, targets, generator)
+    def _loss(self, pixels: Tensor, targets: Tensor) -> Tensor:
         device, dtype = self._computer.device, self._computer.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = self.net(pixels.contiguous(memory_format=torch.channels_last))
@@ -149,13 +158,14 @@ class Victim:
         if self._adversary is None:
             return None
         device, batch, net = self._computer.device, self._training.plan.batch, self.frozen()
+        attack = Attacker(net, self._adversary)
         generator = generator_at(0, "attacked", 0, device)
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
         right: list[Tensor] = []
         order = order[:ATTACKED].to(device)
         for few in torch.split(order, batch):
             pixels, labels = pictures.batch(few)
-            moved = ascent(net, pixels, labels, self._adversary, generator)
+            moved = attack(pixels, labels, generator)
             with torch.no_grad():
                 right.append(net(moved).argmax(1) == labels)
         return _mean_over_classes(torch.cat(right), pictures.labels[order], self._classes)

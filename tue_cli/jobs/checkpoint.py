@@ -88,8 +88,10 @@ class Checkpoint:
         settings: TrainSettings,
         trainings: Mapping[str, Training],
     ) -> None:
+        from tue_cli.numerics.loop import Curve
+
         self.path = path
-        self.curves: dict[str, list[float]] = {role: [] for role in trainings}
+        self.curves = {role: Curve() for role in trainings}
         self.data_sha256 = _digest(pictures)
         self._trainings = trainings
         self._identity = {
@@ -112,13 +114,16 @@ class Checkpoint:
         """
         import torch
 
+        from tue_cli.numerics.loop import Curve
+
         if not self.path.exists():
             return
         try:
             state: dict[str, Any] = torch.load(self.path, weights_only=True)
             changed = differences(state["identity"], self._identity)
             if not changed:
-                self._spent, self.curves = state["seconds"], state["curves"]
+                self._spent = state["seconds"]
+                self.curves = {role: Curve(values) for role, values in state["curves"].items()}
                 for role, training in self._trainings.items():
                     training.load(state["trainings"][role])
         except Exception:  # torch's words for it run to half a page
@@ -148,7 +153,7 @@ class Checkpoint:
         state = {
             "identity": self._identity,
             "seconds": self.seconds(),
-            "curves": self.curves,
+            "curves": {role: curve.values() for role, curve in self.curves.items()},
             "trainings": {role: t.state() for role, t in self._trainings.items()},
         }
         data = io.BytesIO()

@@ -106,18 +106,15 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
                 curve, meter = checkpoint.curves[role], Meter(training.step)
                 losses = fit_role(role, training, nets, pictures, settings, computer.dtype)
                 for loss in losses:
-                    if not np.isfinite(loss):
-                        raise BadSetting(
-                            f"The {role} network's loss is {loss} after {training.step} steps.",
-                            "Train it with a smaller learning rate, or from another seed.",
-                        )
-                    curve.append(round(loss, 5))
+                    curve.add(loss)
                     steps = training.plan.steps
-                    if meter.is_due() or training.step == steps:
+                    due = meter.is_due() or training.step == steps
+                    if due or not loss.is_cuda:  # a GPU goes on with the next steps meanwhile
+                        _refuse_infinite(role, training.step, curve.read())
+                    if due:
                         a_step = meter.seconds_a_step(training.step)
-                        yield Metric(
-                            role, training.step, steps, {"loss": float(np.mean(curve[-20:]))}
-                        )
+                        recent = float(np.mean(curve.values()[-20:]))
+                        yield Metric(role, training.step, steps, {"loss": recent})
                         yield Advanced(
                             sum(t.step for t in trainings.values()),
                             total,
@@ -165,6 +162,16 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             "seconds": round(checkpoint.seconds(), 1),
         }
     )
+
+
+def _refuse_infinite(role: str, last: int, losses: list[float]) -> None:
+    """Raise BadSetting where one of the losses, of the steps up to `last`, is not finite."""
+    for step, loss in enumerate(losses, last - len(losses) + 1):
+        if not math.isfinite(loss):
+            raise BadSetting(
+                f"The {role} network's loss is {loss} after {step} steps.",
+                "Train it with a smaller learning rate, or from another seed.",
+            )
 
 
 def _graph(output: Path) -> Iterator[Event]:
@@ -295,7 +302,7 @@ def _training_card(
         },
         "steps": {role: training.step for role, training in trainings.items()},
         "losses": {
-            role: {"first": curve[:5], "last": curve[-5:]}
+            role: {"first": curve.values()[:5], "last": curve.values()[-5:]}
             for role, curve in checkpoint.curves.items()
         },
         "seconds": round(checkpoint.seconds(), 1),

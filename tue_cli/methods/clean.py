@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import torch
+from torch import Tensor
 
 from tue_cli.methods.surrogate import FrozenNets, classification
 from tue_cli.nets.classifiers import Classifier
@@ -20,12 +21,12 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the surrogate by standard training, with shifts and flips."""
     assert isinstance(training.net, Classifier)
     yield from fit(
         training,
         pictures,
         loss=classification(training.net, dtype),
-        corrupt=lambda pixels, _, generator: crop_and_flip(pixels, generator),
+        prepare=lambda pixels, labels, generator: (crop_and_flip(pixels, generator), labels),
     )

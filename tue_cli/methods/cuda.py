@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.numerics.batches import generator_at
+from tue_cli.numerics.capture import Run, eagerly
 from tue_cli.settings import FilterSettings, NoiseSettings
 
 FILTER = FilterSettings()
@@ -39,6 +40,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), by which each picture becomes its filtered self.
 

@@ -13,8 +13,15 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.methods.surrogate import FrozenNets, fit_on_own_noise, surrogate_of, surrogate_term
+from tue_cli.methods.surrogate import (
+    FrozenNets,
+    fit_on_own_noise,
+    moves_for,
+    surrogate_of,
+    surrogate_term,
+)
 from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.capture import Run, Tensors, eagerly
 from tue_cli.numerics.loop import Training
 from tue_cli.numerics.pgd import pgd
 from tue_cli.settings import NoiseSettings, TrainSettings
@@ -28,10 +35,15 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small; `score_*` is not used."""
-    term = surrogate_term(surrogate_of(nets), labels, noise, generator)
-    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+
+    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+        term = surrogate_term(surrogate_of(nets), labels, noise, moves)
+        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+
+    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]
 
 
 def fit_role(
@@ -41,6 +53,6 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the surrogate by standard training on its own unlearnable examples."""
     yield from fit_on_own_noise(training, nets, pictures, perturb, settings.noise, None, dtype)

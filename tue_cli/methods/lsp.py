@@ -18,6 +18,7 @@ from torch import Tensor
 
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.numerics.batches import generator_at
+from tue_cli.numerics.capture import Run, eagerly
 from tue_cli.settings import NoiseSettings, PatchSettings
 
 PATCHES = PatchSettings()
@@ -38,6 +39,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), of the same L2 norm everywhere but where pixels end.
 

@@ -26,6 +26,7 @@ from torch import Tensor
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.block import Block
 from tue_cli.numerics.batches import Pictures, batch_indices
+from tue_cli.numerics.capture import Run, eagerly
 from tue_cli.numerics.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
 from tue_cli.numerics.loop import Training
 from tue_cli.numerics.pgd import Term, gradient_of, pgd
@@ -52,6 +53,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): each picture, joining the block, makes the learner more wrong."""
     block = nets["block"]
@@ -94,7 +96,7 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Choose the block and make its noise, a step of ascent at a time; yield the learner's loss."""
     block, noise = training.net, settings.noise
     assert isinstance(block, Block)
@@ -109,4 +111,4 @@ def fit_role(
             block.delta.copy_(delta)
             loss = held_out_losses(block, block.pixels + delta).mean()
         training.step += 1
-        yield float(loss)
+        yield loss

@@ -19,25 +19,28 @@ from tue_cli.methods.surrogate import (
     FrozenNets,
     ascent,
     fit_on_own_noise,
+    moves_for,
     shifted,
     surrogate_of,
 )
 from tue_cli.numerics.batches import Pictures
+from tue_cli.numerics.capture import Run, Tensors, eagerly
 from tue_cli.numerics.loop import Training
 from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
 
 
-def hardened(
-    loss: Objective, adversary: AdversarySettings, generator: torch.Generator
-) -> Objective:
-    """Return the loss where an adversary has moved the pixels, which are in [0, 1]."""
+def hardened(loss: Objective, adversary: AdversarySettings, starts: Tensor) -> Objective:
+    """Return the loss where an adversary has moved the pixels, which are in [0, 1].
+
+    At every call it begins at the next of `starts`, (M, 1, 3, H, W), for the whole batch.
+    """
+    rest = iter(starts)
 
     def objective(pixels: Tensor) -> Tensor:
         fixed = pixels.detach()
-        start = uniform_start(fixed[:1], adversary.radius, generator).expand_as(fixed)
-        return loss(pixels + ascent(loss, fixed, adversary, start))
+        return loss(pixels + ascent(loss, fixed, adversary, next(rest).expand_as(fixed)))
 
     return objective
 
@@ -50,14 +53,24 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small for all an adversary does.
 
     The inner maximum within the outer minimum (Fu et al., Eq. 5), over shifts and flips.
     """
-    loss = hardened(cross_entropy(surrogate_of(nets), labels), noise.inner, generator)
-    term = Term(gradient_of(shifted(loss, noise.samples, generator)), noise.step)
-    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+
+    def descend(
+        pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, starts: Tensor
+    ) -> Tensors:
+        loss = hardened(cross_entropy(surrogate_of(nets), labels), noise.inner, starts)
+        term = Term(gradient_of(shifted(loss, noise.samples, moves)), noise.step)
+        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+
+    moves = moves_for(noise, pixels, generator)
+    like = pixels.new_empty((len(moves), 1, *pixels.shape[1:]))
+    starts = uniform_start(like, noise.inner_radius, generator)
+    return run(descend, pixels, labels, start, moves, starts)[0]
 
 
 def fit_role(
@@ -67,7 +80,7 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the surrogate by adversarial training on its own unlearnable examples."""
     yield from fit_on_own_noise(
         training, nets, pictures, perturb, settings.noise, settings.adversary, dtype

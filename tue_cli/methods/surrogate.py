@@ -13,7 +13,8 @@ from torch import Tensor
 
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import Frozen, FrozenClassifier
-from tue_cli.numerics.batches import Pictures, crop_and_flip, sample_shift_and_flip
+from tue_cli.numerics.batches import Pictures, crop_and_flip, sample_moves, shift_and_flip
+from tue_cli.numerics.capture import Captured, Run, Tensors, eagerly
 from tue_cli.numerics.loop import Loss, Training, fit
 from tue_cli.numerics.losses import cross_entropy
 from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
@@ -35,6 +36,7 @@ class Perturb(Protocol):
         *,
         start: Tensor,
         generator: torch.Generator,
+        run: Run = eagerly,
     ) -> Tensor:
         """Return delta, (N, 3, H, W), within the method's bound."""
 
@@ -51,24 +53,33 @@ def snapped(delta: Tensor) -> Tensor:
     return (delta * 255).round() / 255
 
 
-def shifted(loss: Objective, samples: int, generator: torch.Generator) -> Objective:
-    """Return the mean of a loss over fresh shifts and flips of the pixels, drawn at every call."""
+def shifted(loss: Objective, samples: int, moves: Tensor) -> Objective:
+    """Return the mean of a loss over shifts and flips of the pixels: at every call the next ones.
+
+    Args:
+        loss: of moved pixels.
+        samples: moves a call.
+        moves: of all calls, rows of `sample_moves`.
+    """
+    rest = iter(moves)
 
     def objective(pixels: Tensor) -> Tensor:
-        draws = [sample_shift_and_flip(generator) for _ in range(samples)]
-        return torch.stack([loss(draw(pixels)) for draw in draws]).mean(0)
+        seen = [loss(shift_and_flip(pixels, next(rest))) for _ in range(samples)]
+        return torch.stack(seen).mean(0)
 
     return objective
 
 
+def moves_for(noise: NoiseSettings, pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Draw the shifts and flips of all steps of a noise, on the pixels' device."""
+    return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
+
+
 def surrogate_term(
-    surrogate: FrozenClassifier,
-    labels: Tensor,
-    noise: NoiseSettings,
-    generator: torch.Generator,
+    surrogate: FrozenClassifier, labels: Tensor, noise: NoiseSettings, moves: Tensor
 ) -> Term:
-    """Descend l(f'(t(x + delta)), y) over fresh shifts and flips t at every step."""
-    loss = shifted(cross_entropy(surrogate, labels), noise.samples, generator)
+    """Descend l(f'(t(x + delta)), y) over the next shifts and flips t at every step."""
+    loss = shifted(cross_entropy(surrogate, labels), noise.samples, moves)
     return Term(gradient_of(loss), noise.step)
 
 
@@ -84,7 +95,7 @@ def ascent(loss: Objective, pixels: Tensor, adversary: AdversarySettings, start:
 def classification(net: Classifier, dtype: torch.dtype) -> Loss:
     """Return the mean cross-entropy of a net in training, computed in a precision."""
 
-    def loss(pixels: Tensor, labels: Tensor, _: torch.Generator) -> Tensor:
+    def loss(pixels: Tensor, labels: Tensor) -> Tensor:
         with torch.autocast(pixels.device.type, dtype, enabled=dtype != torch.float32):
             logits = net(pixels.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), labels)
@@ -100,7 +111,7 @@ def fit_on_own_noise(
     noise: NoiseSettings,
     adversary: AdversarySettings | None,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train a classifier on its own unlearnable examples, yielding each step's loss.
 
     With an adversary this is Fang et al., Eq. 7; without one it is standard training on x + delta.
@@ -109,21 +120,24 @@ def fit_on_own_noise(
     """
     net = training.net
     assert isinstance(net, Classifier)
+    surrogate = FrozenClassifier(net, dtype)
+    nets = {**nets, "surrogate": surrogate}
+    run_noise, run_adversary = Captured(pictures.pixels.device), Captured(pictures.pixels.device)
 
-    def corrupt(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        surrogate = FrozenClassifier(net, dtype)
+    def attacked(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+        assert adversary is not None
+        return (pixels + ascent(cross_entropy(surrogate, labels), pixels, adversary, start),)
+
+    def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
+        surrogate.follow(net)
+        start = uniform_start(pixels, noise.radius, generator)
         delta = perturb(
-            {**nets, "surrogate": surrogate},
-            pixels,
-            labels,
-            noise,
-            start=uniform_start(pixels, noise.radius, generator),
-            generator=generator,
+            nets, pixels, labels, noise, start=start, generator=generator, run=run_noise
         )
         pixels = crop_and_flip(pixels + snapped(delta), generator)
-        if adversary is None:
-            return pixels
-        start = uniform_start(pixels, adversary.radius, generator)
-        return pixels + ascent(cross_entropy(surrogate, labels), pixels, adversary, start)
+        if adversary is not None:
+            start = uniform_start(pixels, adversary.radius, generator)
+            (pixels,) = run_adversary(attacked, pixels, labels, start)
+        return pixels, labels
 
-    yield from fit(training, pictures, loss=classification(net, dtype), corrupt=corrupt)
+    yield from fit(training, pictures, loss=classification(net, dtype), prepare=prepare)

@@ -12,7 +12,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tue_cli.methods.surrogate import FrozenNets, shifted, surrogate_of
+from tue_cli.methods.surrogate import FrozenNets, moves_for, shifted, surrogate_of
+from tue_cli.numerics.capture import Run, Tensors, eagerly
 from tue_cli.numerics.losses import cross_entropy_of_next
 from tue_cli.numerics.pgd import Term, gradient_of, pgd
 from tue_cli.settings import NoiseSettings
@@ -26,8 +27,13 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate see the class after the label's."""
-    loss = shifted(cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, generator)
-    term = Term(gradient_of(loss), noise.step)
-    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+
+    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+        loss = shifted(cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, moves)
+        term = Term(gradient_of(loss), noise.step)
+        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+
+    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]

@@ -21,6 +21,7 @@ from torch import Tensor
 from tue_cli.methods.surrogate import (
     FrozenNets,
     fit_on_own_noise,
+    moves_for,
     shifted,
     surrogate_of,
     surrogate_term,
@@ -28,6 +29,7 @@ from tue_cli.methods.surrogate import (
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
 from tue_cli.numerics.batches import Pictures, crop_and_flip, gray
+from tue_cli.numerics.capture import Run, Tensors, eagerly
 from tue_cli.numerics.loop import Training, fit
 from tue_cli.numerics.losses import cross_entropy, score_matching, score_norm
 from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd
@@ -55,6 +57,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta-u, (N, 3, H, W), within the radius and not yet snapped (lines 6 to 11).
 
@@ -65,35 +68,41 @@ def perturb(
         noise: radius, steps and the score's part.
         start: where delta begins, of the pixels' shape.
         generator: draws the shifts and flips; the same state gives the same draws to any batch.
+        run: how the steps are run; what it recorded holds for these nets and this noise alone.
     """
-    terms = [surrogate_term(surrogate_of(nets), labels, noise, generator)]
-    if noise.gray_ratio:
-        # The same shifts and flips as in colour, as in a step of the graph.
-        again = generator.clone_state()
-        loss = shifted(in_gray(cross_entropy(surrogate_of(nets), labels)), noise.samples, again)
-        terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
-    if noise.score_ratio:
-        score = nets["score"]
-        assert isinstance(score, FrozenScore)
-        terms.append(score_term(score, labels, noise))
-    return pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start)
+
+    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+        surrogate = surrogate_of(nets)
+        terms = [surrogate_term(surrogate, labels, noise, moves)]
+        if noise.gray_ratio:
+            # The same shifts and flips as in colour, as in a step of the graph.
+            loss = shifted(in_gray(cross_entropy(surrogate, labels)), noise.samples, moves)
+            terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
+        if noise.score_ratio:
+            score = nets["score"]
+            assert isinstance(score, FrozenScore)
+            terms.append(score_term(score, labels, noise))
+        return (pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start),)
+
+    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]
 
 
 def fit_score(
     training: Training, pictures: Pictures, settings: TrainSettings, dtype: torch.dtype
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the score network on clean pictures by denoising score matching (Eq. 5)."""
     net, device = training.net, pictures.pixels.device
     assert isinstance(net, ScoreNet)
 
-    def loss(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
-        noise = torch.randn(pixels.shape, generator=generator, device=device)
+    def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
+        pixels = crop_and_flip(pixels, generator)
+        return pixels, labels, torch.randn(pixels.shape, generator=generator, device=device)
+
+    def loss(pixels: Tensor, labels: Tensor, noise: Tensor) -> Tensor:
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             return score_matching(net, pixels, labels, sigma=settings.sigma, noise=noise).mean()
 
-    yield from fit(
-        training, pictures, loss=loss, corrupt=lambda pixels, _, g: crop_and_flip(pixels, g)
-    )
+    yield from fit(training, pictures, loss=loss, prepare=prepare)
 
 
 def fit_role(
@@ -103,7 +112,7 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the score network, then, with it frozen in `nets`, the surrogate (lines 4 to 18)."""
     if role == "score":
         yield from fit_score(training, pictures, settings, dtype)

@@ -25,7 +25,8 @@ from tue_cli.methods import clean
 from tue_cli.methods.surrogate import FrozenNets, surrogate_of
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.nets.patterns import Patterns
-from tue_cli.numerics.batches import Pictures, crop_and_flip
+from tue_cli.numerics.batches import Pictures, cropped, sample_crops
+from tue_cli.numerics.capture import Run, Tensors, eagerly
 from tue_cli.numerics.loop import Training, fit
 from tue_cli.numerics.losses import divergence
 from tue_cli.settings import NoiseSettings, TrainSettings
@@ -44,6 +45,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    run: Run = eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): that of each picture's cluster, cut to the pixels' range."""
     patterns = nets["patterns"]
@@ -70,7 +72,7 @@ def fit_role(
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
-) -> Iterator[float]:
+) -> Iterator[Tensor]:
     """Train the clean surrogate, then, with it frozen in `nets`, the clusters' noises."""
     if role == "surrogate":
         yield from clean.fit_role(role, training, nets, pictures, settings, dtype)
@@ -80,10 +82,13 @@ def fit_role(
     count, radius = len(patterns.raw), settings.noise.radius
     centres = centres_of(surrogate, pictures, count, settings.seed)
 
-    def loss(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+    def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
         drawn = torch.randint(0, count, labels.shape, generator=generator, device=generator.device)
+        return pixels, drawn, *sample_crops(len(pixels), generator)
+
+    def loss(pixels: Tensor, drawn: Tensor, *crops: Tensor) -> Tensor:
         moved = (pixels + radius * patterns(drawn)).clamp(0, 1)
-        features = surrogate.features(crop_and_flip(moved, generator))
+        features = surrogate.features(cropped(moved, crops))
         return divergence(features, centres[(drawn + 1) % count]).mean()
 
-    yield from fit(training, pictures, loss=loss)
+    yield from fit(training, pictures, loss=loss, prepare=prepare)

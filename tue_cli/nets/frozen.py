@@ -1,16 +1,17 @@
 """Copies of nets for gradients with respect to pixels alone: folded, low-precision, laid out fast.
 
-A copy shares nothing with its net; when the net has moved on, make another.
+A copy shares nothing with its net; when the net has moved on, a classifier's can follow it.
 """
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
 from tue_cli.nets.block import Block
 from tue_cli.nets.classifiers import Classifier, ConvNorm
@@ -31,6 +32,14 @@ def folded(net: Classifier) -> Classifier:
     return result
 
 
+def _pairs(copy: nn.Module, net: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+    """Yield the modules of a folded copy, each with the one that it came from."""
+    yield copy, net
+    if not isinstance(net, ConvNorm):
+        for own, other in zip(copy.children(), net.children(), strict=True):
+            yield from _pairs(own, other)
+
+
 Net = TypeVar("Net", bound=nn.Module)
 
 
@@ -46,6 +55,28 @@ class FrozenClassifier:
     def __init__(self, net: Classifier, dtype: torch.dtype) -> None:
         self.dtype = dtype
         self.net = channels_last(folded(net).to(dtype))
+
+    @torch.no_grad()
+    def follow(self, net: Classifier) -> None:
+        """Take the weights of the net that this is a copy of as they are now, in place.
+
+        What reads this copy's memory, as a captured graph does, reads the new weights.
+        """
+        for own, other in _pairs(self.net, net):
+            if isinstance(other, ConvNorm):
+                conv, norm = cast(nn.Conv2d, other[0]), cast(nn.BatchNorm2d, other[1])
+                mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+                weight, bias = fuse_conv_bn_weights(
+                    conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+                )
+                assert isinstance(own, nn.Conv2d) and own.bias is not None
+                own.weight.copy_(weight)
+                own.bias.copy_(bias)
+                continue
+            mine = [*own.parameters(recurse=False), *own.buffers(recurse=False)]
+            theirs = [*other.parameters(recurse=False), *other.buffers(recurse=False)]
+            for value, now in zip(mine, theirs, strict=True):
+                value.copy_(now)
 
     def _lowered(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)

@@ -6,17 +6,14 @@ was stopped without keeping the state of any generator.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache, lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.numerics.draws import PADDING, seed_at
-
-Transform = Callable[[Tensor], Tensor]
-"""Pixels (N, 3, H, W) to pixels of the same shape; differentiable."""
 
 
 def generator_at(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
@@ -48,24 +45,52 @@ class Pictures:
         return self.pixels[indices].float().div_(255), self.labels[indices]
 
 
-def batch_indices(count: int, size: int, *, seed: int, step: int) -> Tensor:
-    """Return which pictures make batch `step`: shuffled anew each epoch, none dropped.
+CPU = torch.device("cpu")
 
-    An epoch is ceil(count / size) batches; the last one is filled from the epoch's beginning.
+
+def batch_indices(
+    count: int, size: int, *, seed: int, step: int, device: torch.device = CPU
+) -> Tensor:
+    """Return which pictures make batch `step`, (size,): shuffled anew each epoch, none dropped.
+
+    An epoch is ceil(count / size) batches; the last one is filled from the epoch's beginning. The
+    order is the same on every device.
     """
     a_epoch = -(-count // size)
     epoch, place = divmod(step, a_epoch)
-    order = torch.randperm(count, generator=generator_at(seed, "order", epoch, torch.device("cpu")))
-    return order[torch.arange(place * size, (place + 1) * size) % count]
+    order = _order(count, seed, epoch, device)
+    return order[torch.arange(place * size, (place + 1) * size, device=device) % count]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """Return an epoch's order, (count,): drawn once on the CPU, kept where it is used."""
+    return torch.randperm(count, generator=generator_at(seed, "order", epoch, CPU)).to(device)
+
+
+Crops = tuple[Tensor, ...]
+"""For each picture how far down and right it is cropped, 0 to 8, and whether it is flipped; each
+(N, 1)."""
+
+
+def sample_crops(count: int, generator: torch.Generator) -> Crops:
+    """Draw a crop and a flip for each of `count` pictures, on the generator's device."""
+    device = generator.device
+    top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator, device=device)
+    return top, left, torch.rand((count, 1), generator=generator, device=device) < 0.5
 
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each picture by up to 4 pixels over black and flip half of them; (N, C, H, W)."""
+    return cropped(pixels, sample_crops(len(pixels), generator))
+
+
+def cropped(pixels: Tensor, crops: Crops) -> Tensor:
+    """Return pictures (N, C, H, W), each shifted over black and flipped as drawn."""
     count, _, height, width = pixels.shape
     device = pixels.device
     padded = F.pad(pixels, (PADDING,) * 4)
-    top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator, device=device)
-    flip = torch.rand((count, 1), generator=generator, device=device) < 0.5
+    top, left, flip = crops
     columns = torch.arange(width, device=device)
     rows = top + torch.arange(height, device=device)
     columns = left + torch.where(flip, columns.flip(0), columns)
@@ -82,23 +107,52 @@ LUMA = (0.299, 0.587, 0.114)
 
 def gray(pixels: Tensor) -> Tensor:
     """Return pictures (N, 3, H, W) without colours: their luma in all three channels."""
-    luma = torch.tensor(LUMA, dtype=pixels.dtype, device=pixels.device)[:, None, None]
-    return (pixels * luma).sum(1, keepdim=True).expand_as(pixels)
+    return (pixels * _luma(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
 
 
-def sample_shift_and_flip(generator: torch.Generator) -> Transform:
-    """Draw one shift of up to 4 pixels over black and one flip, the same for a whole batch.
+@cache
+def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `LUMA` where it is needed: a graph that is being captured can copy nothing there."""
+    return torch.tensor(LUMA, dtype=dtype, device=device)[:, None, None]
 
-    The expectation over transformations of REM, one sample a step: a batch shares the draw, so that
-    a picture's noise does not depend on its neighbours, and slices stay cheap to differentiate.
+
+def sample_moves(count: int, generator: torch.Generator) -> Tensor:
+    """Draw moves, (count, 3) int64, on the generator's device: a shift and a flip each.
+
+    The expectation over transformations of REM, one sample a step: a batch shares a move, so that
+    a picture's noise does not depend on its neighbours. A row says how far down and right a
+    picture is cropped, 0 to 8, and whether it is flipped.
     """
     device = generator.device
-    top, left = torch.randint(0, 2 * PADDING + 1, (2,), generator=generator, device=device).tolist()
-    flip = bool(torch.rand((), generator=generator, device=device) < 0.5)
+    rows = []
+    for _ in range(count):
+        shift = torch.randint(0, 2 * PADDING + 1, (2,), generator=generator, device=device)
+        flip = torch.rand((1,), generator=generator, device=device) < 0.5
+        rows.append(torch.cat([shift, flip.long()]))
+    return torch.stack(rows) if rows else torch.empty((0, 3), dtype=torch.int64, device=device)
 
-    def transform(pixels: Tensor) -> Tensor:
-        height, width = pixels.shape[-2:]
-        moved = F.pad(pixels, (PADDING,) * 4)[..., top : top + height, left : left + width]
-        return moved.flip(-1) if flip else moved
 
-    return transform
+def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
+    """Shift a whole batch over black and flip it, as a move (3,) says; differentiable.
+
+    Args:
+        pixels: (N, C, H, W).
+        move: a row of `sample_moves`, on the CPU or on the pixels' device.
+    """
+    padded = F.pad(pixels, (PADDING,) * 4)
+    if move.device.type != "cpu":
+        return indexed(padded, move)
+    # Slices are cheap to differentiate, and on the CPU their numbers are at hand.
+    top, left, flip = move.tolist()
+    height, width = pixels.shape[-2:]
+    moved = padded[..., top : top + height, left : left + width]
+    return moved.flip(-1) if flip else moved
+
+
+def indexed(padded: Tensor, move: Tensor) -> Tensor:
+    """Return what `shift_and_flip` does, of padded pixels, without reading the move on the host."""
+    height, width = (side - 2 * PADDING for side in padded.shape[-2:])
+    columns = torch.arange(width, device=padded.device)
+    columns = torch.where(move[2].bool(), columns.flip(0), columns) + move[1]
+    rows = torch.arange(height, device=padded.device) + move[0]
+    return padded.index_select(-2, rows).index_select(-1, columns)

@@ -1,9 +1,9 @@
-"""The one training loop: surrogates, score networks and victims differ in `loss` and `corrupt`."""
+"""The one training loop: surrogates, score networks and victims differ in `loss` and `prepare`."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,12 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from tue_cli.numerics.batches import Pictures, batch_indices, generator_at
+from tue_cli.numerics.capture import Captured, Tensors
 
-Loss = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""Pixels (N, 3, H, W), labels (N,) and a generator to the mean loss, with its graph."""
+Prepare = Callable[[Tensor, Tensor, torch.Generator], Tensors]
+"""Pixels (N, 3, H, W), labels (N,) and a generator to what the loss takes; draws all it needs."""
 
-Corrupt = Callable[[Tensor, Tensor, torch.Generator], Tensor]
-"""Pixels, labels and a generator to the pixels that the net is trained on."""
+Loss = Callable[..., Tensor]
+"""What `Prepare` gives to the mean loss, with its graph; it draws nothing but dropout."""
 
 
 @dataclass(frozen=True)
@@ -70,38 +71,67 @@ class Training:
         self.step = state["step"]
 
 
+class Curve:
+    """The losses of a training, which are read from the device when they are asked for."""
+
+    def __init__(self, values: Iterable[float] = ()) -> None:
+        self._values = list(values)
+        self._unread: list[Tensor] = []
+
+    def add(self, loss: Tensor) -> None:
+        """Take the next step's loss, without waiting for it."""
+        self._unread.append(loss)
+
+    def read(self) -> list[float]:
+        """Return the losses that were not read before, to five places."""
+        fresh = [round(value, 5) for value in torch.stack(self._unread).tolist()]
+        self._values += fresh
+        self._unread.clear()
+        return fresh
+
+    def values(self) -> list[float]:
+        """Return every step's loss so far, to five places."""
+        if self._unread:
+            self.read()
+        return self._values
+
+
 def fit(
-    training: Training, pictures: Pictures, *, loss: Loss, corrupt: Corrupt | None = None
-) -> Iterator[float]:
+    training: Training, pictures: Pictures, *, loss: Loss, prepare: Prepare
+) -> Iterator[Tensor]:
     """Train to the end of the plan, yielding each step's loss; stopping the iterator stops it.
 
-    The net is in train mode whenever its own update is computed; `corrupt` may lend it out.
+    The net is in train mode whenever its own update is computed; `prepare` may lend it out. No step
+    waits for the device: whoever reads a loss does.
     """
     net, plan = training.net, training.plan
     device = pictures.pixels.device
     parameters = [p for group in training.optimizer.param_groups for p in group["params"]]
+    run = Captured(device, keeps=tuple(net.buffers()))
+
+    def gradients(*inputs: Tensor) -> Tensors:
+        value = loss(*inputs)
+        return value.detach(), *torch.autograd.grad(value, parameters)
+
     while training.step < plan.steps:
         step = training.step
-        pixels, labels = pictures.batch(
-            batch_indices(len(pictures), plan.batch, seed=plan.seed, step=step)
-        )
+        indices = batch_indices(len(pictures), plan.batch, seed=plan.seed, step=step, device=device)
         generator = generator_at(plan.seed, plan.stream, step, device)
-        if corrupt is not None:
-            pixels = corrupt(pixels, labels, generator)
+        inputs = prepare(*pictures.batch(indices), generator)
         net.train()
         # Dropout draws from torch's own generator: it too must be a function of seed and step.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
             torch.manual_seed(generator.initial_seed())
-            value = loss(pixels, labels, generator)
-        training.optimizer.zero_grad()
-        value.backward()  # type: ignore[no-untyped-call]
+            value, *found = run(gradients, *inputs)
+        for parameter, gradient in zip(parameters, found, strict=True):
+            parameter.grad = gradient
         if plan.optimizer == "adam":
             nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in training.optimizer.param_groups:
             group["lr"] = plan.rate_at(step)
         training.optimizer.step()
         training.step += 1
-        yield float(value.detach())
+        yield value
 
 
 @torch.no_grad()

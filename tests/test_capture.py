@@ -1,0 +1,148 @@
+"""A function that is recorded once and replayed must do what calling it does."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+
+import pytest
+import torch
+from conftest import make_toy
+from torch import Tensor
+
+from tue_cli.engine import Machine
+from tue_cli.methods import METHODS
+from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.nets.classifiers import ConvNorm, classifier
+from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.numerics import capture
+from tue_cli.numerics.batches import Pictures, generator_at
+from tue_cli.numerics.capture import Captured, Function, Replay, Tensors, record_call
+from tue_cli.numerics.pgd import uniform_start
+from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
+from tue_cli.victims import Victim
+
+CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+MACHINE = Machine(CPU, torch.float32, "test")
+
+
+def add(one: Tensor, other: Tensor) -> Tensors:
+    return one + other, one - other
+
+
+def test_a_recorded_function_takes_new_values_and_keeps_old_results() -> None:
+    run = Captured(CPU, record=record_call)
+    first = run(add, torch.ones(3), torch.ones(3))
+    second = run(add, 2 * torch.ones(3), torch.ones(3))
+    assert [result.tolist() for result in first] == [[2.0] * 3, [0.0] * 3]
+    assert [result.tolist() for result in second] == [[3.0] * 3, [1.0] * 3]
+
+
+def test_inputs_of_another_shape_are_not_replayed() -> None:
+    run = Captured(CPU, record=record_call)
+    run(add, torch.ones(3), torch.ones(3))
+    assert run(add, torch.ones(2), torch.ones(2))[0].tolist() == [2.0] * 2
+    assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
+
+
+def test_a_capture_that_fails_is_warned_of_once_and_the_function_is_called() -> None:
+    run = Captured(CPU, record=refuse)
+    with pytest.warns(RuntimeWarning, match="slower: no graph today"):
+        assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
+
+
+def refuse(function: Function, inputs: Sequence[Tensor]) -> Replay:
+    function(*inputs)
+    raise RuntimeError("no graph today")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA can capture")
+def test_without_cuda_a_graph_cannot_be_recorded_and_nothing_is_lost() -> None:
+    run = Captured(CUDA)
+    with pytest.warns(RuntimeWarning, match="No CUDA graph could be captured"):
+        assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
+
+
+def test_what_recording_changes_is_put_back() -> None:
+    counted = torch.zeros(())
+
+    def count(pixels: Tensor) -> Tensors:
+        counted.add_(1)
+        return (pixels + counted,)
+
+    def warmed_up(function: Function, inputs: Sequence[Tensor]) -> Replay:
+        for _ in range(3):
+            function(*inputs)
+        return lambda: function(*inputs)
+
+    run = Captured(CPU, keeps=(counted,), record=warmed_up)
+    assert [float(run(count, torch.zeros(()))[0]) for _ in range(3)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize("name", ["tue", "em", "rem", "tap"])
+def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None:
+    noise = NoiseSettings(steps=2, samples=2, inner_steps=1)
+    run = Captured(CPU, record=record_call)
+    # Later calls bring other pictures, labels, starts and draws; nothing of the first may stick.
+    for seed in range(3):
+        toy = make_toy(count=6, seed=seed)
+        pixels, labels = toy.batch(torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
+        found = [
+            METHODS[name](
+                tiny_frozen,
+                pixels,
+                labels,
+                noise,
+                start=uniform_start(pixels, noise.radius, generator_at(seed, "start", 0, CPU)),
+                generator=generator_at(seed, "perturb", 0, CPU),
+                run=way,
+            )
+            for way in (capture.eagerly, run)
+        ]
+        assert torch.equal(*found)
+
+
+@pytest.mark.parametrize("mixing", ["", "mixup"])
+def test_a_recorded_victim_is_the_victim(
+    mixing: str, toy: Pictures, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def trained() -> Victim:
+        victim = Victim(
+            VictimSettings(width=4, batch=16),
+            classes=3,
+            size=16,
+            steps=4,
+            seed=0,
+            computer=MACHINE,
+            adversary=AdversarySettings(steps=2),
+            mixing=mixing,
+        )
+        list(victim.updates(toy))
+        return victim
+
+    plain = trained()
+    monkeypatch.setattr(Captured.__init__, "__kwdefaults__", {"keeps": (), "record": record_call})
+    recorded = trained()
+    for one, other in zip(plain.net.parameters(), recorded.net.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert [b.tolist() for b in plain.net.buffers()] == [b.tolist() for b in recorded.net.buffers()]
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg16"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_copy_that_follows_is_a_copy_made_anew(name: str, dtype: torch.dtype) -> None:
+    net = classifier(name, classes=3, width=4, size=32)
+    copy = FrozenClassifier(net, dtype)
+    places = [value.data_ptr() for value in copy.net.state_dict().values()]
+    with torch.no_grad():
+        for value in (*net.parameters(), *net.buffers()):
+            if value.is_floating_point():
+                value.add_(0.1 * torch.rand_like(value))
+    copy.follow(net)
+    pixels = torch.rand(2, 3, 32, 32)
+    assert torch.equal(copy(pixels), FrozenClassifier(net, dtype)(pixels))
+    assert places == [value.data_ptr() for value in copy.net.state_dict().values()]
+    assert any(isinstance(module, ConvNorm) for module in net.modules())

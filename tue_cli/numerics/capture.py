@@ -1,0 +1,117 @@
+"""Running the same function of tensors again and again: on CUDA as one captured graph, whose
+hundreds of kernels start with one call.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+Tensors = tuple[Tensor, ...]
+Function = Callable[..., Tensors]
+"""Tensors to tensors. It reads what changes between two calls from its arguments alone, draws
+nothing, and needs no value on the host."""
+
+Replay = Callable[[], Tensors]
+"""Runs a recorded function on what its inputs hold now."""
+
+WARM_UP = 3
+"""Runs before a capture, in which libraries choose kernels and allocate."""
+
+
+class Run(Protocol):
+    """A way of running a function of tensors."""
+
+    def __call__(self, function: Function, *inputs: Tensor) -> Tensors:
+        """Return the function's results for these inputs."""
+
+
+def eagerly(function: Function, *inputs: Tensor) -> Tensors:
+    """Call the function."""
+    return function(*inputs)
+
+
+def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
+    """Capture a function's kernels on CUDA; RuntimeError where that cannot be done."""
+    with torch.cuda.device(inputs[0].device):
+        beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        beside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(beside):
+            for _ in range(WARM_UP):
+                function(*inputs)
+        torch.cuda.current_stream().wait_stream(beside)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            results = function(*inputs)
+
+    def replay() -> Tensors:
+        graph.replay()
+        return results
+
+    return replay
+
+
+def record_call(function: Function, inputs: Sequence[Tensor]) -> Replay:
+    """Record nothing, and call the function anew: what a graph does, where there is no CUDA.
+
+    Like a graph, it never sees the functions and the inputs of later calls, only their values.
+    """
+    return lambda: function(*inputs)
+
+
+class Captured:
+    """Runs one function: recorded at its first call, replayed at those of inputs of equal shapes.
+
+    The function of a later call is taken to be that of the first. On other devices than CUDA, for
+    other shapes, and where recording fails, which is warned of once, functions are called.
+    """
+
+    def __init__(
+        self,
+        device: torch.device,
+        *,
+        keeps: Sequence[Tensor] = (),
+        record: Callable[[Function, Sequence[Tensor]], Replay] = record_graph,
+    ) -> None:
+        """`keeps` are tensors that the function changes and that recording must not."""
+        self._device = device
+        self._keeps = keeps
+        self._record = record
+        self._wanted = device.type == "cuda" or record is not record_graph
+        self._inputs: Tensors = ()
+        self._replay: Replay | None = None
+
+    def __call__(self, function: Function, *inputs: Tensor) -> Tensors:
+        """Return the function's results for these inputs, in tensors of their own."""
+        if self._wanted and self._replay is None:
+            self._start(function, inputs)
+        if self._replay is None or _shapes(inputs) != _shapes(self._inputs):
+            return function(*inputs)
+        for held, given in zip(self._inputs, inputs, strict=True):
+            held.copy_(given)
+        return tuple(result.clone() for result in self._replay())
+
+    def _start(self, function: Function, inputs: Tensors) -> None:
+        self._inputs = tuple(given.clone() for given in inputs)
+        former = [kept.clone() for kept in self._keeps]
+        try:
+            # Dropout draws in the warm-up too.
+            with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
+                self._replay = self._record(function, self._inputs)
+        except (RuntimeError, AssertionError) as error:
+            self._wanted = False
+            warnings.warn(
+                f"No CUDA graph could be captured, so this runs slower: {str(error)[:200]}",
+                RuntimeWarning,
+                stacklevel=3,
+            )
+        for kept, value in zip(self._keeps, former, strict=True):
+            kept.data.copy_(value)
+
+
+def _shapes(tensors: Tensors) -> list[tuple[torch.Size, torch.dtype]]:
+    return [(tensor.shape, tensor.dtype) for tensor in tensors]
