@@ -17,7 +17,15 @@ from tue_cli.nets.classifiers import ConvNorm, classifier
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.numerics import capture
 from tue_cli.numerics.batches import Pictures, generator_at
-from tue_cli.numerics.capture import Captured, Function, Replay, Tensors, record_call
+from tue_cli.numerics.capture import (
+    Captured,
+    Function,
+    Record,
+    Replay,
+    Tensors,
+    record_call,
+    recorded_by,
+)
 from tue_cli.numerics.pgd import uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
 from tue_cli.victims import Victim
@@ -26,12 +34,17 @@ CPU, CUDA = torch.device("cpu"), torch.device("cuda")
 MACHINE = Machine(CPU, torch.float32, "test")
 
 
+def recording(record: Record = record_call) -> Captured:
+    with recorded_by(record):
+        return Captured(CPU)
+
+
 def add(one: Tensor, other: Tensor) -> Tensors:
     return one + other, one - other
 
 
 def test_a_recorded_function_takes_new_values_and_keeps_old_results() -> None:
-    run = Captured(CPU, record=record_call)
+    run = recording()
     first = run(add, torch.ones(3), torch.ones(3))
     second = run(add, 2 * torch.ones(3), torch.ones(3))
     assert [result.tolist() for result in first] == [[2.0] * 3, [0.0] * 3]
@@ -39,14 +52,14 @@ def test_a_recorded_function_takes_new_values_and_keeps_old_results() -> None:
 
 
 def test_inputs_of_another_shape_are_not_replayed() -> None:
-    run = Captured(CPU, record=record_call)
+    run = recording()
     run(add, torch.ones(3), torch.ones(3))
     assert run(add, torch.ones(2), torch.ones(2))[0].tolist() == [2.0] * 2
     assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
 
 
 def test_a_capture_that_fails_is_warned_of_once_and_the_function_is_called() -> None:
-    run = Captured(CPU, record=refuse)
+    run = recording(refuse)
     with pytest.warns(RuntimeWarning, match="slower: no graph today"):
         assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
     with warnings.catch_warnings():
@@ -78,14 +91,15 @@ def test_what_recording_changes_is_put_back() -> None:
             function(*inputs)
         return lambda: function(*inputs)
 
-    run = Captured(CPU, keeps=(counted,), record=warmed_up)
+    with recorded_by(warmed_up):
+        run = Captured(CPU, keeps=(counted,))
     assert [float(run(count, torch.zeros(()))[0]) for _ in range(3)] == [1, 2, 3]
 
 
 @pytest.mark.parametrize("name", ["tue", "em", "rem", "tap"])
 def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None:
     noise = NoiseSettings(steps=2, samples=2, inner_steps=1)
-    run = Captured(CPU, record=record_call)
+    run = recording()
     # Later calls bring other pictures, labels, starts and draws; nothing of the first may stick.
     for seed in range(3):
         toy = make_toy(count=6, seed=seed)
@@ -106,9 +120,7 @@ def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None
 
 
 @pytest.mark.parametrize("mixing", ["", "mixup"])
-def test_a_recorded_victim_is_the_victim(
-    mixing: str, toy: Pictures, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_recorded_victim_is_the_victim(mixing: str, toy: Pictures) -> None:
     def trained() -> Victim:
         victim = Victim(
             VictimSettings(width=4, batch=16),
@@ -124,8 +136,8 @@ def test_a_recorded_victim_is_the_victim(
         return victim
 
     plain = trained()
-    monkeypatch.setattr(Captured.__init__, "__kwdefaults__", {"keeps": (), "record": record_call})
-    recorded = trained()
+    with recorded_by(record_call):
+        recorded = trained()
     for one, other in zip(plain.net.parameters(), recorded.net.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [b.tolist() for b in plain.net.buffers()] == [b.tolist() for b in recorded.net.buffers()]

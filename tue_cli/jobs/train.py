@@ -87,7 +87,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         training={},
     )
     pictures = pictures.to(computer.device)
-    trainings = _trainings(card, roles, settings, computer)
+    trainings = trainings_of(card, roles, settings, computer)
     checkpoint = Checkpoint(
         spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
     )
@@ -147,7 +147,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     if begun:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         card = replace(card, training=about)
-        data = pack(card, _tensors(trainings))
+        data = pack(card, tensors_of(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
         if settings.method in METHODS:
@@ -259,9 +259,10 @@ def _check(spec: TrainSpec) -> None:
         ) from None
 
 
-def _trainings(
+def trainings_of(
     card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: Machine
 ) -> dict[str, Training]:
+    """Return the card's nets with fresh weights, by role, each at the start of its training."""
     from tue_cli.nets.frozen import channels_last
     from tue_cli.numerics.loop import Plan, Training
 
@@ -312,7 +313,8 @@ def _training_card(
     }
 
 
-def _tensors(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
+def tensors_of(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
+    """Return all nets' weights as a weights file holds them, by role and name."""
     return {
         f"{role}.{name}": value.detach().cpu().numpy()
         for role, training in trainings.items()

@@ -5,7 +5,9 @@ hundreds of kernels start with one call.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 import torch
@@ -63,6 +65,22 @@ def record_call(function: Function, inputs: Sequence[Tensor]) -> Replay:
     return lambda: function(*inputs)
 
 
+Record = Callable[[Function, Sequence[Tensor]], Replay]
+"""Records a function on inputs whose memory the replay reads; RuntimeError where it cannot."""
+
+_record: ContextVar[Record | None] = ContextVar("record", default=None)
+
+
+@contextmanager
+def recorded_by(record: Record) -> Iterator[None]:
+    """Record otherwise whatever is made within, on any device: for timings and tests."""
+    token = _record.set(record)
+    try:
+        yield
+    finally:
+        _record.reset(token)
+
+
 class Captured:
     """Runs one function: recorded at its first call, replayed at those of inputs of equal shapes.
 
@@ -70,40 +88,33 @@ class Captured:
     other shapes, and where recording fails, which is warned of once, functions are called.
     """
 
-    def __init__(
-        self,
-        device: torch.device,
-        *,
-        keeps: Sequence[Tensor] = (),
-        record: Callable[[Function, Sequence[Tensor]], Replay] = record_graph,
-    ) -> None:
+    def __init__(self, device: torch.device, *, keeps: Sequence[Tensor] = ()) -> None:
         """`keeps` are tensors that the function changes and that recording must not."""
         self._device = device
         self._keeps = keeps
-        self._record = record
-        self._wanted = device.type == "cuda" or record is not record_graph
+        self._record = _record.get() or (record_graph if device.type == "cuda" else None)
         self._inputs: Tensors = ()
         self._replay: Replay | None = None
 
     def __call__(self, function: Function, *inputs: Tensor) -> Tensors:
         """Return the function's results for these inputs, in tensors of their own."""
-        if self._wanted and self._replay is None:
-            self._start(function, inputs)
+        if self._record is not None and self._replay is None:
+            self._start(self._record, function, inputs)
         if self._replay is None or _shapes(inputs) != _shapes(self._inputs):
             return function(*inputs)
         for held, given in zip(self._inputs, inputs, strict=True):
             held.copy_(given)
         return tuple(result.clone() for result in self._replay())
 
-    def _start(self, function: Function, inputs: Tensors) -> None:
+    def _start(self, record: Record, function: Function, inputs: Tensors) -> None:
         self._inputs = tuple(given.clone() for given in inputs)
         former = [kept.clone() for kept in self._keeps]
         try:
             # Dropout draws in the warm-up too.
             with torch.random.fork_rng([self._device] if self._device.type == "cuda" else []):
-                self._replay = self._record(function, self._inputs)
+                self._replay = record(function, self._inputs)
         except (RuntimeError, AssertionError) as error:
-            self._wanted = False
+            self._record = None
             warnings.warn(
                 f"No CUDA graph could be captured, so this runs slower: {str(error)[:200]}",
                 RuntimeWarning,
