@@ -39,6 +39,8 @@ def eagerly(function: Function, *inputs: Tensor) -> Tensors:
 
 def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Capture a function's kernels on CUDA; RuntimeError where that cannot be done."""
+    if not inputs[0].is_cuda:
+        raise RuntimeError(f"the {inputs[0].device.type} has no graphs")
     with torch.cuda.device(inputs[0].device):
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
@@ -95,6 +97,11 @@ class Captured:
         self._record = _record.get() or (record_graph if device.type == "cuda" else None)
         self._inputs: Tensors = ()
         self._replay: Replay | None = None
+
+    @property
+    def recorded(self) -> bool:
+        """Whether calls are replayed."""
+        return self._replay is not None
 
     def __call__(self, function: Function, *inputs: Tensor) -> Tensors:
         """Return the function's results for these inputs, in tensors of their own."""

@@ -1,0 +1,336 @@
+"""What needs a GPU, in one short run: is it right, the paper's table at full width, how fast.
+
+    python benchmarks/gpu.py DATA --out DIR --minutes 9 [--done DIR] [--rehearse]
+
+DATA is an archive, read as it is, and decides what is done, the most telling first:
+
+- cifar-10.tar.xz: every way of running held against float64 (`right`); surrogate A, the paper's
+  own, with its score network; noise for all pictures by TUE and EM, and victims of full width:
+  clean, TUE, EM, standardly and adversarially trained (the paper's Table 1); timings (`fast`);
+  then, as long as there is time, random noise, 2/255, TUE without score, REM-lite (half the steps,
+  one sample, an adversary of five steps), a second seed, PGD-10.
+- tiny-imagenet-50a.tar.xz: surrogate B, trained through grey, resizing and JPEG.
+- tiny-imagenet-50b.tar.xz: `unseen.py`, with victims of full width, for the packaged weights and
+  for A and B, where these lie in --done.
+
+A run never passes --minutes. Before a training starts, a few steps tell how long it will take; one
+that does not fit is shortened, and its row says so. Rows are written to DIR/rows.jsonl as they are
+known, weights in half precision and in parts (`--join` makes files of tue's of them). A cell whose
+row lies in --done is skipped. `--rehearse` does the same at toy size, on any machine, in a minute;
+`--predict` says what each step will take, by its arithmetic.
+
+A machine with torch and CUDA needs no installing; what it may lack travels as wheels:
+
+    pip download --no-deps -d .whl platformdirs kornia kornia_rs
+    pip install --no-index --no-deps --target /tmp/site .whl/*.whl
+    PYTHONPATH=.:/tmp/site python benchmarks/gpu.py cifar-10.tar.xz --out DIR --minutes 9
+
+(kornia serves UEraser's column of `unseen.py` alone.)
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tarfile
+import tempfile
+import threading
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+BEGAN = time.monotonic()  # loading torch takes of the time too
+
+import gpu_table as table
+import record
+import torch
+from gpu_bench import Bench, Clock
+from gpu_fast import fast
+from gpu_right import right
+from gpu_work import FULL, RATES, TOY, predicted
+from rows import Row, Rows
+
+from tue_cli.engine import machine
+
+SCORE = 35.0
+"""Seconds for a score network, at most."""
+FAST = 80.0
+"""Seconds that are kept for the timings."""
+LINES = 40
+FIGURES = (
+    "within",
+    "apart",
+    "repeats_to_the_bit",
+    "apart_from_eager",
+    "waits_for_the_device",
+    "tflops",
+    "pictures_a_second",
+    "share_of_product",
+    "protected",
+    "code",
+    "failed",
+)
+"""What the summary tells of checks and timings."""
+
+
+def cifar(bench: Bench) -> None:
+    """Do what is done on CIFAR-10."""
+    right(bench)
+    left = bench.clock.left()
+    table.surrogate(bench, "TUE", {"score": SCORE, "surrogate": 0.5 * left}, keep="A")
+    table.noise(bench, "TUE")
+    table.surrogate(bench, "EM", {"surrogate": 0.06 * left})
+    table.noise(bench, "EM")
+
+    def cells(radius: int, **more: int) -> list[dict[str, Any]]:
+        return [table.cell_of(bench, name, radius, **more) for name in ("TUE", "clean", "EM")]
+
+    victims(bench, cells(0), keep=FAST)
+    victims(bench, cells(4), keep=FAST)
+    if not bench.rows.find("timing: bf16 product", {"side": bench.budget.side}):
+        fast(bench, FAST)
+    for rest in (
+        lambda: victims(bench, [table.cell_of(bench, "random noise", 0)]),
+        lambda: victims(bench, [table.cell_of(bench, n, 2) for n in ("TUE", "clean", "EM")]),
+        lambda: control(bench, "TUE without score"),
+        lambda: control(bench, "REM-lite"),
+        lambda: victims(
+            bench, [table.cell_of(bench, n, 0, seed=1) for n in ("TUE", "clean", "EM")]
+        ),
+        lambda: victims(
+            bench, [table.cell_of(bench, n, 4, seed=1) for n in ("TUE", "clean", "EM")]
+        ),
+        lambda: victims(
+            bench, [table.cell_of(bench, n, 4, adversary_steps=10) for n in ("TUE", "clean")]
+        ),
+    ):
+        if bench.clock.left() > table.SPARE:
+            rest()
+
+
+def victims(bench: Bench, cells: list[dict[str, Any]], *, keep: float = 0.0) -> None:
+    """Train the victims that have no row yet, all for the same time, `keep` seconds left over.
+
+    What an earlier run has of them decides the epochs; otherwise the time does. Where not even half
+    of them fit for all, the last ones are left to another run.
+    """
+    found = [bench.rows.find("victim", cell) for cell in cells]
+    missing = [cell for cell, row in zip(cells, found, strict=True) if row is None]
+    if not missing:
+        return
+    an_epoch = table.seconds_an_epoch(bench, missing[0])
+    left = bench.clock.left() - table.SPARE - (0.0 if bench.rehearse else keep)
+    wanted = min([cells[0]["epochs"], *(row["epochs"] for row in found if row)])
+    while missing and left / an_epoch / len(missing) < wanted / 2:
+        missing.pop()
+    if not missing:
+        record.note(f"no time for victims at {cells[0]['radius']}/255: {an_epoch:.1f} s an epoch")
+        return
+    epochs = max(1, min(wanted, int(0.95 * left / an_epoch / len(missing))))
+    for cell in missing:
+        table.victim(bench, cell, epochs)
+
+
+def control(bench: Bench, name: str) -> None:
+    """Train another surrogate and victims of its noise, if half of the training fits."""
+    cells = [table.cell_of(bench, name, radius) for radius in (0, 4)]
+    if all(bench.rows.find("victim", cell) for cell in cells):
+        return
+    half = 0.5 * seconds_of(name)
+    if bench.clock.left() < half and not bench.rehearse:
+        record.note(f"no time for {name}")
+        return
+    if "score" in bench.nets.get("TUE", {}):
+        table.surrogate(bench, name, {"surrogate": 0.7 * bench.clock.left()})
+        table.noise(bench, name)
+        victims(bench, cells[:1])
+        victims(bench, cells[1:])
+
+
+def seconds_of(name: str) -> float:
+    """Return the seconds that a step is expected to take at the slower rate."""
+    return next(slow for step, _, _, slow in predicted(50_000) if step == name)
+
+
+def wide(bench: Bench) -> None:
+    """Train surrogate B, of many classes, through what attackers do."""
+    right(bench)
+    seconds = {"score": SCORE, "surrogate": bench.clock.left() - SCORE}
+    table.surrogate(bench, "B", seconds, keep="B")
+
+
+def unseen(bench: Bench) -> None:
+    """Measure protection on classes that no weights saw, by `unseen.py`, while there is time."""
+    data = bench.work / "data"
+    with tarfile.open(bench.archive, "r|*") as archive:
+        archive.extractall(data, filter="data")
+    (data,) = [place.parent for place in data.rglob("train")]
+    own = [name for name in ("A", "B") if table.kept(bench, name)]
+    earlier = bench.done / "unseen-gpu.json" if bench.done else None
+    if earlier is not None and earlier.exists():
+        (bench.out / earlier.name).write_bytes(earlier.read_bytes())
+    command = [sys.executable, str(Path(__file__).with_name("unseen.py")), "--data", str(data)]
+    command += ["--arms", ",".join([*own, "cifar10"]), "--device", bench.computer.device.type]
+    command += ["--results", str(bench.out), "--name", "unseen-gpu", "--work", str(bench.work)]
+    command += ["--threads", str(min(16, os.cpu_count() or 1))]
+    if bench.rehearse:
+        command += ["--victim", "resnet18:0.0625", "--per-class", "4", "--seen", "40"]
+        command += ["--columns", "std", "--tens", "0", "--seeds", "0"]
+    else:
+        columns = "std,gray,jpeg10,jpeg50,resize,blur,std/64,at2,at4"
+        command += ["--victim", "resnet18:1", "--seeds", "0", "--columns", columns]
+    environment = {**os.environ, "TUE_WEIGHTS": str(bench.work)}
+    try:
+        subprocess.run(
+            command, env=environment, timeout=bench.clock.left() - table.SPARE, check=True
+        )
+    except subprocess.TimeoutExpired:
+        record.note("unseen.py was stopped for time; what it finished is kept")
+    for cell in record.Results(bench.out, "unseen-gpu").cells():
+        settings = {**cell["settings"], "data": bench.archive.name.partition(".")[0]}
+        if bench.rows.find("unseen", settings) is None:
+            figures = {name: cell[name] for name in ("accuracy", "train", "fitted", "seconds")}
+            bench.rows.add("unseen", settings, **figures, n=1, seed=settings["seed"])
+
+
+PLANS: dict[str, Callable[[Bench], None]] = {
+    "cifar-10": cifar,
+    "tiny-imagenet-50a": wide,
+    "tiny-imagenet-50b": unseen,
+}
+"""What is done, by the archive's name."""
+
+
+def summary(rows: list[Row]) -> str:
+    """Return the rows as a table of at most `LINES` lines, the most telling kept."""
+    order = ("victim", "surrogate", "unseen", "right", "noise", "timing")
+    ranked = sorted(rows, key=lambda row: next(n for n, k in enumerate(order) if k in row["cell"]))
+    shown = ranked[: LINES - 4]
+    text = record.table(["cell", "what", "figures", "seconds"], [line_of(row) for row in shown])
+    missing = len(ranked) - len(shown)
+    return text + (f"\n\n{missing} more rows are in rows.jsonl." if missing else "")
+
+
+def line_of(row: Row) -> list[object]:
+    """Return a row as a line of the summary."""
+    cell, asked = row["cell"], row["settings"]
+    if cell == "victim":
+        what = f"{asked['arm']} at {asked['radius']}/255, {row['epochs']} epochs"
+        figures = f"{percent(row['accuracy'])} [{row['paper'] or '-'}]"
+        if asked["radius"]:
+            figures += f", robust training accuracy {percent(row['robust_train'])}"
+    elif cell == "surrogate":
+        what = asked["name"]
+        figures = ", ".join(
+            f"{role} {made['steps']} of {made['wanted']} steps, {made['tflops']} TFLOP/s"
+            for role, made in row["trained"].items()
+        )
+    elif cell == "unseen":
+        what = f"{asked['arm']}, {asked['attack']}, {asked['size']} px, ten {asked['ten']}"
+        figures = percent(row["accuracy"])
+    else:
+        what = ", ".join(str(value) for value in asked.values())
+        told = [name for name in FIGURES if row.get(name) is not None]
+        figures = ", ".join(f"{name} {row[name]}" for name in told)
+    return [cell, what[:60], figures[:120], row.get("seconds", "")]
+
+
+def percent(share: float | None) -> str:
+    """Return a share in percent, or a dash."""
+    return "-" if share is None else f"{100 * share:.1f} %"
+
+
+def foreseen() -> str:
+    """Return what each step is expected to take, as a table."""
+    lines = [
+        [name, f"{work:.1f}" if work else "-", f"{fast_:.0f}-{slow:.0f}"]
+        for name, work, fast_, slow in predicted(50_000)
+    ]
+    low, high = RATES
+    return record.table(["step", "PFLOP", f"seconds at {high:.0f}-{low:.0f} TFLOP/s"], lines)
+
+
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    add = parser.add_argument
+    add(
+        "data", type=Path, nargs="?", help=f"an archive whose name begins with {' or '.join(PLANS)}"
+    )
+    add("--out", type=Path, help="where rows and weights are written")
+    add("--minutes", type=float, default=9.0, help="the run never takes longer")
+    add("--done", type=Path, help="what earlier runs wrote; its cells are skipped")
+    add("--rehearse", action="store_true", help="at toy size, on any machine")
+    add("--device", default=None, help="cuda, or cpu in a rehearsal")
+    add("--predict", action="store_true", help="say what each step will take, and stop")
+    add("--join", metavar="NAME", help="write OUT/NAME.safetensors from its parts in --done")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what the command line says."""
+    args = parsed()
+    if args.predict:
+        record.say(foreseen())
+        return
+    if args.out is None:
+        raise SystemExit("Say where to write with --out DIR.")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.join:
+        data = table.joined(args.done or args.out, args.join)
+        if data is None:
+            raise SystemExit(
+                f"There are no parts of {args.join}.safetensors; say where with --done."
+            )
+        (args.out / f"{args.join}.safetensors").write_bytes(data)
+        return
+    if args.data is None or not args.data.is_file():
+        raise SystemExit(f"DATA must be an archive, and {args.data} is none.")
+    plan = next((run for name, run in PLANS.items() if args.data.name.startswith(name)), None)
+    if plan is None:
+        raise SystemExit(f"{args.data.name} is none of {', '.join(PLANS)}.")
+    computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
+    facts = record.hardware(
+        threads=torch.get_num_threads(),
+        dtype=str(computer.dtype).removeprefix("torch."),
+        device=computer.description,
+    )
+    warnings.simplefilter("default")
+    with tempfile.TemporaryDirectory(prefix="tue-gpu-") as work:
+        rows = Rows(args.out / "rows.jsonl", done=args.done, facts={"hardware": facts})
+        bench = Bench(
+            archive=args.data,
+            out=args.out,
+            done=args.done,
+            work=Path(work),
+            clock=(clock := Clock(args.minutes, began=BEGAN)),
+            rows=rows,
+            budget=TOY if args.rehearse else FULL,
+            computer=computer,
+            rehearse=args.rehearse,
+        )
+        end = threading.Timer(clock.left(), stop, [bench])
+        end.daemon = True
+        end.start()
+        try:
+            plan(bench)
+        finally:
+            end.cancel()
+            record.say(summary(rows.made))
+
+
+def stop(bench: Bench) -> None:
+    """End the run where it is: its time is over, and what it has is written."""
+    record.say(summary(bench.rows.made))
+    record.say("Stopped at the limit; what was under way is lost.")
+    shutil.rmtree(bench.work, ignore_errors=True)
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,189 @@
+"""The first step of a GPU run: is what it computes right, in every way of running?
+
+Gradients by pixels and by weights and one step of the noise are held against float64 on the CPU;
+trainings on noise of their own are held against themselves, run again and run eagerly.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+import warnings
+
+import record
+import torch
+from gpu_bench import WAYS, Bench
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from tue_cli.jobs.train import trainings_of
+from tue_cli.methods import RECIPES
+from tue_cli.methods.surrogate import classification
+from tue_cli.methods.tue import in_gray, perturb
+from tue_cli.nets.classifiers import Classifier, classifier
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
+from tue_cli.nets.score import ScoreNet
+from tue_cli.numerics.batches import Pictures, generator_at
+from tue_cli.numerics.capture import Captured, recorded_by
+from tue_cli.numerics.loop import Plan, Training, fit
+from tue_cli.numerics.losses import cross_entropy, score_norm
+from tue_cli.numerics.pgd import gradient_of
+from tue_cli.settings import NoiseSettings
+from tue_cli.weights import Card
+
+CPU = torch.device("cpu")
+LIMITS = {torch.float32: 0.001, torch.bfloat16: 0.2}
+"""How far a field may be from float64's, in their norms."""
+PICTURES = 16
+
+Parts = tuple[Classifier, ScoreNet, Tensor, Tensor]
+"""Two nets, pixels (N, 3, S, S) and labels (N,), on the CPU."""
+
+
+def right(bench: Bench) -> None:
+    """Write a row a way of running and a precision, and choose the way that the run goes on in."""
+    began = time.monotonic()
+    parts = _parts(bench)
+    exact = _fields(parts, CPU, torch.float64)
+    good = dict.fromkeys(WAYS, True)
+    eager: dict[torch.dtype, dict[str, float]] = {}
+    for way, recorder in WAYS.items():
+        for dtype in dict.fromkeys([torch.float32, bench.computer.dtype]):
+            exactly = torch.backends.cudnn.flags(deterministic=True, allow_tf32=False)
+            with recorded_by(recorder), exactly, warnings.catch_warnings(record=True) as said:
+                warnings.simplefilter("always")
+                found = _fields(parts, bench.computer.device, dtype)
+            apart = {name: _apart(found[name], exact[name]) for name in exact if name != "delta"}
+            within = max(apart.values()) <= LIMITS[dtype]
+            eager.setdefault(dtype, apart)
+            # Captured is as right as eager is, whatever the precision leaves.
+            good[way] &= all(apart[name] <= 2 * eager[dtype][name] + 1e-6 for name in apart)
+            equal = (found["delta"] - exact["delta"]).abs() < 1e-6
+            bench.rows.add(
+                "right: against float64",
+                {"way": way, "dtype": str(dtype).removeprefix("torch.")},
+                apart={name: float(f"{value:.3g}") for name, value in apart.items()},
+                noise_step_equal=round(float(equal.double().mean()), 4),
+                within=within,
+                fell_back=sorted({str(one.message) for one in said}),
+                n=PICTURES,
+                seed=0,
+                seconds=round(time.monotonic() - began, 2),
+            )
+    good["captured"] &= _trains(bench)
+    bench.way = "captured" if good["captured"] else "eager"
+    record.note(f"right: {good}; the run goes on {bench.way}")
+
+
+def _parts(bench: Bench) -> Parts:
+    """Return a net with statistics of its own, a score network that is not 0, and pictures."""
+    train, chosen = bench.split.train, bench.budget.training
+    count = len(bench.split.classes)
+    torch.manual_seed(0)
+    net = classifier("resnet18", classes=count, width=chosen.width)
+    score = ScoreNet(classes=count, width=chosen.score_width, sigma=chosen.sigma)
+    nn.init.normal_(score.leave.weight, std=0.05)
+    places = torch.linspace(0, len(train) - 1, PICTURES).long()
+    pixels, labels = (part.cpu() for part in train.batch(places))
+    with torch.no_grad():
+        for _ in range(20):
+            net(pixels)
+    return net, score, pixels, labels
+
+
+def _fields(parts: Parts, device: torch.device, dtype: torch.dtype) -> dict[str, Tensor]:
+    """Return gradients by pixels and weights, and the noise after one step, on the CPU."""
+    wide = torch.float64 if dtype == torch.float64 else torch.float32
+    net, score, pixels, labels = parts
+    net = channels_last(copy.deepcopy(net).to(device, wide))
+    field = FrozenScore(copy.deepcopy(score).to(device, wide), dtype)
+    surrogate = FrozenClassifier(net, dtype)
+    x, y = pixels.to(device, wide), labels.to(device)
+
+    def pulls(at: Tensor, of: Tensor) -> tuple[Tensor, ...]:
+        loss = cross_entropy(surrogate, of)
+        every = (loss, in_gray(loss), score_norm(field, of))
+        return tuple(gradient_of(objective)(at) for objective in every)
+
+    found = dict(zip(("colour", "grey", "score"), Captured(device)(pulls, x, y), strict=True))
+    found["delta"] = perturb(
+        {"surrogate": surrogate, "score": field},
+        x,
+        y,
+        NoiseSettings(steps=1),
+        start=torch.zeros_like(x),
+        generator=generator_at(0, "perturb", 0, CPU),
+        run=Captured(device),
+    )
+
+    def loss(at: Tensor, of: Tensor) -> Tensor:
+        if wide == torch.float64:
+            return F.cross_entropy(net(at.to(wide)), of)
+        return classification(net, dtype)(at, of)
+
+    fixed = Pictures((pixels * 255).round().to(torch.uint8), labels).to(device)
+    update = Training(net, Plan(1, len(y), 0.1, "sgd", 0, "right"))
+    list(fit(update, fixed, loss=loss, prepare=lambda at, of, _: (at, of)))
+    grads = [parameter.grad for parameter in net.parameters()]
+    found["weights"] = torch.cat([grad.flatten() for grad in grads if grad is not None])
+    return {name: value.detach().cpu().double() for name, value in found.items()}
+
+
+def _apart(found: Tensor, exact: Tensor) -> float:
+    """Return how far two fields are apart, in the norm of the second; infinite where not finite."""
+    distance = float((found - exact).norm() / exact.norm())
+    return distance if math.isfinite(distance) else math.inf
+
+
+def _trains(bench: Bench) -> bool:
+    """Train a surrogate for three steps, twice captured and once eagerly; say whether it holds."""
+    began = time.monotonic()
+    first, waits = _trained(bench, "captured")
+    again, _ = _trained(bench, "captured")
+    eager, _ = _trained(bench, "eager")
+    repeats = torch.equal(first, again)
+    apart = _apart(first, eager)
+    holds = repeats and apart <= LIMITS[bench.computer.dtype]
+    bench.rows.add(
+        "right: a training captured",
+        {"steps": 3, "dtype": str(bench.computer.dtype).removeprefix("torch.")},
+        repeats_to_the_bit=repeats,
+        apart_from_eager=float(f"{apart:.3g}"),
+        waits_for_the_device=waits,
+        within=holds,
+        n=1,
+        seed=0,
+        seconds=round(time.monotonic() - began, 2),
+    )
+    return holds
+
+
+def _trained(bench: Bench, way: str) -> tuple[Tensor, str | None]:
+    """Return how three steps changed all weights, and what made the last of them wait."""
+    chosen, device = bench.budget.training, bench.computer.device
+    card = Card("tue", "resnet18", chosen.width, chosen.size, bench.split.classes, 8, 0.1, {})
+    training = trainings_of(card, ("surrogate",), chosen, bench.computer)["surrogate"]
+    training.plan = Plan(3, chosen.batch, 0.1, "sgd", 0, "surrogate")
+    score = ScoreNet(classes=len(card.classes), width=chosen.score_width, sigma=chosen.sigma)
+    nets = {"score": FrozenScore(channels_last(score.to(device)), bench.computer.dtype)}
+    before = torch.cat([parameter.detach().flatten() for parameter in training.net.parameters()])
+    waits = None
+    with recorded_by(WAYS[way]), warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)
+        losses = RECIPES["tue"](
+            "surrogate", training, nets, bench.split.train, chosen, bench.computer.dtype
+        )
+        next(losses)
+        next(losses)
+        try:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("error")
+            next(losses)
+        except RuntimeError as error:
+            waits = str(error)[:200]
+        finally:
+            if device.type == "cuda":
+                torch.cuda.set_sync_debug_mode("default")
+    after = torch.cat([parameter.detach().flatten() for parameter in training.net.parameters()])
+    return (after - before).cpu(), waits

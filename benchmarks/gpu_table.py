@@ -1,0 +1,357 @@
+"""Surrogates at full width, their noise for every picture, and victims of it (Table 1)."""
+
+from __future__ import annotations
+
+import statistics
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import record
+import torch
+from gpu_bench import Bench
+from gpu_views import fit_through_views
+from gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
+from torch import Tensor
+
+from tue_cli.jobs.train import tensors_of, trainings_of
+from tue_cli.methods import METHODS, RECIPES
+from tue_cli.methods.surrogate import snapped
+from tue_cli.nets.frozen import Frozen, frozen
+from tue_cli.numerics.batches import Pictures, generator_at
+from tue_cli.numerics.capture import Captured
+from tue_cli.numerics.loop import Training
+from tue_cli.numerics.pgd import uniform_start
+from tue_cli.settings import RECIPES as ROLES
+from tue_cli.settings import AdversarySettings, TrainSettings, VictimSettings
+from tue_cli.victims import Victim
+from tue_cli.weights import Card, build, pack, read
+
+PART = 15 * 2**20
+"""Bytes of a part of a weights file; more than 16 MiB of one file do not come back."""
+PROBE = 6
+"""Updates that tell how long one takes; the first half, with the capture, does not count."""
+SPARE = 4.0
+"""Seconds that are kept for writing down what there is."""
+PAPER = {
+    ("clean", 0): 94.66,
+    ("clean", 4): 89.51,
+    ("TUE", 0): 10.47,
+    ("TUE", 4): 29.20,
+    ("EM", 0): 13.20,
+    ("EM", 4): 88.62,
+}
+"""The paper's Table 1, CIFAR-10: accuracy in percent, by training pictures and radius."""
+
+Fit = Callable[[Training, TrainSettings], Iterator[Tensor]]
+
+
+def settings_of(bench: Bench, name: str) -> TrainSettings:
+    """Return how the surrogate of a name is trained."""
+    tue = bench.budget.training
+    return {
+        "TUE": tue,
+        "EM": replace(tue, method="em", steps=bench.budget.em_steps),
+        "TUE without score": without_score(tue),
+        "REM-lite": rem_lite(tue),
+        "B": tue,
+    }[name]
+
+
+def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str = "") -> None:
+    """Train the nets of a name, each within its seconds; keep the weights under a file's name.
+
+    What a row of an earlier run tells of is not trained again, if its weights are there.
+    """
+    chosen = settings_of(bench, name)
+    told = {"name": name, "data": bench.data, "training": asdict(chosen)}
+    earlier = kept(bench, keep) if keep and bench.rows.find("surrogate", told) else None
+    if earlier is not None:
+        bench.nets[name] = loaded(bench, earlier)
+        return
+    roles = tuple(
+        role for role in ROLES[chosen.method] if role != "score" or chosen.noise.score_ratio
+    )
+    card = Card(
+        chosen.method,
+        chosen.net,
+        chosen.width,
+        chosen.size,
+        bench.split.classes,
+        chosen.score_width,
+        chosen.sigma,
+        {},
+    )
+    nets: dict[str, Frozen] = {}
+    trainings: dict[str, Training] = {}
+    figures: dict[str, Any] = {}
+    for role in roles:
+        # A control shares what it does not change.
+        trainings[role], figures[role] = _trained(
+            bench, card, role, nets, chosen, seconds[role], name
+        )
+        nets[role] = frozen(trainings[role].net, bench.computer.dtype)
+    bench.nets[name] = nets
+    parts = []
+    if keep:
+        training = {"settings": asdict(chosen), "data": {"name": bench.data}, "figures": figures}
+        if name == "B":
+            training["views"] = "picture, grey, half size and back, JPEG"
+        parts = keep_weights(
+            bench.out / f"{keep}.safetensors", replace(card, training=training), trainings
+        )
+    bench.rows.add(
+        "surrogate",
+        told,
+        trained=figures,
+        files=parts,
+        n=1,
+        seed=chosen.seed,
+        seconds=round(sum(each["seconds"] for each in figures.values()), 1),
+    )
+
+
+def _trained(
+    bench: Bench,
+    card: Card,
+    role: str,
+    nets: dict[str, Frozen],
+    chosen: TrainSettings,
+    seconds: float,
+    name: str,
+) -> tuple[Training, dict[str, Any]]:
+    """Train one net as far as its seconds go, by what a few steps take; return it with figures."""
+
+    def fit(training: Training) -> Iterator[Tensor]:
+        if name == "B" and role == "surrogate":
+            return fit_through_views(
+                training, nets, bench.split.train, chosen, bench.computer.dtype
+            )
+        recipe = RECIPES[chosen.method]
+        return recipe(role, training, nets, bench.split.train, chosen, bench.computer.dtype)
+
+    def begun(steps: int) -> Training:
+        lengths = replace(chosen, steps=steps, score_steps=steps)
+        return trainings_of(card, (role,), lengths, bench.computer)[role]
+
+    wanted = chosen.score_steps if role == "score" else chosen.steps
+    a_step = seconds_a_step(bench, fit(begun(PROBE)))
+    most = min(seconds, bench.clock.left() - SPARE)
+    steps = max(1, min(wanted, int(0.95 * most / a_step)))
+    record.note(f"{name}, {role}: {steps} of {wanted} steps, about {steps * a_step:.0f} s")
+    training, losses, began = begun(steps), [], time.monotonic()
+    with bench.recorded():
+        for loss in fit(training):
+            losses.append(loss)
+            if not training.step % 25:
+                bench.wait()
+                if bench.clock.left() < SPARE:
+                    break
+    bench.wait()
+    spent = time.monotonic() - began
+    curve = torch.stack(losses).tolist()
+    work = training_flops(chosen, role) * training.step / wanted
+    return training, {
+        "steps": training.step,
+        "wanted": wanted,
+        "shortened": training.step < wanted,
+        "loss": {
+            "first": round(statistics.fmean(curve[:20]), 5),
+            "last": round(statistics.fmean(curve[-20:]), 5),
+        },
+        "pictures_a_second": round(training.step * chosen.batch / spent, 1),
+        "tflops": round(work / spent / 1e12, 2),
+        "seconds": round(spent, 1),
+    }
+
+
+def seconds_a_step(bench: Bench, updates: Iterator[Tensor]) -> float:
+    """Return the seconds of an update, by the last of a few."""
+    times = []
+    with bench.recorded():
+        for _ in updates:
+            bench.wait()
+            times.append(time.perf_counter())
+    few = times[len(times) // 2 - 1 :]
+    return max((few[-1] - few[0]) / (len(few) - 1), 1e-6)
+
+
+def keep_weights(path: Path, card: Card, trainings: dict[str, Training]) -> list[str]:
+    """Write a weights file in half precision, in parts, and return their names."""
+    tensors = {
+        name: value.astype(np.float16) if value.dtype == np.float32 else value
+        for name, value in tensors_of(trainings).items()
+    }
+    data = pack(card, tensors)
+    names = []
+    for number, place in enumerate(range(0, len(data), PART)):
+        names.append(f"{path.name}.{number}")
+        (path.parent / names[-1]).write_bytes(data[place : place + PART])
+    return names
+
+
+def joined(folder: Path, name: str) -> bytes | None:
+    """Return a weights file of single precision from its parts in a folder, if they are there."""
+    parts = sorted(folder.glob(f"{name}.safetensors.[0-9]*"))
+    if not parts:
+        return None
+    whole = folder / f"{name}.half"
+    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+    weights = read(whole, name=name)
+    whole.unlink()
+    tensors = {
+        key: value.astype(np.float32) if value.dtype == np.float16 else value
+        for key, value in weights.tensors.items()
+    }
+    return pack(weights.card, tensors)
+
+
+def kept(bench: Bench, name: str) -> Path | None:
+    """Return a weights file of an earlier run, joined in the output's work folder."""
+    data = joined(bench.done, name) if bench.done else None
+    if data is None:
+        return None
+    place = bench.work / f"{name}.safetensors"
+    place.write_bytes(data)
+    return place
+
+
+def loaded(bench: Bench, path: Path) -> dict[str, Frozen]:
+    """Return the frozen nets of a weights file, by role."""
+    weights = read(path, name=path.stem)
+    nets = build(weights, ("score", "surrogate"))
+    device, dtype = bench.computer.device, bench.computer.dtype
+    return {role: frozen(net.to(device), dtype) for role, net in nets.items()}
+
+
+def noise(bench: Bench, name: str) -> None:
+    """Protect every training picture by the surrogate of a name; each label is its own key."""
+    train, chosen = bench.split.train, settings_of(bench, name)
+    began, size = time.monotonic(), bench.budget.noise_batch
+    protected = torch.empty_like(train.pixels)
+    with bench.recorded():
+        run = Captured(bench.computer.device)
+    for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
+        pixels, labels = train.batch(few)
+        generator = generator_at(chosen.seed, "noise", number, bench.computer.device)
+        delta = METHODS[chosen.method](
+            bench.nets[name],
+            pixels,
+            labels,
+            chosen.noise,
+            start=uniform_start(pixels, chosen.noise.radius, generator),
+            generator=generator,
+            run=run,
+        )
+        protected[few] = ((pixels + snapped(delta)) * 255).round().to(torch.uint8)
+    bench.wait()
+    spent = time.monotonic() - began
+    largest = int((protected.int() - train.pixels.int()).abs().max())
+    assert largest <= round(chosen.noise.radius * 255), largest
+    bench.arms[name] = Pictures(protected, train.labels)
+    bench.rows.add(
+        "noise",
+        {"name": name, "data": bench.data, "noise": asdict(chosen.noise)},
+        pictures_a_second=round(len(train) / spent, 1),
+        tflops=round(noise_flops(chosen) * len(train) / spent / 1e12, 2),
+        largest_change=largest,
+        n=len(train),
+        seed=chosen.seed,
+        seconds=round(spent, 2),
+    )
+
+
+def arm(bench: Bench, name: str) -> Pictures:
+    """Return the training pictures of an arm: as they are, with random noise, or protected."""
+    if name not in bench.arms:
+        train = bench.split.train
+        levels = 8
+        generator = torch.Generator(device=bench.computer.device).manual_seed(0)
+        random = torch.randint(
+            -levels, levels + 1, train.pixels.shape, generator=generator, device=train.pixels.device
+        )
+        changed = {
+            "clean": train.pixels,
+            "random noise": (train.pixels + random).clamp(0, 255).to(torch.uint8),
+        }[name]
+        bench.arms[name] = Pictures(changed, train.labels)
+    return bench.arms[name]
+
+
+def cell_of(
+    bench: Bench, name: str, radius: int, *, seed: int = 0, adversary_steps: int | None = None
+) -> dict[str, Any]:
+    """Return what is asked of a victim: the settings of its row."""
+    budget = bench.budget
+    steps = budget.adversary_steps if adversary_steps is None else adversary_steps
+    return {
+        "arm": name,
+        "radius": radius,
+        "adversary_steps": steps if radius else 0,
+        "epochs": budget.adversarial_epochs if radius else budget.epochs,
+        "batch": budget.batch,
+        "width": budget.training.width,
+        "seed": seed,
+        "data": bench.data,
+    }
+
+
+def made_by(bench: Bench, cell: dict[str, Any]) -> Victim:
+    """Return a victim that will be trained for the cell's epochs."""
+    an_epoch = -(-len(bench.split.train) // cell["batch"])
+    adversary = AdversarySettings(radius=cell["radius"] / 255, steps=cell["adversary_steps"])
+    return Victim(
+        VictimSettings(net="resnet18", width=cell["width"], batch=cell["batch"]),
+        classes=len(bench.split.classes),
+        size=bench.budget.training.size,
+        steps=max(1, round(cell["epochs"] * an_epoch)),
+        seed=cell["seed"],
+        computer=bench.computer,
+        adversary=adversary if cell["radius"] else None,
+    )
+
+
+def seconds_an_epoch(bench: Bench, cell: dict[str, Any]) -> float:
+    """Return about how long an epoch of a victim takes."""
+    train = bench.split.train
+    an_epoch = -(-len(train) // cell["batch"])
+    probe = made_by(bench, {**cell, "epochs": PROBE / an_epoch})
+    return an_epoch * seconds_a_step(bench, probe.updates(train))
+
+
+def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
+    """Train a victim for so many epochs, which may be fewer than asked, and write its row."""
+    record.note(f"victim of {cell['arm']} at {cell['radius']}/255: {epochs} epochs")
+    began = time.monotonic()
+    trained, curve = None, []
+    with bench.recorded():
+        training = made_by(bench, {**cell, "epochs": epochs}).train(
+            arm(bench, cell["arm"]), bench.split.test, points=epochs
+        )
+        while bench.clock.left() > SPARE:
+            try:
+                curve.append(next(training))
+            except StopIteration as end:
+                trained = end.value
+                break
+    spent = trained.seconds if trained else time.monotonic() - began
+    shown = len(curve) * len(bench.split.train)
+    work = victim_flops(cell["width"], shown, cell["adversary_steps"])
+    bench.rows.add(
+        "victim",
+        cell,
+        accuracy=curve[-1] if curve else None,
+        curve=curve,
+        train=trained and trained.train,
+        robust_train=trained and trained.attacked,
+        epochs=len(curve),
+        shortened=len(curve) < cell["epochs"],
+        paper=PAPER.get((cell["arm"], cell["radius"])),
+        tflops=round(work / max(spent, 1e-6) / 1e12, 2),
+        n=1,
+        seed=cell["seed"],
+        seconds=round(spent, 1),
+    )

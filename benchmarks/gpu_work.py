@@ -1,0 +1,217 @@
+"""How much arithmetic each step of a GPU run takes, counted on the nets themselves, and so about
+how long: what the plan is made from, before there is a GPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cache
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
+from tue_cli.nets.score import ScoreNet
+from tue_cli.numerics.losses import cross_entropy, score_matching, score_norm
+from tue_cli.numerics.pgd import gradient_of
+from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
+
+RATES = (150.0, 220.0)
+"""TFLOP/s in bfloat16 between which such nets are expected to run on an H100."""
+LEAST = 0.0015
+"""Seconds that a training step takes at least, however little it computes."""
+
+
+@dataclass(frozen=True)
+class Budget:
+    """Sizes of a run: the whole one, or a toy of it."""
+
+    training: TrainSettings
+    em_steps: int
+    """Training steps of the surrogate of EM, and of others that are for comparison alone."""
+    batch: int
+    """Pictures a step of a victim."""
+    epochs: int
+    """Of a standard victim."""
+    adversarial_epochs: int
+    adversary_steps: int
+    """Of the adversary of adversarial victims."""
+    noise_batch: int
+    noise_steps: int
+    batches: tuple[int, ...]
+    widths: tuple[int, ...]
+    """Steps, batches and widths of the noise that is timed."""
+    seconds: float
+    """A timing goes on for so long."""
+    side: int
+    """Of the matrices by whose product the card is measured."""
+    classes: int | None = None
+    per_class: int | None = None
+    """At most so many classes, and training pictures of each."""
+
+
+FULL = Budget(
+    training=TrainSettings(),
+    em_steps=1000,
+    batch=128,
+    epochs=15,
+    adversarial_epochs=20,
+    adversary_steps=5,
+    noise_batch=500,
+    noise_steps=10,
+    batches=(128, 512),
+    widths=(16, 64),
+    seconds=0.4,
+    side=8192,
+)
+TOY = Budget(
+    training=TrainSettings(
+        width=4,
+        score_width=8,
+        score_steps=4,
+        steps=4,
+        batch=8,
+        noise=NoiseSettings(steps=2, gray_ratio=0.0),
+        adversary=AdversarySettings(steps=1),
+    ),
+    em_steps=2,
+    batch=8,
+    epochs=1,
+    adversarial_epochs=1,
+    adversary_steps=1,
+    noise_batch=8,
+    noise_steps=2,
+    batches=(4,),
+    widths=(4,),
+    seconds=0.0,
+    side=64,
+    per_class=8,
+)
+
+
+@cache
+def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
+    """Return the operations a picture, of a ResNet-18 and of a score network.
+
+    `gradient` and `score gradient` are by pixels, `update` and `score update` by weights.
+    """
+    torch.manual_seed(0)
+    net = classifier("resnet18", classes=10, width=width, size=size)
+    score = ScoreNet(classes=10, width=score_width, sigma=0.1)
+    pixels, labels = torch.rand(2, 3, size, size), torch.zeros(2, dtype=torch.int64)
+    frozen, field = FrozenClassifier(net, torch.float32), FrozenScore(score, torch.float32)
+
+    def update() -> None:
+        net(pixels).sum().backward()
+
+    def update_score() -> None:
+        noise = torch.randn_like(pixels)
+        score_matching(score, pixels, labels, sigma=0.1, noise=noise).sum().backward()
+
+    counted: dict[str, Callable[[], object]] = {
+        "gradient": lambda: gradient_of(cross_entropy(frozen, labels))(pixels),
+        "score gradient": lambda: gradient_of(score_norm(field, labels))(pixels),
+        "update": update,
+        "score update": update_score,
+    }
+    found = {}
+    for name, run in counted.items():
+        with FlopCounterMode(display=False) as counter:
+            run()
+        found[name] = counter.get_total_flops() / len(pixels)
+    return found
+
+
+def noise_flops(settings: TrainSettings) -> float:
+    """Return the operations of making one picture's noise."""
+    cost, noise = flops(settings.width, settings.score_width), settings.noise
+    a_step = (noise.samples * (1 + bool(noise.gray_ratio))) * cost["gradient"]
+    if settings.method == "tue" and noise.score_ratio:
+        a_step += cost["score gradient"]
+    if settings.method == "rem":
+        a_step *= 1 + noise.inner_steps
+    return noise.steps * a_step
+
+
+def training_flops(settings: TrainSettings, role: str) -> float:
+    """Return the operations of training a net of a recipe to its end."""
+    cost = flops(settings.width, settings.score_width)
+    if role == "score":
+        return settings.score_steps * settings.batch * cost["score update"]
+    a_picture = cost["update"] + noise_flops(settings)
+    if settings.method in ("tue", "rem"):
+        a_picture += settings.adversary.steps * cost["gradient"]
+    return settings.steps * settings.batch * a_picture
+
+
+def victim_flops(width: int, shown: int, adversary_steps: int) -> float:
+    """Return the operations of training a victim that is shown so many pictures."""
+    cost = flops(width, 64)
+    return shown * (cost["update"] + adversary_steps * cost["gradient"])
+
+
+def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
+    """Return the steps of a run: name, PFLOP, and seconds at the faster and the slower rate."""
+    tue = budget.training
+    em = replace(tue, method="em", steps=budget.em_steps)
+    rem = rem_lite(tue)
+    noise = pictures * noise_flops(tue)
+    standard = victim_flops(tue.width, budget.epochs * pictures, 0)
+    shown = budget.adversarial_epochs * pictures
+    steps: list[tuple[str, float, int]] = [
+        ("right", 0.0, 0),
+        ("score network of A", training_flops(tue, "score"), tue.score_steps),
+        ("surrogate A", training_flops(tue, "surrogate"), tue.steps),
+        ("noise of TUE", noise, 0),
+        ("surrogate of EM", training_flops(em, "surrogate"), em.steps),
+        ("noise of EM", pictures * noise_flops(em), 0),
+        ("a standard victim (three of them)", standard, budget.epochs * pictures // budget.batch),
+        (
+            "an adversarial victim (three of them)",
+            victim_flops(tue.width, shown, budget.adversary_steps),
+            shown // budget.batch,
+        ),
+        ("fast", 0.0, 0),
+        ("TUE without score", training_flops(without_score(tue), "surrogate"), tue.steps),
+        ("REM-lite", training_flops(rem, "surrogate"), rem.steps),
+        ("surrogate B, 25,000 pictures, four views", training_flops(tue, "surrogate"), tue.steps),
+    ]
+    fixed = {"right": 30.0, "fast": 80.0}
+    slow, fast = RATES
+    return [
+        (
+            name,
+            work / 1e15,
+            *(fixed.get(name) or max(work / rate / 1e12, LEAST * count) for rate in (fast, slow)),
+        )
+        for name, work, count in steps
+    ]
+
+
+def without_score(settings: TrainSettings) -> TrainSettings:
+    """Return the control of TUE: all but the score network's pull."""
+    return replace(settings, noise=replace(settings.noise, score_ratio=0.0))
+
+
+def rem_lite(settings: TrainSettings) -> TrainSettings:
+    """Return REM in an affordable form: half the steps, one sample, an adversary of five steps."""
+    few = min(5, settings.noise.steps)
+    noise = replace(settings.noise, samples=1, inner_steps=few)
+    adversary = replace(settings.adversary, steps=min(5, settings.adversary.steps))
+    steps = max(1, settings.steps // 2)
+    return replace(settings, method="rem", steps=steps, noise=noise, adversary=adversary)
+
+
+def bf16_rate(
+    side: int, device: torch.device, timed: Callable[[Callable[[], object]], float]
+) -> float:
+    """Return the TFLOP/s of a product of two square matrices in bfloat16, of random numbers."""
+    one, other = (torch.randn(side, side, device=device).bfloat16() for _ in range(2))
+
+    def product() -> Tensor:
+        return one @ other
+
+    return 2 * side**3 / timed(product) / 1e12
