@@ -224,7 +224,7 @@ def _protect(bench: Bench) -> tuple[Path, Path] | None:
                 weights="cifar10",
                 device=device,
                 threads=min(16, os.cpu_count() or 1),
-                options=["--backend", "torch"],
+                options=["--backend", "torch", *(["--steps", "1"] if bench.rehearse else [])],
             )
         except SystemExit as error:
             bench.rows.add("timing: tue protect", told, failed=str(error)[-500:], n=1, seed=0)

@@ -98,10 +98,10 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
 
     `gradient` and `score gradient` are by pixels, `update` and `score update` by weights.
     """
-    torch.manual_seed(0)
-    net = classifier("resnet18", classes=10, width=width, size=size)
-    score = ScoreNet(classes=10, width=score_width, sigma=0.1)
-    pixels, labels = torch.rand(2, 3, size, size), torch.zeros(2, dtype=torch.int64)
+    with torch.device("meta"):  # shapes alone
+        net = classifier("resnet18", classes=10, width=width, size=size)
+        score = ScoreNet(classes=10, width=score_width, sigma=0.1)
+        pixels, labels = torch.empty(2, 3, size, size), torch.empty(2, dtype=torch.int64)
     frozen, field = FrozenClassifier(net, torch.float32), FrozenScore(score, torch.float32)
 
     def update() -> None:

@@ -46,7 +46,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         BadSetting: unsuitable settings, no manifest, or originals that are not the copies'.
         OutputProblem: the report or the cache cannot be written.
     """
-    require("torch", "kornia")
+    require("torch", *(["kornia"] if "ueraser" in spec.settings.attacks else []))
     refuse(spec)
     from tue_cli.engine import machine
     from tue_cli.jobs.trying import fitting, probed, refuse_victims
