@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import io
 import json
 import os
@@ -196,3 +197,36 @@ def test_what_each_step_will_take_is_told_before_there_is_a_gpu() -> None:
     command = [sys.executable, "benchmarks/gpu.py", "--predict"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| surrogate A | 33.2 |" in done.stdout
+
+
+def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    views = importlib.import_module("gpu_views")
+    photo = ROOT / "assets" / "photos" / "everyday" / "cat.png"
+    with Image.open(photo) as image:
+        small = image.convert("RGB").resize((64, 64))
+    file = io.BytesIO()
+    small.save(file, "JPEG", quality=views.QUALITY, subsampling="4:2:0")
+    with Image.open(file) as image:
+        expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
+    pixels = (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255)[None].requires_grad_()
+    found = views.jpeg(pixels)
+    # Pillow smooths chroma when it enlarges it; nothing else differs by more than rounding.
+    change = (expected - pixels[0]).abs().mean()
+    assert (found[0] - expected).abs().mean() < 0.35 * change
+    (gradient,) = torch.autograd.grad(found.sum(), pixels)
+    assert gradient.abs().sum() > 0
+
+
+def test_each_picture_s_noise_meets_every_view(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    views = importlib.import_module("gpu_views")
+    pixels = torch.rand(8, 3, 32, 32)
+    through = torch.stack([views.quarters(pixels, turn) for turn in range(4)])
+    wanted = torch.stack([view(pixels) for view in views.VIEWS])
+    for place in range(8):
+        apart = (through[:, None, place] - wanted[None, :, place]).abs().amax((2, 3, 4))
+        # Every view once, at one turn or another.
+        assert (apart < 1e-5).sum(0).tolist() == (apart < 1e-5).sum(1).tolist() == [1] * 4
