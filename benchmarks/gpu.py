@@ -56,6 +56,7 @@ from gpu_work import FULL, RATES, TOY, predicted
 from rows import Row, Rows
 
 from tue_cli.engine import machine
+from tue_cli.errors import DeviceUnavailable
 
 SCORE = 35.0
 """Seconds for a score network, at most."""
@@ -294,7 +295,10 @@ def main() -> None:
     plan = next((run for name, run in PLANS.items() if args.data.name.startswith(name)), None)
     if plan is None:
         raise SystemExit(f"{args.data.name} is none of {', '.join(PLANS)}.")
-    computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
+    try:
+        computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
+    except DeviceUnavailable:
+        raise SystemExit("No CUDA GPU can be used here. --rehearse needs none.") from None
     facts = record.hardware(
         threads=torch.get_num_threads(),
         dtype=str(computer.dtype).removeprefix("torch."),

@@ -271,7 +271,7 @@ def _compiled(bench: Bench, rate: float) -> None:
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
     nets = _nets(bench, width)
     began = time.monotonic()
-    failed, apart = compile_net(bench, nets["surrogate"], batch)
+    failed, apart = compile_net(nets["surrogate"], bench.computer.device, batch)
     bench.rows.add(
         "timing: compiling",
         {"width": width, "batch": batch},
@@ -287,13 +287,13 @@ def _compiled(bench: Bench, rate: float) -> None:
 
 
 def compile_net(
-    bench: Bench, frozen: FrozenClassifier, batch: int, backend: str | None = None
+    frozen: FrozenClassifier, device: torch.device, batch: int, backend: str | None = None
 ) -> tuple[str | None, float | None]:
     """Compile a frozen net in place; return why it could not be, and how its gradient changed.
 
     Where it cannot be compiled, or computes something else, it stays as it was.
     """
-    device, plain = bench.computer.device, frozen.net
+    plain = frozen.net
     # On a CPU inductor takes minutes; what goes before it is the same.
     backend = backend or ("inductor" if device.type == "cuda" else "aot_eager")
     generator = torch.Generator(device=device).manual_seed(1)

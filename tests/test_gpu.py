@@ -16,7 +16,10 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch import nn
 
+from tue_cli.nets.classifiers import Classifier, ConvNorm
+from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.weights import read
 
 ROOT = Path(__file__).parent.parent
@@ -218,6 +221,18 @@ def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s(
     assert (found[0] - expected).abs().mean() < 0.35 * change
     (gradient,) = torch.autograd.grad(found.sum(), pixels)
     assert gradient.abs().sum() > 0
+
+
+def test_a_net_that_cannot_be_compiled_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    fast = importlib.import_module("gpu_fast")
+    net = Classifier(nn.Sequential(ConvNorm(3, 4, 3), nn.ReLU()), nn.Linear(4, 10))
+    frozen, pixels = FrozenClassifier(net, torch.float32), torch.rand(4, 3, 32, 32)
+    plain, expected = frozen.net, frozen(pixels)
+    failed, apart = fast.compile_net(frozen, torch.device("cpu"), 4, "no such compiler")
+    assert "no such compiler" in failed and apart is None
+    assert frozen.net is plain
+    assert torch.equal(frozen(pixels), expected)
 
 
 def test_each_picture_s_noise_meets_every_view(monkeypatch: pytest.MonkeyPatch) -> None:
