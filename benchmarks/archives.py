@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import io
+import itertools
+import multiprocessing
 import tarfile
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Iterator
+from concurrent.futures import Executor, ProcessPoolExecutor, ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
@@ -17,6 +20,11 @@ from tue_cli.files.scale import shrink
 from tue_cli.numerics.batches import Pictures
 
 PARTS = {"train": "train", "test": "test", "val": "test"}
+TOGETHER = 1000
+"""Pictures that a process decodes at a time."""
+
+Entry = tuple[str, str, str, bytes]
+"""Part, class, name and content of a file."""
 
 
 class Split(NamedTuple):
@@ -35,36 +43,57 @@ def read_split(path: Path, size: int, *, part: slice = slice(None)) -> Split:
         size: pixels a side.
         part: which classes, by name.
     """
-    found: dict[str, list[tuple[str, str, Future[NDArray[np.uint8]]]]] = {"train": [], "test": []}
-    with ThreadPoolExecutor() as pool, tarfile.open(path, "r|*") as archive:
-        for member in archive:
-            place = PurePosixPath(member.name)
-            if not member.isfile() or len(place.parts) < 3 or place.parts[-3] not in PARTS:
-                continue
-            file = archive.extractfile(member)
-            assert file is not None
-            decoded = pool.submit(_decoded, file.read(), size)
-            found[PARTS[place.parts[-3]]].append((place.parts[-2], place.name, decoded))
-    classes = tuple(sorted({name for name, _, _ in found["train"]})[part])
-    if not classes:
+    with _processes() as pool, tarfile.open(path, "r|*") as archive:
+        entries, waiting = _entries(archive), []
+        names: list[tuple[str, str, str]] = []
+        while some := list(itertools.islice(entries, TOGETHER)):
+            names += [entry[:3] for entry in some]
+            waiting.append(pool.submit(_decoded, [entry[3] for entry in some], size))
+        pixels = np.concatenate([some.result() for some in waiting]) if waiting else None
+    classes = tuple(sorted({name for kind, name, _ in names if kind == "train"})[part])
+    if not classes or pixels is None:
         raise SystemExit(f"{path} holds no train/CLASS/ folders.")
-    train, test = (_pictures(found[kind], classes) for kind in ("train", "test"))
+    train, test = (_pictures(pixels, names, kind, classes) for kind in ("train", "test"))
     return Split(classes, train, test)
 
 
-def _decoded(data: bytes, size: int) -> NDArray[np.uint8]:
-    with Image.open(io.BytesIO(data)) as image:
-        pixels = np.asarray(image.convert("RGB"))
-    if pixels.shape[:2] == (size, size):
-        return np.ascontiguousarray(pixels.transpose(2, 0, 1))
-    return np.rint(shrink(pixels, size) * 255).astype(np.uint8)
+def _processes() -> Executor:
+    """Return a pool on all cores; where processes cannot be forked, of threads."""
+    if "fork" in multiprocessing.get_all_start_methods():
+        return ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork"))
+    return ThreadPoolExecutor()
+
+
+def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:
+    for member in archive:
+        place = PurePosixPath(member.name)
+        if member.isfile() and len(place.parts) >= 3 and place.parts[-3] in PARTS:
+            file = archive.extractfile(member)
+            assert file is not None
+            yield PARTS[place.parts[-3]], place.parts[-2], place.name, file.read()
+
+
+def _decoded(files: list[bytes], size: int) -> NDArray[np.uint8]:
+    pixels = np.empty((len(files), 3, size, size), np.uint8)
+    for place, data in enumerate(files):
+        with Image.open(io.BytesIO(data)) as image:
+            levels = np.asarray(image.convert("RGB"))
+        if levels.shape[:2] == (size, size):
+            pixels[place] = levels.transpose(2, 0, 1)
+        else:
+            pixels[place] = np.rint(shrink(levels, size) * 255)
+    return pixels
 
 
 def _pictures(
-    found: list[tuple[str, str, Future[NDArray[np.uint8]]]], classes: tuple[str, ...]
+    pixels: NDArray[np.uint8],
+    names: list[tuple[str, str, str]],
+    kind: str,
+    classes: tuple[str, ...],
 ) -> Pictures:
-    """Stack a part's pictures, class by class, by name."""
-    kept = sorted((entry for entry in found if entry[0] in classes), key=lambda entry: entry[:2])
-    pixels = np.stack([decoded.result() for _, _, decoded in kept])
-    labels = [classes.index(name) for name, _, _ in kept]
-    return Pictures(torch.from_numpy(pixels), torch.tensor(labels))
+    """Return a part's pictures, class by class, by name."""
+    numbers = {name: number for number, name in enumerate(classes)}
+    chosen = [place for place, (of, name, _) in enumerate(names) if of == kind and name in numbers]
+    chosen.sort(key=lambda place: names[place][1:])
+    labels = [numbers[names[place][1]] for place in chosen]
+    return Pictures(torch.from_numpy(pixels[chosen]), torch.tensor(labels))

@@ -15,24 +15,24 @@ DATA is an archive, read as it is, and decides what is done, the most telling fi
 
 A run never passes --minutes. Before a training starts, a few steps tell how long it will take; one
 that does not fit is shortened, and its row says so. Rows are written to DIR/rows.jsonl as they are
-known, weights in half precision and in parts (`--join` makes files of tue's of them). A cell whose
-row lies in --done is skipped. `--rehearse` does the same at toy size, on any machine, in a minute;
-`--predict` says what each step will take, by its arithmetic.
+known, weights in half precision and in parts (`--join NAME` puts them together). A cell whose row
+lies in --done is skipped, and a step that fails leaves a row that says why. `--rehearse` does the
+same at toy size, on any machine, in a minute; `--predict` says what each step should take.
 
-A machine with torch and CUDA needs no installing; what it may lack travels as wheels:
+A machine with torch and CUDA needs no installing; what it may lack is one small wheel:
 
-    pip download --no-deps -d .whl platformdirs kornia kornia_rs
+    pip download --no-deps --only-binary=:all: --python-version 3.12 -d .whl platformdirs
     pip install --no-index --no-deps --target /tmp/site .whl/*.whl
-    PYTHONPATH=.:/tmp/site python benchmarks/gpu.py cifar-10.tar.xz --out DIR --minutes 9
+    export TUE_COMMIT=$(git rev-parse HEAD) PYTHONPATH=.:/tmp/site
+    python benchmarks/gpu.py cifar-10.tar.xz --out DIR --minutes 9
 
-(kornia serves UEraser's column of `unseen.py` alone.)
+(TUE_COMMIT names the commit where the checkout comes without its history.)
 """
 
 from __future__ import annotations
 
 import argparse
 import os
-import shutil
 import subprocess
 import sys
 import tarfile
@@ -46,9 +46,10 @@ from typing import Any
 
 BEGAN = time.monotonic()  # loading torch takes of the time too
 
-import gpu_table as table
+import gpu_table as full
 import record
 import torch
+from archives import read_split
 from gpu_bench import Bench, Clock
 from gpu_fast import fast
 from gpu_right import right
@@ -60,6 +61,8 @@ from tue_cli.errors import DeviceUnavailable
 
 SCORE = 35.0
 """Seconds for a score network, at most."""
+SURROGATES = ("TUE", "EM", "TUE without score", "REM-lite")
+"""Arms whose noise comes from a surrogate of their own."""
 FAST = 80.0
 """Seconds that are kept for the timings."""
 LINES = 40
@@ -72,7 +75,8 @@ FIGURES = (
     "tflops",
     "pictures_a_second",
     "share_of_product",
-    "protected",
+    "recorded",
+    "fell_back",
     "code",
     "failed",
 )
@@ -81,76 +85,107 @@ FIGURES = (
 
 def cifar(bench: Bench) -> None:
     """Do what is done on CIFAR-10."""
-    right(bench)
-    left = bench.clock.left()
-    table.surrogate(bench, "TUE", {"score": SCORE, "surrogate": 0.5 * left}, keep="A")
-    table.noise(bench, "TUE")
-    table.surrogate(bench, "EM", {"surrogate": 0.06 * left})
-    table.noise(bench, "EM")
+    if bench.computer.device.type == "cuda":
+        warm_compiler(bench)
+    bench.attempt("right", lambda: right(bench))
 
-    def cells(radius: int, **more: int) -> list[dict[str, Any]]:
-        return [table.cell_of(bench, name, radius, **more) for name in ("TUE", "clean", "EM")]
+    def cells(names: str, radius: int, **more: int) -> list[dict[str, Any]]:
+        return [full.cell_of(bench, name, radius, **more) for name in names.split(", ")]
 
-    victims(bench, cells(0), keep=FAST)
-    victims(bench, cells(4), keep=FAST)
-    if not bench.rows.find("timing: bf16 product", {"side": bench.budget.side}):
-        fast(bench, FAST)
-    for rest in (
-        lambda: victims(bench, [table.cell_of(bench, "random noise", 0)]),
-        lambda: victims(bench, [table.cell_of(bench, n, 2) for n in ("TUE", "clean", "EM")]),
-        lambda: control(bench, "TUE without score"),
-        lambda: control(bench, "REM-lite"),
-        lambda: victims(
-            bench, [table.cell_of(bench, n, 0, seed=1) for n in ("TUE", "clean", "EM")]
-        ),
-        lambda: victims(
-            bench, [table.cell_of(bench, n, 4, seed=1) for n in ("TUE", "clean", "EM")]
-        ),
-        lambda: victims(
-            bench, [table.cell_of(bench, n, 4, adversary_steps=10) for n in ("TUE", "clean")]
-        ),
-    ):
-        if bench.clock.left() > table.SPARE:
-            rest()
+    steps: list[tuple[str, Callable[[], object]]] = [
+        ("surrogate A", lambda: surrogate_a(bench)),
+        ("standard victims", lambda: victims(bench, cells("TUE, clean", 0), keep=FAST)),
+        ("adversarial victims", lambda: victims(bench, cells("TUE, clean", 4), keep=FAST)),
+        ("EM", lambda: victims(bench, cells("EM", 0), keep=FAST)),
+        ("fast", lambda: fast(bench, FAST)),
+        ("EM, adversarial", lambda: victims(bench, cells("EM", 4), like=cells("TUE", 4))),
+        ("random noise", lambda: victims(bench, cells("random noise", 0))),
+        ("2/255", lambda: victims(bench, cells("TUE, clean, EM", 2))),
+        ("TUE without score", lambda: control(bench, "TUE without score")),
+        ("REM-lite", lambda: control(bench, "REM-lite")),
+        ("second seed", lambda: victims(bench, cells("TUE, clean, EM", 0, seed=1))),
+        ("second seed, adversarial", lambda: victims(bench, cells("TUE, clean, EM", 4, seed=1))),
+        ("PGD-10", lambda: victims(bench, cells("TUE, clean, EM", 4, adversary_steps=10))),
+    ]
+    for name, step in steps:
+        if bench.clock.left() > full.SPARE:
+            bench.attempt(name, step)
 
 
-def victims(bench: Bench, cells: list[dict[str, Any]], *, keep: float = 0.0) -> None:
-    """Train the victims that have no row yet, all for the same time, `keep` seconds left over.
+def warm_compiler(bench: Bench) -> None:
+    """Compile in a process beside the run what `fast` will compile: the cache is shared."""
+    width, batch = max(bench.budget.widths), min(bench.budget.batches)
+    code = f"import gpu_fast; gpu_fast.warm_up({width}, {batch})"
+    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    child = subprocess.Popen(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": path},
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        start_new_session=True,
+    )
+    bench.children.append(child)
 
-    What an earlier run has of them decides the epochs; otherwise the time does. Where not even half
-    of them fit for all, the last ones are left to another run.
+
+def surrogate_a(bench: Bench) -> None:
+    """Train the paper's own surrogate with its score network, and make its noise."""
+    seconds = {"score": SCORE, "surrogate": 0.42 * bench.clock.left()}
+    full.surrogate(bench, "TUE", seconds, keep="A")
+
+
+def victims(
+    bench: Bench,
+    cells: list[dict[str, Any]],
+    *,
+    keep: float = 0.0,
+    like: list[dict[str, Any]] | None = None,
+) -> None:
+    """Train the victims that have no row yet, all for as many epochs, `keep` seconds left over.
+
+    If some of them, or of those that they are to be compared with (`like`), have been trained, the
+    rest get as many epochs; otherwise the time left decides. Where not even half of what is wanted
+    fits, the last ones are left to another run.
     """
-    found = [bench.rows.find("victim", cell) for cell in cells]
-    missing = [cell for cell, row in zip(cells, found, strict=True) if row is None]
+    found = [full.finished(bench, cell) for cell in (*cells, *(like or []))]
+    missing = [cell for cell in cells if full.finished(bench, cell) is None]
+    for name in {cell["arm"] for cell in missing} - set(bench.arms):
+        if name in SURROGATES:
+            made(bench, name)
     if not missing:
         return
-    an_epoch = table.seconds_an_epoch(bench, missing[0])
-    left = bench.clock.left() - table.SPARE - (0.0 if bench.rehearse else keep)
+    an_epoch = full.seconds_an_epoch(bench, missing[0])
     wanted = min([cells[0]["epochs"], *(row["epochs"] for row in found if row)])
-    while missing and left / an_epoch / len(missing) < wanted / 2:
+    left = bench.clock.left() - full.SPARE - (0.0 if bench.rehearse else keep)
+
+    def fitting() -> int:
+        return int((left / len(missing) - full.ENDING * (not bench.rehearse)) / an_epoch)
+
+    while missing and fitting() < wanted / 2:
         missing.pop()
     if not missing:
         record.note(f"no time for victims at {cells[0]['radius']}/255: {an_epoch:.1f} s an epoch")
         return
-    epochs = max(1, min(wanted, int(0.95 * left / an_epoch / len(missing))))
+    epochs = max(1, min(wanted, fitting()))
     for cell in missing:
-        table.victim(bench, cell, epochs)
+        full.victim(bench, cell, epochs)
+
+
+def made(bench: Bench, name: str) -> None:
+    """Make the noise of an arm and, where it is not there, the surrogate that it comes from."""
+    if name not in bench.nets:
+        full.surrogate(bench, name, {"score": SCORE, "surrogate": 0.6 * bench.clock.left()})
+    full.noise(bench, name)
 
 
 def control(bench: Bench, name: str) -> None:
-    """Train another surrogate and victims of its noise, if half of the training fits."""
-    cells = [table.cell_of(bench, name, radius) for radius in (0, 4)]
-    if all(bench.rows.find("victim", cell) for cell in cells):
-        return
-    half = 0.5 * seconds_of(name)
-    if bench.clock.left() < half and not bench.rehearse:
+    """Train another surrogate and victims of its noise, if half of its training fits."""
+    if bench.clock.left() < 0.5 * seconds_of(name) and not bench.rehearse:
         record.note(f"no time for {name}")
         return
-    if "score" in bench.nets.get("TUE", {}):
-        table.surrogate(bench, name, {"surrogate": 0.7 * bench.clock.left()})
-        table.noise(bench, name)
-        victims(bench, cells[:1])
-        victims(bench, cells[1:])
+    for radius in (0, 4):
+        like = [full.cell_of(bench, "TUE", radius)]
+        victims(bench, [full.cell_of(bench, name, radius)], like=like)
 
 
 def seconds_of(name: str) -> float:
@@ -160,9 +195,9 @@ def seconds_of(name: str) -> float:
 
 def wide(bench: Bench) -> None:
     """Train surrogate B, of many classes, through what attackers do."""
-    right(bench)
+    bench.attempt("right", lambda: right(bench))
     seconds = {"score": SCORE, "surrogate": bench.clock.left() - SCORE}
-    table.surrogate(bench, "B", seconds, keep="B")
+    bench.attempt("surrogate B", lambda: full.surrogate(bench, "B", seconds, keep="B"))
 
 
 def unseen(bench: Bench) -> None:
@@ -171,7 +206,7 @@ def unseen(bench: Bench) -> None:
     with tarfile.open(bench.archive, "r|*") as archive:
         archive.extractall(data, filter="data")
     (data,) = [place.parent for place in data.rglob("train")]
-    own = [name for name in ("A", "B") if table.kept(bench, name)]
+    own = [name for name in ("A", "B") if full.kept(bench, name)]
     earlier = bench.done / "unseen-gpu.json" if bench.done else None
     if earlier is not None and earlier.exists():
         (bench.out / earlier.name).write_bytes(earlier.read_bytes())
@@ -185,13 +220,9 @@ def unseen(bench: Bench) -> None:
     else:
         columns = "std,gray,jpeg10,jpeg50,resize,blur,std/64,at2,at4"
         command += ["--victim", "resnet18:1", "--seeds", "0", "--columns", columns]
-    environment = {**os.environ, "TUE_WEIGHTS": str(bench.work)}
-    try:
-        subprocess.run(
-            command, env=environment, timeout=bench.clock.left() - table.SPARE, check=True
-        )
-    except subprocess.TimeoutExpired:
-        record.note("unseen.py was stopped for time; what it finished is kept")
+    seconds = bench.clock.left() - full.SPARE
+    code, _, noted = bench.call(command, seconds, TUE_WEIGHTS=str(bench.work))
+    record.note(f"unseen.py ended with {code}: {noted[-2000:]}")
     for cell in record.Results(bench.out, "unseen-gpu").cells():
         settings = {**cell["settings"], "data": bench.archive.name.partition(".")[0]}
         if bench.rows.find("unseen", settings) is None:
@@ -209,7 +240,7 @@ PLANS: dict[str, Callable[[Bench], None]] = {
 
 def summary(rows: list[Row]) -> str:
     """Return the rows as a table of at most `LINES` lines, the most telling kept."""
-    order = ("victim", "surrogate", "unseen", "right", "noise", "timing")
+    order = ("failed", "victim", "surrogate", "unseen", "right", "timing", "noise")
     ranked = sorted(rows, key=lambda row: next(n for n, k in enumerate(order) if k in row["cell"]))
     shown = ranked[: LINES - 4]
     text = record.table(["cell", "what", "figures", "seconds"], [line_of(row) for row in shown])
@@ -222,7 +253,7 @@ def line_of(row: Row) -> list[object]:
     cell, asked = row["cell"], row["settings"]
     if cell == "victim":
         what = f"{asked['arm']} at {asked['radius']}/255, {row['epochs']} epochs"
-        figures = f"{percent(row['accuracy'])} [{row['paper'] or '-'}]"
+        figures = f"{percent(row['accuracy'])} [{row['paper_percent'] or '-'}]"
         if asked["radius"]:
             figures += f", robust training accuracy {percent(row['robust_train'])}"
     elif cell == "surrogate":
@@ -283,7 +314,7 @@ def main() -> None:
         raise SystemExit("Say where to write with --out DIR.")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.join:
-        data = table.joined(args.done or args.out, args.join)
+        data = full.joined(args.done or args.out, args.join)
         if data is None:
             raise SystemExit(
                 f"There are no parts of {args.join}.safetensors; say where with --done."
@@ -291,10 +322,15 @@ def main() -> None:
         (args.out / f"{args.join}.safetensors").write_bytes(data)
         return
     if args.data is None or not args.data.is_file():
-        raise SystemExit(f"DATA must be an archive, and {args.data} is none.")
+        raise SystemExit(f"There is no archive {args.data}." if args.data else "Name an archive.")
     plan = next((run for name, run in PLANS.items() if args.data.name.startswith(name)), None)
     if plan is None:
-        raise SystemExit(f"{args.data.name} is none of {', '.join(PLANS)}.")
+        names = ", ".join(PLANS)
+        raise SystemExit(f"The archive's name must begin with one of {names}; see --help.")
+    budget = TOY if args.rehearse else FULL
+    # Before CUDA is, for processes are forked to read it.
+    pictures = None if plan is unseen else read_split(args.data, budget.training.size)
+    record.note(f"{args.data.name} is read, {time.monotonic() - BEGAN:.0f} s from the start")
     try:
         computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
     except DeviceUnavailable:
@@ -309,12 +345,13 @@ def main() -> None:
         rows = Rows(args.out / "rows.jsonl", done=args.done, facts={"hardware": facts})
         bench = Bench(
             archive=args.data,
+            read=pictures,
             out=args.out,
             done=args.done,
             work=Path(work),
             clock=(clock := Clock(args.minutes, began=BEGAN)),
             rows=rows,
-            budget=TOY if args.rehearse else FULL,
+            budget=budget,
             computer=computer,
             rehearse=args.rehearse,
         )
@@ -325,14 +362,15 @@ def main() -> None:
             plan(bench)
         finally:
             end.cancel()
+            bench.end_children()
             record.say(summary(rows.made))
 
 
 def stop(bench: Bench) -> None:
     """End the run where it is: its time is over, and what it has is written."""
+    bench.end_children()
     record.say(summary(bench.rows.made))
     record.say("Stopped at the limit; what was under way is lost.")
-    shutil.rmtree(bench.work, ignore_errors=True)
     os._exit(0)
 
 

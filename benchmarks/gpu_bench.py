@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import signal
 import statistics
+import subprocess
 import time
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+import traceback
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
 import record
 import torch
-from archives import Split, read_split
+from archives import Split
 from gpu_work import Budget
 from rows import Rows
 
@@ -42,6 +46,8 @@ class Bench:
     """One run."""
 
     archive: Path
+    read: Split | None
+    """The archive's pictures, where they are needed in memory."""
     out: Path
     done: Path | None
     work: Path
@@ -52,6 +58,8 @@ class Bench:
     computer: Machine
     rehearse: bool
     way: str = "captured"
+    """How what repeats is run; a capture that fails is warned of and runs eagerly."""
+    children: list[subprocess.Popen[str]] = field(default_factory=list)
     nets: dict[str, dict[str, Frozen]] = field(default_factory=dict)
     """The frozen nets of each surrogate that there is, by role."""
     arms: dict[str, Pictures] = field(default_factory=dict)
@@ -60,27 +68,64 @@ class Bench:
     @cached_property
     def split(self) -> Split:
         """The data set at the nets' size, on the device."""
-        began = time.monotonic()
-        data = read_split(self.archive, self.budget.training.size)
+        assert self.read is not None
+        data = self.read
         train, most = data.train, self.budget.per_class
         if most is not None:
             places = [(train.labels == n).nonzero()[:most, 0] for n in range(len(data.classes))]
             chosen = torch.cat(places)
             train = Pictures(train.pixels[chosen], train.labels[chosen])
-        record.note(f"{len(train)} pictures read in {time.monotonic() - began:.1f} s")
         device = self.computer.device
         test = data.test if most is None else Pictures(data.test.pixels[:40], data.test.labels[:40])
         return Split(data.classes, train.to(device), test.to(device))
 
     @cached_property
-    def data(self) -> str:
+    def data_name(self) -> str:
         """A name for the training pictures, the same for the same ones."""
         pixels = self.split.train.pixels.cpu().numpy()
         return f"{self.archive.name.partition('.')[0]}, {hashlib.sha256(pixels).hexdigest()[:12]}"
 
-    def recorded(self) -> AbstractContextManager[None]:
+    def running(self) -> AbstractContextManager[None]:
         """Return a context in which functions run in the way that was found to be right."""
         return recorded_by(WAYS[self.way])
+
+    def attempt(self, name: str, step: Callable[[], object]) -> None:
+        """Do a step; where it fails, write a row that says so, and let the run go on."""
+        try:
+            step()
+        except Exception as error:
+            record.note(traceback.format_exc())
+            told = f"{type(error).__name__}: {str(error)[:300]}"
+            self.rows.add("failed", {"step": name}, failed=told, seed=0, n=1)
+            if self.computer.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+    def call(
+        self, command: Sequence[str], seconds: float, **environment: str
+    ) -> tuple[int | None, str, str]:
+        """Run a command for so long at most; return its code, None at the limit, and its words."""
+        child = subprocess.Popen(
+            list(command),
+            env={**record.environment(min(16, os.cpu_count() or 1)), **environment},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        self.children.append(child)
+        try:
+            said, noted = child.communicate(timeout=seconds)
+            return child.returncode, said, noted
+        except subprocess.TimeoutExpired:
+            self.end_children()
+            return None, "", f"not over after {seconds:.0f} s"
+
+    def end_children(self) -> None:
+        """End every command that is still running, with all that it has started."""
+        for child in self.children:
+            if child.poll() is None:
+                with suppress(OSError):
+                    os.killpg(child.pid, signal.SIGKILL)
 
     def wait(self) -> None:
         """Wait until the device has done all that it was given."""

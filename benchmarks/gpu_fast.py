@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import json
-import os
-import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -44,38 +41,45 @@ TERMS = {
     "all": {},
 }
 """Which terms the noise has, by what is changed of its settings."""
-COMPILED = 45.0
+COMPILED = 25.0
 """Seconds that must be left for compiling, which cannot be broken off."""
 
 
 def fast(bench: Bench, seconds: float) -> None:
-    """Write a row a timing: noise, trainings, `tue protect`, compiled noise, `tue verify`."""
+    """Write one row for each timing, the most telling first, as long as there is time.
+
+    That is noise and training at full width, the two commands, compiled noise; then noise at other
+    widths, batches and terms, and the product's engine.
+    """
     end = min(seconds, bench.clock.left()) + time.monotonic()
 
     def left() -> float:
         return end - time.monotonic()
 
     rate = bf16_rate(bench.budget.side, bench.computer.device, lambda run: bench.timed(run)[0])
-    bench.rows.add(
-        "timing: bf16 product", {"side": bench.budget.side}, tflops=round(rate, 2), seed=0, n=1
-    )
-    # The most telling first: the width and batch of training, then what changes with either.
-    for width in sorted(bench.budget.widths, reverse=True):
-        for batch in bench.budget.batches:
-            for terms in ("all", "surrogate", "surrogate, score", "surrogate, grey"):
-                ways = WAYS if batch == min(bench.budget.batches) else {"captured": record_graph}
-                for way in ways:
-                    if left() > 0:
-                        _noise(bench, width, batch, terms, way, rate)
-    if left() > 0:
-        _trainings(bench)
-    if left() > 0:
-        _engine(bench)
-    copies = _protect(bench) if left() > 0 else None
-    if left() > COMPILED or bench.rehearse:
-        _compiled(bench, rate)
-    if copies is not None and left() > 0:
-        _verify(bench, copies, max(left(), 1.0))
+    asked = {"side": bench.budget.side}
+    if bench.rows.lacks("timing: bf16 product", asked):
+        bench.rows.add("timing: bf16 product", asked, tflops=round(rate, 2), seed=0, n=1)
+    width, batch = max(bench.budget.widths), min(bench.budget.batches)
+    for way in WAYS:
+        _noise(bench, width, batch, "all", way, rate)
+    steps: list[Callable[[], object]] = [
+        lambda: _trainings(bench),
+        lambda: _protect(bench, left()),
+        lambda: _compiled(bench, rate) if left() > COMPILED or bench.rehearse else None,
+        lambda: _verify(bench, left()),
+        *(
+            lambda w=w, b=b, terms=terms, way=way: _noise(bench, w, b, terms, way, rate)
+            for w in sorted(bench.budget.widths, reverse=True)
+            for b in bench.budget.batches
+            for terms in TERMS
+            for way in (WAYS if b == batch else ("captured",))
+        ),
+        lambda: _engine(bench),
+    ]
+    for step in steps:
+        if left() > 0:
+            bench.attempt("fast", step)
 
 
 def _nets(bench: Bench, width: int) -> dict[str, Any]:
@@ -101,8 +105,11 @@ def _noise(
     recorder: Any = None,
 ) -> None:
     """Time the noise of one batch, in ten steps, on the device alone."""
-    nets = nets or _nets(bench, width)
     noise = replace(NoiseSettings(steps=bench.budget.noise_steps), **TERMS[terms])
+    asked = {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps}
+    if not bench.rows.lacks("timing: noise", asked):
+        return
+    nets = nets or _nets(bench, width)
     device = bench.computer.device
     generator = torch.Generator(device=device).manual_seed(0)
     pixels = torch.rand((batch, 3, 32, 32), generator=generator, device=device)
@@ -122,7 +129,7 @@ def _noise(
     reached = noise.steps * batch * a_step / seconds / 1e12
     bench.rows.add(
         "timing: noise",
-        {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps},
+        asked,
         pictures_a_second=round(batch / seconds, 1),
         tflops=round(reached, 2),
         share_of_product=round(reached / rate, 4),
@@ -152,6 +159,9 @@ def _trainings(bench: Bench) -> None:
     nets = {"score": FrozenScore(score, bench.computer.dtype)}
     chosen_way = bench.way
     for way, exact in (("captured", True), ("eager", True), ("captured", False)):
+        asked = {"width": chosen.width, "batch": chosen.batch, "way": way, "deterministic": exact}
+        if not bench.rows.lacks("timing: training step of the surrogate", asked):
+            continue
         few = replace(chosen, steps=PROBE)
         training = trainings_of(card, ("surrogate",), few, bench.computer)["surrogate"]
         bench.way = way
@@ -162,7 +172,7 @@ def _trainings(bench: Bench) -> None:
             seconds = seconds_a_step(bench, updates)
         bench.rows.add(
             "timing: training step of the surrogate",
-            {"width": chosen.width, "batch": chosen.batch, "way": way, "deterministic": exact},
+            asked,
             pictures_a_second=round(chosen.batch / seconds, 1),
             n=PROBE // 2,
             seed=0,
@@ -182,7 +192,10 @@ def _engine(bench: Bench) -> None:
             for name, value in net.state_dict().items()
         }
         batch = max(bench.budget.batches)
-        with bench.recorded():
+        asked = {"width": width, "batch": batch, "way": bench.way, "score_width": 8}
+        if not bench.rows.lacks("timing: engine", asked):
+            continue
+        with bench.running():
             engine = TorchEngine(
                 Weights("timed", card, tensors, ""),
                 "tue",
@@ -196,7 +209,7 @@ def _engine(bench: Bench) -> None:
         seconds, n = bench.timed(lambda: engine.perturb(pixels, keys, seeds))  # noqa: B023
         bench.rows.add(
             "timing: engine",
-            {"width": width, "batch": batch, "way": bench.way, "score_width": 8},
+            asked,
             pictures_a_second=round(batch / seconds, 1),
             n=n,
             seed=0,
@@ -204,79 +217,75 @@ def _engine(bench: Bench) -> None:
         )
 
 
-def _protect(bench: Bench) -> tuple[Path, Path] | None:
+def _protect(bench: Bench, seconds: float) -> None:
     """Run `tue protect` on the six photographs, and on some of the data as files."""
-    originals, copies = bench.work / "originals", bench.work / "copies"
+    originals = bench.work / "originals"
     train, each = bench.split.train, bench.budget.per_class or 100
     for number, name in enumerate(bench.split.classes[:10]):
         (originals / name).mkdir(parents=True, exist_ok=True)
         places = (train.labels == number).nonzero()[:each, 0]
         for place, levels in enumerate(train.pixels[places].cpu().numpy()):
             Image.fromarray(levels.transpose(1, 2, 0)).save(originals / name / f"{place}.png")
-    device = bench.computer.device.type
-    made = True
-    for source, output in ((ROOT / "assets/photos", bench.work / "photos"), (originals, copies)):
-        told = {"source": source.name, "device": device}
-        try:
-            figures = record.run_protect(
-                source,
-                output,
-                weights="cifar10",
-                device=device,
-                threads=min(16, os.cpu_count() or 1),
-                options=["--backend", "torch", *(["--steps", "1"] if bench.rehearse else [])],
-            )
-        except SystemExit as error:
-            bench.rows.add("timing: tue protect", told, failed=str(error)[-500:], n=1, seed=0)
-            made = False
-        else:
-            bench.rows.add("timing: tue protect", told, **figures, n=1, seed=0)
-    return (originals, copies) if made else None
+    device, end = bench.computer.device.type, time.monotonic() + seconds
+    options = ["--backend", "torch", *(["--steps", "1"] if bench.rehearse else [])]
+    for source in (ROOT / "assets/photos", originals):
+        output = bench.work / f"{source.name}-protected"
+        command = record.protect_command(
+            source, output, weights="cifar10", device=device, options=options
+        )
+        began = time.monotonic()
+        code, said, noted = bench.call(command, max(1.0, end - began))
+        summary = record.summary_of(said)
+        figures = {name: summary.get(name) for name in ("protected", "failed", "engine_seconds")}
+        bench.rows.add(
+            "timing: tue protect",
+            {"source": source.name, "device": device},
+            code=code,
+            figures=figures,
+            said=noted[-300:],
+            n=1,
+            seed=0,
+            seconds=round(time.monotonic() - began, 2),
+        )
 
 
-def _verify(bench: Bench, folders: tuple[Path, Path], seconds: float) -> None:
+def _verify(bench: Bench, seconds: float) -> None:
     """Run `tue verify` on what was protected, as long as there is time."""
-    originals, copies = folders
+    originals, copies = bench.work / "originals", bench.work / "originals-protected"
     device = bench.computer.device.type
     budget = "1s" if bench.rehearse else "quick"
     command = [*record.TUE, "verify", str(copies), "--original", str(originals)]
     command += ["--budget", budget, "--device", device, "--json"]
     command += ["--attacks", "std", "--victim", "resnet18:0.0625"] if bench.rehearse else []
-    environment = record.environment(min(16, os.cpu_count() or 1))
-    environment["XDG_CACHE_HOME"] = str(bench.work / "cache")
     began = time.monotonic()
-    told = {
-        "budget": budget,
-        "device": device,
-        "pictures": sum(1 for _ in originals.rglob("*.png")),
-    }
-    try:
-        done = subprocess.run(
-            command, env=environment, capture_output=True, text=True, timeout=seconds, check=False
-        )
-        events = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        figures = {
-            "code": done.returncode,
-            "said": done.stderr[-300:],
-            "verdict": events[-1].get("verdict") if events else None,
-        }
-    except subprocess.TimeoutExpired:
-        figures = {"code": None, "said": f"not over after {seconds:.0f} s"}
-    spent = round(time.monotonic() - began, 1)
-    bench.rows.add("timing: tue verify", told, **figures, n=1, seed=0, seconds=spent)
+    code, said, noted = bench.call(command, seconds, XDG_CACHE_HOME=str(bench.work / "cache"))
+    count = sum(1 for _ in originals.rglob("*.png"))
+    bench.rows.add(
+        "timing: tue verify",
+        {"budget": budget, "device": device, "pictures": count},
+        code=code,
+        verdict=record.summary_of(said).get("verdict"),
+        said=noted[-300:],
+        n=1,
+        seed=0,
+        seconds=round(time.monotonic() - began, 1),
+    )
 
 
 def _compiled(bench: Bench, rate: float) -> None:
     """Compile the surrogate, hold it against itself, and time its noise, called and captured."""
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
+    asked = {"width": width, "batch": batch}
+    if not bench.rows.lacks("timing: compiling", asked):
+        return
     nets = _nets(bench, width)
     began = time.monotonic()
     failed, apart = compile_net(nets["surrogate"], bench.computer.device, batch)
     bench.rows.add(
         "timing: compiling",
-        {"width": width, "batch": batch},
+        asked,
         apart_from_eager=apart,
-        failed=failed,
+        **({} if failed is None else {"failed": failed}),
         n=1,
         seed=0,
         seconds=round(time.monotonic() - began, 1),
@@ -284,6 +293,16 @@ def _compiled(bench: Bench, rate: float) -> None:
     if failed is None:
         for way, recorder in (("compiled", record_call), ("compiled, captured", record_graph)):
             _noise(bench, width, batch, "all", way, rate, nets, recorder)
+
+
+def warm_up(width: int, batch: int) -> None:
+    """Compile once, in a process beside the run, for the compiler's cache: it takes half a minute
+    of the processor, which the run has to spare.
+    """
+    device = torch.device("cuda")
+    torch.manual_seed(0)
+    net = channels_last(classifier("resnet18", classes=10, width=width).to(device))
+    compile_net(FrozenClassifier(net, torch.bfloat16), device, batch)
 
 
 def compile_net(

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import statistics
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
@@ -30,12 +32,16 @@ from tue_cli.settings import AdversarySettings, TrainSettings, VictimSettings
 from tue_cli.victims import Victim
 from tue_cli.weights import Card, build, pack, read
 
-PART = 15 * 2**20
+PART = int(os.environ.get("TUE_GPU_PART", 15 * 2**20))
 """Bytes of a part of a weights file; more than 16 MiB of one file do not come back."""
 PROBE = 6
 """Updates that tell how long one takes; the first half, with the capture, does not count."""
 SPARE = 4.0
 """Seconds that are kept for writing down what there is."""
+ENDING = 4.0
+"""Seconds that a victim's last tests take, at most: on all training pictures, and attacked."""
+OVERHEAD = 1.08
+"""What tests and captures add to a victim's updates."""
 PAPER = {
     ("clean", 0): 94.66,
     ("clean", 4): 89.51,
@@ -67,7 +73,7 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
     What a row of an earlier run tells of is not trained again, if its weights are there.
     """
     chosen = settings_of(bench, name)
-    told = {"name": name, "data": bench.data, "training": asdict(chosen)}
+    told = {"name": name, "data": bench.data_name, "training": asdict(chosen)}
     earlier = kept(bench, keep) if keep and bench.rows.find("surrogate", told) else None
     if earlier is not None:
         bench.nets[name] = loaded(bench, earlier)
@@ -90,14 +96,18 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
     figures: dict[str, Any] = {}
     for role in roles:
         # A control shares what it does not change.
-        trainings[role], figures[role] = _trained(
+        trainings[role], figures[role] = _train_role(
             bench, card, role, nets, chosen, seconds[role], name
         )
         nets[role] = frozen(trainings[role].net, bench.computer.dtype)
     bench.nets[name] = nets
     parts = []
     if keep:
-        training = {"settings": asdict(chosen), "data": {"name": bench.data}, "figures": figures}
+        training = {
+            "settings": asdict(chosen),
+            "data": {"name": bench.data_name},
+            "figures": figures,
+        }
         if name == "B":
             training["views"] = "picture, grey, half size and back, JPEG"
         parts = keep_weights(
@@ -108,13 +118,14 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
         told,
         trained=figures,
         files=parts,
+        way=bench.way,
         n=1,
         seed=chosen.seed,
         seconds=round(sum(each["seconds"] for each in figures.values()), 1),
     )
 
 
-def _trained(
+def _train_role(
     bench: Bench,
     card: Card,
     role: str,
@@ -143,7 +154,7 @@ def _trained(
     steps = max(1, min(wanted, int(0.95 * most / a_step)))
     record.note(f"{name}, {role}: {steps} of {wanted} steps, about {steps * a_step:.0f} s")
     training, losses, began = begun(steps), [], time.monotonic()
-    with bench.recorded():
+    with bench.running():
         for loss in fit(training):
             losses.append(loss)
             if not training.step % 25:
@@ -171,7 +182,7 @@ def _trained(
 def seconds_a_step(bench: Bench, updates: Iterator[Tensor]) -> float:
     """Return the seconds of an update, by the last of a few."""
     times = []
-    with bench.recorded():
+    with bench.running():
         for _ in updates:
             bench.wait()
             times.append(time.perf_counter())
@@ -195,13 +206,13 @@ def keep_weights(path: Path, card: Card, trainings: dict[str, Training]) -> list
 
 def joined(folder: Path, name: str) -> bytes | None:
     """Return a weights file of single precision from its parts in a folder, if they are there."""
-    parts = sorted(folder.glob(f"{name}.safetensors.[0-9]*"))
+    parts = sorted(folder.glob(f"{name}.safetensors.[0-9]*"), key=lambda p: int(p.suffix[1:]))
     if not parts:
         return None
-    whole = folder / f"{name}.half"
-    whole.write_bytes(b"".join(part.read_bytes() for part in parts))
-    weights = read(whole, name=name)
-    whole.unlink()
+    with tempfile.TemporaryDirectory() as work:
+        whole = Path(work) / f"{name}.safetensors"
+        whole.write_bytes(b"".join(part.read_bytes() for part in parts))
+        weights = read(whole, name=name)
     tensors = {
         key: value.astype(np.float32) if value.dtype == np.float16 else value
         for key, value in weights.tensors.items()
@@ -232,7 +243,7 @@ def noise(bench: Bench, name: str) -> None:
     train, chosen = bench.split.train, settings_of(bench, name)
     began, size = time.monotonic(), bench.budget.noise_batch
     protected = torch.empty_like(train.pixels)
-    with bench.recorded():
+    with bench.running():
         run = Captured(bench.computer.device)
     for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
         pixels, labels = train.batch(few)
@@ -254,7 +265,7 @@ def noise(bench: Bench, name: str) -> None:
     bench.arms[name] = Pictures(protected, train.labels)
     bench.rows.add(
         "noise",
-        {"name": name, "data": bench.data, "noise": asdict(chosen.noise)},
+        {"name": name, "data": bench.data_name, "noise": asdict(chosen.noise)},
         pictures_a_second=round(len(train) / spent, 1),
         tflops=round(noise_flops(chosen) * len(train) / spent / 1e12, 2),
         largest_change=largest,
@@ -295,7 +306,7 @@ def cell_of(
         "batch": budget.batch,
         "width": budget.training.width,
         "seed": seed,
-        "data": bench.data,
+        "data": bench.data_name,
     }
 
 
@@ -314,42 +325,54 @@ def made_by(bench: Bench, cell: dict[str, Any]) -> Victim:
     )
 
 
+def finished(bench: Bench, cell: dict[str, Any]) -> dict[str, Any] | None:
+    """Return the row of a victim that was trained as far as was planned, if there is one."""
+    row = bench.rows.find("victim", cell)
+    return row if row and row["epochs"] == row["planned"] else None
+
+
 def seconds_an_epoch(bench: Bench, cell: dict[str, Any]) -> float:
     """Return about how long an epoch of a victim takes."""
     train = bench.split.train
     an_epoch = -(-len(train) // cell["batch"])
     probe = made_by(bench, {**cell, "epochs": PROBE / an_epoch})
-    return an_epoch * seconds_a_step(bench, probe.updates(train))
+    return OVERHEAD * an_epoch * seconds_a_step(bench, probe.updates(train))
 
 
 def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
     """Train a victim for so many epochs, which may be fewer than asked, and write its row."""
     record.note(f"victim of {cell['arm']} at {cell['radius']}/255: {epochs} epochs")
-    began = time.monotonic()
-    trained, curve = None, []
-    with bench.recorded():
+    began = last = time.monotonic()
+    trained, curve, longest = None, [], 0.0
+    with bench.running():
         training = made_by(bench, {**cell, "epochs": epochs}).train(
             arm(bench, cell["arm"]), bench.split.test, points=epochs
         )
-        while bench.clock.left() > SPARE:
+        while bench.clock.left() > SPARE + max(1.3 * longest, ENDING * (not bench.rehearse)):
             try:
                 curve.append(next(training))
             except StopIteration as end:
                 trained = end.value
                 break
+            longest, last = max(longest, time.monotonic() - last), time.monotonic()
+    if not curve:
+        record.note("no time for its first epoch")
+        return
     spent = trained.seconds if trained else time.monotonic() - began
     shown = len(curve) * len(bench.split.train)
     work = victim_flops(cell["width"], shown, cell["adversary_steps"])
     bench.rows.add(
         "victim",
         cell,
-        accuracy=curve[-1] if curve else None,
+        accuracy=curve[-1],
         curve=curve,
         train=trained and trained.train,
         robust_train=trained and trained.attacked,
         epochs=len(curve),
+        planned=epochs,
         shortened=len(curve) < cell["epochs"],
-        paper=PAPER.get((cell["arm"], cell["radius"])),
+        way=bench.way,
+        paper_percent=PAPER.get((cell["arm"], cell["radius"])),
         tflops=round(work / max(spent, 1e-6) / 1e12, 2),
         n=1,
         seed=cell["seed"],

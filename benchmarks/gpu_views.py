@@ -97,11 +97,12 @@ def quarters(pixels: Tensor, turn: int = 0) -> Tensor:
 
 
 class Viewing(FrozenClassifier):
-    """A surrogate that sees pictures through views; those of a noise move on at every call."""
+    """A surrogate that sees pictures through views, which move on at every call."""
 
-    def __init__(self, net: Classifier, dtype: torch.dtype, *, moving: bool) -> None:
+    def __init__(self, net: Classifier, dtype: torch.dtype, *, calls: int) -> None:
+        """After so many calls, those of one noise, the views begin anew."""
         super().__init__(net, dtype)
-        self._turns = itertools.count() if moving else itertools.repeat(0)
+        self._turns = itertools.cycle(range(calls))
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return logits (N, K) of pixels (N, 3, H, W) in [0, 1]."""
@@ -119,7 +120,8 @@ def fit_through_views(
     net, device = training.net, pictures.pixels.device
     assert isinstance(net, Classifier)
     noise, adversary = settings.noise, settings.adversary
-    for_noise, for_attack = Viewing(net, dtype, moving=True), Viewing(net, dtype, moving=False)
+    calls = noise.steps * noise.samples * (1 + bool(noise.gray_ratio))
+    for_noise, for_attack = Viewing(net, dtype, calls=calls), Viewing(net, dtype, calls=1)
     nets = {**nets, "surrogate": for_noise}
     run_noise, run_adversary = Captured(device), Captured(device)
 

@@ -8,6 +8,7 @@ keeps what it has.
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import time
 from collections.abc import Iterator, Mapping
@@ -20,14 +21,14 @@ Row = dict[str, Any]
 
 
 def commit() -> str:
-    """Return the checkout's commit, `-dirty` where files differ, or `unknown` outside of git."""
+    """Return the checkout's commit, `-dirty` where files differ; outside of git, `TUE_COMMIT`."""
     command = ["git", "-C", str(Path(__file__).parent), "describe", "--always", "--dirty"]
     try:
         found = subprocess.run(
             [*command, "--exclude=*", "--abbrev=40"], capture_output=True, text=True, check=True
         )
     except (OSError, subprocess.CalledProcessError):
-        return "unknown"
+        return os.environ.get("TUE_COMMIT", "unknown")
     return found.stdout.strip()
 
 
@@ -56,7 +57,12 @@ class Rows:
     def find(self, cell: str, settings: Mapping[str, Any]) -> Row | None:
         """Return the row of a cell with these settings, of this run or an earlier one."""
         key = record.key_of({"cell": cell, **settings})
-        return next((row for row in (*self.made, *self.earlier) if row["key"] == key), None)
+        rows = (*self.made, *self.earlier)
+        return next((row for row in rows if row["key"] == key and "failed" not in row), None)
+
+    def lacks(self, cell: str, settings: Mapping[str, Any]) -> bool:
+        """Say whether there is no row of a cell with these settings yet."""
+        return self.find(cell, settings) is None
 
     def add(self, cell: str, settings: Mapping[str, Any], **figures: Any) -> Row:
         """Write a row and return it."""

@@ -24,13 +24,14 @@ from tue_cli.numerics.capture import (
     Replay,
     Tensors,
     record_call,
+    record_graph,
     recorded_by,
 )
 from tue_cli.numerics.pgd import uniform_start
 from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
 from tue_cli.victims import Victim
 
-CPU, CUDA = torch.device("cpu"), torch.device("cuda")
+CPU = torch.device("cpu")
 MACHINE = Machine(CPU, torch.float32, "test")
 
 
@@ -72,10 +73,11 @@ def refuse(function: Function, inputs: Sequence[Tensor]) -> Replay:
     raise RuntimeError("no graph today")
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a machine with CUDA can capture")
 def test_without_cuda_a_graph_cannot_be_recorded_and_nothing_is_lost() -> None:
-    run = Captured(CUDA)
-    with pytest.warns(RuntimeWarning, match="No CUDA graph could be captured"):
+    with pytest.raises(RuntimeError, match="the cpu has no graphs"):
+        record_graph(add, (torch.ones(3), torch.ones(3)))
+    run = recording(record_graph)
+    with pytest.warns(RuntimeWarning, match="so this runs slower: the cpu has no graphs"):
         assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
 
 
@@ -141,6 +143,24 @@ def test_a_recorded_victim_is_the_victim(mixing: str, toy: Pictures) -> None:
     for one, other in zip(plain.net.parameters(), recorded.net.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [b.tolist() for b in plain.net.buffers()] == [b.tolist() for b in recorded.net.buffers()]
+
+
+def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Pictures) -> None:
+    def victim() -> Victim:
+        return Victim(
+            VictimSettings(width=4, batch=16),
+            classes=3,
+            size=16,
+            steps=6,
+            seed=0,
+            computer=MACHINE,
+            adversary=AdversarySettings(steps=2),
+        )
+
+    # `updates` copies the net when it is called: at every step, it copies it as it is then.
+    anew = victim()
+    losses = [float(next(anew.updates(toy))) for _ in range(6)]
+    assert [float(loss) for loss in victim().updates(toy)] == losses
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg16"])

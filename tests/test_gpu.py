@@ -9,6 +9,7 @@ import os
 import subprocess
 import sys
 import tarfile
+import time
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,8 @@ from tue_cli.weights import read
 ROOT = Path(__file__).parent.parent
 MODULES = ("textual", "textual_image", "kornia", "kornia_rs")
 """What a machine with a GPU may lack."""
+PART = 40_000
+"""Bytes of a part of a weights file, of which the toy's has several then."""
 BLOCKED = """
 from importlib.machinery import PathFinder
 find = PathFinder.find_spec
@@ -53,7 +56,7 @@ def archive(folder: Path, name: str, part: str, *, size: int = 32) -> Path:
     return path
 
 
-def rehearsed(data: Path, out: Path, *more: str, minutes: float = 2) -> tuple[str, list[Any]]:
+def rehearsed(data: Path, out: Path, *more: str, minutes: float = 30) -> tuple[str, list[Any]]:
     """Rehearse a run without what a GPU machine lacks; return what it printed, and its rows."""
     site = out.parent / "site"
     site.mkdir(exist_ok=True)
@@ -62,7 +65,12 @@ def rehearsed(data: Path, out: Path, *more: str, minutes: float = 2) -> tuple[st
     done = subprocess.run(
         [*command, "--minutes", str(minutes), "--rehearse", *more],
         cwd=ROOT,
-        env={**os.environ, "PYTHONPATH": f"{site}{os.pathsep}{ROOT}", "OMP_NUM_THREADS": "1"},
+        env={
+            **os.environ,
+            "PYTHONPATH": f"{site}{os.pathsep}{ROOT}",
+            "OMP_NUM_THREADS": "1",
+            "TUE_GPU_PART": str(PART),
+        },
         capture_output=True,
         text=True,
         check=False,
@@ -153,17 +161,22 @@ def test_what_an_earlier_run_has_done_is_skipped(
 ) -> None:
     data, first, _, rows = table
     _, again = rehearsed(data, tmp_path / "again", "--done", str(first))
-    kinds = {row["cell"] for row in again}
-    assert "surrogate" not in {row["cell"] for row in again if row["settings"].get("name") == "TUE"}
-    assert not kinds & {"victim", "timing: noise"}
+    kinds = {row["cell"].partition(":")[0] for row in again}
+    assert kinds == {"right", "timing"}
+    assert {row["cell"] for row in cells(again, "timing")} == {
+        "timing: tue protect",
+        "timing: tue verify",
+    }
 
 
 @pytest.mark.slow
 def test_weights_come_back_in_parts_and_are_joined(
     table: tuple[Path, Path, str, list[Any]], tmp_path: Path
 ) -> None:
-    _, out, _, _ = table
-    assert all(path.stat().st_size <= 16 * 2**20 for path in out.iterdir())
+    _, out, _, rows = table
+    assert all(path.stat().st_size <= PART for path in out.glob("A.*"))
+    (surrogate,) = [row for row in cells(rows, "surrogate") if row["settings"]["name"] == "TUE"]
+    assert len(surrogate["files"]) > 2
     command = [sys.executable, "benchmarks/gpu.py", "--join", "A", "--done", str(out)]
     subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True)
     weights = read(tmp_path / "A.safetensors", name="A")
@@ -191,8 +204,11 @@ def test_a_run_never_passes_its_time(
     table: tuple[Path, Path, str, list[Any]], tmp_path: Path
 ) -> None:
     data, _, _, whole = table
+    began = time.monotonic()
     said, rows = rehearsed(data, tmp_path / "short", minutes=0.2)
-    assert "Stopped at the limit" in said or len(rows) < len(whole)
+    # Python itself and the end of a process take a moment, on a busy machine two.
+    assert time.monotonic() - began < 60 * 0.2 + 20
+    assert len(rows) < len(whole)
 
 
 @pytest.mark.slow

@@ -137,9 +137,13 @@ class Checkpoint:
                 "Give the same data and settings, or remove it.",
             )
 
+    def is_due(self) -> bool:
+        """Say whether the file is a few minutes old."""
+        return time.monotonic() - self._written >= CHECKPOINT_SECONDS
+
     def write_when_due(self) -> None:
         """Write once every few minutes."""
-        if time.monotonic() - self._written >= CHECKPOINT_SECONDS:
+        if self.is_due():
             self.write()
 
     def write(self) -> None:

@@ -104,13 +104,20 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         with held_interrupt() as strike_if_interrupted:
             for role, training in trainings.items():
                 curve, meter = checkpoint.curves[role], Meter(training.step)
+                checked = training.step
                 losses = fit_role(role, training, nets, pictures, settings, computer.dtype)
                 for loss in losses:
                     curve.add(loss)
                     steps = training.plan.steps
+                    out_of_time = (
+                        spec.max_seconds is not None
+                        and time.monotonic() - began >= spec.max_seconds
+                    )
                     due = meter.is_due() or training.step == steps
-                    if due or not loss.is_cuda:  # a GPU goes on with the next steps meanwhile
-                        _refuse_infinite(role, training.step, curve.read())
+                    # A GPU goes on with the next steps while nobody reads a loss.
+                    if due or out_of_time or checkpoint.is_due() or not loss.is_cuda:
+                        _refuse_infinite(role, curve.values(), checked)
+                        checked = training.step
                     if due:
                         a_step = meter.seconds_a_step(training.step)
                         recent = float(np.mean(curve.values()[-20:]))
@@ -123,10 +130,6 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
                         )
                     checkpoint.write_when_due()
                     strike_if_interrupted()
-                    out_of_time = (
-                        spec.max_seconds is not None
-                        and time.monotonic() - began >= spec.max_seconds
-                    )
                     if out_of_time:
                         break
                 if out_of_time:
@@ -164,9 +167,9 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     )
 
 
-def _refuse_infinite(role: str, last: int, losses: list[float]) -> None:
-    """Raise BadSetting where one of the losses, of the steps up to `last`, is not finite."""
-    for step, loss in enumerate(losses, last - len(losses) + 1):
+def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
+    """Raise BadSetting where a loss after the first `checked` is not finite."""
+    for step, loss in enumerate(losses[checked:], checked + 1):
         if not math.isfinite(loss):
             raise BadSetting(
                 f"The {role} network's loss is {loss} after {step} steps.",

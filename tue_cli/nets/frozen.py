@@ -1,6 +1,6 @@
 """Copies of nets for gradients with respect to pixels alone: folded, low-precision, laid out fast.
 
-A copy shares nothing with its net; when the net has moved on, a classifier's can follow it.
+A copy shares nothing with its net; `follow` brings a classifier's up to date with its training.
 """
 
 from __future__ import annotations

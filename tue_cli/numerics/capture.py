@@ -41,6 +41,17 @@ def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Capture a function's kernels on CUDA; RuntimeError where that cannot be done."""
     if not inputs[0].is_cuda:
         raise RuntimeError(f"the {inputs[0].device.type} has no graphs")
+    former = torch.cuda.current_stream(inputs[0].device)
+    try:
+        return _captured(function, inputs)
+    except BaseException:
+        # A capture that broke off leaves its own stream the current one.
+        torch.cuda.set_stream(former)
+        torch.cuda.synchronize(inputs[0].device)
+        raise
+
+
+def _captured(function: Function, inputs: Sequence[Tensor]) -> Replay:
     with torch.cuda.device(inputs[0].device):
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
@@ -62,7 +73,8 @@ def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
 def record_call(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Record nothing, and call the function anew: what a graph does, where there is no CUDA.
 
-    Like a graph, it never sees the functions and the inputs of later calls, only their values.
+    Like a graph, it keeps the first call's function and inputs, and sees only the values of later
+    inputs.
     """
     return lambda: function(*inputs)
 
@@ -75,7 +87,7 @@ _record: ContextVar[Record | None] = ContextVar("record", default=None)
 
 @contextmanager
 def recorded_by(record: Record) -> Iterator[None]:
-    """Record otherwise whatever is made within, on any device: for timings and tests."""
+    """Make each `Captured` of this context use `record`, on any device: for tests and timings."""
     token = _record.set(record)
     try:
         yield
@@ -84,10 +96,11 @@ def recorded_by(record: Record) -> Iterator[None]:
 
 
 class Captured:
-    """Runs one function: recorded at its first call, replayed at those of inputs of equal shapes.
+    """Runs one function: the first call records it, later calls with inputs of the same shapes
+    replay it.
 
-    The function of a later call is taken to be that of the first. On other devices than CUDA, for
-    other shapes, and where recording fails, which is warned of once, functions are called.
+    Every call must pass the same function. On devices other than CUDA, for other shapes, or after
+    recording has failed (one warning says so), the function is simply called.
     """
 
     def __init__(self, device: torch.device, *, keeps: Sequence[Tensor] = ()) -> None:

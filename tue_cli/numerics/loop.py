@@ -82,17 +82,11 @@ class Curve:
         """Take the next step's loss, without waiting for it."""
         self._unread.append(loss)
 
-    def read(self) -> list[float]:
-        """Return the losses that were not read before, to five places."""
-        fresh = [round(value, 5) for value in torch.stack(self._unread).tolist()]
-        self._values += fresh
-        self._unread.clear()
-        return fresh
-
     def values(self) -> list[float]:
         """Return every step's loss so far, to five places."""
         if self._unread:
-            self.read()
+            self._values += [round(value, 5) for value in torch.stack(self._unread).tolist()]
+            self._unread.clear()
         return self._values
 
 
