@@ -16,7 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tue_cli.errors import BadSetting, NothingToDo
+from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 from tue_cli.files.folders import Found, Item, default_output, discover
 from tue_cli.files.labels import assign_keys, cluster_labels, labelled
 from tue_cli.files.manifest import MANIFEST, WORK
@@ -274,6 +274,27 @@ def test_copies_that_would_collide_elsewhere_are_refused_naming_both(
         discover([photos], tmp_path / "out")
     assert one.split("/")[-1] in caught.value.message
     assert Path(other).name in caught.value.message
+
+
+@pytest.mark.parametrize(
+    "place", [WORK, f"{WORK}/journal.jsonl", f"{WORK}/lock", MANIFEST, "a", "a/b"]
+)
+def test_a_link_in_the_output_is_refused_before_any_work(tmp_path: Path, place: str) -> None:
+    plant(tmp_path, "in/a/b/c.jpg", "elsewhere/x")
+    (tmp_path / "out" / place).parent.mkdir(parents=True)
+    (tmp_path / "out" / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputProblem, match="is a link") as caught:
+        discover([tmp_path / "in"], tmp_path / "out")
+    assert place in caught.value.message and "-o" in caught.value.remedy
+
+
+def test_an_output_that_holds_an_original_by_a_link_in_the_input_is_refused(
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path, "in/other.jpg", "out/a.jpg")
+    (tmp_path / "in/a.jpg").symlink_to(tmp_path / "out/a.jpg")
+    with pytest.raises(BadSetting, match="folder of originals"):
+        discover([tmp_path / "in"], tmp_path / "out")
 
 
 def test_a_picture_named_beside_its_folder_counts_once(tmp_path: Path) -> None:

@@ -12,13 +12,15 @@ import stat
 import unicodedata
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from tue_cli.errors import BadSetting, NothingToDo
+from tue_cli.files.atomic import Identity, identity_of
 from tue_cli.files.images import SUFFIXES
-from tue_cli.files.manifest import is_output, shown
+from tue_cli.files.manifest import is_output, refuse_links, shown
 
 _JUNK = frozenset(
     {
@@ -116,6 +118,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
         )
     refuse_collisions(found.items)
     _refuse_originals(found.items, output)
+    refuse_links(output, {item.relative.parent for item in found.items})
     return found
 
 
@@ -133,7 +136,7 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
     while pending:
         folder, place, above = pending.pop()
         try:
-            here = _identity(folder)
+            here = identity_of(folder.stat())
             paths = list(folder.iterdir())
         except OSError as error:
             message = f"The folder cannot be read: {error.strerror}."
@@ -219,15 +222,26 @@ def _collide(one: Item, other: Item) -> None:
     )
 
 
-def _refuse_originals(items: Iterable[Item], output: Path) -> None:
-    """Refuse an output whose symlinks lead back to the originals."""
-    originals = {_identity(folder) for folder in {item.source.parent for item in items}}
+def homes(items: Sequence[Item]) -> frozenset[Identity]:
+    """The folders that hold the originals, by name and, where that is a link, in truth."""
+    folders = {item.source.parent for item in items}
+    folders |= {Path(os.path.realpath(i.source)).parent for i in items if i.source.is_symlink()}
+    found = set()
+    for folder in folders:
+        with suppress(OSError):
+            found.add(identity_of(folder.stat()))
+    return frozenset(found)
+
+
+def _refuse_originals(items: Sequence[Item], output: Path) -> None:
+    """Refuse an output that leads back to the originals, by a link or a mount."""
+    originals = homes(items)
     for parent in sorted({item.relative.parent for item in items}):
         folder = output / parent
-        if _is_folder(folder) and _identity(folder) in originals:
+        if _is_folder(folder) and identity_of(folder.stat()) in originals:
             raise BadSetting(
                 f"{shown(folder)} in the output is a folder of originals.",
-                "Remove that symlink, or choose another output with -o.",
+                "Remove that link, or choose another output with -o.",
             )
 
 
@@ -241,11 +255,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _same(one: Path, other: Path) -> bool:

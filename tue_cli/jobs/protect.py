@@ -68,7 +68,8 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        journal = Journal(output, run_of(spec, weights, engine), spec.existing)
+        originals = folders.homes(found.items)
+        journal = Journal(output, run_of(spec, weights, engine), spec.existing, originals)
         journal.recall()
         items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
