@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
-from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
+from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.files.folders import Item
 from tue_cli.files.images import Picture, decode
 from tue_cli.files.labels import assign_keys
 from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.files.scale import shrink
-from tue_cli.jobs.pipeline import BATCH, BATCH_PIXELS, Loaded, ahead
+from tue_cli.jobs.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, Loaded, ahead
 from tue_cli.jobs.plan import KEYS, ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
@@ -216,6 +216,94 @@ def test_a_killed_run_goes_on_and_ends_equal(
     subprocess.run([*command, str(tmp_path / "killed")], check=True)
     assert copies(tmp_path / "killed") == copies(tmp_path / "whole")
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+
+
+@pytest.fixture
+def many(photos: Path) -> Path:
+    """So many pictures that some are still to be begun when the first copy is there."""
+    for number in range(3 * BATCH):
+        shutil.copy(photos / "everyday" / "cat.png", photos / "space" / f"z-{number:02d}.png")
+    return photos
+
+
+def test_a_folder_exchanged_for_a_link_mid_run_never_costs_an_original(
+    many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    before, output = tree(many), tmp_path / "out"
+    job = protect(spec_of(many, output, tiny_weights))
+    with pytest.raises(OutputProblem, match="is a link|was removed or replaced"):
+        for event in job:
+            if isinstance(event, Saved) and not (output / "space").is_symlink():
+                (output / "space").rename(output / "away")
+                (output / "space").symlink_to(many / "space")
+    assert tree(many) == before
+
+
+@pytest.mark.parametrize("removed", [".tue", ".tue/journal.jsonl"])
+def test_a_run_whose_journal_is_removed_stops_at_once_and_knows_its_copies_again(
+    removed: str, many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    spec, output = spec_of(many, tmp_path / "out", tiny_weights), tmp_path / "out"
+    outcomes = 0
+    with pytest.raises(OutputProblem, match="was removed or replaced"):
+        for event in protect(spec):
+            outcomes += isinstance(event, Saved)
+            if outcomes == 1 and (output / removed).exists():
+                subprocess.run(["rm", "-r", output / removed], check=True)
+    assert outcomes <= 2 * BATCH
+    finished = [name for name in copies(output) if not name.startswith(".tue")]
+    assert len(finished) >= outcomes
+    events = run(spec)
+    assert done(events)["already_done"] == len(finished)
+    assert done(events)["failed"] == 0
+
+
+def test_a_run_whose_output_is_removed_stops_at_once(
+    many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    with pytest.raises(OutputProblem, match="was removed or replaced"):
+        for event in protect(spec_of(many, tmp_path / "out", tiny_weights)):
+            if isinstance(event, Saved) and (tmp_path / "out").exists():
+                (tmp_path / "out").rename(tmp_path / "away")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_poor_file_system_is_one_note(
+    photos: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("chmod", "utime", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    if os.name != "nt":
+        monkeypatch.setattr("fcntl.flock", refuse)
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 6 and not done(events)["failed"]
+    notes = [e.message for e in events if isinstance(e, Note)]
+    (note,) = [message for message in notes if "file system" in message]
+    assert "permissions" in note and "times" in note and "power cut" in note
+
+
+def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
+    photos: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    before = copies(tmp_path / "out")
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
+    for place in ("protect", "pipeline"):
+        monkeypatch.setattr(f"tue_cli.jobs.{place}.ALGORITHM", ALGORITHM + 1)
+    monkeypatch.setattr("tue_cli.jobs.protect.__version__", "99")
+    events = run(spec)
+    assert done(events)["protected"] == 1 and done(events)["already_done"] == 6
+    assert copies(tmp_path / "out").items() >= before.items()
+    assert [e for e in events if isinstance(e, Note) and "6 copies" in e.message]
+    manifest = timeless(tmp_path / "out")
+    assert manifest["run"]["algorithm"] == ALGORITHM + 1  # type: ignore[index]
+    made = {record["path"]: record["algorithm"] for record in manifest["pictures"]}  # type: ignore[attr-defined]
+    assert made.pop("space/new.jpg") == ALGORITHM + 1
+    assert set(made.values()) == {ALGORITHM}
 
 
 def test_a_changed_original_is_protected_anew(

@@ -32,6 +32,9 @@ BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
 BATCH_PIXELS = 64_000_000
 """A batch of large pictures is closed at this many pixels: it bounds the memory."""
+ALGORITHM = 1
+"""To be raised by hand with every change after which the same picture, key, weights and settings
+give other bytes. Copies of a former one stay as they are; each record holds its own."""
 _WITHOUT = {
     "permissions": "copies have the permissions that it gives them",
     "times": "copies have the times at which they were written",
@@ -140,6 +143,12 @@ class Pipeline:
         if self._journal.refused:
             lacking = "; ".join(_WITHOUT[what] for what in sorted(self._journal.refused))
             yield f"The output's file system does not do all that was asked of it: {lacking}."
+        records = self._journal.records.values()
+        if older := sum(record.get("algorithm") != ALGORITHM for record in records):
+            yield (
+                f"{older} copies were made by another version of tue and stay as they are. Use "
+                "--existing overwrite to make them anew."
+            )
         if self._weak:
             yield (
                 f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
@@ -219,6 +228,7 @@ class Pipeline:
                 "sha256": sha256(encoded.data),
                 "label": task.item.label,
                 "key": task.key,
+                "algorithm": ALGORITHM,
                 "format": encoded.format,
                 "bytes": len(encoded.data),
                 **asdict(facts(_as_read(encoded))),
