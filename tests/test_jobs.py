@@ -306,6 +306,50 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     assert set(made.values()) == {ALGORITHM}
 
 
+def test_names_that_differ_in_case_get_their_own_copies(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "ROCKET.JPG")
+    if len(tree(photos)) != 7:
+        pytest.skip("this disk does not tell case")
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 7
+    assert copies(tmp_path / "out").keys() == tree(photos).keys()
+
+
+def test_a_raw_file_beside_its_jpeg_stands_in_nobody_s_way(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    (photos / "space" / "rocket.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + bytes(64))
+    spec = spec_of(photos, tmp_path / "out", tiny_weights, format="png")
+    for protected, already_done in ((6, 0), (0, 6)):
+        events = run(spec)
+        assert [(e.path.name, e.reason) for e in events if isinstance(e, Failed)] == [
+            ("rocket.CR2", "unsupported")
+        ]
+        facts = done(events)
+        assert (facts["protected"], facts["already_done"]) == (protected, already_done)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert [failed["path"] for failed in manifest["summary"]["failed"]] == ["space/rocket.CR2"]
+    assert "space/rocket.png" in {record["path"] for record in manifest["pictures"]}
+
+
+@pytest.mark.parametrize("existing", ["skip", "overwrite"])
+def test_a_jpeg_named_as_a_raw_file_never_takes_another_copy_s_place(
+    existing: str, photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    shutil.copy(photos / "space" / "astronaut.jpg", photos / "space" / "rocket.heic")
+    shutil.copy(photos / "space" / "astronaut.jpg", photos / "space" / "alone.heic")
+    spec = spec_of(photos, tmp_path / "out", tiny_weights, format="png", existing=existing)
+    events = run(spec)
+    reasons = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
+    assert reasons == {"rocket.heic": "in-the-way"}
+    assert done(events)["protected"] == 7
+    sources = {r["path"]: r["source"] for r in timeless(tmp_path / "out")["pictures"]}  # type: ignore[attr-defined]
+    assert sources["space/rocket.png"] == "space/rocket.jpg"
+    assert sources["space/alone.png"] == "space/alone.heic"
+
+
 def test_a_changed_original_is_protected_anew(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:

@@ -7,11 +7,12 @@ Names only: no picture is opened here. Every refusal that concerns folders is ra
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,7 +20,7 @@ from typing import NamedTuple
 
 from tue_cli.errors import BadSetting, NothingToDo
 from tue_cli.files.atomic import Identity, identity_of
-from tue_cli.files.images import SUFFIXES
+from tue_cli.files.images import SUFFIXES, UNSUPPORTED
 from tue_cli.files.manifest import is_output, refuse_links, shown
 
 _JUNK = frozenset(
@@ -116,7 +117,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
             f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
             f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
         )
-    refuse_collisions(found.items)
+    refuse_collisions(found.items, output)
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
     return found
@@ -199,27 +200,58 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
     )
 
 
-def refuse_collisions(items: Iterable[Item]) -> None:
+def refuse_collisions(items: Iterable[Item], output: Path) -> None:
     """Refuse two copies in one place, or a copy where another's folder must be.
 
-    Compared as the least discerning file systems do: neither case nor Unicode form matters.
+    Names that differ in case alone are two places where the output's file system has them so;
+    names that differ in Unicode form are one. What its name says cannot be protected takes no part.
     """
-    sources: dict[str, Item] = {}
+    items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
+    found = _collision(items, folded)
+    if found and tells_case(output):
+        found = _collision(items, lambda relative: nfc(relative.as_posix()))
+    if found:
+        raise BadSetting(
+            f"{shown(found[0].source)} and {shown(found[1].source)} would get the same place in "
+            "the output.",
+            "Rename one of them, or protect them into two outputs.",
+        )
+
+
+def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Item, Item] | None:
+    """Return two items that need one place, where names that `alike` makes equal are the same."""
+    taken: dict[str, Item] = {}
     for item in items:
-        other = sources.setdefault(_folded(item.relative), item)
-        if other is not item:
-            _collide(other, item)
+        if (other := taken.setdefault(alike(item.relative), item)) is not item:
+            return other, item
     for item in items:
         for parent in item.relative.parents[:-1]:
-            if other_item := sources.get(_folded(parent)):
-                _collide(other_item, item)
+            if other_item := taken.get(alike(parent)):
+                return other_item, item
+    return None
 
 
-def _collide(one: Item, other: Item) -> None:
-    raise BadSetting(
-        f"{shown(one.source)} and {shown(other.source)} would get the same place in the output.",
-        "Rename one of them, or protect them into two outputs.",
-    )
+def folded(relative: Path) -> str:
+    """Return a place as the least discerning file systems see it: no case, no Unicode form."""
+    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())
+
+
+def tells_case(folder: Path) -> bool:
+    """Say whether a folder, made or to be made, has `A` beside `a`; False where nothing tells.
+
+    Nothing is written: the names that are there are looked for in the other case.
+    """
+    folder = Path(os.path.realpath(folder))
+    while not _is_folder(folder) and folder != folder.parent:
+        folder = folder.parent
+    with suppress(OSError):
+        is_mounted = folder.parent.stat().st_dev != folder.stat().st_dev
+        for path in itertools.chain(folder.iterdir(), () if is_mounted else (folder,)):
+            other = path.with_name(path.name.swapcase())
+            if path.name.isascii() and other.name != path.name and os.path.lexists(path):
+                same = os.path.lexists(other) and os.path.samestat(other.lstat(), path.lstat())
+                return not same
+    return False
 
 
 def homes(items: Sequence[Item]) -> frozenset[Identity]:
@@ -271,7 +303,3 @@ def _within(inner: Path, outer: Path) -> bool:
 def nfc(text: str) -> str:
     """Return the composed Unicode form, in which names are compared."""
     return unicodedata.normalize("NFC", text)
-
-
-def _folded(relative: Path) -> str:
-    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())

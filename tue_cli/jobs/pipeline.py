@@ -91,7 +91,10 @@ class Pipeline:
     def run(self, tasks: Sequence[Task], total: int) -> Iterator[Event]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
         began = time.monotonic()
-        self._places = {task.item.source: task.relative.as_posix() for task in tasks}
+        self._places = {
+            task.item.source: (task.relative if task.has_place else task.item.relative).as_posix()
+            for task in tasks
+        }
         writing: list[Future[Outcome]] = []
         batch: list[Loaded] = []
 
@@ -167,6 +170,10 @@ class Pipeline:
                 return blocked
             status = source.stat()
             picture = images.decode(data)
+            if not task.has_place:
+                raise PictureProblem(
+                    "in-the-way", "Its copy would meet that of another picture; rename it."
+                )
             small = scale.shrink(picture.pixels, self._size)
         except PictureProblem as problem:
             return Failed(source, problem.reason, problem.message)
@@ -176,7 +183,7 @@ class Pipeline:
 
     def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture is not to be worked on, if it is not."""
-        if self._spec.existing == "overwrite":
+        if self._spec.existing == "overwrite" or not task.has_place:
             return None
         place = self._output / task.relative
         if self._journal.is_done(
