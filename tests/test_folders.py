@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 from tue_cli.files.folders import Found, Item, default_output, discover, tells_case
@@ -304,6 +305,15 @@ def test_what_can_never_be_protected_takes_no_place(tmp_path: Path) -> None:
     plant(tmp_path, "one/IMG.CR2", "two/IMG.CR2", "two/b.jpg")
     found = discover([tmp_path / "one/IMG.CR2", *(tmp_path / "two").iterdir()], tmp_path / "out")
     assert places(found) == ["IMG.CR2", "IMG.CR2", "b.jpg"]
+
+
+def test_a_picture_without_an_ending_is_found_by_its_content(tmp_path: Path) -> None:
+    plant(tmp_path / "in", "README", "a.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "in/holiday", "JPEG")
+    (tmp_path / "in/cut").write_bytes((tmp_path / "in/holiday").read_bytes()[:40])
+    found = discover([tmp_path / "in"], tmp_path / "out")
+    assert places(found) == ["a.jpg", "holiday"]
+    assert reasons(found) == dict.fromkeys(["README", "cut"], "not a picture")
 
 
 @pytest.mark.parametrize(

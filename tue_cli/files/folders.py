@@ -1,7 +1,7 @@
 """Which pictures there are and where their copies go.
 
-Names only: no picture is opened here. Every refusal that concerns folders is raised by
-`discover`, before any work.
+Names alone decide; no picture is opened here but one whose name has no ending. Every refusal that
+concerns folders is raised by `discover`, before any work.
 """
 
 from __future__ import annotations
@@ -18,10 +18,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.errors import BadSetting, NothingToDo
+from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.files.atomic import Identity, identity_of
-from tue_cli.files.images import SUFFIXES, UNSUPPORTED
+from tue_cli.files.images import SUFFIXES, UNSUPPORTED, glance, read
 from tue_cli.files.manifest import is_output, refuse_links, shown
+from tue_cli.files.recognise import recognise
 
 _JUNK = frozenset(
     {
@@ -173,7 +174,7 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     if stat.S_ISDIR(mode):
         return _Entry("folder", path, relative)
     if stat.S_ISREG(mode):
-        if is_picture:
+        if is_picture or (not path.suffix and _is_picture_within(path)):
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
@@ -181,6 +182,18 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)
+
+
+def _is_picture_within(path: Path) -> bool:
+    """Say whether a file whose name has no ending begins as a picture does."""
+    try:
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(opened, "rb") as file:  # noqa: PTH123
+            recognise(file.read(256))
+        glance(read(path))
+    except (OSError, PictureProblem):
+        return False
+    return True
 
 
 def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:

@@ -35,7 +35,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .mpo .png .webp .tif .tiff .bmp .avif"
+_SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .webp .tif .tiff .bmp .avif"
 _REFUSED: Final = (
     ".gif .apng .heic .heif .hif .jp2 .j2k .jpf .jpx .jxl .ico .cur .icns .psd .xcf .tga .dds "
     ".ppm .pgm .pbm .pnm .qoi .exr .hdr .svg .eps .dib .pcx .dng .cr2 .cr3 .nef .arw .orf "

@@ -30,7 +30,7 @@ from tue_cli.settings import (
 from tue_cli.weights import Weights, load, netless
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
 SEEN_BATCH = 32
 LOOKED_AT = 64
 """Pictures of a class that tell which keys are near to it."""
