@@ -167,6 +167,16 @@ def test_a_pipe_or_a_link_is_never_opened(tmp_path: Path) -> None:
                 assert caught.value.errno == number
 
 
+def test_a_file_with_another_name_is_read_and_never_written(tmp_path: Path) -> None:
+    (tmp_path / "original").write_bytes(b"precious")
+    (tmp_path / "planted").hardlink_to(tmp_path / "original")
+    with Folder(tmp_path) as folder:
+        os.close(folder.open("planted", os.O_RDONLY))
+        with pytest.raises(OSError, match=r".") as caught:
+            folder.open("planted", os.O_RDWR | os.O_APPEND)
+        assert caught.value.errno == errno.ELOOP
+
+
 def test_a_lock_is_held_once_and_leaves_no_file(tmp_path: Path) -> None:
     with Folder(tmp_path) as folder, Folder(tmp_path) as other:
         opened = folder.lock("lock")

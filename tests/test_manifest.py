@@ -581,6 +581,22 @@ def test_a_planted_link_is_refused_and_its_target_stays(
     assert (tmp_path / "originals/a.jpg").read_bytes() == b"precious"
 
 
+@pytest.mark.parametrize("place", ["journal.jsonl", "lock"])
+def test_a_planted_second_name_of_an_original_is_refused(
+    output: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "original").write_bytes(b"precious")
+    (output / WORK).mkdir(parents=True)
+    (output / WORK / place).hardlink_to(tmp_path / "original")
+    with (
+        pytest.raises(OutputProblem, match="is a link"),
+        Journal(output, RUN, "overwrite") as journal,
+    ):
+        protect(journal, "a.jpg")
+    assert (tmp_path / "original").read_bytes() == b"precious"
+    assert not (output / "a.jpg").exists()
+
+
 def test_a_planted_scratch_file_is_removed_and_its_target_stays(
     output: Path, tmp_path: Path
 ) -> None:

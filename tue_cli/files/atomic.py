@@ -166,18 +166,27 @@ class Folder:
         """Return a descriptor of a regular file.
 
         Raises:
-            OSError: as the file system gave it; EINVAL for a pipe or a device, ELOOP for a link.
+            OSError: as the file system gave it; EINVAL for a pipe or a device, ELOOP for a link or,
+                where it is to be written, for a file that has another name.
         """
         where, descriptor = self._at(name)
-        status = self.status(name)
-        if status is not None and is_link(status):
-            raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path / name))
-        if status is not None and not stat.S_ISREG(status.st_mode):
-            raise OSError(errno.EINVAL, "Not a regular file", str(self.path / name))
+        if (status := self.status(name)) is not None:
+            # Looked at first, for only to open a device may do something.
+            if is_link(status):
+                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path / name))
+            if not stat.S_ISREG(status.st_mode):
+                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(self.path / name))
         opened = os.open(where, flags | _OPEN, mode, dir_fd=descriptor)
-        if not stat.S_ISREG(os.fstat(opened).st_mode):
+        status = os.fstat(opened)
+        number = 0
+        if not stat.S_ISREG(status.st_mode):
+            number = errno.EINVAL
+        elif flags & (os.O_WRONLY | os.O_RDWR) and status.st_nlink > 1:
+            # What is written here would be written to the file's other name too.
+            number = errno.ELOOP
+        if number:
             os.close(opened)
-            raise OSError(errno.EINVAL, "Not a regular file", str(self.path / name))
+            raise OSError(number, os.strerror(number), str(self.path / name))
         return opened
 
     def sha256(self, name: str) -> str:

@@ -29,8 +29,8 @@ EXISTING = ("skip", "overwrite", "error")
 
 _JOURNAL = "journal.jsonl"
 _LOCK = "lock"
-_TELLING = ("tool", "algorithm")
-"""What of a run tells who wrote its copies, and does not decide whether another may go on."""
+_MAKER = ("tool", "algorithm")
+"""What of a run tells who made its copies, and does not decide whether another may go on."""
 _FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What of a file system's errors no other copy escapes either."""
 _FIELDS = ("path", "source_sha256", "sha256", "label", "key")
@@ -495,7 +495,7 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
 
 def _deciding(run: dict[str, Any]) -> dict[str, Any]:
     """What of a run must be the same for another to go on from it."""
-    return {name: value for name, value in run.items() if name not in _TELLING}
+    return {name: value for name, value in run.items() if name not in _MAKER}
 
 
 def _lost(path: Path) -> OutputProblem:
