@@ -86,7 +86,7 @@ class Folder:
             self._descriptor = os.open(where, _ENTER, dir_fd=descriptor)
         status = Path(where).lstat() if self._descriptor is None else os.fstat(self._descriptor)
         if not stat.S_ISDIR(status.st_mode) or is_link(status):
-            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), str(self.path))
+            raise _error(errno.ENOTDIR, self.path)
         self.identity = identity_of(status)
 
     def close(self) -> None:
@@ -135,7 +135,7 @@ class Folder:
             status = self.status(name)
             is_one = status is not None and is_link(status)
             number = errno.ELOOP if is_one else error.errno or errno.EIO
-            raise OSError(number, os.strerror(number), str(self.path / name)) from None
+            raise _error(number, self.path / name) from None
         where, descriptor = self._at(name)
         with suppress(FileExistsError):
             os.mkdir(where, dir_fd=descriptor)  # noqa: PTH102 - a Path knows no descriptor
@@ -147,7 +147,7 @@ class Folder:
         if self._descriptor is not None:
             return name, self._descriptor
         if not self.is_in_place():
-            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), str(self.path))
+            raise _error(errno.ENOENT, self.path)
         return str(self.path / name), None
 
     def names(self) -> list[str]:
@@ -173,9 +173,9 @@ class Folder:
         if (status := self.status(name)) is not None:
             # Looked at first, for only to open a device may do something.
             if is_link(status):
-                raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), str(self.path / name))
+                raise _error(errno.ELOOP, self.path / name)
             if not stat.S_ISREG(status.st_mode):
-                raise OSError(errno.EINVAL, os.strerror(errno.EINVAL), str(self.path / name))
+                raise _error(errno.EINVAL, self.path / name)
         opened = os.open(where, flags | _OPEN, mode, dir_fd=descriptor)
         status = os.fstat(opened)
         number = 0
@@ -186,7 +186,7 @@ class Folder:
             number = errno.ELOOP
         if number:
             os.close(opened)
-            raise OSError(number, os.strerror(number), str(self.path / name))
+            raise _error(number, self.path / name)
         return opened
 
     def sha256(self, name: str) -> str:
@@ -225,9 +225,7 @@ class Folder:
                     os.fsync(opened)
                 written = aside.status(scratch)
                 if written is None or identity_of(written) != identity_of(os.fstat(opened)):
-                    raise FileNotFoundError(
-                        errno.ENOENT, os.strerror(errno.ENOENT), str(aside.path / scratch)
-                    )
+                    raise _error(errno.ENOENT, aside.path / scratch)
             if like is not None and not DESCRIPTORS:
                 self._liken(aside._at(scratch)[0], like)
             source, source_folder = aside._at(scratch)
@@ -277,7 +275,7 @@ class Folder:
                 _lock(opened)
             status = self.status(name)
             if status is None or identity_of(status) != identity_of(os.fstat(opened)):
-                raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT), name)
+                raise _error(errno.ENOENT, self.path / name)
         except BaseException:
             os.close(opened)
             raise
@@ -304,6 +302,10 @@ class Folder:
             if error.errno not in _REFUSALS:
                 raise
             self.refused.add(what)
+
+
+def _error(number: int, path: Path) -> OSError:
+    return OSError(number, os.strerror(number), str(path))
 
 
 def _lock(opened: int) -> None:

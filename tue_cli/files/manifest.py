@@ -222,7 +222,7 @@ class Journal:
         try:
             if not os.access(self.output, os.W_OK | os.X_OK):
                 raise output_problem(PermissionError(errno.EACCES, "not writable"), self.output)
-            self._clear_scratch()
+            _suppressed(self._clear_scratch)
             self.recall()
         except BaseException:
             self._leave()
@@ -286,15 +286,23 @@ class Journal:
 
     def refuse_loss(self) -> None:
         """Raise OutputProblem where what this run works in is no longer in its place."""
-        held = (self._folder, self._work)
-        lost = next((folder.path for folder in held if not folder.is_in_place()), None)
-        if lost is None and self._file is not None:
-            status = self._work.status(_JOURNAL)
-            if status is None or identity_of(status) != identity_of(os.fstat(self._file.fileno())):
-                lost = self._work.path / _JOURNAL
+        try:
+            lost = self._missing()
+        except OSError as error:
+            raise output_problem(error, self.output) from error
         if lost is not None:
             self._lost = True
             raise _lost(lost)
+
+    def _missing(self) -> Path | None:
+        for folder in (self._folder, self._work):
+            if not folder.is_in_place():
+                return folder.path
+        if self._file is not None:
+            status = self._work.status(_JOURNAL)
+            if status is None or identity_of(status) != identity_of(os.fstat(self._file.fileno())):
+                return self._work.path / _JOURNAL
+        return None
 
     def _append(self, record: Record) -> None:
         if self._file is None:
