@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 import socket
@@ -15,9 +16,10 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
-from tue_cli.errors import BadSetting, NothingToDo
-from tue_cli.files.folders import Found, Item, default_output, discover
+from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
+from tue_cli.files.folders import Found, Item, default_output, discover, tells_case
 from tue_cli.files.labels import assign_keys, cluster_labels, labelled
 from tue_cli.files.manifest import MANIFEST, WORK
 
@@ -261,9 +263,13 @@ def test_an_output_whose_symlink_leads_back_to_the_originals_is_refused(tmp_path
         ("a.jpg", "A.jpg/b.jpg"),
     ],
 )
-def test_copies_that_would_collide_elsewhere_are_refused_naming_both(
+def test_copies_that_would_collide_are_refused_naming_both(
     tmp_path: Path, one: str, other: str
 ) -> None:
+    # One file by two names that differ in case: so does a disk look that does not tell case.
+    plant(tmp_path, "out/n")
+    with contextlib.suppress(FileExistsError):
+        (tmp_path / "out/N").hardlink_to(tmp_path / "out/n")
     try:
         photos = plant(tmp_path / "in", one, other)
     except OSError:
@@ -274,6 +280,61 @@ def test_copies_that_would_collide_elsewhere_are_refused_naming_both(
         discover([photos], tmp_path / "out")
     assert one.split("/")[-1] in caught.value.message
     assert Path(other).name in caught.value.message
+
+
+@pytest.mark.parametrize("output", ["out", "out/to/be/made", "empty"])
+def test_names_that_differ_in_case_have_places_where_the_disk_tells_case(
+    tmp_path: Path, output: str
+) -> None:
+    photos = plant(tmp_path / "in", "IMG_1.JPG", "img_1.jpg", "a/x.jpg", "A/x.jpg")
+    if sum(len(files) for _, _, files in os.walk(photos)) < 4:
+        pytest.skip("this disk does not tell case")
+    plant(tmp_path, "out/name")
+    (tmp_path / "empty").mkdir()
+    assert len(discover([photos], tmp_path / output).items) == 4
+
+
+def test_case_is_told_by_the_names_that_are_there(tmp_path: Path) -> None:
+    plant(tmp_path, "one/name", "two/name", "two/0")
+    (tmp_path / "one/NAME").hardlink_to(tmp_path / "one/name")
+    assert not tells_case(tmp_path / "one") and not tells_case(tmp_path / "one/9/9")
+    assert tells_case(tmp_path / "two")
+
+
+def test_what_can_never_be_protected_takes_no_place(tmp_path: Path) -> None:
+    plant(tmp_path, "one/IMG.CR2", "two/IMG.CR2", "two/b.jpg")
+    found = discover([tmp_path / "one/IMG.CR2", *(tmp_path / "two").iterdir()], tmp_path / "out")
+    assert places(found) == ["IMG.CR2", "IMG.CR2", "b.jpg"]
+
+
+def test_a_picture_without_an_ending_is_found_by_its_content(tmp_path: Path) -> None:
+    plant(tmp_path / "in", "README", "a.jpg")
+    Image.new("RGB", (9, 9)).save(tmp_path / "in/holiday", "JPEG")
+    (tmp_path / "in/cut").write_bytes((tmp_path / "in/holiday").read_bytes()[:40])
+    found = discover([tmp_path / "in"], tmp_path / "out")
+    assert places(found) == ["a.jpg", "holiday"]
+    assert reasons(found) == dict.fromkeys(["README", "cut"], "not a picture")
+
+
+@pytest.mark.parametrize(
+    "place", [WORK, f"{WORK}/journal.jsonl", f"{WORK}/lock", MANIFEST, "a", "a/b"]
+)
+def test_a_link_in_the_output_is_refused_before_any_work(tmp_path: Path, place: str) -> None:
+    plant(tmp_path, "in/a/b/c.jpg", "elsewhere/x")
+    (tmp_path / "out" / place).parent.mkdir(parents=True)
+    (tmp_path / "out" / place).symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(OutputProblem, match="is a link") as caught:
+        discover([tmp_path / "in"], tmp_path / "out")
+    assert place in caught.value.message and "-o" in caught.value.remedy
+
+
+def test_an_output_that_holds_an_original_by_a_link_in_the_input_is_refused(
+    tmp_path: Path,
+) -> None:
+    plant(tmp_path, "in/other.jpg", "out/a.jpg")
+    (tmp_path / "in/a.jpg").symlink_to(tmp_path / "out/a.jpg")
+    with pytest.raises(BadSetting, match="folder of originals"):
+        discover([tmp_path / "in"], tmp_path / "out")
 
 
 def test_a_picture_named_beside_its_folder_counts_once(tmp_path: Path) -> None:
@@ -500,6 +561,10 @@ def test_more_classes_than_keys_says_how_many_of_each() -> None:
 def test_a_tree_either_collides_or_gets_places_that_stay_apart(names: set[str]) -> None:
     with tempfile.TemporaryDirectory() as folder:
         photos = plant(Path(folder) / "in", *(f"{name}.jpg" for name in names))
+        # A disk that does not tell case, as `tells_case` sees it.
+        plant(Path(folder), "out/n")
+        with contextlib.suppress(FileExistsError):
+            (Path(folder) / "out/N").hardlink_to(Path(folder) / "out/n")
         folded = {name.casefold() for name in names}
         if len(folded) < len(names):
             with pytest.raises(BadSetting, match="same place"):

@@ -628,25 +628,6 @@ def test_a_folder_and_a_missing_file_are_picture_problems(tmp_path: Path) -> Non
     assert caught.value.reason == "unreadable"
 
 
-def test_a_file_appears_whole_with_the_originals_time_and_mode(tmp_path: Path) -> None:
-    path, scratch, original = tmp_path / "copy.jpg", tmp_path / "copy.jpg.part", tmp_path / "o"
-    path.write_bytes(b"old")
-    original.touch(mode=0o600)
-    os.utime(original, ns=(10**18, 15 * 10**17))
-    images.write_whole(b"new", path, scratch, original.stat())
-    assert path.read_bytes() == b"new" and not scratch.exists()
-    assert path.stat().st_mtime_ns == 15 * 10**17
-    assert path.stat().st_mode & 0o777 == 0o600
-
-
-def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
-    target, scratch = tmp_path / "folder", tmp_path / "part"
-    target.mkdir()
-    with pytest.raises(OSError, match="folder"):
-        images.write_whole(b"new", target, scratch)
-    assert not scratch.exists() and target.is_dir()
-
-
 @pytest.mark.skipif(not HOSTILE.is_file(), reason="the hostile pictures are not here")
 def test_a_thousand_hostile_pictures_raise_picture_problems_at_worst(tmp_path: Path) -> None:
     with tarfile.open(HOSTILE) as archive:

@@ -23,13 +23,13 @@ import torch
 from PIL import Image
 
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
-from tue_cli.events import Done, Event, Failed, Metric, Saved, Skipped, Started
+from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.files.folders import Item
 from tue_cli.files.images import Picture, decode
 from tue_cli.files.labels import assign_keys
 from tue_cli.files.manifest import MANIFEST, sha256
 from tue_cli.files.scale import shrink
-from tue_cli.jobs.pipeline import BATCH, BATCH_PIXELS, Loaded, ahead
+from tue_cli.jobs.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, Loaded, ahead
 from tue_cli.jobs.plan import KEYS, ProtectSpec, Task
 from tue_cli.jobs.protect import protect
 from tue_cli.jobs.train import TrainSpec, train
@@ -216,6 +216,138 @@ def test_a_killed_run_goes_on_and_ends_equal(
     subprocess.run([*command, str(tmp_path / "killed")], check=True)
     assert copies(tmp_path / "killed") == copies(tmp_path / "whole")
     assert timeless(tmp_path / "killed") == timeless(tmp_path / "whole")
+
+
+@pytest.fixture
+def many(photos: Path) -> Path:
+    """So many pictures that some are still to be begun when the first copy is there."""
+    for number in range(3 * BATCH):
+        shutil.copy(photos / "everyday" / "cat.png", photos / "space" / f"z-{number:02d}.png")
+    return photos
+
+
+def test_a_folder_exchanged_for_a_link_mid_run_never_costs_an_original(
+    many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    before, output = tree(many), tmp_path / "out"
+    job = protect(spec_of(many, output, tiny_weights))
+    with pytest.raises(OutputProblem, match="is a link|was removed or replaced"):
+        for event in job:
+            if isinstance(event, Saved) and not (output / "space").is_symlink():
+                (output / "space").rename(output / "away")
+                (output / "space").symlink_to(many / "space")
+    assert tree(many) == before
+
+
+@pytest.mark.parametrize("removed", [".tue", ".tue/journal.jsonl"])
+def test_a_run_whose_journal_is_removed_stops_at_once_and_knows_its_copies_again(
+    removed: str, many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    spec, output = spec_of(many, tmp_path / "out", tiny_weights), tmp_path / "out"
+    outcomes = 0
+    with pytest.raises(OutputProblem, match="was removed or replaced"):
+        for event in protect(spec):
+            outcomes += isinstance(event, Saved)
+            if outcomes == 1 and (output / removed).exists():
+                subprocess.run(["rm", "-r", output / removed], check=True)
+    assert outcomes <= 2 * BATCH
+    finished = [name for name in copies(output) if not name.startswith(".tue")]
+    assert len(finished) >= outcomes
+    events = run(spec)
+    assert done(events)["already_done"] == len(finished)
+    assert done(events)["failed"] == 0
+
+
+def test_a_run_whose_output_is_removed_stops_at_once(
+    many: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    with pytest.raises(OutputProblem, match="was removed or replaced"):
+        for event in protect(spec_of(many, tmp_path / "out", tiny_weights)):
+            if isinstance(event, Saved) and (tmp_path / "out").exists():
+                (tmp_path / "out").rename(tmp_path / "away")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_poor_file_system_is_one_note(
+    photos: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+    for name in ("chmod", "utime", "fsync"):
+        monkeypatch.setattr(os, name, refuse)
+    if os.name != "nt":
+        monkeypatch.setattr("fcntl.flock", refuse)
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 6 and not done(events)["failed"]
+    notes = [e.message for e in events if isinstance(e, Note)]
+    (note,) = [message for message in notes if "file system" in message]
+    assert "permissions" in note and "times" in note and "power cut" in note
+
+
+def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
+    photos: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    before = copies(tmp_path / "out")
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
+    for place in ("protect", "pipeline"):
+        monkeypatch.setattr(f"tue_cli.jobs.{place}.ALGORITHM", ALGORITHM + 1)
+    monkeypatch.setattr("tue_cli.jobs.protect.__version__", "99")
+    events = run(spec)
+    assert done(events)["protected"] == 1 and done(events)["already_done"] == 6
+    assert copies(tmp_path / "out").items() >= before.items()
+    assert [e for e in events if isinstance(e, Note) and "6 copies" in e.message]
+    manifest = timeless(tmp_path / "out")
+    assert manifest["run"]["algorithm"] == ALGORITHM + 1  # type: ignore[index]
+    made = {record["path"]: record["algorithm"] for record in manifest["pictures"]}  # type: ignore[attr-defined]
+    assert made.pop("space/new.jpg") == ALGORITHM + 1
+    assert set(made.values()) == {ALGORITHM}
+
+
+def test_names_that_differ_in_case_get_their_own_copies(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "ROCKET.JPG")
+    if len(tree(photos)) != 7:
+        pytest.skip("this disk does not tell case")
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights))
+    assert done(events)["protected"] == 7
+    assert copies(tmp_path / "out").keys() == tree(photos).keys()
+
+
+def test_a_raw_file_beside_its_jpeg_stands_in_nobody_s_way(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    (photos / "space" / "rocket.CR2").write_bytes(b"II*\0\x10\0\0\0CR\2\0" + bytes(64))
+    spec = spec_of(photos, tmp_path / "out", tiny_weights, format="png")
+    for protected, already_done in ((6, 0), (0, 6)):
+        events = run(spec)
+        assert [(e.path.name, e.reason) for e in events if isinstance(e, Failed)] == [
+            ("rocket.CR2", "unsupported")
+        ]
+        facts = done(events)
+        assert (facts["protected"], facts["already_done"]) == (protected, already_done)
+    manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
+    assert [failed["path"] for failed in manifest["summary"]["failed"]] == ["space/rocket.CR2"]
+    assert "space/rocket.png" in {record["path"] for record in manifest["pictures"]}
+
+
+@pytest.mark.parametrize("existing", ["skip", "overwrite"])
+def test_a_jpeg_named_as_a_raw_file_never_takes_another_copy_s_place(
+    existing: str, photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    shutil.copy(photos / "space" / "astronaut.jpg", photos / "space" / "rocket.heic")
+    shutil.copy(photos / "space" / "astronaut.jpg", photos / "space" / "alone.heic")
+    spec = spec_of(photos, tmp_path / "out", tiny_weights, format="png", existing=existing)
+    events = run(spec)
+    reasons = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
+    assert reasons == {"rocket.heic": "in-the-way"}
+    assert done(events)["protected"] == 7
+    sources = {r["path"]: r["source"] for r in timeless(tmp_path / "out")["pictures"]}  # type: ignore[attr-defined]
+    assert sources["space/rocket.png"] == "space/rocket.jpg"
+    assert sources["space/alone.png"] == "space/alone.heic"
 
 
 def test_a_changed_original_is_protected_anew(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import shutil
 import subprocess
 import sys
 import threading
@@ -14,6 +15,7 @@ from typing import Any
 import pytest
 
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem
+from tue_cli.files.atomic import SCRATCH, identity_of
 from tue_cli.files.manifest import (
     MANIFEST,
     WORK,
@@ -32,25 +34,31 @@ NAMES = ["a.jpg", "cats/b.jpg", "cats/new\nline.jpg", os.fsdecode(b"latin-\xe9.p
 
 
 def protect(journal: Journal, name: str, text: str = "copy", *, move: bool = True) -> None:
-    """What the job does with one picture: write aside, journal, move into place."""
+    """What the job does with one picture; without `move`, as far as a kill may let it come."""
     content = f"{text} of {name!a}".encode()
-    unfinished = journal.scratch()
-    unfinished.write_bytes(content)
-    journal.record(
-        {
-            "path": name,
-            "source_sha256": sha256(name.encode("utf-8", "surrogateescape")),
-            "sha256": sha256(content),
-            "label": "cats",
-            "key": "key-3",
-            "psnr": 41.5,
-            "seconds": 0.1,
-        }
-    )
-    if move:
-        copy = journal.output / name
-        copy.parent.mkdir(parents=True, exist_ok=True)
-        unfinished.replace(copy)
+    copy = journal.output / name
+    former = copy.read_bytes() if copy.exists() else None
+    record = {
+        "path": name,
+        "source_sha256": sha256(name.encode("utf-8", "surrogateescape")),
+        "sha256": sha256(content),
+        "label": "cats",
+        "key": "key-3",
+        "psnr": 41.5,
+        "seconds": 0.1,
+    }
+    journal.save(record, content)
+    if not move and former is None:
+        copy.unlink()
+    elif not move and former is not None:
+        copy.write_bytes(former)
+
+
+def leave_scratch(journal: Journal) -> Path:
+    """Leave a copy that was cut off while it was written."""
+    unfinished = journal.output / WORK / f"{SCRATCH}0"
+    unfinished.write_bytes(b"half a pict")
+    return unfinished
 
 
 def is_done(journal: Journal, name: str, **changed: str) -> bool:
@@ -140,12 +148,12 @@ KILLED = """
 import os, sys
 sys.path.insert(0, sys.argv[2])
 from pathlib import Path
-from test_manifest import NAMES, RUN, Journal, protect
+from test_manifest import NAMES, RUN, Journal, leave_scratch, protect
 journal = Journal(Path(sys.argv[1]), RUN, "skip").__enter__()
 protect(journal, NAMES[0])
 protect(journal, NAMES[1])
 protect(journal, NAMES[2], move=False)
-journal.scratch().write_bytes(b"half a pict")
+leave_scratch(journal)
 with open(journal.output / ".tue" / "journal.jsonl", "ab") as file:
     file.write(b'{"path": "cats/half')
 os._exit(9)
@@ -203,7 +211,7 @@ def test_a_journal_cut_at_any_byte_is_read_up_to_there(output: Path) -> None:
 def test_an_interruption_keeps_the_journal_and_removes_unfinished_copies(output: Path) -> None:
     with pytest.raises(KeyboardInterrupt), Journal(output, RUN, "skip") as journal:
         protect(journal, "a.jpg")
-        journal.scratch().write_bytes(b"half")
+        leave_scratch(journal)
         raise KeyboardInterrupt
     assert files(output) == {"a.jpg", f"{WORK}/journal.jsonl"}
 
@@ -225,7 +233,7 @@ def test_a_run_that_fails_before_any_record_leaves_nothing_behind(
     output: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(RuntimeError), Journal(output, RUN, "skip") as journal:
-        journal.scratch().write_bytes(b"half")
+        leave_scratch(journal)
         raise RuntimeError
     assert list(tmp_path.iterdir()) == []
 
@@ -330,7 +338,7 @@ def test_a_former_copy_stays_recorded_when_its_source_fails_later(finished: Path
 def test_figures_that_are_not_finite_become_null(output: Path) -> None:
     with Journal(output, RUN, "skip") as journal:
         protect(journal, "a.jpg")
-        journal.record(journal.records["a.jpg"] | {"psnr": float("inf")})
+        journal.save(journal.records["a.jpg"] | {"psnr": float("inf")}, b"copy of 'a.jpg'")
         journal.finish({"mean": {"psnr": float("nan")}})
     manifest = read_manifest(output)
     assert manifest["pictures"][0]["psnr"] is None
@@ -339,7 +347,7 @@ def test_figures_that_are_not_finite_become_null(output: Path) -> None:
 
 def test_an_incomplete_record_is_a_mistake_of_the_caller(output: Path) -> None:
     with Journal(output, RUN, "skip") as journal, pytest.raises(ValueError, match="sha256"):
-        journal.record({"path": "a.jpg"})
+        journal.save({"path": "a.jpg"}, b"")
 
 
 def test_threads_may_record_at_once(output: Path) -> None:
@@ -380,8 +388,7 @@ except OutputProblem as problem:
 
 def test_two_processes_cannot_use_one_output(output: Path) -> None:
     with Journal(output, RUN, "skip") as journal:
-        unfinished = journal.scratch()
-        unfinished.write_bytes(b"half")
+        unfinished = leave_scratch(journal)
         second = run_python(SECOND, str(output))
         assert second.returncode == ExitCode.ENVIRONMENT, second.stderr
         assert "Another run of tue is using" in second.stdout
@@ -465,3 +472,139 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(
 
 def test_paths_are_shown_on_one_line() -> None:
     assert shown("é \n\x1b\udce9🐈") == "é \\n\\x1b\\udce9🐈"
+
+
+def test_another_version_goes_on_and_leaves_finished_copies(finished: Path) -> None:
+    newer = RUN | {"tool": "newer", "algorithm": 2}
+    with Journal(finished, newer, "skip") as journal:
+        assert all(is_done(journal, name) for name in NAMES)
+        protect(journal, "new.jpg")
+        journal.finish({})
+    assert read_manifest(finished)["run"] == newer
+    assert len(read_manifest(finished)["pictures"]) == len(NAMES) + 1
+
+
+@pytest.mark.parametrize("removed", [WORK, f"{WORK}/journal.jsonl"])
+@pytest.mark.parametrize("how", ["deleted", "moved", "linked"])
+def test_a_journal_removed_mid_run_stops_it_and_copies_stay_known(
+    output: Path, tmp_path: Path, removed: str, how: str
+) -> None:
+    (tmp_path / "originals").mkdir()
+    with (
+        pytest.raises(OutputProblem, match="was removed or replaced"),
+        Journal(output, RUN, "skip") as journal,
+    ):
+        protect(journal, "a.jpg")
+        if how == "deleted":
+            subprocess.run(["rm", "-r", output / removed], check=True)
+        else:
+            (output / removed).rename(tmp_path / "away")
+        if how == "linked":
+            (output / removed).symlink_to(tmp_path / "originals")
+        protect(journal, "b.jpg")
+    assert files(output) - {f"{WORK}/journal.jsonl"} == {"a.jpg"}
+    assert not list((tmp_path / "originals").iterdir())
+    if how == "linked":
+        (output / removed).unlink()
+        return
+    with Journal(output, RUN, "skip") as journal:
+        assert is_done(journal, "a.jpg") and not is_done(journal, "b.jpg")
+
+
+def test_an_output_removed_mid_run_stops_it_and_does_not_come_back(output: Path) -> None:
+    with (
+        pytest.raises(OutputProblem, match="was removed or replaced"),
+        Journal(output, RUN, "skip") as journal,
+    ):
+        protect(journal, "a.jpg")
+        shutil.rmtree(output)
+        protect(journal, "b.jpg")
+    assert not output.exists()
+
+
+def test_an_output_moved_mid_run_is_gone_on_with_where_it_lies(
+    output: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(OutputProblem, match="replaced"), Journal(output, RUN, "skip") as journal:
+        protect(journal, "a.jpg")
+        output.rename(tmp_path / "elsewhere")
+        protect(journal, "b.jpg")
+    assert not output.exists()
+    with Journal(tmp_path / "elsewhere", RUN, "skip") as journal:
+        assert is_done(journal, "a.jpg")
+
+
+@pytest.mark.parametrize("how", ["a link", "a folder", "removed"])
+def test_a_folder_exchanged_mid_run_stops_it_and_nothing_is_written_there(
+    output: Path, tmp_path: Path, how: str
+) -> None:
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "originals/b.jpg").write_bytes(b"precious")
+    with pytest.raises(OutputProblem, match="link|replaced"):  # noqa: SIM117
+        with Journal(output, RUN, "skip") as journal:
+            protect(journal, "cats/a.jpg")
+            (output / "cats").rename(tmp_path / "away")
+            if how == "a link":
+                (output / "cats").symlink_to(tmp_path / "originals")
+            elif how == "a folder":
+                (tmp_path / "originals").rename(output / "cats")
+            protect(journal, "cats/b.jpg")
+    place = output / "cats" if how == "a folder" else tmp_path / "originals"
+    assert files(place) == {"b.jpg"} and (place / "b.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("place", ["", "cats"])
+def test_a_folder_of_originals_gets_no_copy_whatever_leads_there(output: Path, place: str) -> None:
+    (output / "cats").mkdir(parents=True)
+    originals = {identity_of((output / place).stat())}
+    with (
+        pytest.raises(OutputProblem, match="replaced"),
+        Journal(output, RUN, "skip", originals) as journal,
+    ):
+        protect(journal, "cats/a.jpg")
+    assert not list((output / "cats").iterdir())
+
+
+@pytest.mark.parametrize("place", [WORK, f"{WORK}/journal.jsonl", f"{WORK}/lock", MANIFEST])
+@pytest.mark.parametrize("target", ["a.jpg", "", "nowhere"])
+def test_a_planted_link_is_refused_and_its_target_stays(
+    output: Path, tmp_path: Path, place: str, target: str
+) -> None:
+    (tmp_path / "originals").mkdir()
+    (tmp_path / "originals/a.jpg").write_bytes(b"precious")
+    (output / place).parent.mkdir(parents=True, exist_ok=True)
+    (output / place).symlink_to(tmp_path / "originals" / target)
+    with pytest.raises(OutputProblem, match="is a link"):
+        Journal(output, RUN, "overwrite").__enter__()
+    assert (output / place).is_symlink()
+    assert {path.name for path in (tmp_path / "originals").iterdir()} == {"a.jpg"}
+    assert (tmp_path / "originals/a.jpg").read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("place", ["journal.jsonl", "lock"])
+def test_a_planted_second_name_of_an_original_is_refused(
+    output: Path, tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "original").write_bytes(b"precious")
+    (output / WORK).mkdir(parents=True)
+    (output / WORK / place).hardlink_to(tmp_path / "original")
+    with (
+        pytest.raises(OutputProblem, match="is a link"),
+        Journal(output, RUN, "overwrite") as journal,
+    ):
+        protect(journal, "a.jpg")
+    assert (tmp_path / "original").read_bytes() == b"precious"
+    assert not (output / "a.jpg").exists()
+
+
+def test_a_planted_scratch_file_is_removed_and_its_target_stays(
+    output: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "original").write_bytes(b"precious")
+    (output / WORK).mkdir(parents=True)
+    (output / WORK / f"{SCRATCH}1").symlink_to(tmp_path / "original")
+    with Journal(output, RUN, "skip") as journal:
+        protect(journal, "a.jpg")
+        journal.finish({})
+    assert (tmp_path / "original").read_bytes() == b"precious"
+    assert files(output) == {"a.jpg", MANIFEST}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import base64
 import errno
-import os
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
@@ -35,8 +34,8 @@ from tue_cli.charts import (
     with_interval,
 )
 from tue_cli.errors import OutputProblem
+from tue_cli.files.atomic import write_whole
 from tue_cli.files.encode import SURVIVAL_FLOOR
-from tue_cli.files.images import write_whole
 from tue_cli.files.manifest import shown
 from tue_cli.files.showing import GAIN, Shown
 from tue_cli.settings import METHODS
@@ -97,8 +96,7 @@ def write(html: str, path: Path) -> None:
         OutputProblem: the folder is missing or not writable, the disk is full.
     """
     try:
-        scratch = path.with_name(f".tue-report-{os.getpid()}")
-        write_whole(html.encode("utf-8"), path, scratch)
+        write_whole(html.encode("utf-8"), path)
     except (OSError, ValueError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = error.strerror if isinstance(error, OSError) else str(error)

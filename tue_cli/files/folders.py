@@ -1,24 +1,28 @@
 """Which pictures there are and where their copies go.
 
-Names only: no picture is opened here. Every refusal that concerns folders is raised by
-`discover`, before any work.
+Names alone decide; no picture is opened here but one whose name has no ending. Every refusal that
+concerns folders is raised by `discover`, before any work.
 """
 
 from __future__ import annotations
 
 import errno
+import itertools
 import os
 import stat
 import unicodedata
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.errors import BadSetting, NothingToDo
-from tue_cli.files.images import SUFFIXES
-from tue_cli.files.manifest import is_output, shown
+from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.files.atomic import Identity, identity_of
+from tue_cli.files.images import SUFFIXES, UNSUPPORTED, glance, read
+from tue_cli.files.manifest import is_output, refuse_links, shown
+from tue_cli.files.recognise import recognise
 
 _JUNK = frozenset(
     {
@@ -114,8 +118,9 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
             f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
             f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
         )
-    refuse_collisions(found.items)
+    refuse_collisions(found.items, output)
     _refuse_originals(found.items, output)
+    refuse_links(output, {item.relative.parent for item in found.items})
     return found
 
 
@@ -133,7 +138,7 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
     while pending:
         folder, place, above = pending.pop()
         try:
-            here = _identity(folder)
+            here = identity_of(folder.stat())
             paths = list(folder.iterdir())
         except OSError as error:
             message = f"The folder cannot be read: {error.strerror}."
@@ -169,7 +174,7 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     if stat.S_ISDIR(mode):
         return _Entry("folder", path, relative)
     if stat.S_ISREG(mode):
-        if is_picture:
+        if is_picture or (not path.suffix and _is_picture_within(path)):
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
@@ -177,6 +182,18 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)
+
+
+def _is_picture_within(path: Path) -> bool:
+    """Say whether a file whose name has no ending begins as a picture does."""
+    try:
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(opened, "rb") as file:  # noqa: PTH123
+            recognise(file.read(256))
+        glance(read(path))
+    except (OSError, PictureProblem):
+        return False
+    return True
 
 
 def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
@@ -196,38 +213,80 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
     )
 
 
-def refuse_collisions(items: Iterable[Item]) -> None:
+def refuse_collisions(items: Iterable[Item], output: Path) -> None:
     """Refuse two copies in one place, or a copy where another's folder must be.
 
-    Compared as the least discerning file systems do: neither case nor Unicode form matters.
+    Names that differ in case alone are two places where the output's file system has them so;
+    names that differ in Unicode form are one. What its name says cannot be protected takes no part.
     """
-    sources: dict[str, Item] = {}
+    items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
+    found = _collision(items, folded)
+    if found and tells_case(output):
+        found = _collision(items, lambda relative: nfc(relative.as_posix()))
+    if found:
+        raise BadSetting(
+            f"{shown(found[0].source)} and {shown(found[1].source)} would get the same place in "
+            "the output.",
+            "Rename one of them, or protect them into two outputs.",
+        )
+
+
+def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Item, Item] | None:
+    """Return two items that need one place, where names that `alike` makes equal are the same."""
+    taken: dict[str, Item] = {}
     for item in items:
-        other = sources.setdefault(_folded(item.relative), item)
-        if other is not item:
-            _collide(other, item)
+        if (other := taken.setdefault(alike(item.relative), item)) is not item:
+            return other, item
     for item in items:
         for parent in item.relative.parents[:-1]:
-            if other_item := sources.get(_folded(parent)):
-                _collide(other_item, item)
+            if other_item := taken.get(alike(parent)):
+                return other_item, item
+    return None
 
 
-def _collide(one: Item, other: Item) -> None:
-    raise BadSetting(
-        f"{shown(one.source)} and {shown(other.source)} would get the same place in the output.",
-        "Rename one of them, or protect them into two outputs.",
-    )
+def folded(relative: Path) -> str:
+    """Return a place as the least discerning file systems see it: no case, no Unicode form."""
+    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())
 
 
-def _refuse_originals(items: Iterable[Item], output: Path) -> None:
-    """Refuse an output whose symlinks lead back to the originals."""
-    originals = {_identity(folder) for folder in {item.source.parent for item in items}}
+def tells_case(folder: Path) -> bool:
+    """Say whether a folder, made or to be made, has `A` beside `a`; False where nothing tells.
+
+    Nothing is written: the names that are there are looked for in the other case.
+    """
+    folder = Path(os.path.realpath(folder))
+    while not _is_folder(folder) and folder != folder.parent:
+        folder = folder.parent
+    with suppress(OSError):
+        is_mounted = folder.parent.stat().st_dev != folder.stat().st_dev
+        for path in itertools.chain(folder.iterdir(), () if is_mounted else (folder,)):
+            other = path.with_name(path.name.swapcase())
+            if path.name.isascii() and other.name != path.name and os.path.lexists(path):
+                same = os.path.lexists(other) and os.path.samestat(other.lstat(), path.lstat())
+                return not same
+    return False
+
+
+def homes(items: Sequence[Item]) -> frozenset[Identity]:
+    """The folders that hold the originals, by name and, where that is a link, in truth."""
+    folders = {item.source.parent for item in items}
+    folders |= {Path(os.path.realpath(i.source)).parent for i in items if i.source.is_symlink()}
+    found = set()
+    for folder in folders:
+        with suppress(OSError):
+            found.add(identity_of(folder.stat()))
+    return frozenset(found)
+
+
+def _refuse_originals(items: Sequence[Item], output: Path) -> None:
+    """Refuse an output that leads back to the originals, by a link or a mount."""
+    originals = homes(items)
     for parent in sorted({item.relative.parent for item in items}):
         folder = output / parent
-        if _is_folder(folder) and _identity(folder) in originals:
+        if _is_folder(folder) and identity_of(folder.stat()) in originals:
             raise BadSetting(
                 f"{shown(folder)} in the output is a folder of originals.",
-                "Remove that symlink, or choose another output with -o.",
+                "Remove that link, or choose another output with -o.",
             )
 
 
@@ -241,11 +300,6 @@ def _is_folder(path: Path) -> bool:
         return path.is_dir()
     except OSError:
         return False
-
-
-def _identity(folder: Path) -> tuple[int, int]:
-    status = folder.stat()
-    return status.st_dev, status.st_ino
 
 
 def _same(one: Path, other: Path) -> bool:
@@ -262,7 +316,3 @@ def _within(inner: Path, outer: Path) -> bool:
 def nfc(text: str) -> str:
     """Return the composed Unicode form, in which names are compared."""
     return unicodedata.normalize("NFC", text)
-
-
-def _folded(relative: Path) -> str:
-    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())

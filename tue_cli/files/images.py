@@ -1,4 +1,4 @@
-"""One picture: its pixels and all that is needed to write it back; read, decode, write a file.
+"""One picture: its pixels and all that is needed to write it back; read and decode a file.
 
 Pixels stay in stored order (the orientation tag is copied, not applied). A file that cannot be
 protected is a `PictureProblem` with a reason: `recognise` says which. `scale` fits the pixels to
@@ -12,7 +12,6 @@ import logging
 import os
 import stat
 import warnings
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -36,7 +35,7 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 logging.getLogger("PIL").addHandler(logging.NullHandler())
 
-_SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .mpo .png .webp .tif .tiff .bmp .avif"
+_SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .webp .tif .tiff .bmp .avif"
 _REFUSED: Final = (
     ".gif .apng .heic .heif .hif .jp2 .j2k .jpf .jpx .jxl .ico .cur .icns .psd .xcf .tga .dds "
     ".ppm .pgm .pbm .pnm .qoi .exr .hdr .svg .eps .dib .pcx .dng .cr2 .cr3 .nef .arw .orf "
@@ -239,26 +238,3 @@ def _coding(image: Image.Image, kind: str, source: bytes) -> Coding:
     if kind == "WEBP":
         return Coding(lossless=recognise.is_lossless_webp(source))
     return Coding(lossless=kind != "AVIF")
-
-
-def write_whole(data: bytes, path: Path, scratch: Path, like: os.stat_result | None = None) -> None:
-    """Write a file so that it appears whole or not at all, with the times and mode of `like`.
-
-    `scratch` is a path on the same file system; it is gone afterwards, whatever happens.
-
-    Raises:
-        OSError: as the file system gave it.
-    """
-    try:
-        with scratch.open("wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
-        if like is not None:
-            scratch.chmod(stat.S_IMODE(like.st_mode) | stat.S_IWUSR)
-            os.utime(scratch, ns=(like.st_mtime_ns, like.st_mtime_ns))
-        scratch.replace(path)
-    except BaseException:
-        with suppress(OSError):
-            scratch.unlink()
-        raise

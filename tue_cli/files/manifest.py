@@ -9,20 +9,18 @@ from __future__ import annotations
 import contextlib
 import errno
 import hashlib
-import itertools
 import json
 import math
 import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, BinaryIO, Self
 
-from filelock import FileLock, Timeout
-
 from tue_cli.errors import BadSetting, OutputProblem
+from tue_cli.files.atomic import SCRATCH, Folder, Identity, identity_of, is_link
 
 MANIFEST = "tue-manifest.json"
 WORK = ".tue"
@@ -30,7 +28,11 @@ SCHEMA = 1
 EXISTING = ("skip", "overwrite", "error")
 
 _JOURNAL = "journal.jsonl"
-_SCRATCH = "scratch-"
+_LOCK = "lock"
+_MAKER = ("tool", "algorithm")
+"""What of a run tells who made its copies, and does not decide whether another may go on."""
+_FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""What of a file system's errors no other copy escapes either."""
 _FIELDS = ("path", "source_sha256", "sha256", "label", "key")
 
 Record = dict[str, Any]
@@ -126,6 +128,8 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
         return OutputProblem(
             f"The output folder {where} is on a read-only disk.", "Choose another folder with -o."
         )
+    if error.errno == errno.ELOOP:
+        return link_in_the_way(Path(error.filename or output))
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputProblem(
             f"Something that is not a folder stands in the place of the output folder {where}.",
@@ -135,6 +139,27 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
         f"The output folder {where} cannot be written: {error.strerror or error}.",
         "Choose another folder with -o.",
     )
+
+
+def link_in_the_way(path: Path) -> OutputProblem:
+    """The error to raise where a link stands in the place of a file or folder of the output."""
+    return OutputProblem(
+        f"{shown(path)} is a link, and in an output no link is followed.",
+        "Remove it, or choose another folder with -o.",
+    )
+
+
+def refuse_links(output: Path, folders: Iterable[Path]) -> None:
+    """Raise OutputProblem where one of these folders below `output`, or what tue keeps there, is
+    a link.
+    """
+    places = {Path(MANIFEST), Path(WORK), *(Path(WORK, name) for name in (_JOURNAL, _LOCK))}
+    for folder in folders:
+        places |= {folder, *folder.parents}
+    for place in sorted(places - {Path()}):
+        with contextlib.suppress(OSError):
+            if is_link((output / place).lstat()):
+                raise link_in_the_way(output / place)
 
 
 class Journal:
@@ -148,13 +173,22 @@ class Journal:
     hash agrees, so that a kill at any moment costs one picture and claims nothing false.
     """
 
-    def __init__(self, output: Path, run: dict[str, Any], existing: str) -> None:
+    def __init__(
+        self,
+        output: Path,
+        run: dict[str, Any],
+        existing: str,
+        originals: Collection[Identity] = (),
+    ) -> None:
         """`run` holds the settings that decide the copies' bytes, as JSON can say them.
+
+        Its fields `tool` and `algorithm` only tell: runs that differ in them go on from each other.
+        No copy is put into one of the folders `originals`, whatever leads there.
 
         `existing` is `skip` (a former run must have had the same settings), `overwrite` (copies of
         other settings are known as ours, but not as done) or `error` (no former run may have
         recorded anything). Entering raises BadSetting where this does not hold, and OutputProblem
-        where the folder cannot be written or another run is using it.
+        where the folder cannot be written, a link is in the way, or another run is using it.
         """
         if existing not in EXISTING:
             raise BadSetting(
@@ -165,15 +199,19 @@ class Journal:
         """Relative posix path -> record, of this run and of former ones with equal settings."""
         self.keys: dict[str, str] = {}
         """Class -> key, likewise; what is added here goes into the manifest."""
+        self.refused: set[str] = set()
+        """What the output's file system refused to do, as `Folder.refused` has it."""
         self._run: dict[str, Any] = json.loads(_line(run))
         self._existing = existing
-        self._work = output / WORK
-        self._journal = self._work / _JOURNAL
+        self._originals = originals
+        # Held from entering to leaving, and let go in reverse.
+        self._folder: Folder
+        self._work: Folder
+        self._stack = contextlib.ExitStack()
         self._file: BinaryIO | None = None
-        self._lock = FileLock(self._work / "lock", timeout=0, thread_local=False)
         self._guard = threading.Lock()
-        self._numbers = itertools.count(1)
-        self._made: list[Path] = []
+        self._places: dict[Path, Identity] = {}
+        self._lost = False
         self._ours: dict[str, set[str]] = {}
         self._sure: set[str] = set()
         self._since = time.monotonic()
@@ -184,7 +222,7 @@ class Journal:
         try:
             if not os.access(self.output, os.W_OK | os.X_OK):
                 raise output_problem(PermissionError(errno.EACCES, "not writable"), self.output)
-            self._clear_scratch()
+            _suppressed(self._clear_scratch)
             self.recall()
         except BaseException:
             self._leave()
@@ -194,10 +232,6 @@ class Journal:
     def __exit__(self, *_: object) -> None:
         """Let the folder go, finished or to be resumed."""
         self._leave()
-
-    def scratch(self) -> Path:
-        """A fresh path for an unfinished copy: same disk, and short where the name is long."""
-        return self._work / f"{_SCRATCH}{next(self._numbers)}"
 
     def is_done(self, relative: Path, *, source_sha256: str, label: str, key: str) -> bool:
         """Whether a copy of this very source, label and key is in place, whole."""
@@ -216,30 +250,87 @@ class Journal:
         ours = self._ours.get(relative.as_posix())
         return ours is not None and self._hash(relative) in ours
 
-    def record(self, record: Record) -> None:
-        """Append one finished picture, on disk when this returns; to be called from any thread.
+    def save(self, record: Record, data: bytes, like: os.stat_result | None = None) -> None:
+        """Record a finished picture and put its copy in place; to be called from any thread.
 
-        A number that is not finite becomes null. Raises OutputProblem where the disk is full.
+        The copy gets the permissions and the time of `like`. A number in the record that is not
+        finite becomes null.
+
+        Raises:
+            OutputProblem: the disk is full, the output was removed or replaced, a link is in the
+                way; no other copy can be written either.
+            OSError: this copy cannot be written.
         """
         record = _finite(record)
         if not _is_record(record):
             raise ValueError(f"a record needs the strings {', '.join(_FIELDS)}: {record}")
         with self._guard:
+            self.refuse_loss()
             try:
-                if self._file is None:
-                    self._file = self._journal.open("ab")
-                    # A kill may have left half a line; it must not swallow the next one.
-                    start = "\n" if self._file.tell() else ""
-                    self._file.write(f"{start}{_line({'run': self._run})}\n".encode())
-                self._file.write(f"{_line(record)}\n".encode())
-                self._file.flush()
-                os.fsync(self._file.fileno())
+                self._append(record)
             except OSError as error:
                 raise output_problem(error, self.output) from error
             self.records[record["path"]] = record
             self.keys[record["label"]] = record["key"]
             self._ours.setdefault(record["path"], set()).add(record["sha256"])
             self._sure.add(record["path"])
+        relative = Path(record["path"])
+        try:
+            with self._entered(relative.parent) as place:
+                place.write(data, relative.name, aside=self._work, like=like)
+        except OSError as error:
+            self.refuse_loss()
+            if error.errno in _FATAL:
+                raise output_problem(error, self.output) from error
+            raise
+
+    def refuse_loss(self) -> None:
+        """Raise OutputProblem where what this run works in is no longer in its place."""
+        try:
+            lost = self._missing()
+        except OSError as error:
+            raise output_problem(error, self.output) from error
+        if lost is not None:
+            self._lost = True
+            raise _lost(lost)
+
+    def _missing(self) -> Path | None:
+        for folder in (self._folder, self._work):
+            if not folder.is_in_place():
+                return folder.path
+        if self._file is not None:
+            status = self._work.status(_JOURNAL)
+            if status is None or identity_of(status) != identity_of(os.fstat(self._file.fileno())):
+                return self._work.path / _JOURNAL
+        return None
+
+    def _append(self, record: Record) -> None:
+        if self._file is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
+            self._file = open(self._work.open(_JOURNAL, flags), "ab")  # noqa: PTH123, SIM115
+            # A kill may have left half a line; it must not swallow the next one.
+            start = "\n" if self._file.seek(0, os.SEEK_END) else ""
+            self._file.write(f"{start}{_line({'run': self._run})}\n".encode())
+            self._work.sync()
+        self._file.write(f"{_line(record)}\n".encode())
+        self._file.flush()
+        with self._work.tolerant("syncing"):
+            os.fsync(self._file.fileno())
+
+    def _entered(self, relative: Path) -> Folder:
+        """Enter a folder for copies, made where it is missing, and check that it is one still."""
+        known = self._places.get(relative)
+        try:
+            place = self._folder.inside(relative, make=known is None)
+        except FileNotFoundError:
+            self._lost = True
+            raise _lost(self.output / relative) from None
+        if place.identity in self._originals or known not in (None, place.identity):
+            place.close()
+            self._lost = True
+            raise _lost(self.output / relative)
+        self._places[relative] = place.identity
+        return place
 
     def finish(self, summary: dict[str, Any]) -> Path:
         """Write the manifest, remove everything else that is not a copy, and let the folder go.
@@ -247,6 +338,7 @@ class Journal:
         `summary` may list `failed`: records of `path`, `reason`, `message`. A record whose copy
         never came into place is left out. Only `seconds` and `finished` depend on the clock.
         """
+        self.refuse_loss()
         doubtful = {entry["path"] for entry in summary.get("failed", ())}
         sure = self._sure - doubtful
         pictures = [
@@ -263,41 +355,56 @@ class Journal:
             "seconds": round(time.monotonic() - self._since, 3),
             "finished": datetime.now(UTC).isoformat(timespec="seconds"),
         }
-        path, unfinished = self.output / MANIFEST, self.scratch()
+        text = json.dumps(manifest, sort_keys=True, indent=1, allow_nan=False) + "\n"
         try:
-            with unfinished.open("w", encoding="ascii", newline="\n") as file:
-                json.dump(manifest, file, sort_keys=True, indent=1, allow_nan=False)
-                file.write("\n")
-                file.flush()
-                os.fsync(file.fileno())
-            unfinished.replace(path)
-            self._close()
-            self._journal.unlink(missing_ok=True)
+            self._folder.write(text.encode("ascii"), MANIFEST, aside=self._work)
+            _suppressed(self._close)
+            with contextlib.suppress(FileNotFoundError):
+                self._work.unlink(_JOURNAL)
         except OSError as error:
             raise output_problem(error, self.output) from error
         self._leave()
-        return path
+        return self.output / MANIFEST
 
     def _claim(self) -> None:
-        """Make the folder and lock it."""
+        """Make the folder, hold it and lock it."""
         # A run that leaves removes its empty folders, perhaps between our making and our locking.
         for attempts_left in reversed(range(5)):
             try:
-                folders = (self._work, *self._work.parents)
-                self._made = [folder for folder in folders if not folder.exists()]
-                self._work.mkdir(parents=True, exist_ok=True)
-                self._lock.acquire()
+                self._hold()
                 return
-            except Timeout:
+            except BlockingIOError:
+                self._leave()
                 raise OutputProblem(
                     f"Another run of tue is using {shown(self.output)}.",
                     "Wait until it has finished, or choose another folder with -o.",
                 ) from None
             except OSError as error:
+                self._leave()
                 if attempts_left and isinstance(error, FileNotFoundError | FileExistsError):
                     continue
-                self._remove_empty()
                 raise output_problem(error, self.output) from error
+            except OutputProblem:
+                self._leave()
+                raise
+
+    def _hold(self) -> None:
+        hold = self._stack
+        for folder in reversed((self.output, *self.output.parents)):
+            if not folder.exists():
+                hold.callback(_suppressed, folder.rmdir)
+        self.output.mkdir(parents=True, exist_ok=True)
+        self._folder = hold.enter_context(Folder(self.output))
+        self.refused = self._folder.refused
+        if self._folder.identity in self._originals:
+            raise _lost(self.output)
+        refuse_links(self.output, ())
+        hold.callback(_suppressed, lambda: self._folder.rmdir(WORK))
+        self._work = hold.enter_context(self._folder.inside(Path(WORK), make=True))
+        hold.callback(self._work.unlock, _LOCK, self._work.lock(_LOCK))
+        hold.callback(_suppressed, self._restore)
+        hold.callback(_suppressed, self._clear_scratch)
+        hold.callback(_suppressed, self._close)
 
     def recall(self) -> None:
         """Read what former runs recorded, and decide whether this run may go on from it.
@@ -306,17 +413,18 @@ class Journal:
         """
         books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
         records, keys = self.records, self.keys
-        last: dict[str, Any] = self._run
+        wanted = _deciding(self._run)
+        last = wanted
         for entry in self.entries():
             if _is_record(entry):
                 records[entry["path"]] = entry
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
             elif isinstance(entry.get("run"), dict):
-                last = entry["run"]
+                last = _deciding(entry["run"])
                 records, keys = books.setdefault(_line(last), ({}, {}))
                 keys.update(entry.get("keys", {}))
-        self.records, self.keys = books.get(_line(self._run), ({}, {}))
+        self.records, self.keys = books.get(_line(wanted), ({}, {}))
         if not self._ours:
             return
         where = shown(self.output)
@@ -325,9 +433,9 @@ class Journal:
                 f"{where} already holds {len(self._ours)} protected copies.",
                 "Use --existing skip to go on from them, or choose another folder with -o.",
             )
-        if self._existing == "skip" and last != self._run:
+        if self._existing == "skip" and last != wanted:
             raise BadSetting(
-                f"{where} holds copies made with other settings: {differences(last, self._run)}.",
+                f"{where} holds copies made with other settings: {differences(last, wanted)}.",
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 
@@ -337,44 +445,45 @@ class Journal:
             manifest = read_manifest(self.output)
             yield {"run": manifest["run"], "keys": manifest["keys"]}
             yield from manifest["pictures"]
-        yield from _lines(self._journal)
+        yield from _lines(self.output / WORK / _JOURNAL)
 
     def _hash(self, relative: Path) -> str | None:
         """The hash of the file at a place; None where there is no readable regular file."""
-        path = self.output / relative
         try:
-            return sha256(path) if path.is_file() else None
-        except OSError:
+            with self._folder.inside(relative.parent) as place:
+                return place.sha256(relative.name)
+        except (OSError, ValueError):  # the latter for a name that no system can have
             return None
 
     def _clear_scratch(self) -> None:
-        for path in self._work.glob(f"{_SCRATCH}*"):
-            with contextlib.suppress(OSError):
-                path.unlink()
+        for name in self._work.names():
+            if name.startswith(SCRATCH):
+                with contextlib.suppress(OSError):
+                    self._work.unlink(name)
 
     def _close(self) -> None:
         if self._file is not None:
-            with contextlib.suppress(OSError):
-                self._file.close()
-            self._file = None
+            file, self._file = self._file, None
+            file.close()
+
+    def _restore(self) -> None:
+        """Where the journal was removed and copies are left, write it anew: they stay known."""
+        if not (self._lost and self.records):
+            return
+        lines = (_line({"run": self._run}), *map(_line, self.records.values()))
+        text = "".join(f"{line}\n" for line in lines)
+        with self._folder.inside(Path(WORK), make=True) as work:
+            if work.status(_JOURNAL) is None:
+                work.write(text.encode(), _JOURNAL)
 
     def _leave(self) -> None:
         """Let the folder go; what was recorded stays, and what this run made empty does not."""
-        if not self._lock.is_locked:
-            return
-        self._close()
-        self._clear_scratch()
-        # Unlinked while held: who has opened the old lock finds it unlinked and tries again.
-        # (Windows refuses; there filelock itself removes the file.)
-        with contextlib.suppress(OSError):
-            Path(self._lock.lock_file).unlink()
-        self._lock.release()
-        self._remove_empty()
+        self._stack.close()
 
-    def _remove_empty(self) -> None:
-        for folder in dict.fromkeys((self._work, *self._made)):
-            with contextlib.suppress(OSError):
-                folder.rmdir()
+
+def _suppressed(action: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError):
+        action()
 
 
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
@@ -390,6 +499,18 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
             entry = json.loads(line)
             if isinstance(entry, dict):
                 yield entry
+
+
+def _deciding(run: dict[str, Any]) -> dict[str, Any]:
+    """What of a run must be the same for another to go on from it."""
+    return {name: value for name, value in run.items() if name not in _MAKER}
+
+
+def _lost(path: Path) -> OutputProblem:
+    return OutputProblem(
+        f"{shown(path)} was removed or replaced while tue was writing.",
+        "See what did that, then run the same command again: copies that are left are kept.",
+    )
 
 
 def _line(value: Any) -> str:

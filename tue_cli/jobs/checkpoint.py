@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.errors import BadSetting, OutputProblem
-from tue_cli.files import images
+from tue_cli.files.atomic import write_whole
 from tue_cli.files.manifest import differences
 from tue_cli.settings import TrainSettings
 
@@ -66,7 +66,7 @@ def write_output(data: bytes, path: Path) -> None:
         OutputProblem: it cannot be written.
     """
     try:
-        images.write_whole(data, path, path.with_name(f"{path.name}-part"))
+        write_whole(data, path)
     except OSError as error:
         raise OutputProblem(
             f"{path} cannot be written: {error.strerror or error}.",

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from tue_cli.errors import BadSetting, WeightsProblem, require
 from tue_cli.events import Done, Event, Saved
-from tue_cli.files import images
+from tue_cli.files.atomic import write_whole
 from tue_cli.files.manifest import output_problem, sha256, shown
 from tue_cli.weights import Weights, load
 
@@ -71,7 +71,7 @@ def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        images.write_whole(data, output, output.with_name(f"{output.name}-part"))
+        write_whole(data, output)
     except OSError as error:
         raise output_problem(error, output.parent) from None
     yield Saved(None, output, {"bytes": len(data)})

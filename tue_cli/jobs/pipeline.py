@@ -5,7 +5,6 @@ Threads decode and encode beside the engine; outcomes come in the order of the t
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import os
 import time
@@ -22,7 +21,7 @@ from tue_cli.engine import Engine, Floats
 from tue_cli.errors import PictureProblem
 from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
 from tue_cli.files import encode, images, scale
-from tue_cli.files.manifest import Journal, output_problem, sha256, shown
+from tue_cli.files.manifest import Journal, sha256, shown
 from tue_cli.files.quality import compare
 from tue_cli.files.remains import facts, small_rms
 from tue_cli.jobs.plan import ProtectSpec, Task
@@ -33,7 +32,16 @@ BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
 BATCH_PIXELS = 64_000_000
 """A batch of large pictures is closed at this many pixels: it bounds the memory."""
-_FATAL = {errno.ENOSPC, errno.EROFS, getattr(errno, "EDQUOT", errno.ENOSPC)}
+ALGORITHM = 1
+"""To be raised by hand with every change after which the same picture, key, weights and settings
+give other bytes. Copies of a former one stay as they are; each record holds its own."""
+_WITHOUT = {
+    "permissions": "copies have the permissions that it gives them",
+    "times": "copies have the times at which they were written",
+    "locks": "nothing keeps a second run out of the folder",
+    "syncing": "a power cut may cost the last copies",
+}
+"""What it means that the output's file system does not do such a thing."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +91,10 @@ class Pipeline:
     def run(self, tasks: Sequence[Task], total: int) -> Iterator[Event]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
         began = time.monotonic()
-        self._places = {task.item.source: task.relative.as_posix() for task in tasks}
+        self._places = {
+            task.item.source: (task.relative if task.has_place else task.item.relative).as_posix()
+            for task in tasks
+        }
         writing: list[Future[Outcome]] = []
         batch: list[Loaded] = []
 
@@ -132,6 +143,15 @@ class Pipeline:
 
     def warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
+        if self._journal.refused:
+            lacking = "; ".join(_WITHOUT[what] for what in sorted(self._journal.refused))
+            yield f"The output's file system does not do all that was asked of it: {lacking}."
+        records = self._journal.records.values()
+        if older := sum(record.get("algorithm") != ALGORITHM for record in records):
+            yield (
+                f"{older} copies were made by another version of tue and stay as they are. Use "
+                "--existing overwrite to make them anew."
+            )
         if self._weak:
             yield (
                 f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
@@ -150,6 +170,10 @@ class Pipeline:
                 return blocked
             status = source.stat()
             picture = images.decode(data)
+            if not task.has_place:
+                raise PictureProblem(
+                    "in-the-way", "Its copy would meet that of another picture; rename it."
+                )
             small = scale.shrink(picture.pixels, self._size)
         except PictureProblem as problem:
             return Failed(source, problem.reason, problem.message)
@@ -159,7 +183,7 @@ class Pipeline:
 
     def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture is not to be worked on, if it is not."""
-        if self._spec.existing == "overwrite":
+        if self._spec.existing == "overwrite" or not task.has_place:
             return None
         place = self._output / task.relative
         if self._journal.is_done(
@@ -176,6 +200,7 @@ class Pipeline:
         return None
 
     def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+        self._journal.refuse_loss()
         began = time.monotonic()
         deltas = self._engine.perturb(
             np.stack([loaded.small for loaded in batch]),
@@ -210,6 +235,7 @@ class Pipeline:
                 "sha256": sha256(encoded.data),
                 "label": task.item.label,
                 "key": task.key,
+                "algorithm": ALGORITHM,
                 "format": encoded.format,
                 "bytes": len(encoded.data),
                 **asdict(facts(_as_read(encoded))),
@@ -222,16 +248,13 @@ class Pipeline:
                 "notes": [*picture.notes, *encoded.notes],
             }
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
-            self._journal.record({**record, "seconds": round(seconds, 4)})
-            place.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(encoded.data, place, self._journal.scratch(), loaded.status)
+            timed = {**record, "seconds": round(seconds, 4)}
+            self._journal.save(timed, encoded.data, loaded.status)
         except PictureProblem as problem:
             return Failed(task.item.source, problem.reason, problem.message)
         except MemoryError:
             return Failed(task.item.source, "too-large", "There is not enough memory for it.")
         except OSError as error:
-            if error.errno in _FATAL:
-                raise output_problem(error, self._output) from error
             message = f"{shown(place)} cannot be written: {error.strerror or error}."
             return Failed(task.item.source, "not-written", message)
         return Saved(task.item.source, place, record)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import os
+from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
@@ -29,7 +30,7 @@ from tue_cli.settings import (
 from tue_cli.weights import Weights, load, netless
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
 SEEN_BATCH = 32
 LOOKED_AT = 64
 """Pictures of a class that tell which keys are near to it."""
@@ -75,6 +76,8 @@ class Task:
     relative: Path
     """Where the copy goes, below the output."""
     key: str
+    has_place: bool = True
+    """False where its copy, if it can have one against its name, would meet another's."""
 
 
 def check(spec: ProtectSpec) -> None:
@@ -320,10 +323,25 @@ def planned(
     tasks = tuple(
         Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
     )
-    folders.refuse_collisions(replace(task.item, relative=task.relative) for task in tasks)
+    tasks = _placed(tasks, journal.output)
     if spec.existing == "error":
         _refuse_existing(journal.output, tasks)
     return tasks
+
+
+def _placed(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
+    """Tell the tasks that have no place of their own; raise BadSetting for pictures without one.
+
+    Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG.
+    """
+    folders.refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
+    taken = Counter(folders.folded(task.relative) for task in tasks)
+
+    def has_place(task: Task) -> bool:
+        gives_way = task.item.source.suffix.lower() in images.UNSUPPORTED
+        return not gives_way or taken[folders.folded(task.relative)] == 1
+
+    return tuple(replace(task, has_place=has_place(task)) for task in tasks)
 
 
 def outstanding(spec: ProtectSpec, tasks: Sequence[Task], journal: Journal) -> list[Task]:

@@ -22,7 +22,7 @@ from tue_cli.errors import PictureProblem
 from tue_cli.events import Done, Event, Failed, Note, Started
 from tue_cli.files import encode, folders, images, scale
 from tue_cli.files.manifest import Journal, former_run, read_manifest
-from tue_cli.jobs.pipeline import BATCH, Pipeline
+from tue_cli.jobs.pipeline import ALGORITHM, BATCH, Pipeline
 from tue_cli.jobs.plan import (
     ProtectSpec,
     Task,
@@ -68,7 +68,8 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        journal = Journal(output, run_of(spec, weights, engine), spec.existing)
+        originals = folders.homes(found.items)
+        journal = Journal(output, run_of(spec, weights, engine), spec.existing, originals)
         journal.recall()
         items = labelled(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
@@ -130,9 +131,10 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
 
 
 def run_of(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
-    """Return what decides the copies' bytes."""
+    """Return what decides the copies' bytes and, with `tool` and `algorithm`, who made them."""
     return {
         "tool": tool(),
+        "algorithm": ALGORITHM,
         "engine": engine.kind,
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "settings": asdict(spec.settings),
@@ -180,7 +182,7 @@ def _estimate(
 
 
 def tool() -> dict[str, str]:
-    """Return the version and the sha256 of tue's own sources: equal ones compute the same."""
+    """Return the version and the sha256 of tue's own sources."""
     state = hashlib.sha256()
     root = Path(tue_cli.__file__).parent
     for path in sorted(root.rglob("*.py")):

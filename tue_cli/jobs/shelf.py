@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from tue_cli.engine import Floats, Machine, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
-from tue_cli.files import images, scale
+from tue_cli.files import scale
+from tue_cli.files.atomic import write_whole
 from tue_cli.files.manifest import output_problem, shown
 from tue_cli.jobs.cells import Arm, key_of
 from tue_cli.jobs.evidence import Arms
@@ -279,6 +280,6 @@ class Shelf:
     def _write(self, path: Path, data: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(data, path, path.with_name(f"{path.name}-part"))
+            write_whole(data, path)
         except OSError as error:
             raise output_problem(error, self.folder) from None

@@ -122,4 +122,5 @@ def _bytes(item: folders.Item) -> int:
 
 def _format(path: Path) -> str:
     suffix = path.suffix.lower().lstrip(".")
-    return {"jpg": "JPEG", "jpe": "JPEG", "jfif": "JPEG", "tif": "TIFF"}.get(suffix, suffix.upper())
+    jpeg = dict.fromkeys(("jpg", "jpe", "jfif", "pjpeg", "pjp"), "JPEG")
+    return {**jpeg, "tif": "TIFF", "": "no ending"}.get(suffix, suffix.upper())

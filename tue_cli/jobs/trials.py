@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Iterable
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -14,7 +13,7 @@ import platformdirs
 
 from tue_cli.attacks import ATTACKS, Attack
 from tue_cli.errors import OutputProblem
-from tue_cli.files import images
+from tue_cli.files.atomic import write_whole
 from tue_cli.settings import VerifySettings, VictimSettings
 
 MOST_EPOCHS = 60
@@ -152,7 +151,7 @@ class Book:
         data = json.dumps(self._entries).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            images.write_whole(data, self._path, self._path.with_suffix(f".{os.getpid()}"))
+            write_whole(data, self._path)
         except OSError as error:
             raise OutputProblem(
                 f"{self._path} cannot be written: {error.strerror or error}.",
