@@ -75,7 +75,7 @@ def test_nothing_is_written_beside_the_output_and_no_socket_is_opened(tmp_path: 
         assert ran.returncode == 0, ran.stderr
     ran = alone(*TUE, "check", output / "onnx", "--original", PHOTOS, home=home)
     assert ran.returncode == 0, ran.stderr
-    weights = shutil.copy(ROOT / "weights" / "cifar10.safetensors", output / "w.safetensors")
+    weights = Path(shutil.copy(ROOT / "weights" / "cifar10.safetensors", output / "w.safetensors"))
     ran = alone(*TUE, "export", weights, home=home)
     assert ran.returncode == 0 and weights.with_suffix(".onnx").exists(), ran.stderr
     left = [path.relative_to(home) for path in home.rglob("*") if path.is_file()]

@@ -10,7 +10,6 @@ import contextlib
 import hashlib
 import io
 import os
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -177,7 +176,7 @@ def threads() -> int:
         return os.cpu_count() or 1
 
 
-def runtime() -> ModuleType:
+def runtime() -> Any:
     """Import ONNX Runtime, which from 1.29 on reports to its makers unless it is told not to.
 
     It reads the variable once, when it is loaded; `disable_telemetry_events()` comes too late. So

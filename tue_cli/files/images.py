@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from tue_cli.errors import PictureProblem
-from tue_cli.files import jpeg, metadata, recognise
+from tue_cli.files import jpeg, metadata, reading, recognise
 from tue_cli.files.metadata import Metadata
 
 MAX_PIXELS: Final = 200_000_000
@@ -97,21 +97,14 @@ def read(path: Path) -> bytes:
     Raises:
         PictureProblem: `not-a-file`, `unreadable` or `too-large`.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with open(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PictureProblem("not-a-file", "Not a regular file.")
-            source = file.read(MAX_BYTES + 1)
-    except IsADirectoryError as error:
-        raise PictureProblem("not-a-file", "A folder, not a file.") from error
+        return reading.read_file(path, MAX_BYTES)
+    except (reading.NotAFile, IsADirectoryError) as error:
+        raise PictureProblem("not-a-file", "This is a folder, a pipe or a device.") from error
+    except reading.TooLarge as error:
+        raise PictureProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.") from error
     except OSError as error:
         raise PictureProblem("unreadable", f"Cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise PictureProblem("unreadable", "The path holds a zero byte.") from error
-    if len(source) > MAX_BYTES:
-        raise PictureProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.")
-    return source
 
 
 def decode(source: bytes) -> Picture:
