@@ -139,6 +139,8 @@ def paths_of(paths: list[str]) -> tuple[Path, ...]:
         if path != "-":
             result.append(Path(path))
             continue
+        if sys.stdin is None:
+            raise BadSetting("There is no stdin to read a list from.", "Name the pictures.")
         data = sys.stdin.buffer.read(MOST_STATE + 1)
         if len(data) > MOST_STATE:
             raise BadSetting("The list on stdin has no end.", "Write one path a line.")

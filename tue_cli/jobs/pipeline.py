@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from tue_cli.engine import Engine, Floats
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import DeviceUnavailable, PictureProblem
 from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
 from tue_cli.files import encode, images, scale
 from tue_cli.files.manifest import Journal, output_problem, sha256, shown
@@ -182,6 +182,11 @@ class Pipeline:
             np.array([self._numbers[loaded.task.key] for loaded in batch]),
             [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
         )
+        if not np.isfinite(deltas).all():
+            raise DeviceUnavailable(
+                f"{self._engine.description} made noise that is not a number.",
+                "Use --device cpu, another --backend or other weights.",
+            )
         spent = time.monotonic() - began
         self.engine_seconds += spent
         return [
