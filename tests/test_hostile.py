@@ -3,15 +3,35 @@
 from __future__ import annotations
 
 import ctypes
+import hashlib
+import json
 import os
+import pickle
 import platform
 import shutil
+import signal
 import struct
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from safetensors.numpy import save
+
+from tue_cli.cli import main
+from tue_cli.errors import BadSetting, ExitCode, PictureProblem
+from tue_cli.files import images
+from tue_cli.files.manifest import MANIFEST, WORK
+from tue_cli.files.reading import NotAFile, TooLarge, parse_json, read_file
+from tue_cli.jobs.bench import BenchSpec, bench
+from tue_cli.jobs.cifar import KEPT
+from tue_cli.jobs.export import exported
+from tue_cli.settings import PRESETS
+from tue_cli.weights import Card, Weights, build, digest, load, read
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ROOT / "assets" / "photos"
@@ -93,3 +113,438 @@ def test_one_place_imports_onnx_runtime() -> None:
     ]
     # Twice: once for the types alone.
     assert importing == ["onnx_engine.py"] * 2
+
+
+# --- what former runs left -------------------------------------------------------------------
+
+NEST = "[" * 100_000 + "]" * 100_000
+PIPES = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
+
+
+@pytest.fixture(autouse=True)
+def _ends() -> Iterator[None]:
+    """End a test that waits for something that never comes."""
+    if hasattr(signal, "alarm"):
+        signal.alarm(300)
+    yield
+    if hasattr(signal, "alarm"):
+        signal.alarm(0)
+
+
+@pytest.fixture(scope="module")
+def twin(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny weights, with their graph beside them."""
+    path = tmp_path_factory.mktemp("twin") / "w.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    list(exported(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
+    return path
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("in") / "photos"
+    shutil.copytree(PHOTOS / "everyday", folder)
+    return folder
+
+
+def tue(*arguments: object, capsys: pytest.CaptureFixture[str]) -> tuple[int, str]:
+    """Run a command, and return its exit code and what it said on stderr."""
+    capsys.readouterr()
+    code = 0
+    try:
+        main([str(part) for part in arguments])
+    except SystemExit as ended:
+        code = int(ended.code or 0)
+    return code, capsys.readouterr().err
+
+
+def protected(
+    photos: Path, output: Path, weights: Path, capsys: pytest.CaptureFixture[str]
+) -> tuple[int, str]:
+    common = ("--labels", "single", "--steps", 1, "--weights", weights)
+    return tue("protect", photos, "-o", output, *common, capsys=capsys)
+
+
+def assert_is_a_sentence(said: str) -> None:
+    assert "Traceback" not in said and "should not have happened" not in said
+    assert sum(line.startswith("Error:") for line in said.splitlines()) <= 1
+
+
+@pytest.fixture(scope="module")
+def finished(photos: Path, twin: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder that tue has protected."""
+    output = tmp_path_factory.mktemp("finished") / "out"
+    with pytest.raises(SystemExit) as ended:
+        main(["protect", str(photos), "-o", str(output), "--labels", "single", "--steps", "1",
+            "--weights", str(twin)])  # fmt: skip
+    assert not ended.value.code
+    return output
+
+
+def odd_manifests(good: dict[str, Any]) -> dict[str, bytes]:
+    """Manifests that are no manifest of tue's, or not in this part, by name."""
+
+    def changed(**parts: Any) -> bytes:
+        return json.dumps({**good, **parts}).encode()
+
+    def first(**fields: Any) -> bytes:
+        return changed(pictures=[{**good["pictures"][0], **fields}, *good["pictures"][1:]])
+
+    whole, run = json.dumps(good), good["run"]
+    return {
+        "empty": b"",
+        "zeros": bytes(1000),
+        "list": b"[]",
+        "nested": b"[" * 200_000,
+        "nested a little": changed(run={"x": json.loads("[" * 400 + "]" * 400)}),
+        "nan in the run": changed(run={**run, "x": float("nan")}),
+        "infinite": whole.replace('"run": {', '"run": {"x": 1e400, ', 1).encode(),
+        "digits": whole.replace('"schema": 1', '"schema": ' + "1" * 5000, 1).encode(),
+        "schema true": changed(schema=True),
+        "schema 2": changed(schema=2),
+        "keys a number": changed(keys={"photos": 5}),
+        "keys a list": changed(keys={"photos": ["a"]}),
+        "a key no name": changed(keys={"\ud800": "cat"}),
+        "engine a number": changed(run={**run, "engine": 5}),
+        "engine a list": changed(run={**run, "engine": ["a"]}),
+        "pictures numbers": changed(pictures=[1, 2]),
+        "path no name": first(path="\ud800.jpg"),
+        "path with zero": first(path="a\0b"),
+        "path outside": first(path="../../photos/a.jpg"),
+        "path absolute": first(path="/etc/passwd"),
+    }
+
+
+def told_oddly(good: dict[str, Any]) -> dict[str, bytes]:
+    """Manifests in which something is odd that decides nothing."""
+
+    def first(**fields: Any) -> bytes:
+        pictures = [{**good["pictures"][0], **fields}, *good["pictures"][1:]]
+        return json.dumps({**good, "pictures": pictures}).encode()
+
+    odd: dict[str, Any] = dict.fromkeys(
+        ("mean", "psnr", "small_rms", "survival", "ssim", "bytes", "seconds"), "x"
+    )
+    return {
+        "numbers texts": first(**odd),
+        "numbers lists": first(**dict.fromkeys(odd, [])),
+        "not a number": first(mean=float("nan"), psnr=float("inf")),
+        "sizes huge": first(size=[10**30, 10**30]),
+        "sizes text": first(size="s", metadata=[1], notes=5),
+        "failed numbers": json.dumps({**good, "summary": {"failed": [5]}}).encode(),
+        "summary a list": json.dumps({**good, "summary": []}).encode(),
+    }
+
+
+NAMES = list(odd_manifests({"run": {}, "schema": 1, "pictures": [{}]}))
+TOLD = list(told_oddly({"pictures": [{}]}))
+
+
+def with_manifest(finished: Path, data: bytes, place: Path) -> Path:
+    output = Path(shutil.copytree(finished, place))
+    (output / MANIFEST).write_bytes(data)
+    return output
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_corrupt_manifest_ends_in_a_sentence(
+    name: str,
+    finished: Path,
+    photos: Path,
+    twin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = json.loads((finished / MANIFEST).read_bytes())
+    output = with_manifest(finished, odd_manifests(good)[name], tmp_path / "out")
+    code, said = protected(photos, output, twin, capsys)
+    assert code == ExitCode.USAGE, said
+    assert_is_a_sentence(said)
+    code, said = tue("check", output, "--original", photos, capsys=capsys)
+    # What has nothing to do with checking may stand.
+    assert code in (ExitCode.OK, ExitCode.USAGE), said
+    assert_is_a_sentence(said)
+
+
+@pytest.mark.parametrize("name", TOLD)
+def test_what_only_tells_something_stops_nothing(
+    name: str,
+    finished: Path,
+    photos: Path,
+    twin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = json.loads((finished / MANIFEST).read_bytes())
+    output = with_manifest(finished, told_oddly(good)[name], tmp_path / "out")
+    page = ("--report", tmp_path / "page.html")
+    common = ("--labels", "single", "--steps", 1, "--weights", twin)
+    code, said = tue("protect", photos, "-o", output, *common, *page, capsys=capsys)
+    assert code == ExitCode.OK, said
+    code, said = tue("check", output, "--original", photos, capsys=capsys)
+    assert code == ExitCode.OK, said
+
+
+def odd_lines(good: dict[str, Any]) -> dict[str, str]:
+    record = good["pictures"][0]
+    return {
+        "nested": "[" * 200_000,
+        "nested record": json.dumps(record)[:-1] + f', "x": {NEST}}}',
+        "nan in the run": '{"run": {"x": NaN}}',
+        "run a list": '{"run": [1]}',
+        "keys a number": '{"run": {}, "keys": 5}',
+        "keys a list": '{"run": {}, "keys": [1]}',
+        "engine a list": json.dumps({"run": {**good["run"], "engine": [1]}}),
+        "path no name": json.dumps({**record, "path": "\ud800.jpg"}),
+        "label no name": json.dumps({**record, "label": "\ud800", "key": "\ud800"}),
+        "path with zero": json.dumps({**record, "path": "a\0b"}),
+        "path outside": json.dumps({**record, "path": "../a.jpg"}),
+        "half": json.dumps(record)[:50],
+    }
+
+
+LINES = list(odd_lines({"run": {}, "pictures": [{}]}))
+
+
+@pytest.mark.parametrize("name", LINES)
+def test_a_corrupt_line_of_a_journal_ends_in_a_sentence(
+    name: str,
+    finished: Path,
+    photos: Path,
+    twin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    good = json.loads((finished / MANIFEST).read_bytes())
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    (output / MANIFEST).unlink()
+    (output / WORK).mkdir()
+    lines = [json.dumps({"run": good["run"]}), *map(json.dumps, good["pictures"])]
+    journal = "\n".join((*lines, odd_lines(good)[name], ""))
+    (output / WORK / "journal.jsonl").write_text(journal, encoding="ascii")
+    code, said = protected(photos, output, twin, capsys)
+    assert code in (ExitCode.OK, ExitCode.USAGE, ExitCode.ENVIRONMENT), said
+    assert_is_a_sentence(said)
+
+
+@PIPES
+@pytest.mark.parametrize("place", [MANIFEST, f"{WORK}/journal.jsonl"])
+def test_a_pipe_in_the_place_of_state_is_refused_at_once(
+    place: str,
+    finished: Path,
+    photos: Path,
+    twin: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    (output / MANIFEST).unlink()
+    (output / place).parent.mkdir(exist_ok=True)
+    os.mkfifo(output / place)
+    code, said = protected(photos, output, twin, capsys)
+    assert code in (ExitCode.USAGE, ExitCode.ENVIRONMENT), said
+    assert "not a regular file" in said
+    assert_is_a_sentence(said)
+    code, said = tue("check", output, capsys=capsys)
+    assert code == ExitCode.USAGE, said
+    assert_is_a_sentence(said)
+
+
+@PIPES
+def test_only_regular_files_of_a_bearable_size_are_read(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    for place in (tmp_path / "pipe", tmp_path, Path("/dev/zero")):
+        with pytest.raises(NotAFile):
+            read_file(place, 100)
+    with (tmp_path / "giant").open("wb") as file:
+        file.truncate(1 << 40)  # of a terabyte, which takes no room where it is sparse
+    with pytest.raises(TooLarge):
+        read_file(tmp_path / "giant", 1 << 30)
+    with pytest.raises(PictureProblem) as caught:
+        images.read(tmp_path / "giant")
+    assert caught.value.reason == "too-large"
+    with pytest.raises(OSError, match="null"):
+        read_file(Path("a\0b"), 100)
+
+
+def test_json_is_read_to_a_depth_and_without_numbers_that_it_has_not() -> None:
+    assert parse_json('{"a": [1, 2.5, NaN, 1e400, -Infinity]}') == {"a": [1, 2.5, None, None, None]}
+    for text in (NEST, "[" * 1000 + "]" * 1000, '{"a":' * 60 + "1" + "}" * 60, "9" * 5000, "{"):
+        with pytest.raises(ValueError):
+            parse_json(text)
+
+
+def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
+    photos: Path, twin: Path, tmp_path: Path
+) -> None:
+    command = [*TUE, "protect", str(photos), "--labels", "single", "--steps", "1", "--json"]
+    command += ["--weights", str(twin), "-o"]
+    ran = subprocess.Popen(
+        [*command, str(tmp_path / "closed")], stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    )
+    assert ran.stdout is not None and ran.stderr is not None
+    ran.stdout.close()
+    with ran.stderr:
+        said = ran.stderr.read().decode()
+    assert ran.wait() == ExitCode.ENVIRONMENT, said
+    assert "cannot be written" in said
+    assert_is_a_sentence(said)
+    assert "Exception ignored" not in said
+    if not Path("/dev/full").exists():
+        return
+    with Path("/dev/full").open("wb") as full:
+        again = subprocess.run(
+            [*command, str(tmp_path / "full")], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert again.returncode == ExitCode.ENVIRONMENT
+    assert b"cannot be written" in again.stderr and b"Exception ignored" not in again.stderr
+
+
+def test_an_error_that_nobody_foresaw_is_a_sentence(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise RuntimeError("a mistake of ours")
+
+    monkeypatch.setattr("tue_cli.console.Console.run", fails)
+    code, said = tue("check", "anything", capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT and "a mistake of ours" in said
+    assert "Traceback" not in said
+
+
+# --- weights ---------------------------------------------------------------------------------
+
+
+def sealed(card: str, tensors: dict[str, np.ndarray[Any, Any]]) -> bytes:
+    """Return a weights file whose seal is right, whatever the card says."""
+    seal = hashlib.sha256((digest(tensors) + card).encode()).hexdigest()
+    return save(tensors, metadata={"card": card, "seal": seal})
+
+
+ODD_CARDS: dict[str, dict[str, Any]] = {
+    "size 0": {"size": 0},
+    "size negative": {"size": -32},
+    "size text": {"size": "32"},
+    "size 33": {"size": 33},
+    "size true": {"size": True},
+    "size huge": {"size": 100_000},
+    "width huge": {"width": 10**6},
+    "width text": {"width": "16"},
+    "score width 0": {"score_width": 0},
+    "no classes": {"classes": []},
+    "classes numbers": {"classes": list(range(10))},
+    "classes text": {"classes": "abc"},
+    "classes twice": {"classes": ["a", "a", "b"]},
+    "class no name": {"classes": ["a", "b", "\ud800"]},
+    "method list": {"method": ["tue"]},
+    "net a path": {"net": "../../x"},
+    "sigma text": {"sigma": "x"},
+    "sigma nan": {"sigma": float("nan")},
+    "sigma none": {"sigma": None},
+    "training list": {"training": []},
+    "another field": {"more": 1},
+}
+
+
+@pytest.mark.parametrize("name", ["list", "nested", *ODD_CARDS])
+def test_a_card_that_cannot_be_is_refused_before_the_tensors_are_read(
+    name: str,
+    tiny: Weights,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    fields = json.loads(tiny.card.to_json())
+    card = json.dumps({**fields, **ODD_CARDS.get(name, {})})
+    if name in ("list", "nested"):
+        card = (
+            "[]"
+            if name == "list"
+            else card.replace('"training": {', f'"training": {{"x": {NEST}, ')
+        )
+    # Nothing behind the header: the card alone is enough to refuse the file.
+    data = sealed(card, dict(tiny.tensors))
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(data[: 8 + int.from_bytes(data[:8], "little")])
+    code, said = protected(photos, tmp_path / "out", path, capsys)
+    assert code == ExitCode.ENVIRONMENT, said
+    assert "card" in said or "nested" in said
+    assert_is_a_sentence(said)
+
+
+def test_the_card_of_sound_weights_is_taken(tiny: Weights, tmp_path: Path) -> None:
+    path = tmp_path / "sound.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), dict(tiny.tensors)))
+    assert load(str(path)).card == tiny.card
+
+
+@pytest.mark.parametrize("number", [np.nan, np.inf])
+def test_weights_that_hold_no_numbers_are_refused(
+    number: float,
+    tiny: Weights,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    tensors = {name: array.copy() for name, array in tiny.tensors.items()}
+    tensors["surrogate.head.bias"][1] = number
+    path = tmp_path / "nan.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), tensors))
+    code, said = protected(photos, tmp_path / "out", path, capsys)
+    assert code == ExitCode.ENVIRONMENT and "not finite" in said
+    assert_is_a_sentence(said)
+
+
+def test_noise_that_is_no_number_stops_the_run(
+    twin: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Weights so large that the nets overflow: finite, and their noise is not."""
+    weights = read(twin, name="w")
+    tensors = {name: array.copy() for name, array in weights.tensors.items()}
+    for name, array in tensors.items():
+        if name.startswith("surrogate.head"):
+            tensors[name] = np.full_like(array, 3e38)
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(sealed(weights.card.to_json(), tensors))
+    graph = twin.with_suffix(".onnx").read_bytes()
+    sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
+    path.with_suffix(".onnx").write_bytes(graph.replace(weights.sha256.encode(), sha256.encode()))
+    code, said = protected(photos, tmp_path / "out", path, capsys)
+    assert code == ExitCode.ENVIRONMENT and "not a number" in said
+    assert_is_a_sentence(said)
+
+
+def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
+    from tue_cli.errors import WeightsProblem
+
+    # 1024 channels would take 11 GB.
+    large = replace(tiny, card=replace(tiny.card, width=1024))
+    with pytest.raises(WeightsProblem, match="no usable surrogate"):
+        build(large, ("surrogate",))
+
+
+def test_every_field_of_a_card_is_looked_at(tiny: Weights) -> None:
+    for name in asdict(tiny.card):
+        fields = json.loads(tiny.card.to_json())
+        del fields[name]
+        with pytest.raises(ValueError):
+            Card.from_json(json.dumps(fields))
+
+
+# --- data sets -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "name", ["../../escaped", "/escaped", "a/b", "a\\b", "..", ".", "", 5, "\0"]
+)
+def test_the_name_of_a_class_is_never_a_path(name: object, tmp_path: Path) -> None:
+    kept, folder = KEPT["cifar-10"], tmp_path / "kept"
+    (folder / kept.folder).mkdir(parents=True)
+    batch = {"data": np.zeros((2, 3072), np.uint8), kept.labels: [0, 1]}
+    for file in kept.train + kept.test:
+        (folder / kept.folder / file).write_bytes(pickle.dumps(batch, protocol=2))
+    meta = {f"{kept.labels[:-1]}_names": ["cat", name]}
+    (folder / kept.folder / kept.names).write_bytes(pickle.dumps(meta, protocol=2))
+    with pytest.raises(BadSetting, match="folder"):
+        list(bench(BenchSpec((folder,), tmp_path / "out", ("1",), PRESETS["mini"], "cpu", True)))
+    assert not list(tmp_path.rglob("*.png"))

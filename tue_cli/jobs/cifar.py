@@ -100,7 +100,7 @@ def _names(found: Any) -> list[str]:
     """
     names = found if isinstance(found, list) else []
     for name in names:
-        if not is_name(name) or Path(name).name != name or set(name) & set("\\/:"):
+        if not is_name(name) or name in ("", ".", "..") or set(name) & set("\\/:"):
             raise BadSetting(
                 f"The dataset has a class {shown(repr(name)[:80])}, which cannot be a folder.",
                 "Download the dataset again.",
