@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import hashlib
+import io
 import json
 import os
 import pickle
@@ -13,18 +14,20 @@ import signal
 import struct
 import subprocess
 import sys
-from collections.abc import Iterator
+import tracemalloc
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 from safetensors.numpy import save
 
 from tue_cli.cli import main
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem
-from tue_cli.files import images
+from tue_cli.files import images, metadata
 from tue_cli.files.manifest import MANIFEST, WORK
 from tue_cli.files.reading import NotAFile, TooLarge, parse_json, read_file
 from tue_cli.jobs.bench import BenchSpec, bench
@@ -529,6 +532,140 @@ def test_every_field_of_a_card_is_looked_at(tiny: Weights) -> None:
         del fields[name]
         with pytest.raises(ValueError):
             Card.from_json(json.dumps(fields))
+
+
+# --- metadata --------------------------------------------------------------------------------
+
+
+def chunk(kind: bytes, data: bytes) -> bytes:
+    return metadata.png_chunk(kind, data)
+
+
+def png(*chunks: bytes) -> bytes:
+    return metadata.spliced_png(coded("PNG"), chunks)
+
+
+def jpeg(*payloads: tuple[int, bytes]) -> bytes:
+    segments = (b"\xff" + bytes([m]) + (len(p) + 2).to_bytes(2, "big") + p for m, p in payloads)
+    data = coded("JPEG")
+    return b"".join((data[:2], *segments, data[2:]))
+
+
+def coded(kind: str, **options: Any) -> bytes:
+    pixels = np.random.default_rng(0).integers(0, 256, (48, 64, 3), np.uint8)
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, kind, **options)
+    return file.getvalue()
+
+
+def in_parts(exif: bytes, size: int) -> list[tuple[int, bytes]]:
+    return [(0xE1, b"Exif\0\0" + exif[at : at + size]) for at in range(0, len(exif), size)]
+
+
+def tiff_with(entries: list[tuple[int, int, int, int]], more: bytes = b"") -> bytes:
+    """A directory of (tag, kind, amount, value or offset) after an empty first one, and bytes."""
+    second = struct.pack("<H", len(entries))
+    second += b"".join(struct.pack("<HHII", *entry) for entry in entries) + bytes(4)
+    return b"II*\0" + struct.pack("<IHI", 8, 0, 14) + second + more
+
+
+EMPTY = b"MM\0*" + struct.pack(">IHI", 8, 0, 0)
+STARTS = EMPTY + b"\xff\xd8" + b"\xff\xe0\0\4\xff\xd8" * 50_000
+"""Starts of JPEGs, each of which walks over all that follow."""
+CLAIMS = tiff_with([(tag, 4, 65_535, 14) for tag in range(65_535)])
+"""Each of 65,535 tags claims the same 65,535 numbers."""
+CHAIN = b"II*\0" + struct.pack("<IHI", 8, 0, 14 + 6 * 9_999)
+CHAIN += struct.pack("<HI", 4_000, 0) * 10_000 + bytes(100_000)
+"""Directories in each other, each of which blanks what lies in its entries."""
+RESOURCE = b"8BIM\4\x0c" + bytes(6)
+BASE64 = b"<x>/9j/" + b"A&#65;" * 1_000_000 + b"</x>"
+
+TANGLED: dict[str, Callable[[], bytes]] = {
+    "starts of JPEGs in PNG": lambda: png(chunk(b"eXIf", STARTS)),
+    "starts of JPEGs in JPEG": lambda: jpeg(*in_parts(STARTS, 60_000)),
+    "starts of JPEGs in WebP": lambda: coded("WEBP", exif=STARTS),
+    "claims in PNG": lambda: png(chunk(b"eXIf", CLAIMS)),
+    "claims in JPEG": lambda: jpeg(*in_parts(CLAIMS, 65_000)),
+    "EXIF byte by byte": lambda: jpeg(*in_parts(EMPTY + bytes(100_000), 1)),
+    "EXIF of 20 MB": lambda: png(chunk(b"eXIf", EMPTY + bytes(20_000_000))),
+    "XMP of 20 MB": lambda: coded("WEBP", xmp=b"x" * 20_000_000),
+    "a head of 20 MB": lambda: jpeg(*[(0xE5, bytes(65_000))] * 320),
+    "chunks": lambda: png(*[chunk(b"tEXt", b"a\0b")] * 20_000),
+    "a caption of 20 MB": lambda: coded("TIFF", tiffinfo={270: "x" * 20_000_000}),
+}
+BEARABLE: dict[str, Callable[[], bytes]] = {
+    "a picture as text": lambda: jpeg((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + BASE64[:60_000])),
+    "a picture as long text": lambda: coded("WEBP", xmp=BASE64),
+    "many resources": lambda: jpeg(
+        *[(0xED, b"Photoshop 3.0\0" + b"8BIM\4\x0c" + bytes(6))] * 5_000
+    ),
+    "a chain": lambda: png(chunk(b"eXIf", CHAIN)),
+    "strips over each other": lambda: png(
+        chunk(
+            b"eXIf",
+            tiff_with(
+                [(273, 4, 30_000, 50), (279, 4, 30_000, 120_050)],
+                struct.pack("<30000I", *[170_000 * 2] * 30_000) * 2 + bytes(1_000_000),
+            ),
+        )
+    ),
+}
+
+
+@pytest.mark.parametrize("name", TANGLED)
+def test_metadata_that_would_stop_a_run_are_refused(name: str) -> None:
+    with pytest.raises(PictureProblem) as caught:
+        images.decode(TANGLED[name]())
+    assert caught.value.reason == "metadata"
+
+
+@pytest.mark.parametrize("name", BEARABLE)
+def test_metadata_that_can_be_read_to_the_end_are(name: str) -> None:
+    """Each took minutes, or gigabytes, where every part was looked at from every other."""
+    source = BEARABLE[name]()
+    tracemalloc.start()
+    try:
+        images.decode(source)
+    except PictureProblem as problem:
+        assert problem.reason == "metadata"
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10 * len(source) + 10_000_000
+
+
+def test_a_dry_run_is_not_stopped_by_metadata(
+    twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = tmp_path / "in"
+    folder.mkdir()
+    (folder / "a.png").write_bytes(TANGLED["claims in PNG"]())
+    (folder / "b.png").write_bytes(coded("PNG"))
+    common = ("--labels", "single", "--weights", twin, "--steps", 1)
+    code, _ = tue("protect", folder, "-o", tmp_path / "out", "-n", *common, capsys=capsys)
+    assert code == ExitCode.OK
+    code, said = tue("protect", folder, "-o", tmp_path / "out", *common, capsys=capsys)
+    assert code == ExitCode.SOME_FAILED and "(metadata)" in said
+    assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the address space")
+def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path) -> None:
+    path = tmp_path / "large.png"
+    Image.new("RGB", (10_000, 10_000)).save(path)
+    code = (
+        "import resource, sys\n"
+        "from pathlib import Path\n"
+        "from tue_cli.errors import PictureProblem\n"
+        "from tue_cli.files import images\n"
+        "data = images.read(Path(sys.argv[1]))\n"
+        "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
+        "room = pages * resource.getpagesize() + 200_000_000\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"
+        "try: images.decode(data)\n"
+        "except PictureProblem as problem: print(problem.reason)"
+    )
+    ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
+    assert ran.stdout.strip() == b"memory", ran.stderr
 
 
 # --- data sets -------------------------------------------------------------------------------

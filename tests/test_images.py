@@ -537,7 +537,7 @@ def test_a_header_that_asks_for_too_much_is_refused_before_decoding(
 ) -> None:
     source = picture_file("PNG", "RGB")
     monkeypatch.setattr(images, "MAX_PIXELS", 128 * 96 - 1)
-    monkeypatch.setattr(images, "_picture", lambda *_: pytest.fail("was decoded"))
+    monkeypatch.setattr(images, "Loaded", lambda *_: pytest.fail("was decoded"))
     assert reason(source) == "too-large"
 
 

@@ -121,3 +121,10 @@ class PictureProblem(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+class OutOfMemory(PictureProblem):
+    """A picture that this machine has no room for, now."""
+
+    def __init__(self) -> None:
+        super().__init__("memory", "There is not enough memory for it.")
