@@ -121,7 +121,7 @@ def test_a_crop_is_a_function_of_its_generator() -> None:
     assert not torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 3, CPU)))
 
 
-@settings(deadline=None, max_examples=15)
+@settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_a_sampled_shift_is_one_naive_view_for_the_whole_batch(
     seed: int, height: int, width: int
