@@ -6,6 +6,7 @@ import ctypes
 import hashlib
 import io
 import json
+import math
 import os
 import pickle
 import platform
@@ -30,6 +31,7 @@ from tue_cli.errors import BadSetting, ExitCode, PictureProblem
 from tue_cli.files import images, metadata
 from tue_cli.files.manifest import MANIFEST, WORK
 from tue_cli.files.reading import NotAFile, TooLarge, parse_json, read_file
+from tue_cli.jobs import pipeline
 from tue_cli.jobs.bench import BenchSpec, bench
 from tue_cli.jobs.cifar import KEPT
 from tue_cli.jobs.export import exported
@@ -666,6 +668,22 @@ def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path)
     )
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
     assert ran.stdout.strip() == b"memory", ran.stderr
+
+
+def test_large_pictures_are_worked_on_alone_and_get_the_same_bytes(
+    twin: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert protected(photos, tmp_path / "beside", twin, capsys)[0] == ExitCode.OK
+    sizes = sorted(math.prod(images.glance(path.read_bytes())) for path in photos.iterdir())
+    monkeypatch.setattr(pipeline, "BATCH_PIXELS", sizes[1])  # all but the smallest are large
+    assert protected(photos, tmp_path / "alone", twin, capsys)[0] == ExitCode.OK
+    for copy in (tmp_path / "beside").iterdir():
+        if copy.name != MANIFEST:
+            assert copy.read_bytes() == (tmp_path / "alone" / copy.name).read_bytes()
 
 
 # --- data sets -------------------------------------------------------------------------------

@@ -156,14 +156,16 @@ class Pipeline:
             )
 
     def _alone(self, task: Task) -> Outcome:
-        """Do all that is to be done with one picture, beside no other."""
+        """Do all that is to be done with one picture, beside no other.
+
+        In this thread: another would keep what it freed for itself, and take as much once more.
+        """
         loaded = self._load(task, alone=True)
         if not isinstance(loaded, Loaded):
             assert not isinstance(loaded, Large)
             return loaded
-        (writing,) = self._submit([loaded])
-        del loaded
-        return writing.result()
+        (delta,), seconds = self._perturb([loaded])
+        return self._write(loaded, delta, seconds)
 
     def _load(self, task: Task, *, alone: bool = False) -> Loaded | Large | Skipped | Failed:
         began = time.monotonic()
@@ -204,7 +206,8 @@ class Pipeline:
             )
         return None
 
-    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+    def _perturb(self, batch: list[Loaded]) -> tuple[Floats, float]:
+        """Return the noise of a batch, and how many seconds of it each picture took."""
         began = time.monotonic()
         deltas = self._engine.perturb(
             np.stack([loaded.small for loaded in batch]),
@@ -218,8 +221,12 @@ class Pipeline:
             )
         spent = time.monotonic() - began
         self.engine_seconds += spent
+        return deltas, spent / len(batch)
+
+    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+        deltas, seconds = self._perturb(batch)
         return [
-            self._pool.submit(self._write, loaded, delta, spent / len(batch))
+            self._pool.submit(self._write, loaded, delta, seconds)
             for loaded, delta in zip(batch, deltas, strict=True)
         ]
 
