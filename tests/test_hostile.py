@@ -35,7 +35,9 @@ from tue_cli.jobs import pipeline
 from tue_cli.jobs.bench import BenchSpec, bench
 from tue_cli.jobs.cifar import KEPT
 from tue_cli.jobs.export import exported
+from tue_cli.jobs.plan import ProtectSpec
 from tue_cli.settings import PRESETS
+from tue_cli.tui.draft import resumed
 from tue_cli.weights import Card, Weights, build, digest, load, read
 
 ROOT = Path(__file__).parent.parent
@@ -415,6 +417,13 @@ def test_an_error_that_nobody_foresaw_is_a_sentence(
     code, said = tue("check", "anything", capsys=capsys)
     assert code == ExitCode.ENVIRONMENT and "a mistake of ours" in said
     assert "Traceback" not in said
+
+
+def test_a_run_whose_settings_are_odd_is_offered_with_those_that_are_chosen(tmp_path: Path) -> None:
+    spec = ProtectSpec(paths=(tmp_path,))
+    odd: list[Any] = [5, [], {}, {"noise": 5}, {"noise": {"new": 1}}]
+    for run in ({"settings": settings} for settings in odd):
+        assert resumed(spec, run) == spec
 
 
 # --- weights ---------------------------------------------------------------------------------
