@@ -1,426 +1,486 @@
-"""Whether hostile surroundings make `tue` touch an original, lose a copy, hang or crash.
+"""What hostile files and surroundings can do to tue: nothing, counted case by case.
 
-    python benchmarks/hostile.py --minutes 2                # every kind, so long each
-    python benchmarks/hostile.py --minutes 10 --only links --seed 7
+    python benchmarks/hostile.py                          # each fuzzer for a minute, and the memory
+    python benchmarks/hostile.py --only state --minutes 10
+    python benchmarks/hostile.py --only memory            # the figure that the README has
 
-Each trial runs the command in a process of its own and a folder of its own; one that goes wrong is
-printed with the number that repeats it (`--seed`). POSIX only; set OMP_NUM_THREADS=1.
-
-- `links`: links, second names, pipes, files and folders are planted where an output has its own,
-  before the run or in its midst.
-- `faults`: system calls are refused or fail, folders are removed or moved away, or the run is
-  killed; then the same command, undisturbed, must end with the copies of a run that never was.
+`mutants` changes bytes of pictures in every format, decodes them and protects what decodes.
+`metadata` draws directories, claims and offsets that no program would write. `state` damages the
+manifest, the journal, the labels and the weights of a finished folder, and runs `tue protect` and
+`tue check` on it. What may come of a case: a picture or its reason, an exit code and one sentence.
+Anything else is wrong, and so is a case that takes long; it is kept in --keep, and the exit code is
+1. `links` and `faults` (`hostile_places.py`) plant links where an output has its files, refuse
+system calls, remove folders and kill; a trial that goes wrong is told with the --seed that repeats
+it. `memory` protects a JPEG of 150 megapixels, one and then three at once, and tells the peak.
 """
 
 from __future__ import annotations
 
 import argparse
-import errno
-import fcntl
+import contextlib
 import hashlib
+import io
 import json
 import os
 import random
 import shutil
 import signal
+import struct
 import sys
 import tempfile
 import time
-import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import hostile_places
 import numpy as np
-import onnxruntime  # noqa: F401 - for the runs to come
 import record
 from PIL import Image
 
-import tue_cli.console
-import tue_cli.jobs.protect
-import tue_cli.onnx_engine  # noqa: F401
-from tue_cli import cli
-from tue_cli.files import atomic, manifest
+from tue_cli.cli import main as tue
+from tue_cli.errors import PictureProblem, WeightsProblem
+from tue_cli.files import encode, images, metadata
+from tue_cli.files.manifest import MANIFEST, WORK
+from tue_cli.files.quality import compare
+from tue_cli.weights import SHIPPED as WEIGHTS
+from tue_cli.weights import build, digest, index, load
 
-Plan = dict[str, tuple[str, int, int]]
-"""Calls that fail: the error's name, after how many calls, and how often."""
-LIMIT = 60
-"""Seconds after which a run counts as hanging."""
-ORDERLY = {0, 1, 2, 4}
-"""Exit codes of `tue protect` that the README has for what happens here."""
-QUICK = ("--steps", "1", "--device", "cpu", "--backend", "onnx", "--labels", "folders")
-PICTURES = 40
-"""More than the engine takes at once, so that a run has a midst."""
-
-
-@dataclass(frozen=True)
-class Ended:
-    """What a run did."""
-
-    code: int | None
-    """None where it hung."""
-    said: str
-
-    def complaint(self) -> str:
-        """Return what was not orderly about it; or nothing."""
-        if self.code is None:
-            return f"still running after {LIMIT} seconds"
-        if "Traceback" in self.said or self.said.count("Error:") > 1:
-            return f"more than a sentence: {self.said[-2000:]}"
-        return "" if self.code in ORDERLY else f"exit {self.code}: {self.said[-500:]}"
+SECONDS = 20
+"""That a case may take; all are small."""
+PHOTOS = Path(__file__).parents[1] / "assets" / "photos"
+QUICK = ("--labels", "single", "--steps", "1", "--backend", "onnx", "-q")
+WIDE, HIGH = 15_000, 10_000
+"""The large picture, 150 megapixels."""
+MOST = 12
+"""Bytes a pixel that protecting it may take at its peak."""
 
 
-def protect(
-    source: Path,
-    output: Path,
-    *options: str,
-    plan: Plan | None = None,
-    midst: Callable[[int], object] = lambda _: None,
-    after: float = 0.0,
-) -> Ended:
-    """Run `tue protect`; give `midst` its number once a copy is there and so many seconds are over.
+class Cases:
+    """Runs cases until the time is up, counts what came of them and keeps what went wrong."""
 
-    `plan` is what its file system gets wrong, as `spoil` takes it.
-    """
-    with tempfile.TemporaryFile() as said:
-        number = os.fork()
-        if not number:
-            # What is imported already is not imported again, which would take most of the time.
-            for stream in (1, 2):
-                os.dup2(said.fileno(), stream)
-            spoil(plan or {})
-            try:
-                cli.main(["protect", str(source), "-o", str(output), *QUICK, *options])
-            except SystemExit as ended:
-                sys.stdout.flush()
-                os._exit(int(ended.code or 0))
-            except BaseException:
-                traceback.print_exc()
-            os._exit(99)
-        began, is_over, code = time.monotonic(), False, None
-        while code is None and time.monotonic() - began < LIMIT:
-            if not is_over and any(output.glob("?/*.*")):
-                time.sleep(after)
-                midst(number)
-                is_over = True
-            time.sleep(0.001)
-            ended_now, status = os.waitpid(number, os.WNOHANG)
-            code = os.waitstatus_to_exitcode(status) if ended_now else None
-        if code is None:
-            os.kill(number, signal.SIGKILL)
-            os.waitpid(number, 0)
-        said.seek(0)
-        return Ended(code, said.read().decode(errors="replace"))
+    def __init__(self, minutes: float, keep: Path, seed: int) -> None:
+        self.seed = seed
+        self._end = time.monotonic() + 60 * minutes
+        self._keep = keep
+        self.counts: Counter[str] = Counter()
+        self.wrong = 0
+
+    def going(self) -> Iterator[int]:
+        """Yield numbers until the time is up."""
+        number = 0
+        while time.monotonic() < self._end:
+            yield number
+            number += 1
+
+    def run(self, name: str, data: bytes, case: Callable[[], str]) -> None:
+        """Run a case, which returns a word for what came of it; an exception is wrong."""
+
+        def late(*_: object) -> None:
+            raise TimeoutError(f"longer than {SECONDS} s")
+
+        signal.signal(signal.SIGALRM, late)
+        signal.alarm(SECONDS)
+        try:
+            word = case()
+        except Exception as error:
+            word = f"WRONG, {type(error).__name__}"
+            self.wrong += 1
+            self._keep.mkdir(parents=True, exist_ok=True)
+            (self._keep / name).write_bytes(data)
+            record.note(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+        finally:
+            signal.alarm(0)
+        self.counts[word] += 1
 
 
-def picture_folder(place: Path) -> Path:
-    """Draw two class folders of small pictures, and a file that is none, all for the user alone."""
-    noise = np.random.default_rng(0)
-    for number in range(PICTURES):
-        folder = place / "ab"[number % 2]
-        folder.mkdir(parents=True, exist_ok=True)
-        pixels = noise.integers(40, 216, (40, 48, 3), np.uint8)
-        name = f"p{number:02d}.{'png' if number % 3 else 'jpg'}"
-        Image.fromarray(pixels).save(folder / name)
-        (folder / name).chmod(0o600)
-    (place / "letter.txt").write_text("Dear diary")
-    return place
+# --- bytes -----------------------------------------------------------------------------------
 
 
-def seen(folder: Path) -> dict[str, tuple[str, int, int]]:
-    """Return content, time and mode of all that lies below a folder, through no link."""
+def pictures() -> dict[str, bytes]:
+    """Return a small picture in every format and coding, with metadata."""
+    pixels = np.random.default_rng(0).integers(60, 190, (40, 56, 3), np.uint8)
+    exif = Image.Exif()
+    exif[270], exif[274], exif[305] = "a quay", 6, "fuzzer"
+    exif.get_ifd(34665)[36867] = "2020:01:01 00:00:00"
+    beside: dict[str, Any] = {"exif": exif.tobytes()}
+    colour = Image.fromarray(pixels)
+    files = {
+        "baseline.jpg": (colour, "JPEG", {**beside, "xmp": b"<x/>", "quality": 90}),
+        "progressive.jpg": (colour, "JPEG", {**beside, "progressive": True}),
+        "grey.jpg": (colour.convert("L"), "JPEG", {}),
+        "colour.png": (colour, "PNG", beside),
+        "alpha.png": (colour.convert("RGBA"), "PNG", {}),
+        "palette.png": (colour.quantize(16), "PNG", {"transparency": 3}),
+        "lossy.webp": (colour, "WEBP", {**beside, "xmp": b"<x/>"}),
+        "lossless.webp": (colour.convert("RGBA"), "WEBP", {"lossless": True}),
+        "plain.tif": (colour, "TIFF", {"tiffinfo": exif}),
+        "lzw.tif": (colour, "TIFF", {"compression": "tiff_lzw"}),
+        "deflate.tif": (colour, "TIFF", {"compression": "tiff_adobe_deflate"}),
+        "jpeg.tif": (colour, "TIFF", {"compression": "jpeg"}),
+        "plain.bmp": (colour, "BMP", {}),
+        "plain.avif": (colour, "AVIF", beside),
+    }
     found = {}
-    for path in sorted(folder.rglob("*")):
-        status = path.lstat()
-        content = str(path.readlink()) if path.is_symlink() else ""
-        if path.is_file() and not path.is_symlink():
-            content = hashlib.sha256(path.read_bytes()).hexdigest()
-        elif not path.is_symlink():
-            # A folder's time tells of every entry that came or went.
-            content = "folder"
-        found[path.relative_to(folder).as_posix()] = (content, status.st_mtime_ns, status.st_mode)
+    for name, (image, kind, options) in files.items():
+        file = io.BytesIO()
+        image.save(file, kind, **options)
+        found[name] = file.getvalue()
     return found
 
 
-def copies(output: Path) -> dict[str, str]:
-    """Return the hash of every file of an output but the manifest."""
-    return {
-        path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
-        for path in output.rglob("*")
-        if path.is_file() and path.parent != output
-    }
+def mutant(source: bytes, draw: random.Random) -> bytes:
+    """Return the bytes with a few of them changed, gone, doubled or moved."""
+    data = bytearray(source)
+    for _ in range(draw.choice((1, 1, 2, 4, 16))):
+        if not data:
+            break
+        # The head decides most.
+        reach = min(len(data), draw.choice((16, 64, 512, len(data))))
+        at = draw.randrange(reach)
+        length = draw.choice((1, 2, 4, 8))
+        match draw.randrange(6):
+            case 0:
+                data[at] ^= 1 << draw.randrange(8)
+            case 1:
+                odd = draw.choice((b"\0", b"\xff", b"\x7f", b"\x80"))
+                data[at : at + length] = odd * length
+            case 2:
+                data[at : at + length] = draw.randbytes(length)
+            case 3:
+                del data[at : at + draw.choice((1, 4, 64))]
+            case 4:
+                data[at:at] = data[at : at + draw.choice((4, 64, 1024))]
+            case _:
+                del data[draw.randrange(len(data)) :]
+    return bytes(data)
 
 
-@dataclass(frozen=True)
-class Ground:
-    """What the trials of `links` and `faults` start from."""
-
-    originals: Path
-    finished: Path
-    """An output that a run has finished."""
-    begun: Path
-    """The same, as a kill may leave it."""
-
-
-def ground(place: Path) -> Ground:
-    """Make the originals, an output, and half an output."""
-    originals = picture_folder(place / "originals")
-    finished, begun = place / "finished", place / "begun"
-    ended = protect(originals, finished)
-    if ended.code:
-        raise SystemExit(f"An undisturbed run failed: {ended.said}")
-    shutil.copytree(finished, begun)
-    whole = json.loads((begun / "tue-manifest.json").read_text())
-    (begun / "tue-manifest.json").unlink()
-    (begun / ".tue").mkdir()
-    lines = [{"run": whole["run"]}, *whole["pictures"][: PICTURES // 3]]
-    text = "".join(f"{json.dumps(line)}\n" for line in lines)
-    (begun / ".tue" / "journal.jsonl").write_text(text + '{"path": "a/p')
-    return Ground(originals, finished, begun)
-
-
-Trial = Iterator[tuple[str, str]]
-"""What each trial did, and what was wrong with it, or nothing."""
-
-
-def links(place: Path, seed: int) -> Trial:
-    """Plant what must not be followed; no original may change, whatever the command does."""
-    base = ground(place)
-    while True:
-        draw = random.Random(seed)
-        trial = place / f"trial-{seed}"
-        originals, output = trial / "originals", trial / "out"
-        shutil.copytree(base.originals, originals)
-        start = draw.choice((None, base.finished, base.begun))
-        if start is not None:
-            shutil.copytree(start, output)
-        output.mkdir(exist_ok=True)
-        before = seen(originals)
-        is_early = draw.random() < 0.6
-        done: list[str] = []
-
-        def plant(
-            _: int, draw: random.Random = draw, trial: Path = trial, done: list[str] = done
-        ) -> None:
-            for _ in range(draw.choice((1, 1, 2))):
-                done.append(planted(draw, trial))
-
-        if is_early:
-            plant(0)
-        options = [f"--existing={draw.choice(('skip', 'overwrite', 'overwrite', 'error'))}"]
-        options += draw.choice(([], [], ["--format", "png"], ["--dry-run"]))
-        options += draw.choice(([], ["--jobs", "1"], ["--report", str(trial / "page.html")]))
-        ended = protect(
-            originals,
-            output,
-            *options,
-            midst=(lambda _: None) if is_early else plant,
-            after=draw.choice((0.0, 0.02, 0.2)),
-        )
-        wrong = ended.complaint()
-        if seen(originals) != before:
-            wrong = f"the originals changed; exit {ended.code}: {ended.said[-300:]}"
-        yield f"seed {seed}, {start and start.name}: {'; '.join(done)} {options}", wrong
-        shutil.rmtree(trial)
-        seed += 1
-
-
-PARTS = (
-    "",
-    ".tue",
-    ".tue/journal.jsonl",
-    ".tue/lock",
-    ".tue/scratch-0",
-    "tue-manifest.json",
-    "a",
-    "b",
-    "a/p00.jpg",
-    "b/p01.png",
-)
-"""Of an output, that something may be planted in the place of."""
-
-
-def planted(draw: random.Random, trial: Path) -> str:
-    """Put something hostile in the place of a part of the output; say what, and where."""
-    output, originals = trial / "out", trial / "originals"
-    name = draw.choice(PARTS)
-    target = originals / draw.choice(("", "a", "b", "a/p00.jpg", "b/p01.png", "letter.txt", "none"))
-    kind = draw.choice(("link", "link", "link", "second name", "pipe", "file", "folder", "moved"))
-    where = output / name
-    if any(parent.is_symlink() for parent in (output, *where.parents) if parent != where):
-        return "nothing (a link leads away)"
+def protected(source: bytes) -> str:
+    """Decode and protect a picture, and return a word for what came of it."""
     try:
-        if os.path.lexists(where):
-            where.rename(trial / f"away-{draw.randrange(10**9)}")
-        where.parent.mkdir(parents=True, exist_ok=True)
-        if kind == "link":
-            where.symlink_to(target)
-        elif kind == "second name" and target.is_file():
-            where.hardlink_to(target)
-        elif kind == "pipe":
-            os.mkfifo(where)
-        elif kind == "file":
-            where.write_bytes(b"stranger")
-        elif kind == "folder":
-            where.mkdir()
-    except OSError as error:
-        # The run was quicker, or what was planted before is in the way.
-        return f"nothing ({error.strerror})"
-    return f"{kind} at {name or 'the output'} to {target.relative_to(trial)}"
+        picture = images.decode(source)
+        if picture.pixels[..., 0].size > 1_000_000:
+            return "decodes, large"
+        noise = np.random.default_rng(0).integers(-8, 9, picture.pixels.shape)
+        moved = (picture.pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)
+        encoded = encode.encode(picture, moved)
+        assert compare(picture.pixels, encoded.decoded.pixels).psnr > 15
+    except PictureProblem as problem:
+        if problem.reason in ("memory", "unwritable", "alpha-lost"):
+            raise RuntimeError(f"{problem.reason}: {problem}") from problem
+        return problem.reason
+    return "protected"
 
 
-CALLS = [
-    "chmod",
-    "utime",
-    "fsync",
-    "open",
-    "replace",
-    "mkdir",
-    "unlink",
-    "rmdir",
-    "stat",
-    "fstat",
-    "listdir",
-    "close",
-    "flock",
-]
-NUMBERS = ["EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "ENOLCK", "ENOSPC", "EIO", "EROFS"]
-HARMLESS = {"chmod", "utime", "fsync", "flock"}
-"""Calls that may be refused for good without a picture that fails."""
-REFUSED = {"EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "ENOLCK"}
+def mutants(cases: Cases, draw: random.Random, place: Path) -> None:
+    """Change bytes of pictures."""
+    sources = pictures()
+    for number in cases.going():
+        name = draw.choice(list(sources))
+        data = mutant(sources[name], draw)
+        cases.run(f"{number}-{name}", data, lambda data=data: protected(data))
 
 
-def faults(place: Path, seed: int) -> Trial:
-    """Disturb a run; the same command must then end with the copies of an undisturbed one."""
-    base = ground(place)
-    expected = copies(base.finished)
-    while True:
-        draw = random.Random(seed)
-        trial = place / f"trial-{seed}"
-        originals, output = trial / "originals", trial / "out"
-        shutil.copytree(base.originals, originals)
-        before = seen(originals)
-        kind = draw.choice(("refused", "refused", "failing", "removed", "killed"))
-        if kind == "killed":
-            what, wrong = "killed", killed(draw, originals, output)
-        elif kind == "removed":
-            what, wrong = removed(draw, trial)
-        else:
-            what, wrong = failing(draw, originals, output, refused=kind == "refused")
-        again = protect(originals, output)
-        if not wrong and (again.code or copies(output) != expected):
-            different = sorted(set(copies(output).items()) ^ set(expected.items()))
-            wrong = f"the next run: exit {again.code}, {different[:4]}: {again.said[-500:]}"
-        if seen(originals) != before:
-            wrong = "the originals changed"
-        yield f"seed {seed}: {what}", wrong
-        shutil.rmtree(trial)
-        seed += 1
+# --- metadata --------------------------------------------------------------------------------
 
 
-def killed(draw: random.Random, originals: Path, output: Path) -> str:
-    """Kill a run."""
-    ended = protect(
-        originals,
-        output,
-        midst=lambda number: os.kill(number, signal.SIGKILL),
-        after=draw.random() * 0.3,
+def directory(draw: random.Random, room: int) -> bytes:
+    """Return a TIFF structure with directories that point anywhere, into each other too."""
+    order = draw.choice("<>")
+    data = bytearray(
+        draw.choice((bytes(room), draw.randbytes(room), b"\xff\xd8\xff\xe0\0\4" * (room // 6)))
     )
-    return "" if ended.code == -signal.SIGKILL else ended.complaint()
+    struct.pack_into(order + "2sHI", data, 0, b"II" if order == "<" else b"MM", 42, 8)
+    at = 8
+    for _ in range(draw.choice((1, 2, 3, 40, 400))):
+        count = draw.choice((0, 1, 5, 300, 4000))
+        if at + 6 + 12 * count > len(data):
+            break
+        struct.pack_into(order + "H", data, at, count)
+        for entry in range(count):
+            tag = draw.choice((273, 279, 513, 514, 324, 325, 274, 282, 34665, 34853, 37500, 700))
+            amount = draw.choice((1, 2, 300, 65_535, 1 << 31))
+            where = draw.choice((at, 8, 0, draw.randrange(len(data)), 1 << 31))
+            kind = draw.choice((1, 2, 3, 4, 5, 7, 10, 12, 99))
+            struct.pack_into(order + "HHII", data, at + 2 + 12 * entry, tag, kind, amount, where)
+        link = at + 2 + 12 * count
+        at = draw.choice((link + 4, link + 4, at + 2, 8, draw.randrange(8, len(data) - 6)))
+        struct.pack_into(order + "I", data, link, at)
+    return bytes(data)
 
 
-def removed(draw: random.Random, trial: Path) -> tuple[str, str]:
-    """Remove or move a part of the output in the midst of a run: it ends at once, or was over."""
-    output = trial / "out"
-    name = draw.choice(("", ".tue", ".tue/journal.jsonl", ".tue/lock", "a", "b"))
-    is_moved = draw.random() < 0.5
+def text(draw: random.Random, room: int) -> bytes:
+    """Return XMP that is full of the beginnings of pictures."""
+    part = draw.choice(
+        (b"/9j/", b"/9j/&#", b"&#65;", b"UklGR\n", b"iVBORw0KGgo=", b"A" * 60 + b"/9j/!")
+    )
+    return b"<x:xmpmeta>" + draw.choice((b"/9j/", b"")) + part * (room // len(part))
 
-    def disturb(_: int) -> None:
+
+def resources(draw: random.Random, room: int) -> bytes:
+    """Return Photoshop's blocks, which may claim anything."""
+    parts = []
+    while sum(map(len, parts)) < room:
+        size = draw.choice((0, 1, 40, 1 << 31))
+        code = draw.choice((0x409, 0x40C, 0x3ED, 0x404))
+        parts.append(b"8BIM" + struct.pack(">HHI", code, 0, size) + bytes(min(size, 40)))
+    return b"Photoshop 3.0\0" + b"".join(parts)[:room]
+
+
+def laden(draw: random.Random, plain: dict[str, bytes]) -> bytes:
+    """Return a picture with drawn metadata in it."""
+    room = draw.choice((100, 5_000, 60_000, 600_000))
+    exif = directory(draw, room)
+    kind = draw.choice(("PNG", "JPEG", "WEBP", "TIFF"))
+    if kind == "PNG":
+        chunks = [metadata.png_chunk(b"eXIf", exif)]
+        chunks += [metadata.png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text(draw, room))]
+        return metadata.spliced_png(plain["colour.png"], tuple(chunks))
+    if kind == "JPEG":
+        step = draw.choice((60_000, 60_000, 500))
+        parts = [(0xE1, b"Exif\0\0" + exif[at : at + step]) for at in range(0, len(exif), step)]
+        parts.append((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text(draw, min(room, 60_000))))
+        parts += [(0xED, resources(draw, min(room, 60_000)))] * draw.choice((1, 5, 300))
+        parts.append((0xE2, b"MPF\0" + exif[:60_000]))
+        segments = (b"\xff" + bytes([m]) + struct.pack(">H", len(p) + 2) + p for m, p in parts)
+        data = plain["grey.jpg"]
+        return b"".join((data[:2], *segments, data[2:]))
+    if kind == "WEBP":
+        body = plain["lossy.webp"][12:]
+        body = body[:8] + bytes([0x0C]) + body[9:]
+        for name, part in ((b"EXIF", exif), (b"XMP ", text(draw, room))):
+            body += name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2)
+        return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
+    return exif
+
+
+def metadata_cases(cases: Cases, draw: random.Random, place: Path) -> None:
+    """Draw metadata that no program would write."""
+    plain = pictures()
+    for number in cases.going():
+        data = laden(draw, plain)
+        cases.run(f"{number}-metadata", data, lambda data=data: protected(data))
+
+
+# --- state -----------------------------------------------------------------------------------
+
+ODD: tuple[Any, ...] = (
+    *(None, True, 0, -1, 10**30, 1.5, float("nan"), float("inf"), "", "x", "\ud800", "a\0b"),
+    *("../x", "/etc/passwd", [], {}, [1], ["a"], {"a": 1}, {"": None}, [[[[]]]]),
+)
+
+
+def odd(value: Any, draw: random.Random) -> Any:
+    """Return a value of JSON in which one part is another, is gone, or is there twice."""
+    if isinstance(value, dict) and value and draw.random() < 0.9:
+        name = draw.choice(list(value))
+        changed = dict(value)
+        match draw.randrange(5):
+            case 0:
+                del changed[name]
+            case 1:
+                changed[str(draw.choice(ODD))] = changed[name]
+            case _:
+                changed[name] = odd(value[name], draw)
+        return changed
+    if isinstance(value, list) and value and draw.random() < 0.9:
+        place = draw.randrange(len(value))
+        return [*value[:place], odd(value[place], draw), *value[place + draw.randrange(2) :]]
+    return draw.choice(ODD)
+
+
+def damaged(good: bytes, draw: random.Random) -> bytes:
+    """Return a JSON file with one part or a few bytes that are not as they were."""
+    if draw.random() < 0.3:
+        return mutant(good, draw)
+    if draw.random() < 0.05:
+        return good[:-2] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+    return json.dumps(odd(json.loads(good), draw)).encode()
+
+
+def said(*arguments: object) -> tuple[int, str]:
+    """Run a command in this process; return its exit code and what it said."""
+    heard = io.StringIO()
+    code = 0
+    with contextlib.redirect_stdout(heard), contextlib.redirect_stderr(heard):
         try:
-            if is_moved:
-                (output / name).rename(trial / "away")
-            elif (output / name).is_dir():
-                shutil.rmtree(output / name)
-            else:
-                (output / name).unlink()
-        except OSError:
-            pass  # the run was quicker
-
-    after = draw.random() * 0.2
-    ended = protect(trial / "originals", output, "--jobs", "1", midst=disturb, after=after)
-    return f"{'moved' if is_moved else 'removed'} {name or 'the output'}", ended.complaint()
+            tue([str(part) for part in arguments])
+        except SystemExit as ended:
+            code = int(ended.code or 0)
+    return code, heard.getvalue()
 
 
-def failing(
-    draw: random.Random, originals: Path, output: Path, *, refused: bool
-) -> tuple[str, str]:
-    """Let system calls be refused for good, or fail from some call on for a while."""
-    plan: Plan = {}
-    for call in draw.sample(sorted(HARMLESS) if refused else CALLS, draw.choice((1, 1, 2))):
-        number = draw.choice(sorted(REFUSED) if refused else NUMBERS)
-        if call == "flock" and number == "EACCES":
-            number = "ENOLCK"  # EACCES is how shares say that another run holds the lock
-        first = 0 if refused else draw.choice((0, 1, 3, 10, 30, 60))
-        plan[call] = (number, first, 10**9 if refused else draw.choice((1, 3, 10**9)))
-    ended = protect(originals, output, plan=plan)
-    wrong = ended.complaint()
-    if not wrong and refused and (ended.code or ended.said.count("file system does not") != 1):
-        wrong = f"exit {ended.code}, not one note: {ended.said[-500:]}"
-    return f"{plan}", wrong
+def tree(folder: Path) -> dict[str, str]:
+    """Return the hash of every file below a folder."""
+    files = (path for path in sorted(folder.rglob("*")) if path.is_file())
+    return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def spoil(plan: Plan) -> None:
-    """Let calls of what writes copies and journal fail, in this process."""
-    counts: Counter[str] = Counter()
-
-    def spoilt(name: str, call: Callable[..., object]) -> Callable[..., object]:
-        def run(*given: object, **options: object) -> object:
-            number, first, many = plan[name]
-            counts[name] += 1
-            if first < counts[name] <= first + many:
-                code = getattr(errno, number)
-                raise OSError(code, os.strerror(code))
-            return call(*given, **options)
-
-        return run
-
-    class Spoilt:
-        """The module `os`, some of whose calls fail."""
-
-        def __getattr__(self, name: str) -> object:
-            found = getattr(os, name)
-            return spoilt(name, found) if name in plan else found
-
-    vars(atomic)["os"] = vars(manifest)["os"] = Spoilt()
-    if "flock" in plan:
-        vars(fcntl)["flock"] = spoilt("flock", fcntl.flock)
+def ended(*arguments: object) -> str:
+    """Run a command, and return a word for its end; it must be one that the README has."""
+    code, heard = said(*arguments)
+    if code not in (0, 1, 2, 3, 4, 5):
+        raise RuntimeError(f"exit {code}: {heard[-200:]}")
+    if "Traceback" in heard or "should not have happened" in heard:
+        raise RuntimeError(heard[-300:])
+    return f"{arguments[0]} exit {code}"
 
 
-KINDS: dict[str, Callable[[Path, int], Trial]] = {"links": links, "faults": faults}
+def sealed(data: bytes, draw: random.Random) -> bytes:
+    """Return packaged weights with another card, and a seal that agrees with it."""
+    from safetensors.numpy import load as parse
+    from safetensors.numpy import save
+
+    length = int.from_bytes(data[:8], "little")
+    card = json.loads(data[8 : 8 + length])["__metadata__"]["card"]
+    tensors = parse(data)
+    changed = damaged(card.encode(), draw).decode("utf-8", "replace")
+    seal = hashlib.sha256((digest(tensors) + changed).encode("utf-8", "replace")).hexdigest()
+    return save(tensors, metadata={"card": changed, "seal": seal})
+
+
+def weights_read(path: Path) -> str:
+    """Read a weights file and build its nets, and return a word for what came of it."""
+    try:
+        build(load(str(path)), ("surrogate", "score"))
+    except WeightsProblem:
+        return "weights refused"
+    return "weights read"
+
+
+def state(cases: Cases, draw: random.Random, place: Path) -> None:
+    """Damage what a run leaves and what it is given."""
+    source = shutil.copytree(PHOTOS / "everyday", place / "in")
+    code, heard = said("protect", source, "-o", place / "done", *QUICK)
+    assert code == 0, heard
+    good = (place / "done" / MANIFEST).read_bytes()
+    whole = json.loads(good)
+    lines = [{"run": whole["run"]}, *whole["pictures"]]
+    journal = "\n".join(json.dumps(line) for line in lines).encode() + b"\n"
+    shipped = (WEIGHTS / index()["weights"]["cifar10"]["file"]).read_bytes()
+    table = "\n".join(f"{path.name},a" for path in sorted(source.iterdir())).encode()
+    before = tree(source)
+    for number in cases.going():
+        what = draw.choice(("manifest", "manifest", "journal", "journal", "labels", "weights"))
+        output = Path(shutil.copytree(place / "done", place / f"{number}"))
+        data, commands = good, [("check", output, "--original", source)]
+        if what == "manifest":
+            data = damaged(good, draw)
+            (output / MANIFEST).write_bytes(data)
+        elif what == "journal":
+            line = json.dumps(draw.choice(lines)).encode()
+            data = draw.choice((mutant(journal, draw), journal + damaged(line, draw) + b"\n"))
+            (output / MANIFEST).unlink()
+            (output / WORK).mkdir()
+            (output / WORK / "journal.jsonl").write_bytes(data)
+        elif what == "labels":
+            data = mutant(table, draw)
+            (place / "labels.csv").write_bytes(data)
+        elif what == "weights":
+            data = sealed(shipped, draw) if draw.random() < 0.7 else mutant(shipped, draw)
+            (place / "w.safetensors").write_bytes(data)
+            cases.run(f"{number}-{what}", data, lambda: weights_read(place / "w.safetensors"))
+        more = QUICK if what != "labels" else ("--labels", place / "labels.csv", *QUICK[2:])
+        commands.append(("protect", source, "-o", output, *more))
+        if what == "weights":
+            commands = []
+        for command in commands:
+            cases.run(f"{number}-{what}", data, lambda command=command: ended(*command))
+        if tree(source) != before:
+            cases.wrong += 1
+            record.note(f"{number}-{what}: an original was changed")
+            before = tree(source)
+        shutil.rmtree(output)
+
+
+# --- memory ----------------------------------------------------------------------------------
+
+
+def large(place: Path) -> Path:
+    """Write a JPEG of 150 megapixels, a few megabytes, and return its path."""
+    path = place / "large.jpg"
+    across = np.linspace(0, 255, WIDE).astype(np.uint8)
+    down = np.linspace(0, 255, HIGH).astype(np.uint8)
+    pixels = np.empty((HIGH, WIDE, 3), np.uint8)
+    pixels[..., 0], pixels[..., 1] = across, down[:, None]
+    squares = (np.arange(WIDE) // 500 + np.arange(HIGH)[:, None] // 500) % 2
+    pixels[..., 2] = 90 + 60 * squares.astype(np.uint8)
+    Image.fromarray(pixels).save(path, quality=85)
+    return path
+
+
+def memory(cases: Cases, draw: random.Random, place: Path) -> None:
+    """Measure what a large picture takes, alone and beside others."""
+    (place / "one").mkdir()
+    (place / "three").mkdir()
+    path = large(place / "one")
+    for number in range(3):
+        shutil.copy(path, place / "three" / f"{number}.jpg")
+    for name, jobs in (("one", 1), ("three", 4)):
+        options = ("--labels", "single", "--steps", "1", "--backend", "onnx", "--jobs", str(jobs))
+        facts = record.run_protect(
+            place / name,
+            place / f"{name}-out",
+            weights="cifar10",
+            device="cpu",
+            threads=1,
+            options=options,
+        )
+        taken = facts["peak_mib"] * 2**20 / (WIDE * HIGH)
+        word = f"{name} of 150 megapixels, --jobs {jobs}: {taken:.1f} bytes a pixel"
+        cases.counts[f"{word}, {facts['peak_mib'] * 2**20 / 1e9:.2f} GB"] += 1
+        cases.wrong += taken > MOST
+
+
+# --- surroundings ----------------------------------------------------------------------------
+
+
+def surroundings(kind: str) -> Callable[[Cases, random.Random, Path], None]:
+    """Return a fuzzer of `hostile_places.py`."""
+
+    def fuzz(cases: Cases, _: random.Random, place: Path) -> None:
+        trials = hostile_places.KINDS[kind](place, cases.seed)
+        for _, (what, wrong) in zip(cases.going(), trials, strict=False):
+            cases.counts["WRONG" if wrong else "well"] += 1
+            if wrong:
+                cases.wrong += 1
+                record.note(f"{kind}, {what}: {wrong}")
+
+    return fuzz
+
+
+FUZZERS: dict[str, Callable[[Cases, random.Random, Path], None]] = {
+    "mutants": mutants,
+    "metadata": metadata_cases,
+    "state": state,
+    "links": surroundings("links"),
+    "faults": surroundings("faults"),
+    "memory": memory,
+}
 
 
 def main() -> int:
-    """Try each kind for so many minutes; return 1 where anything went wrong."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--minutes", type=float, default=2.0, help="for each kind")
-    parser.add_argument("--only", default=",".join(KINDS), help="kinds, with commas")
-    parser.add_argument("--seed", type=int, default=0, help="of the first trial")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--only", nargs="+", choices=FUZZERS, default=list(FUZZERS))
+    parser.add_argument("--minutes", type=float, default=1.0, help="for each fuzzer")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--keep", type=Path, default=Path("hostile-wrong"), help="what went wrong")
     arguments = parser.parse_args()
-    failures = 0
-    for name in arguments.only.split(","):
-        counts: Counter[str] = Counter()
-        with tempfile.TemporaryDirectory(prefix="hostile-") as place:
-            end = time.monotonic() + 60 * arguments.minutes
-            for what, wrong in KINDS[name](Path(place), arguments.seed):
-                counts["wrong" if wrong else "well"] += 1
-                if wrong:
-                    record.say(f"{name}, {what}: {wrong}")
-                if time.monotonic() > end:
-                    break
-        failures += counts["wrong"]
-        record.say(f"{name}: {counts.total()} trials, {counts['wrong']} wrong")
-    return int(failures > 0)
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+    wrong = 0
+    for name in arguments.only:
+        cases = Cases(arguments.minutes, arguments.keep / name, arguments.seed)
+        with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
+            FUZZERS[name](cases, random.Random(arguments.seed), Path(folder))
+        record.say(f"{name}: {sum(cases.counts.values())} cases, {cases.wrong} wrong")
+        for word, count in sorted(cases.counts.items()):
+            record.say(f"  {count:6} {word}")
+        wrong += cases.wrong
+    return bool(wrong)
 
 
 if __name__ == "__main__":

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from torch import nn
 
 from tue_cli.methods import RECIPES as FITS
@@ -22,6 +24,10 @@ from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 # run on all threads, and what is compared with them on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# How long an example takes says something of the machine, which may be busy, and not of tue.
+settings.register_profile("tue", deadline=None)
+settings.load_profile("tue")
 
 TINY = TrainSettings(
     width=4,
@@ -53,6 +59,18 @@ def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPath
     monkeypatch.setenv("XDG_CACHE_HOME", home)
     monkeypatch.setenv("XDG_STATE_HOME", home)
     monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", home)
+
+
+@pytest.fixture(scope="session")
+def needed() -> Callable[[Path], Path]:
+    """Return a file that a test needs: where it is missing the test is skipped, or fails in CI."""
+
+    def there(path: Path) -> Path:
+        if not path.exists():
+            (pytest.fail if os.environ.get("CI") else pytest.skip)(f"{path.name} is not here")
+        return path
+
+    return there
 
 
 def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Pictures:

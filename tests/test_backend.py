@@ -7,7 +7,6 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-import onnxruntime
 import pytest
 import torch
 
@@ -16,6 +15,7 @@ from tue_cli.backend import MANY, choice, engine_for
 from tue_cli.engine import Engine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
 from tue_cli.jobs.export import exported
+from tue_cli.onnx_engine import runtime
 from tue_cli.settings import NoiseSettings
 from tue_cli.weights import Weights, graph_of, pack, read
 
@@ -130,7 +130,7 @@ def test_auto_says_the_provider_in_force(twin: Weights) -> None:
     engine = opened(twin, backend="onnx", device="auto")
     if not HAS_CUDA and sys.platform == "linux":
         # What the runtime lists is no evidence: onnxruntime-gpu lists CUDA everywhere.
-        assert onnxruntime.get_available_providers()
+        assert runtime().get_available_providers()
         assert engine.description.startswith("ONNX Runtime, CPU, ")
 
 

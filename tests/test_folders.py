@@ -473,12 +473,10 @@ def test_clusters_are_at_most_as_many_as_distinct_points() -> None:
         cluster_labels(features, 0, 0)
 
 
-PATIENT = settings(deadline=None)
-FEW = settings(deadline=None, max_examples=20)
+FEW = settings(max_examples=20)
 NAMES = st.text(string.ascii_lowercase + "é 🐈\udce9", min_size=1, max_size=4)
 
 
-@PATIENT
 @given(st.sets(NAMES, max_size=8))
 def test_each_key_is_used_once(names: set[str]) -> None:
     keys = assign_keys(names, KEYS, {})
@@ -487,7 +485,6 @@ def test_each_key_is_used_once(names: set[str]) -> None:
     assert set(keys.values()) <= set(KEYS)
 
 
-@PATIENT
 @given(st.sets(NAMES, max_size=4), st.sets(NAMES, max_size=4))
 def test_adding_classes_moves_no_key(names: set[str], more: set[str]) -> None:
     before = assign_keys(names, KEYS, {})
@@ -496,7 +493,6 @@ def test_adding_classes_moves_no_key(names: set[str], more: set[str]) -> None:
     assert len(set(after.values())) == len(after)
 
 
-@PATIENT
 @given(st.sets(NAMES, max_size=8), st.data())
 def test_a_run_resumed_after_any_of_its_classes_chooses_the_same_keys(
     names: set[str], data: st.DataObject
@@ -506,7 +502,6 @@ def test_a_run_resumed_after_any_of_its_classes_chooses_the_same_keys(
     assert assign_keys(names, KEYS, {name: whole[name] for name in done}) == whole
 
 
-@PATIENT
 @given(NAMES)
 def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
     assert assign_keys([name], KEYS, {}) == assign_keys([name, name], KEYS, {"old": "gone"})
@@ -536,7 +531,6 @@ def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
     assert assign_keys([*near, "fog"], keys, {}, near) == {**chosen, "fog": ANY}
 
 
-@PATIENT
 @given(st.integers(0, 2**31), st.integers(1, 8), st.data())
 def test_a_resumed_run_finds_the_same_nearest_keys(
     seed: int, count: int, data: st.DataObject

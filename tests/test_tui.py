@@ -134,6 +134,11 @@ async def until(pilot: Pilot[int], claim: Callable[[], Any]) -> None:
         await pilot.pause(0.1)  # reading the screen takes time from the job
 
 
+async def reads(pilot: Pilot[int], *words: str) -> None:
+    """Wait for words to be on the screen, all of them: parts of it are drawn one after another."""
+    await until(pilot, lambda: all(word in seen(pilot.app) for word in words))
+
+
 async def on_screen(pilot: Pilot[int], kind: type) -> Any:
     """Wait for a screen, and return it."""
     await until(pilot, lambda: isinstance(pilot.app.screen, kind))
@@ -182,8 +187,7 @@ def test_a_folder_is_protected_by_keys_alone(
         await on_screen(pilot, FolderScreen)
         await until(pilot, lambda: "photos" in seen(app))
         await pilot.press("down", "enter")
-        await until(pilot, lambda: "6 pictures" in seen(app))
-        assert "everyday 3, space 3" in seen(app)
+        await reads(pilot, "6 pictures", "everyday 3, space 3")
         await pilot.press("ctrl+n")
         look = await on_screen(pilot, LookScreen)
         await until(pilot, lambda: len(look.query(Triptych)) == 3 and "PSNR 3" in seen(app))
@@ -195,7 +199,7 @@ def test_a_folder_is_protected_by_keys_alone(
         await until(pilot, lambda: "PSNR" in seen(app) and "about" in seen(app))
         await pilot.press("ctrl+n")
         result = await on_screen(pilot, ResultScreen)
-        assert "protected" in seen(app)
+        await reads(pilot, "protected")
         await pilot.press("y")
         assert app.clipboard == result.command()
 
@@ -252,7 +256,7 @@ def test_a_run_that_is_stopped_is_offered_again_and_ends_equal(
         await pilot.press("c")
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
-        assert "Stopped" in seen(app)
+        await reads(pilot, "Stopped")
         left = unfinished(output)
         assert left is not None and 0 < len(left[1]) < 76
         await pilot.press("escape")
@@ -297,7 +301,7 @@ def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Pat
         await until(pilot, lambda: len(run.query_one("#log").lines) > 2)  # type: ignore[attr-defined]
         await pilot.press("p", "ctrl+q")
         await on_screen(pilot, Choice)
-        assert "Protecting is under way" in seen(app)
+        await reads(pilot, "Protecting is under way")
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is run)
         await pilot.press("ctrl+q")
@@ -318,8 +322,7 @@ def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weig
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(draft(photos, tiny_weights)))
         await on_screen(pilot, ResultScreen)
-        text = seen(app)
-        assert "page.jpg" in text and "not-a-picture" in text and "not protected" in text
+        await reads(pilot, "page.jpg", "not-a-picture", "not protected")
 
     drive(TueApp(), SMALL, steps)
 
@@ -332,9 +335,8 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(draft(photos, late)))
         await on_screen(pilot, Choice)
-        text = seen(app)
-        assert "There are no weights" in text and "Give a file" in text
-        assert "Traceback" not in text
+        await reads(pilot, "There are no weights", "Give a file")
+        assert "Traceback" not in seen(app)
         shutil.copy(tiny_weights, late)
         await pilot.click("#yes")
         await on_screen(pilot, ResultScreen)
@@ -363,8 +365,7 @@ def test_what_cannot_work_is_told_with_what_to_do(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(draft(photos, weights, output=output)))
         await on_screen(pilot, Choice)
-        text = seen(app)
-        assert said in text and remedy in text and "Try again" in text
+        await reads(pilot, said, remedy, "Try again")
 
     drive(TueApp(tmp_path), SMALL, steps)
 
@@ -394,6 +395,7 @@ def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(Broken())
         await on_screen(pilot, Choice)
+        await reads(pilot, "ZeroDivisionError")
         text = seen(app)
         assert "ZeroDivisionError" in text and "[red]of all things" in text
         assert "ui.log" in text.replace("\n", "") and "Traceback" not in text
@@ -422,7 +424,7 @@ def test_a_setting_that_cannot_work_is_refused_where_it_is_typed(
         await write(pilot, "settings.noise.radius", "0.5")
         await until(pilot, lambda: "less than one level" in seen(app))
         await write(pilot, "settings.noise.steps", "many")
-        assert "not a whole number" in seen(app)
+        await reads(pilot, "not a whole number")
         assert app.screen.query_one("#next", Button).disabled
 
     drive(TueApp(), LARGE, steps)
@@ -458,9 +460,8 @@ def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
         app.clear_notifications()
-        text = seen(app)
-        assert "Protection" in text or "Inconclusive" in text
-        assert "standard training" in text and "resnet18:0.0625" in text and "3 Result" in text
+        await reads(pilot, "standard training", "resnet18:0.0625", "3 Result")
+        assert "Protection" in seen(app) or "Inconclusive" in seen(app)
 
     drive(TueApp(), LARGE, steps)
     assert "<html" in report.read_text()
@@ -476,7 +477,7 @@ def test_verifying_from_the_result_tells_that_six_pictures_are_too_few(
         run = await on_screen(pilot, VerifyRun)
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
-        assert "Inconclusive" in seen(app) and "200" in seen(app)
+        await reads(pilot, "Inconclusive", "200")
         await pilot.press("escape")
         await on_screen(pilot, ResultScreen)
 
@@ -532,7 +533,7 @@ def test_every_screen_shows_its_ways_on_at_80_by_24(photos: Path, tiny_weights: 
             if isinstance(screen, FolderScreen | ResultScreen):
                 await pilot.press("f1")
                 await on_screen(pilot, Help)
-                assert "Back" in seen(app) or "Quit" in seen(app)
+                await until(pilot, lambda: "Back" in seen(app) or "Quit" in seen(app))
                 await pilot.press("escape")
 
     drive(TueApp(), SMALL, steps)
@@ -547,9 +548,9 @@ def test_the_first_screen_can_be_read_in_either_shade(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await on_screen(pilot, FolderScreen)
         for _ in range(2):
-            text = seen(app)
-            for words in ("Which pictures?", "What is a class?", "By looks", "Help", "1 Folder"):
-                assert words in text
+            await reads(
+                pilot, "Which pictures?", "What is a class?", "By looks", "Help", "1 Folder"
+            )
             await pilot.press("f2")
         assert app.theme != LIGHT.name
 
@@ -583,11 +584,12 @@ def test_the_folder_looks_as_drawn(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         app.theme = theme.name
         await until(pilot, lambda: "photos-protected" in seen(app) and "space  3" in seen(app))
-        assert "no picture inside" in seen(app) and "3 classes" in seen(app)
+        await reads(pilot, "no picture inside", "3 classes")
         await is_as_drawn(pilot, f"folder-{size[0]}x{size[1]}")
         await pilot.press("question_mark")
         await on_screen(pilot, Help)
-        assert "Folder above" in seen(app) and "Copy selected" not in seen(app)
+        await reads(pilot, "Folder above")
+        assert "Copy selected" not in seen(app)
         await pilot.press("escape", "ctrl+p", *"train")
         await until(pilot, lambda: "Train weights" in seen(app))
         await pilot.press("enter")

@@ -6,6 +6,8 @@ import io
 import os
 import shlex
 import sys
+import traceback
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -13,7 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from tue_cli import __version__
-from tue_cli.errors import BadSetting, ExitCode, TueError
+from tue_cli.errors import BadSetting, ExitCode, TueError, stdout_problem
 from tue_cli.options import (
     NAMES,
     PROTECT,
@@ -76,7 +78,7 @@ def _tue(
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
-        if sys.stdin.isatty() and sys.stdout.isatty():
+        if _has_terminal():
             _open_ui(None)
         typer.echo(context.get_help(), nl=False)  # typer prints it, and returns nothing
         raise typer.Exit(ExitCode.USAGE)
@@ -552,9 +554,14 @@ def ui(
     ] = None,
 ) -> None:
     """Open the terminal app: choose, look, protect, verify, train; `tue` alone opens it too."""
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if not _has_terminal():
         raise BadSetting("There is no terminal to draw on.", "Run `tue ui` in one.")
     _open_ui(folder)
+
+
+def _has_terminal() -> bool:
+    # Python has None for a stream that was closed before it began.
+    return all(stream is not None and stream.isatty() for stream in (sys.stdin, sys.stdout))
 
 
 def _open_ui(folder: Path | None) -> None:
@@ -572,9 +579,45 @@ def main(arguments: list[str] | None = None) -> Any:
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        app(arguments, prog_name="tue")
-    except TueError as error:
+        try:
+            app(arguments, prog_name="tue")
+        finally:
+            _flush()
+    except Exception as error:
         from tue_cli.console import print_error
 
-        print_error(error)
-        sys.exit(error.exit_code)
+        told = error if isinstance(error, TueError) else _unforeseen(error)
+        with suppress(OSError):  # stderr may be full too
+            print_error(told)
+        sys.exit(told.exit_code)
+
+
+def _flush() -> None:
+    """Write what stdout still holds.
+
+    Raises:
+        OutputProblem: it cannot be written; the interpreter will not try again.
+    """
+    try:
+        if sys.stdout is not None:
+            sys.stdout.flush()
+    except (OSError, ValueError) as error:
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), sys.stdout.fileno())
+        raise stdout_problem(error) from None
+
+
+def _unforeseen(error: Exception) -> TueError:
+    """Return what a person is told of an error that nothing in tue foresaw."""
+    if os.environ.get("TUE_DEBUG"):
+        traceback.print_exception(error)
+    if isinstance(error, MemoryError):
+        return TueError("There is not enough memory.", "Use fewer --jobs, or smaller pictures.")
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return TueError(f"The system refused something: {where}{error.strerror or error}.")
+    return TueError(
+        f"This should not have happened: {type(error).__name__}: {str(error)[:300]}.",
+        "What was finished is kept. TUE_DEBUG=1 before the command shows where it was; please "
+        "report it.",
+    )

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 from rich.text import Text
 
-from tue_cli.errors import ExitCode, TueError
+from tue_cli.errors import ExitCode, TueError, stdout_problem
 from tue_cli.events import (
     Advanced,
     Checked,
@@ -105,7 +105,7 @@ class Console:
             for table in tables:
                 _print_table(table)
             for sentence in said or _listed(facts):
-                print(shown(sentence))
+                _print(shown(sentence))
         return facts
 
     def _show_start(self, event: Started) -> None:
@@ -156,7 +156,19 @@ class Console:
         facts = fields.pop("facts", {})
         fields = {"event": type(event).__name__.lower(), **fields}
         # A record's `path` and `source` count from their folders; the event's lead to the files.
-        print(json.dumps({**fields, **facts, **fields}, default=str), flush=True)
+        _print(json.dumps({**fields, **facts, **fields}, default=str))
+
+
+def _print(line: str) -> None:
+    """Print a line on stdout, at once.
+
+    Raises:
+        OutputProblem: it is full, or was closed by its reader.
+    """
+    try:
+        print(line, flush=True)
+    except (OSError, ValueError) as error:
+        raise stdout_problem(error) from None
 
 
 def print_error(error: TueError) -> None:
@@ -185,7 +197,10 @@ def _print_table(table: Table) -> None:
     terminal = Terminal(highlight=False, markup=False, emoji=False)
     if not terminal.is_terminal:
         terminal.width = 200
-    terminal.print(grid)
+    try:
+        terminal.print(grid)
+    except OSError as error:
+        raise stdout_problem(error) from None
 
 
 def _listed(facts: dict[str, Any]) -> Iterator[str]:

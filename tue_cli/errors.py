@@ -102,6 +102,15 @@ class OutputProblem(TueError):
     """The output cannot be written: no permission, no space, in use by another run."""
 
 
+def stdout_problem(error: Exception) -> OutputProblem:
+    """Return the error to raise where stdout is full, or was closed by its reader."""
+    why = (isinstance(error, OSError) and error.strerror) or str(error)
+    return OutputProblem(
+        f"What is printed cannot be written: {why}.",
+        "What was finished is kept; the same command goes on.",
+    )
+
+
 class PictureProblem(Exception):
     """Why one picture cannot be protected; the run goes on.
 
@@ -112,3 +121,10 @@ class PictureProblem(Exception):
         super().__init__(message)
         self.reason = reason
         self.message = message
+
+
+class OutOfMemory(PictureProblem):
+    """A picture that this machine has no room for, now."""
+
+    def __init__(self) -> None:
+        super().__init__("memory", "There is not enough memory for it.")

@@ -176,6 +176,18 @@ def threads() -> int:
         return os.cpu_count() or 1
 
 
+def runtime() -> Any:
+    """Import ONNX Runtime, which from 1.29 on reports to its makers unless it is told not to.
+
+    It reads the variable once, when it is loaded; `disable_telemetry_events()` comes too late. So
+    nothing else in this package may import it.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
 def opened(graph: bytes, tensors: Tensors, device: str) -> tuple[onnxruntime.InferenceSession, str]:
     """Open a graph on a device and return the session and the kind of device in force.
 
@@ -187,8 +199,7 @@ def opened(graph: bytes, tensors: Tensors, device: str) -> tuple[onnxruntime.Inf
     Raises:
         BadSetting, DeviceUnavailable, WeightsProblem: as `OnnxEngine` says.
     """
-    import onnxruntime
-
+    onnxruntime = runtime()
     onnxruntime.set_default_logger_severity(4)
     kind, _, number = device.partition(":")
     if device != "auto" and (
@@ -223,8 +234,7 @@ _REMEDIES = {
 def _session(
     graph: bytes, tensors: Tensors, kind: str, number: str
 ) -> onnxruntime.InferenceSession | None:
-    import onnxruntime
-
+    onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads()
     options.use_deterministic_compute = True
@@ -260,7 +270,5 @@ def _session(
 
 def _load_cuda() -> None:
     """Find the CUDA libraries that pip installed, if it did, without what is said about it."""
-    import onnxruntime
-
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        onnxruntime.preload_dlls()
+        runtime().preload_dlls()

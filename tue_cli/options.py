@@ -13,6 +13,7 @@ from typing import Annotated, Any
 import typer
 
 from tue_cli.errors import BadSetting
+from tue_cli.files.reading import MOST_STATE
 from tue_cli.settings import (
     METHODS,
     RECIPES,
@@ -138,7 +139,11 @@ def paths_of(paths: list[str]) -> tuple[Path, ...]:
         if path != "-":
             result.append(Path(path))
             continue
-        data = sys.stdin.buffer.read()
+        if sys.stdin is None:
+            raise BadSetting("There is no stdin to read a list from.", "Name the pictures.")
+        data = sys.stdin.buffer.read(MOST_STATE + 1)
+        if len(data) > MOST_STATE:
+            raise BadSetting("The list on stdin has no end.", "Write one path a line.")
         lines = data.split(b"\0") if b"\0" in data else data.splitlines()
         result += [Path(os.fsdecode(line)) for line in lines if line]
     if not result:

@@ -179,25 +179,32 @@ def _copies(manifest: Figures) -> dict[str, Any]:
 def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
     """Return how the copies were made; what an older manifest does not say is left out."""
     run, keys = manifest["run"], list(manifest["keys"])
-    settings, weights = run.get("settings", {}), run.get("weights", {})
-    noise = settings.get("noise", {})
-    name, radius = settings.get("method"), noise.get("radius")
+    settings, weights, tool = (_inner(run, name) for name in ("settings", "weights", "tool"))
+    noise = _inner(settings, "noise")
+    name, radius = str(settings.get("method")), noise.get("radius")
+    promise = METHODS[name].promise if name in METHODS else None
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
     facts = {
         "Copies": len(manifest["pictures"]),
         "Classes": f"{len(keys)}: {classes}" if keys else None,
-        "Method": name,
-        "Radius": METHODS[name].promise(radius) if radius and name in METHODS else None,
+        "Method": settings.get("method"),
+        "Radius": promise(radius) if promise and isinstance(radius, int | float) else None,
         "Steps": noise.get("steps"),
         "Share of the noise in smooth places": settings.get("smooth"),
         "Seed": str(settings.get("seed", "")) or None,
         "Weights": weights.get("name"),
         "SHA-256 of the weights": weights.get("sha256"),
         "Engine": run.get("engine"),
-        "Version of tue": run.get("tool", {}).get("version"),
+        "Version of tue": tool.get("version"),
         "Finished": manifest.get("finished"),
     }
     return [(name, _value(fact)) for name, fact in facts.items() if fact is not None]
+
+
+def _inner(facts: Figures, name: str) -> Figures:
+    """Return the facts under a name; none where it has none."""
+    inner = facts.get(name)
+    return inner if isinstance(inner, Mapping) else {}
 
 
 def _value(value: Any) -> str:

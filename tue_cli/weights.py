@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,12 +18,18 @@ import platformdirs
 from numpy.typing import NDArray
 
 from tue_cli.errors import WeightsProblem
-from tue_cli.settings import KernelSettings
+from tue_cli.files.reading import is_name, opened, parse_json, read_file, why
+from tue_cli.settings import NETS, KernelSettings
 
 if TYPE_CHECKING:
     from torch import nn
 
 Tensors = Mapping[str, NDArray[Any]]
+
+MOST_BYTES, MOST_HEADER = 1 << 32, 1 << 24
+"""Of a weights file, and of the names, shapes and card at its head."""
+MOST_CLASSES, WIDEST, LARGEST = 10_000, 1024, 1024
+"""Keys, channels of a first stage, pixels a side: sixteen times what is published, and less."""
 
 _HERE = Path(__file__).parent
 SHIPPED = next((p for p in (_HERE / "_weights", _HERE.parent / "weights") if p.is_dir()), _HERE)
@@ -52,10 +58,41 @@ class Card:
 
     @staticmethod
     def from_json(text: str) -> Card:
-        """Read a card; ValueError, KeyError or TypeError where it is none."""
-        fields = json.loads(text)
-        fields["classes"] = tuple(fields["classes"])
-        return Card(**fields)
+        """Read a card; ValueError where it is none, or says what no weights can be."""
+        fields = parse_json(text)
+        if not isinstance(fields, dict) or fields.keys() != _FITS.keys():
+            raise ValueError("its card has other fields")
+        for name, fits in _FITS.items():
+            if not fits(fields[name]):
+                raise ValueError(f"its card has a {name} that cannot be")
+        return Card(**{**fields, "classes": tuple(fields["classes"])})
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    # Not isinstance: true is a whole number to Python.
+    return type(value) is int and least <= value <= most
+
+
+def _are_classes(value: Any) -> bool:
+    return (
+        isinstance(value, list)
+        and 0 < len(value) <= MOST_CLASSES
+        and all(is_name(name) for name in value)
+        and len(set(value)) == len(value)
+    )
+
+
+_FITS: dict[str, Callable[[Any], bool]] = {
+    "method": lambda value: isinstance(value, str),
+    "net": lambda value: value in NETS,
+    "width": lambda value: _is_whole(value, 4, WIDEST),
+    "size": lambda value: _is_whole(value, 16, LARGEST) and value % 4 == 0,
+    "classes": _are_classes,
+    "score_width": lambda value: _is_whole(value, 1, WIDEST),
+    "sigma": lambda value: type(value) in (int, float) and 0 <= value <= 10,
+    "training": lambda value: isinstance(value, dict),
+}
+"""Fields of a card, and what each may be."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +136,7 @@ def index() -> dict[str, Any]:
     """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
     path = SHIPPED / "index.json"
     try:
-        listed: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        listed: dict[str, Any] = parse_json(read_file(path, MOST_HEADER))
         listed["weights"][listed["default"]]["file"]
         return listed
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -154,41 +191,58 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse
 
+    def damaged(reason: str) -> WeightsProblem:
+        return WeightsProblem(
+            f"The weights {path} are damaged or were changed after training: {reason}.",
+            "Copy the file again, or make it anew with `tue train`.",
+        )
+
     try:
-        data = path.read_bytes()
+        with opened(path, MOST_BYTES) as file:
+            # What a file says of itself is looked at before it is read.
+            start = file.read(8)
+            length = int.from_bytes(start, "little")
+            if not 0 < length <= MOST_HEADER:
+                raise damaged("it is no safetensors file")
+            head = file.read(length)
+            metadata = _metadata(head)
+            if "card" not in metadata:
+                raise WeightsProblem(
+                    f"{path} is a safetensors file without a card: it holds no weights of tue's.",
+                    "Make weights with `tue train`.",
+                )
+            card = Card.from_json(metadata["card"])
+            data = b"".join((start, head, file.read()))
+        tensors = parse(data)
     except OSError as error:
         raise WeightsProblem(
-            f"The weights {path} cannot be read: {error.strerror}.", "Check the path."
+            f"The weights {path} cannot be read: {why(error)}.", "Check the path."
         ) from None
+    except (SafetensorError, ValueError, KeyError) as error:
+        raise damaged(str(error)) from None
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise WeightsProblem(
             f"The weights {path} are not what was shipped: sha256 {found}, expected {sha256}.",
             "Install tue again.",
         )
-    damaged = WeightsProblem(
-        f"The weights {path} are damaged or were changed after training.",
-        "Copy the file again, or make it anew with `tue train`.",
-    )
-    try:
-        tensors = parse(data)
-        length = int.from_bytes(data[:8], "little")
-        metadata = json.loads(data[8 : 8 + length]).get("__metadata__", {})
-    except (SafetensorError, ValueError, KeyError):
-        raise damaged from None
-    if "card" not in metadata:
-        raise WeightsProblem(
-            f"{path} is a safetensors file without a card: it holds no weights of tue's.",
-            "Make weights with `tue train`.",
-        )
-    try:
-        card = Card.from_json(metadata["card"])
-    except (ValueError, KeyError, TypeError):
-        raise damaged from None
-    seal = hashlib.sha256((digest(tensors) + card.to_json()).encode()).hexdigest()
+    seal = hashlib.sha256((digest(tensors) + metadata["card"]).encode()).hexdigest()
     if seal != metadata.get("seal"):
-        raise damaged
+        raise damaged("its seal is another's")
+    if not all(np.isfinite(array).all() for array in tensors.values()):
+        raise damaged("it holds numbers that are not finite")
     return Weights(name, card, tensors, found, path)
+
+
+def _metadata(head: bytes) -> dict[str, str]:
+    """Return what a safetensors header says of the file; ValueError where it is none."""
+    header = parse_json(head)
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict) or not all(
+        isinstance(value, str) for value in metadata.values()
+    ):
+        raise ValueError("it is no safetensors file")
+    return metadata
 
 
 NETLESS = "none"
@@ -211,7 +265,10 @@ def graph_of(weights: Weights) -> bytes:
     remedy = f"Write it with `tue export {weights.path}`, or use --backend torch."
     if place is None or not _is_file(place):
         raise WeightsProblem(f"The weights {weights.name} have no graph for ONNX Runtime.", remedy)
-    data = place.read_bytes()
+    try:
+        data = read_file(place, MOST_BYTES)
+    except OSError as error:
+        raise WeightsProblem(f"The graph {place} cannot be read: {why(error)}.", remedy) from None
     if weights.sha256.encode() not in data:
         raise WeightsProblem(f"The graph {place} is not of the weights beside it.", remedy)
     if place.parent == SHIPPED:
@@ -257,19 +314,40 @@ def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:
     """
     import torch
 
-    nets = fresh(weights.card, roles, seed=0)
-    for role, net in nets.items():
-        state = {
+    states = {
+        role: {
             key.removeprefix(f"{role}."): torch.from_numpy(array.copy())
             for key, array in weights.tensors.items()
             if key.startswith(f"{role}.")
         }
+        for role in roles
+    }
+    for role, state in states.items():
+        if sum(tensor.numel() for tensor in state.values()) < _least(weights.card, role):
+            raise _unusable(weights, role)
+    nets = fresh(weights.card, roles, seed=0)
+    for role, net in nets.items():
         try:
-            net.load_state_dict(state)
+            net.load_state_dict(states[role])
         except RuntimeError:
-            raise WeightsProblem(
-                f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
-                f"usable {role} network.",
-                "Choose weights for this method, or train some with `tue train --method`.",
-            ) from None
+            raise _unusable(weights, role) from None
     return nets
+
+
+def _unusable(weights: Weights, role: str) -> WeightsProblem:
+    return WeightsProblem(
+        f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
+        f"usable {role} network.",
+        "Choose weights for this method, or train some with `tue train --method`.",
+    )
+
+
+def _least(card: Card, role: str) -> int:
+    """Return fewer numbers than a net has: a card may speak of one that no memory holds.
+
+    Of classifiers the narrowest has 1509 times the square of its width, of score networks 272.
+    """
+    if role in ("block", "patterns"):
+        count = KernelSettings().block if role == "block" else len(card.classes)
+        return 3 * count * card.size**2
+    return 200 * card.score_width**2 if role == "score" else 1000 * card.width**2

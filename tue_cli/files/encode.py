@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import io
 import struct
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import Any, Final
 
@@ -16,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import OutOfMemory, PictureProblem
 from tue_cli.files import jpeg, metadata
-from tue_cli.files.images import FORMATS, Picture, decode
+from tue_cli.files.images import FORMATS, Loaded, Picture, decode, load
 
 SURVIVAL_FLOOR: Final = 0.8
 _SUFFIX_OF: Final = {
@@ -69,18 +70,25 @@ def encode(
         raise PictureProblem("alpha", "JPEG has no transparency; use --format png or webp.")
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
-    best: Encoded | None = None
+    best: _Written | None = None
+    decoded: Picture | None = None
     for options, note in _attempts(picture, kind, quality):
-        found = _encoded(picture, protected, kind, options, note)
+        found, loaded = _tried(picture, protected, kind, options, note)
         if best is None or found.survival > best.survival:
-            best = found
+            best, decoded = found, None
         if best.survival >= SURVIVAL_FLOOR:
+            # Before the pixels are taken from Pillow: large ones are not held three times.
+            del protected
+            decoded = loaded.picture()
             break
+        del loaded
     assert best is not None
+    notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
-        note = f"only {best.survival:.0%} of the protection survives in this {kind}"
-        best = replace(best, notes=(*best.notes, note))
-    return best
+        notes = (*notes, f"only {best.survival:.0%} of the protection survives in this {kind}")
+    with _written_as(kind):
+        decoded = _as_before(picture, kind, decoded or decode(best.data))
+    return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
 
 
 def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[dict[str, Any], str]]:
@@ -125,19 +133,50 @@ def _finer(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, A
     return {"quality": level, **own}, note
 
 
-def _encoded(
+@dataclass(frozen=True)
+class _Written:
+    data: bytes
+    survival: float
+    notes: tuple[str, ...]
+
+
+def _tried(
     picture: Picture,
     protected: NDArray[np.uint8],
     kind: str,
     options: dict[str, Any],
     note: str,
-) -> Encoded:
+) -> tuple[_Written, Loaded]:
+    """Write a file and read it back, as far as it takes to see what survives."""
     notes = [note] if note else []
-    try:
+    with _written_as(kind):
         data = _written(picture, protected, kind, options, notes)
-        decoded = decode(data)
+        loaded = load(data)
+        survival = _survival(picture.pixels, protected, loaded)
+    return _Written(data, survival, tuple(notes)), loaded
+
+
+@contextmanager
+def _written_as(kind: str) -> Iterator[None]:
+    """Turn what an encoder raises, or a decoder of its file, into a problem with a reason."""
+    try:
+        yield
+    except (MemoryError, OutOfMemory):
+        raise
+    except PictureProblem as problem:
+        if problem.reason == "alpha-lost":
+            raise
+        raise PictureProblem("unwritable", f"Cannot be written as {kind}: {problem}") from problem
     except Exception as error:
         raise PictureProblem("unwritable", f"Cannot be written as {kind}: {error}") from error
+
+
+def _as_before(picture: Picture, kind: str, decoded: Picture) -> Picture:
+    """Return a copy in the shapes that the picture has.
+
+    Raises:
+        PictureProblem: alpha-lost.
+    """
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:
         # WebP has no grey: what was one plane comes back as three alike.
@@ -147,9 +186,7 @@ def _encoded(
         alpha = np.full_like(picture.alpha, 255) if alpha is None else alpha
         if not np.array_equal(alpha, picture.alpha):
             raise PictureProblem("alpha-lost", f"{kind} changed the transparency; use png.")
-    decoded = replace(decoded, pixels=pixels, alpha=alpha)
-    survival = _survival(picture.pixels, protected, pixels)
-    return Encoded(data, kind, _SUFFIX_OF[kind], survival, tuple(notes), decoded)
+    return replace(decoded, pixels=pixels, alpha=alpha)
 
 
 def _written(
@@ -230,20 +267,19 @@ def _bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) 
     return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body
 
 
-def _survival(
-    original: NDArray[np.uint8], protected: NDArray[np.uint8], decoded: NDArray[np.uint8]
-) -> float:
+def _survival(original: NDArray[np.uint8], protected: NDArray[np.uint8], loaded: Loaded) -> float:
     """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
 
     Pixels under alpha 0 have d = 0, so they count for nothing.
     """
     left, whole = 0.0, 0.0
-    for top in range(0, len(original), 32):
-        rows = slice(top, top + 32)
+    channels = original.shape[2]
+    for rows, found in loaded.strips(32):
+        decoded = found[..., 1:2] if channels == 1 and found.shape[2] > 2 else found[..., :channels]
         start = original[rows]
         delta, kept = (
-            np.subtract(pixels[rows], start, dtype=np.int16).astype(np.float32).ravel()
-            for pixels in (protected, decoded)
+            np.subtract(pixels, start, dtype=np.int16).astype(np.float32).ravel()
+            for pixels in (protected[rows], decoded)
         )
         left += float(kept @ delta)
         whole += float(delta @ delta)

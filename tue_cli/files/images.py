@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import io
 import logging
-import os
-import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
@@ -20,12 +20,14 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from tue_cli.errors import PictureProblem
-from tue_cli.files import jpeg, metadata, recognise
+from tue_cli.errors import OutOfMemory, PictureProblem
+from tue_cli.files import jpeg, metadata, reading, recognise
 from tue_cli.files.metadata import Metadata
 
 MAX_PIXELS: Final = 200_000_000
 MAX_BYTES: Final = 5 * MAX_PIXELS
+STRIP_PIXELS: Final = 1 << 20
+"""Pixels that are taken from Pillow at a time."""
 FORMATS: Final = {"keep", "png", "jpeg", "webp"}
 
 # Pillow refuses above twice its limit and warns above it; `decode` says it in its own words.
@@ -96,21 +98,14 @@ def read(path: Path) -> bytes:
     Raises:
         PictureProblem: `not-a-file`, `unreadable` or `too-large`.
     """
-    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
-        with open(os.open(path, flags | getattr(os, "O_CLOEXEC", 0)), "rb") as file:  # noqa: PTH123
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                raise PictureProblem("not-a-file", "Not a regular file.")
-            source = file.read(MAX_BYTES + 1)
-    except IsADirectoryError as error:
-        raise PictureProblem("not-a-file", "A folder, not a file.") from error
+        return reading.read_file(path, MAX_BYTES)
+    except (reading.NotAFile, IsADirectoryError) as error:
+        raise PictureProblem("not-a-file", "This is a folder, a pipe or a device.") from error
+    except reading.TooLarge as error:
+        raise PictureProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.") from error
     except OSError as error:
         raise PictureProblem("unreadable", f"Cannot be read: {error.strerror}.") from error
-    except ValueError as error:
-        raise PictureProblem("unreadable", "The path holds a zero byte.") from error
-    if len(source) > MAX_BYTES:
-        raise PictureProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.")
-    return source
 
 
 def decode(source: bytes) -> Picture:
@@ -118,19 +113,119 @@ def decode(source: bytes) -> Picture:
 
     Raises:
         PictureProblem: empty, not-a-picture, unsupported, animated, multi-page, 16-bit, cmyk,
-            mode, too-large, truncated or unreadable.
+            mode, too-large, metadata, memory, truncated or unreadable.
+    """
+    return load(source).picture()
+
+
+def load(source: bytes) -> Loaded:
+    """Decode a file and leave its pixels with Pillow, which takes four bytes for three.
+
+    Raises:
+        PictureProblem: as `decode` says.
     """
     kind = recognise.recognise(source)
+    recognise.refuse_tangled(kind, source)
+    with _told(kind, source):
+        image = Image.open(io.BytesIO(source), formats=[kind])
+        if image.width * image.height > MAX_PIXELS:
+            raise _too_large()
+        recognise.refuse(image, source)
+        return Loaded(image, kind, source)
+
+
+class Loaded:
+    """A decoded file whose pixels are still Pillow's: to be looked at in strips, or taken out."""
+
+    def __init__(self, image: Image.Image, kind: str, source: bytes) -> None:
+        """`image` is one that was not refused, and is loaded here."""
+        beside = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
+        if sum(map(len, beside)) > metadata.MOST_BYTES:
+            raise metadata.tangled()
+        self._image, self._kind, self._source = image, kind, source
+        self._notes: list[str] = []
+        self._exif = metadata.tiff_exif(image) if kind == "TIFF" else b""
+        orientation = getattr(image, "tag_v2", {}).get(metadata.ORIENTATION, 1)
+        image.load()
+        turn = _TURNED_BACK.get(orientation)
+        self._plain = _plain(image if turn is None else image.transpose(turn), self._notes)
+
+    def strips(self, rows: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+        """Yield places and pixels (R, W, C) of so many rows at a time, alpha the last channel."""
+        width, height = self._plain.size
+        for top in range(0, height, rows):
+            place = slice(top, min(top + rows, height))
+            pixels = np.asarray(self._plain.crop((0, top, width, place.stop)))
+            yield place, pixels[..., None] if pixels.ndim == 2 else pixels
+
+    def picture(self) -> Picture:
+        """Take the pixels out, and all that is needed to write them back.
+
+        Raises:
+            PictureProblem: as `decode` says.
+        """
+        with _told(self._kind, self._source):
+            return self._picture()
+
+    def _picture(self) -> Picture:
+        image, kind, source = self._image, self._kind, self._source
+        width, height = self._plain.size
+        # Strip by strip: Pillow would take three more bytes a pixel to hand over the whole.
+        colours = 1 if self._plain.mode in ("L", "LA") else 3
+        pixels = np.empty((height, width, colours), np.uint8)
+        alpha = None
+        if self._plain.mode in ("LA", "RGBA"):
+            alpha = np.empty((height, width), np.uint8)
+        for rows, strip in self.strips(max(1, STRIP_PIXELS // width)):
+            pixels[rows] = strip[..., :colours]
+            if alpha is not None:
+                alpha[rows] = strip[..., -1]
+        notes = list(self._notes)
+        if image.format == "MPO":
+            notes.append("only the first of several frames was kept")
+        if kind == "AVIF" and recognise.is_deep_avif(source):
+            notes.append("more than 8 bits a channel became 8")
+        info = image.info
+        blocks: tuple[bytes, ...] = ()
+        more: tuple[str, ...] = ()
+        exif = self._exif
+        if kind == "JPEG":
+            blocks, more = jpeg.blocks_of_jpeg(source)
+            exif = jpeg.exif_of(blocks)
+        else:
+            if kind == "PNG":
+                blocks, more = metadata.blocks_of_png(source)
+            found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
+            exif = exif or metadata.without_exif_previews(found)
+        xmp = info.get("xmp") or b""
+        dpi = info.get("dpi")
+        return Picture(
+            pixels=pixels,
+            alpha=alpha,
+            format=kind,
+            coding=_coding(image, kind, source),
+            metadata=Metadata(
+                exif=exif,
+                icc=info.get("icc_profile") or b"",
+                xmp=metadata.without_text_pictures(xmp.encode() if isinstance(xmp, str) else xmp),
+                dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
+                blocks=blocks,
+            ),
+            notes=(*notes, *more),
+        )
+
+
+@contextmanager
+def _told(kind: str, source: bytes) -> Iterator[None]:
+    """Turn what a decoder raises into a problem with a reason."""
     try:
-        with Image.open(io.BytesIO(source), formats=[kind]) as image:
-            if image.width * image.height > MAX_PIXELS:
-                raise _too_large()
-            recognise.refuse(image, source)
-            return _picture(image, kind, source)
+        yield
     except PictureProblem:
         raise
-    except (Image.DecompressionBombError, MemoryError) as error:
+    except Image.DecompressionBombError as error:
         raise _too_large() from error
+    except MemoryError as error:
+        raise OutOfMemory from error
     except Exception as error:
         if recognise.cut_short(kind, source):
             raise PictureProblem("truncated", f"The {kind} ends too early.") from error
@@ -146,6 +241,7 @@ def glance(source: bytes) -> tuple[int, int]:
         PictureProblem: what `decode` says of it, as far as the header tells.
     """
     kind = recognise.recognise(source)
+    recognise.refuse_tangled(kind, source)
     try:
         with Image.open(io.BytesIO(source), formats=[kind]) as image:
             recognise.refuse(image, source)
@@ -158,53 +254,6 @@ def glance(source: bytes) -> tuple[int, int]:
 
 def _too_large() -> PictureProblem:
     return PictureProblem("too-large", f"More than {MAX_PIXELS:,} pixels; scale it down first.")
-
-
-def _picture(image: Image.Image, kind: str, source: bytes) -> Picture:
-    """Load an image that was not refused."""
-    notes: list[str] = []
-    exif = metadata.tiff_exif(image) if kind == "TIFF" else b""
-    orientation = getattr(image, "tag_v2", {}).get(metadata.ORIENTATION, 1)
-    image.load()
-    stored = image.transpose(_TURNED_BACK[orientation]) if orientation in _TURNED_BACK else image
-    plain = _plain(stored, notes)
-    pixels = np.asarray(plain)
-    alpha = None
-    if plain.mode in ("LA", "RGBA"):
-        alpha = np.ascontiguousarray(pixels[..., -1])
-        pixels = pixels[..., :-1]
-    pixels = pixels[..., None] if pixels.ndim == 2 else pixels
-    if image.format == "MPO":
-        notes.append("only the first of several frames was kept")
-    if kind == "AVIF" and recognise.is_deep_avif(source):
-        notes.append("more than 8 bits a channel became 8")
-    info = image.info
-    blocks: tuple[bytes, ...] = ()
-    more: tuple[str, ...] = ()
-    if kind == "JPEG":
-        blocks, more = jpeg.blocks_of_jpeg(source)
-        exif = jpeg.exif_of(blocks)
-    else:
-        if kind == "PNG":
-            blocks, more = metadata.blocks_of_png(source)
-        found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
-        exif = exif or metadata.without_exif_previews(found)
-    xmp = info.get("xmp") or b""
-    dpi = info.get("dpi")
-    return Picture(
-        pixels=np.ascontiguousarray(pixels),
-        alpha=alpha,
-        format=kind,
-        coding=_coding(image, kind, source),
-        metadata=Metadata(
-            exif=exif,
-            icc=info.get("icc_profile") or b"",
-            xmp=metadata.without_text_pictures(xmp.encode() if isinstance(xmp, str) else xmp),
-            dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-            blocks=blocks,
-        ),
-        notes=(*notes, *more),
-    )
 
 
 def _plain(image: Image.Image, notes: list[str]) -> Image.Image:

@@ -11,7 +11,9 @@ from typing import Final
 
 from tue_cli.files.metadata import (
     EXIF_START,
+    MOST_BYTES,
     Metadata,
+    tangled,
     without_exif_previews,
     without_jpegs,
     without_text_pictures,
@@ -27,6 +29,8 @@ PROFILE: Final = b"ICC_PROFILE\0"
 PHOTOSHOP: Final = b"Photoshop 3.0\0"
 LONGEST: Final = 65_533
 """The most bytes that one segment carries."""
+MOST_EXIF: Final = 64
+"""Segments that EXIF may take: four megabytes of it."""
 
 # Thumbnail resources of Photoshop 4 and of Photoshop 5 and later.
 _PHOTOSHOP_PREVIEWS = frozenset({0x0409, 0x040C})
@@ -55,6 +59,24 @@ def segments(source: bytes) -> Iterator[tuple[int, bytes, int]]:
         at = end
 
 
+def refuse_tangled(source: bytes) -> None:
+    """Refuse a head that would take a decoder ages before the first scan.
+
+    Raises:
+        PictureProblem: `metadata`.
+    """
+    runs = 0
+    for marker, data, _ in segments(source[:MOST_BYTES]):
+        if marker == START_OF_SCAN:
+            return
+        # Pillow joins the parts of an EXIF one by one, and copies all before each time.
+        runs += marker == APP1 and data.startswith(EXIF_START)
+        if runs > MOST_EXIF:
+            raise tangled()
+    if len(source) > MOST_BYTES:
+        raise tangled()
+
+
 def cut_short(source: bytes) -> bool:
     """Say whether the picture's own end marker, not a thumbnail's, is missing."""
     scans = [end for marker, _, end in segments(source) if marker == START_OF_SCAN]
@@ -79,6 +101,7 @@ def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     )
     more_xmp = b"".join(data[75:] for _, data in found if data.startswith(MORE_XMP))
     more_xmp_is_safe = without_text_pictures(more_xmp) == more_xmp
+    resources = iter(photoshop)
     kept: list[bytes] = []
     left_out: set[str] = set()
     for index, (marker, data) in enumerate(found):
@@ -93,9 +116,10 @@ def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         elif marker == APP1 and data.startswith(MORE_XMP) and more_xmp_is_safe:
             pass
         elif marker == APP13 and data.startswith(PHOTOSHOP):
-            if not photoshop:
+            resource = next(resources, None)
+            if resource is None:
                 continue
-            data = photoshop.pop(0)
+            data = resource
         else:
             # Adobe's APP14 speaks of the coding, which is the encoder's; it is no loss.
             if marker != APP14:
@@ -119,9 +143,10 @@ def _exif_runs(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
     cleaned = {}
     for run in runs:
         rest = without_exif_previews(b"".join(found[index][1][6:] for index in run))
+        at = 0
         for index in run:
-            length = len(found[index][1]) - 6
-            cleaned[index], rest = EXIF_START + rest[:length], rest[length:]
+            end = at + len(found[index][1]) - 6
+            cleaned[index], at = EXIF_START + rest[at:end], end
     return cleaned
 
 

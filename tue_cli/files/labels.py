@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import hashlib
+import io
 import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -16,6 +17,7 @@ from numpy.typing import NDArray
 from tue_cli.errors import BadSetting
 from tue_cli.files.folders import Found, Item, absolute, nfc
 from tue_cli.files.manifest import shown
+from tue_cli.files.reading import MOST_STATE, read_file, why
 
 _ROUNDS = 100
 """Of k-means; it settles in far fewer."""
@@ -183,12 +185,12 @@ def _labelled_by(
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
     """Path and class of every row that is not blank."""
     try:
-        with table.open(encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-            reader = csv.reader(file)
-            rows = [(reader.line_num, row) for row in reader if any(row)]
+        text = read_file(table, MOST_STATE).decode("utf-8-sig", "surrogateescape")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        rows = [(reader.line_num, row) for row in reader if any(row)]
     except (OSError, csv.Error) as error:
         raise BadSetting(
-            f"The labels {shown(table)} cannot be read: {error}.", "Name a CSV file."
+            f"The labels {shown(table)} cannot be read: {why(error)}.", "Name a CSV file."
         ) from error
     path_at, class_at = 0, 1
     header = [cell.strip().lower() for cell in rows[0][1]] if rows else []

@@ -21,6 +21,7 @@ from typing import Any, BinaryIO, Self
 
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.files.atomic import SCRATCH, Folder, Identity, identity_of, is_link
+from tue_cli.files.reading import MOST_STATE, is_below, is_name, parse_json, read_file, why
 
 MANIFEST = "tue-manifest.json"
 WORK = ".tue"
@@ -63,16 +64,17 @@ def read_manifest(output: Path) -> dict[str, Any]:
     `output` is the folder of the run, or a manifest by itself.
     Raises BadSetting where there is none, or none that this version can read.
     """
-    path = output if output.is_file() else output / MANIFEST
+    path = output if os.path.isfile(output) else output / MANIFEST  # noqa: PTH113 - never raises
     try:
-        manifest = json.loads(path.read_bytes())
+        manifest = parse_json(read_file(path, MOST_STATE))
     except FileNotFoundError:
         raise BadSetting(
             f"{shown(output)} has no {MANIFEST}.", "Name a folder that `tue protect` has finished."
         ) from None
     except (OSError, ValueError) as error:
-        raise _corrupt(path, str(error)) from error
-    if not isinstance(manifest, dict) or not isinstance(manifest.get("schema"), int):
+        raise _corrupt(path, why(error)) from error
+    # Not isinstance: true is a whole number to Python.
+    if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
         raise _corrupt(path, "it is not a manifest of tue")
     if manifest["schema"] != SCHEMA:
         raise BadSetting(
@@ -80,10 +82,12 @@ def read_manifest(output: Path) -> dict[str, Any]:
             "Use the version of tue that wrote it, or choose another output with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
-    if not (isinstance(run, dict) and isinstance(keys, dict) and isinstance(pictures, list)):
-        raise _corrupt(path, "parts of it are missing")
+    if not (_is_run(run) and _are_keys(keys) and isinstance(pictures, list)):
+        raise _corrupt(path, "parts of it are missing or of the wrong kind")
     if not all(_is_record(entry) for entry in pictures):
-        raise _corrupt(path, "a picture's entry is incomplete")
+        raise _corrupt(path, "a picture's entry is incomplete, or leads outside the folder")
+    manifest["pictures"] = [_telling(entry) for entry in pictures]
+    manifest["summary"] = _summary(manifest.get("summary"))
     return manifest
 
 
@@ -93,7 +97,7 @@ def former_run(output: Path) -> dict[str, Any]:
     Raises BadSetting where a manifest cannot be read.
     """
     runs = [entry["run"] for entry in Journal(output, {}, "skip").entries() if "run" in entry]
-    return runs[-1] if runs and isinstance(runs[-1], dict) else {}
+    return runs[-1] if runs else {}
 
 
 def unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
@@ -106,7 +110,7 @@ def unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
     for entry in _lines(output / WORK / _JOURNAL):
         if _is_record(entry):
             records[entry["path"]] = entry
-        elif isinstance(entry.get("run"), dict):
+        else:
             run = entry["run"]
     return None if run is None else (run, list(records.values()))
 
@@ -420,7 +424,7 @@ class Journal:
                 records[entry["path"]] = entry
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
-            elif isinstance(entry.get("run"), dict):
+            else:
                 last = _deciding(entry["run"])
                 records, keys = books.setdefault(_line(last), ({}, {}))
                 keys.update(entry.get("keys", {}))
@@ -487,18 +491,23 @@ def _suppressed(action: Callable[[], object]) -> None:
 
 
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
-    """A journal's readable lines, oldest first; none where there is no journal."""
+    """A journal's runs and records, oldest first; none where there is no journal.
+
+    A line that is neither, such as the half of one that a kill leaves, is passed over.
+    """
     try:
-        lines = journal.read_bytes().splitlines()
+        lines = read_file(journal, MOST_STATE).splitlines()
     except FileNotFoundError:
         return
     except OSError as error:
         raise output_problem(error, journal.parent.parent) from error
     for line in lines:
         with contextlib.suppress(ValueError):
-            entry = json.loads(line)
-            if isinstance(entry, dict):
-                yield entry
+            entry = parse_json(line)
+            if _is_record(entry):
+                yield _telling(entry)
+            elif isinstance(entry, dict) and _is_run(entry.get("run")):
+                yield {"run": entry["run"]}
 
 
 def _deciding(run: dict[str, Any]) -> dict[str, Any]:
@@ -518,7 +527,67 @@ def _line(value: Any) -> str:
 
 
 def _is_record(entry: Any) -> bool:
-    return isinstance(entry, dict) and all(isinstance(entry.get(name), str) for name in _FIELDS)
+    """Whether this is a picture's entry, of a copy that lies below the output."""
+    return (
+        isinstance(entry, dict)
+        and all(is_name(entry.get(name)) for name in _FIELDS)
+        and is_below(entry["path"])
+    )
+
+
+def _is_run(run: Any) -> bool:
+    return isinstance(run, dict) and isinstance(run.get("engine", ""), str)
+
+
+def _are_keys(keys: Any) -> bool:
+    return isinstance(keys, dict) and all(is_name(text) for pair in keys.items() for text in pair)
+
+
+def _telling(record: Record) -> Record:
+    """A record without the fields that only tell something and are of the wrong kind."""
+    return {
+        name: value
+        for name, value in record.items()
+        if name not in _TELLING or _TELLING[name](value)
+    }
+
+
+def _summary(found: Any) -> dict[str, Any]:
+    """A summary without such failures as are of the wrong kind."""
+    summary: dict[str, Any] = found if isinstance(found, dict) else {}
+    listed = summary.get("failed")
+    if listed is None:
+        return summary
+    failed = [
+        entry
+        for entry in (listed if isinstance(listed, list) else ())
+        if isinstance(entry, dict)
+        and all(isinstance(entry.get(name), str) for name in ("path", "reason", "message"))
+    ]
+    return {**summary, "failed": failed}
+
+
+def _is_number(value: Any) -> bool:
+    # A whole number beyond any float would be an error in every sum.
+    return value is None or (type(value) in (int, float) and abs(value) < 1e300)
+
+
+def _is_size(value: Any) -> bool:
+    return _is_list_of(value, int) and len(value) == 2 and all(0 < side < 1 << 31 for side in value)
+
+
+def _is_list_of(value: Any, kind: type) -> bool:
+    return isinstance(value, list) and all(type(part) is kind for part in value)
+
+
+_TELLING: dict[str, Callable[[Any], bool]] = {
+    **dict.fromkeys(("source", "format", "pixels_sha256"), lambda value: isinstance(value, str)),
+    **dict.fromkeys(("largest", "mean", "psnr", "ssim", "survival", "small_rms"), _is_number),
+    **dict.fromkeys(("bytes", "seconds"), _is_number),
+    **dict.fromkeys(("metadata", "notes"), lambda value: _is_list_of(value, str)),
+    "size": _is_size,
+}
+"""Fields of a record that decide nothing, and which values they may have."""
 
 
 def _finite(value: Any) -> Any:

@@ -16,6 +16,8 @@ from typing import Any, Final
 
 from PIL import Image, TiffImagePlugin
 
+from tue_cli.errors import PictureProblem
+
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 EXIF_START: Final = b"Exif\0\0"
 TEXT_LIMIT: Final = 4_000_000
@@ -35,9 +37,19 @@ _PNG_COLOUR = frozenset({b"iCCP", b"sRGB", b"gAMA", b"cHRM", b"cICP", b"mDCV", b
 _PNG_TEXT = frozenset({b"tEXt", b"zTXt", b"iTXt"})
 _PNG_KEPT = _PNG_COLOUR | _PNG_TEXT | {b"eXIf", b"tIME"}
 
+# Possessive: what could be gone back to would take a hundred bytes for each of the text's.
 _BASE64_PICTURE = re.compile(
-    rb"(?:/9j/|iVBORw0KGgo|UklGR)(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]+;){64,}"
+    rb"(?:/9j/|iVBORw0KGgo|UklGR)(?:[A-Za-z0-9+/=\s]|&#x?[0-9A-Fa-f]+;){64,}+"
 )
+
+MOST_BYTES: Final = 1 << 24
+"""Of all that stands beside the pixels; maps of depth, the largest seen, have ten megabytes."""
+MOST_CHUNKS: Final = 10_000
+"""Of a PNG, those of the pixels not counted."""
+# Bytes of one value, by its kind.
+_SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11: 4, 12: 8}
+# Where a thumbnail lies, and how long it is: as a JPEG, in strips, in tiles.
+_PLACES: Final = ((513, 514), (273, 279), (324, 325))
 
 
 @dataclass(frozen=True)
@@ -53,11 +65,72 @@ class Metadata:
     """The JPEG segments or PNG chunks of the source, whole, for a copy in the same format."""
 
 
+def tangled() -> PictureProblem:
+    """Return the problem of a picture whose metadata nobody could have written in earnest."""
+    return PictureProblem(
+        "metadata",
+        "Its metadata are damaged, or far larger than a picture's; save it anew without them.",
+    )
+
+
+def refuse_tangled(kind: str, source: bytes) -> None:
+    """Refuse what would take a decoder ages before the first pixel.
+
+    Raises:
+        PictureProblem: `metadata`.
+    """
+    if kind == "PNG":
+        beside = [len(data) for chunk, data in png_chunks(source) if chunk != b"IDAT"]
+        if len(beside) > MOST_CHUNKS or sum(beside) > MOST_BYTES:
+            raise tangled()
+    if kind == "TIFF":
+        with suppress(struct.error, OverflowError):
+            _refuse_tangled_tiff(source)
+
+
+def _refuse_tangled_tiff(source: bytes) -> None:
+    order = {b"II": "<", b"MM": ">"}[source[:2]]
+    big = source[2:4] in (b"+\0", b"\0+")
+    (first,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), source)
+    kept = 0
+    for tag, _, start, length in _entries(source, order, first, big=big):
+        if tag in _TIFF_KEPT:
+            kept += length
+        if tag in _TIFF_DIRECTORIES:
+            (inner,) = struct.unpack_from(order + "I", source, start)
+            kept += sum(length for _, _, _, length in _entries(source, order, inner, big=big))
+        if kept > MOST_BYTES:
+            raise tangled()
+
+
+def _entries(
+    data: bytes | bytearray, order: str, directory: int, *, big: bool = False
+) -> Iterator[tuple[int, int, int, int]]:
+    """Yield tag, kind, start and length of the values of each tag whose values are there."""
+    head, entry, width = ("Q", "HHQ", 8) if big else ("H", "HHI", 4)
+    (count,) = struct.unpack_from(order + head, data, directory)
+    at = directory + struct.calcsize(order + head)
+    for _ in range(count):
+        tag, kind, amount = struct.unpack_from(order + entry, data, at)
+        start = at + struct.calcsize(order + entry)
+        at = start + width
+        length = _SIZES.get(kind, 0) * amount
+        if length > width:
+            (start,) = struct.unpack_from(order + ("Q" if big else "I"), data, start)
+        if start + length <= len(data):
+            yield tag, kind, start, length
+
+
 def without_exif_previews(exif: bytes) -> bytes:
     """Blank the thumbnail and every other JPEG inside an EXIF structure.
 
     The length and all other bytes stay, so that the offsets inside maker notes still hold.
+
+    Raises:
+        PictureProblem: `metadata`: it is too large, or its parts lie over each other.
     """
+    if len(exif) > MOST_BYTES:
+        raise tangled()
     cleaned = bytearray(exif)
     with suppress(struct.error, OverflowError):
         _cut_thumbnail_directories(cleaned)
@@ -74,36 +147,39 @@ def _cut_thumbnail_directories(exif: bytearray) -> None:
     link = first + 2 + 12 * count
     (directory,) = struct.unpack_from(order + "I", exif, link)
     struct.pack_into(order + "I", exif, link, 0)
+    # What is sound lies side by side; twice as much is for tags that share a value.
+    room = 2 * len(exif)
     while directory:
         # A directory that points back into the first one is a loop, not a thumbnail.
         if directory < 8 or first <= directory < link + 4:
             return
         (count,) = struct.unpack_from(order + "H", exif, directory)
-        tags = _numbers_of(exif, order, directory, count)
         (following,) = struct.unpack_from(order + "I", exif, directory + 2 + 12 * count)
-        for offsets, lengths in ((513, 514), (273, 279), (324, 325)):
-            for start, length in zip(tags.get(offsets, ()), tags.get(lengths, ()), strict=False):
-                if start >= 8 and (start + length <= first or start >= link + 4):
-                    _blank(exif, start, start + length)
+        numbers: dict[int, tuple[int, ...]] = {}
+        room -= 6 + 12 * count
+        for tag, kind, start, length in _entries(exif, order, directory):
+            room -= length
+            if room < 0:
+                raise tangled()
+            if kind in (3, 4) and any(tag in pair for pair in _PLACES):
+                code = "H" if kind == 3 else "I"
+                numbers[tag] = struct.unpack_from(
+                    f"{order}{length // _SIZES[kind]}{code}", exif, start
+                )
+        spans = sorted(
+            (start, start + length)
+            for starts, lengths in _PLACES
+            for start, length in zip(
+                numbers.get(starts, ()), numbers.get(lengths, ()), strict=False
+            )
+            if start >= 8 and (start + length <= first or start >= link + 4)
+        )
+        reached = 0
+        for start, end in spans:
+            _blank(exif, max(start, reached), end)
+            reached = max(reached, end)
         _blank(exif, directory, directory + 6 + 12 * count)
         directory = following
-
-
-def _numbers_of(
-    exif: bytearray, order: str, directory: int, count: int
-) -> dict[int, tuple[int, ...]]:
-    """Return the whole numbers of a directory's tags."""
-    tags = {}
-    for entry in range(directory + 2, directory + 2 + 12 * count, 12):
-        tag, kind, amount = struct.unpack_from(order + "HHI", exif, entry)
-        code, size = {3: ("H", 2), 4: ("I", 4)}.get(kind, ("", 0))
-        if not code or amount > 65_535:
-            continue
-        at = entry + 8
-        if size * amount > 4:
-            (at,) = struct.unpack_from(order + "I", exif, at)
-        tags[tag] = struct.unpack_from(f"{order}{amount}{code}", exif, at)
-    return tags
 
 
 def _blank(data: bytearray, start: int, end: int) -> None:
@@ -113,26 +189,36 @@ def _blank(data: bytearray, start: int, end: int) -> None:
 
 
 def without_jpegs(data: bytes) -> bytes:
-    """Blank every JPEG stream inside; the length stays."""
+    """Blank every JPEG stream inside; the length stays.
+
+    Raises:
+        PictureProblem: `metadata`: so many begin in each other that nobody could tell them apart.
+    """
     cleaned = bytearray(data)
     start = 0
+    # As many segments as there is room for, side by side.
+    left = len(data) // 4 + 1
     while (start := data.find(b"\xff\xd8\xff", start)) >= 0:
-        end = _jpeg_end(data, start)
+        end, steps = _jpeg_end(data, start)
+        left -= steps
+        if left < 0:
+            raise tangled()
         if end:
             _blank(cleaned, start, end)
         start = end or start + 1
     return bytes(cleaned)
 
 
-def _jpeg_end(data: bytes, start: int) -> int:
-    """Return where the JPEG at `start` ends; 0 if its header makes no sense."""
-    at = start + 2
+def _jpeg_end(data: bytes, start: int) -> tuple[int, int]:
+    """Return where the JPEG at `start` ends, 0 if its header makes no sense, and its segments."""
+    at, steps = start + 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] >= 0xC0:
+        steps += 1
         if data[at + 1] == 0xDA:
             end = data.find(b"\xff\xd9", at)
-            return end + 2 if end >= 0 else len(data)
+            return (end + 2 if end >= 0 else len(data)), steps
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
-    return 0
+    return 0, steps
 
 
 def without_text_pictures(text: bytes) -> bytes:

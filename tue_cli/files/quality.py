@@ -41,14 +41,20 @@ def compare(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Quality:
     """
     if before.shape != after.shape:
         raise ValueError(f"expected one shape, found {before.shape} and {after.shape}")
-    distance = np.maximum(before, after) - np.minimum(before, after)
-    squared = float(np.square(distance, dtype=np.uint16).mean(dtype=np.float64))
+    largest = total = squares = 0
+    for top in range(0, len(before), STRIP):
+        one, other = before[top : top + STRIP], after[top : top + STRIP]
+        distance = np.maximum(one, other) - np.minimum(one, other)
+        largest = max(largest, int(distance.max()))
+        total += int(distance.sum(dtype=np.int64))
+        squares += int(np.square(distance, dtype=np.uint16).sum(dtype=np.int64))
+    squared = squares / before.size
     psnr = 10 * math.log10(255**2 / squared) if squared else PSNR_CAP
     return Quality(
-        largest=int(distance.max()),
-        mean=float(distance.mean(dtype=np.float64)),
+        largest=largest,
+        mean=total / before.size,
         psnr=min(psnr, PSNR_CAP),
-        ssim=_ssim(luma(before), luma(after)),
+        ssim=_ssim(before, after),
     )
 
 
@@ -60,8 +66,8 @@ def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
 
 
 def _ssim(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
-    """Mean SSIM over every whole 7x7 window (Wang et al. 2004, sample covariance)."""
-    height, width = before.shape
+    """Mean SSIM of the luma over every whole 7x7 window (Wang et al. 2004, sample covariance)."""
+    height, width = before.shape[:2]
     rows, columns = min(WINDOW, height), min(WINDOW, width)
     area = rows * columns
     first = (0.01 * 255) ** 2 * area**2
@@ -69,7 +75,7 @@ def _ssim(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
     total, windows = 0.0, 0
     for top in range(0, height - rows + 1, STRIP):
         strip = slice(top, top + STRIP + rows - 1)
-        x, y = before[strip].astype(np.int32), after[strip].astype(np.int32)
+        x, y = luma(before[strip]).astype(np.int32), luma(after[strip]).astype(np.int32)
         sum_x, sum_y, sum_xy, sum_squares = (
             _window_sums(plane, rows, columns) for plane in (x, y, x * y, x * x + y * y)
         )

@@ -93,14 +93,25 @@ def _refuse_moving_gif(source: bytes) -> None:
         raise PictureProblem("animated", "This is a moving picture; only stills are protected.")
 
 
+def refuse_tangled(kind: str, source: bytes) -> None:
+    """Raise for metadata that would hold up or choke a decoder, before it sees them."""
+    if kind == "JPEG":
+        jpeg.refuse_tangled(source)
+    else:
+        metadata.refuse_tangled(kind, source)
+
+
 def refuse(image: Image.Image, source: bytes) -> None:
     """Raise for what is sound but cannot be protected, before any pixel is decoded."""
     tags = getattr(image, "tag_v2", {})
     if 50706 in tags or tags.get(254, 0) == 1:
         _refuse_kind("a camera raw file")
-    # A JPEG's further frames are previews and depth maps: left out, not refused.
-    if image.format not in ("JPEG", "MPO") and getattr(image, "n_frames", 1) > 1:
-        if image.format == "TIFF":
+    # A JPEG's further frames are previews and depth maps: left out, not refused. To count the
+    # pages of a TIFF would be to walk through all of them.
+    is_tiff = image.format == "TIFF"
+    several = getattr(image, "is_animated", False) if is_tiff else getattr(image, "n_frames", 1) > 1
+    if image.format not in ("JPEG", "MPO") and several:
+        if is_tiff:
             raise PictureProblem("multi-page", "Has several pages; save each as a file first.")
         raise PictureProblem("animated", "This is a moving picture; only stills are protected.")
     if image.mode == "CMYK":

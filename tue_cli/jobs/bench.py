@@ -18,6 +18,7 @@ from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
 from tue_cli.figures import COLOURS, Drawing, map_of, protective_effects
 from tue_cli.files.manifest import output_problem, shown
+from tue_cli.files.reading import MOST_STATE, read_file
 from tue_cli.jobs.cells import Cell
 from tue_cli.jobs.checkpoint import write_output
 from tue_cli.jobs.cifar import kept_in, written_out
@@ -114,7 +115,7 @@ def _claim(spec: BenchSpec) -> None:
     place, wanted = spec.output / "settings.json", json.dumps(asdict(spec.settings), indent=1)
     try:
         spec.output.mkdir(parents=True, exist_ok=True)
-        if place.exists() and place.read_text(encoding="utf-8") != wanted:
+        if place.exists() and read_file(place, MOST_STATE) != wanted.encode():
             raise BadSetting(
                 f"{shown(spec.output)} holds the results of another preset, size or seed.",
                 "Choose another output with -o.",

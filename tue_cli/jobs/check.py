@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.errors import BadSetting, OutOfMemory, PictureProblem
 from tue_cli.events import Advanced, Checked, Done, Event, Skipped, Started
 from tue_cli.files import images, remains
 from tue_cli.files.copies import Expected, pair, read_expected
@@ -106,14 +106,11 @@ class _Look:
             notes.append(f"found as {file.as_posix()}")
         try:
             state = self._state(place, copy, facts, notes)
-        except PictureProblem as problem:
+        except (PictureProblem, MemoryError) as error:
+            problem = error if isinstance(error, PictureProblem) else OutOfMemory()
             state = "unreadable"
             facts["reason"] = problem.reason
             notes.append(problem.message)
-        except MemoryError:
-            state = "unreadable"
-            facts["reason"] = "too-large"
-            notes.append("There is not enough memory for it.")
         return Checked(place, state, {**facts, "notes": notes} if notes else facts)
 
     def _state(self, place: Path, copy: Expected, facts: dict[str, Any], notes: list[str]) -> str:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.files.atomic import write_whole
 from tue_cli.files.manifest import differences
+from tue_cli.files.reading import opened
 from tue_cli.settings import TrainSettings
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
     from tue_cli.numerics.loop import Training
 
 CHECKPOINT_SECONDS = 120.0
+MOST_BYTES = 1 << 36
+"""Of a checkpoint: nets, and what the optimizer keeps of each number in them."""
 
 
 class Interrupted(KeyboardInterrupt):
@@ -119,7 +122,8 @@ class Checkpoint:
         if not self.path.exists():
             return
         try:
-            state: dict[str, Any] = torch.load(self.path, weights_only=True)
+            with opened(self.path, MOST_BYTES) as file:
+                state: dict[str, Any] = torch.load(file, weights_only=True)
             changed = differences(state["identity"], self._identity)
             if not changed:
                 self._spent = state["seconds"]

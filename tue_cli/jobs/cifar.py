@@ -4,6 +4,7 @@ folders of pictures.
 
 from __future__ import annotations
 
+import io
 import pickle
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -16,6 +17,7 @@ from PIL import Image
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Note
 from tue_cli.files.manifest import output_problem, shown
+from tue_cli.files.reading import MOST_STATE, is_name, read_file, why
 
 
 @dataclass(frozen=True)
@@ -72,7 +74,7 @@ def written_out(folder: Path, target: Path) -> Iterator[Event]:
     assert name is not None
     kept = KEPT[name]
     yield Note(f"Writing {name} out as pictures.")
-    names = _read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", [])
+    names = _names(_read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", []))
     for part, files in (("train", kept.train), ("test", kept.test)):
         if (target / part).is_dir():
             continue
@@ -90,6 +92,22 @@ def written_out(folder: Path, target: Path) -> Iterator[Event]:
             ) from None
 
 
+def _names(found: Any) -> list[str]:
+    """Return the names of the classes, each of which can be a folder's.
+
+    Raises:
+        BadSetting: one of them is another place than a folder of its own.
+    """
+    names = found if isinstance(found, list) else []
+    for name in names:
+        if not is_name(name) or name in ("", ".", "..") or set(name) & set("\\/:"):
+            raise BadSetting(
+                f"The dataset has a class {shown(repr(name)[:80])}, which cannot be a folder.",
+                "Download the dataset again.",
+            )
+    return names
+
+
 def _write(batch: dict[str, Any], file: str, kept: Kept, names: list[str], begun: Path) -> None:
     pixels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     for number, (levels, label) in enumerate(zip(pixels, batch[kept.labels], strict=True)):
@@ -100,11 +118,11 @@ def _write(batch: dict[str, Any], file: str, kept: Kept, names: list[str], begun
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        with path.open("rb") as file:
-            content: dict[str, Any] = _Arrays(file, encoding="latin1").load()
-    except (OSError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        file = io.BytesIO(read_file(path, MOST_STATE))
+        content: dict[str, Any] = _Arrays(file, encoding="latin1").load()
+    except Exception as error:  # a damaged pickle can raise almost any
         raise BadSetting(
-            f"{shown(path)} cannot be read: {shown(str(error))}.", "Download the dataset again."
+            f"{shown(path)} cannot be read: {shown(why(error))}.", "Download the dataset again."
         ) from None
     if not isinstance(content, dict):
         raise BadSetting(f"{shown(path)} is no part of a dataset.", "Download the dataset again.")

@@ -15,6 +15,7 @@ from tue_cli.events import Event, Failed, Note
 from tue_cli.files import images
 from tue_cli.files.folders import nfc
 from tue_cli.files.manifest import sha256, shown
+from tue_cli.files.reading import is_below
 from tue_cli.jobs.request import VerifySpec
 from tue_cli.verdict import FEWEST_PICTURES
 
@@ -85,7 +86,7 @@ def original_of(record: dict[str, Any], original: Path) -> Path | None:
     manifest points out of that folder, or out of its own.
     """
     source = str(record.get("source", record["path"]))
-    return original / source if _is_below(source) and _is_below(record["path"]) else None
+    return original / source if is_below(source) and is_below(record["path"]) else None
 
 
 def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
@@ -244,7 +245,3 @@ def without(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs of which no file failed."""
     lost = {failure.path for failure in failures}
     return [pair for pair in pairs if not {pair.original, pair.copy} & lost]
-
-
-def _is_below(path: str) -> bool:
-    return not Path(path).anchor and ".." not in Path(path).parts

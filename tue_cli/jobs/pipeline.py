@@ -6,6 +6,7 @@ Threads decode and encode beside the engine; outcomes come in the order of the t
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 import time
 from collections import Counter, deque
@@ -18,20 +19,20 @@ from typing import Any
 import numpy as np
 
 from tue_cli.engine import Engine, Floats
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import DeviceUnavailable, OutOfMemory, PictureProblem
 from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
 from tue_cli.files import encode, images, scale
 from tue_cli.files.manifest import Journal, sha256, shown
 from tue_cli.files.quality import compare
 from tue_cli.files.remains import facts, small_rms
-from tue_cli.jobs.plan import ProtectSpec, Task
+from tue_cli.jobs.plan import LARGE, ProtectSpec, Task
 from tue_cli.settings import METHODS
 from tue_cli.weights import Weights
 
 BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
-BATCH_PIXELS = 64_000_000
-"""A batch of large pictures is closed at this many pixels: it bounds the memory."""
+BATCH_PIXELS = LARGE
+"""A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
 ALGORITHM = 1
 """To be raised by hand with every change after which the same picture, key, weights and settings
 give other bytes. Copies of a former one stay as they are; each record holds its own."""
@@ -55,6 +56,13 @@ class Loaded:
     source_sha256: str
     status: os.stat_result
     seconds: float
+
+
+@dataclass(frozen=True)
+class Large:
+    """A picture that is too large to be worked on beside others."""
+
+    task: Task
 
 
 Outcome = Saved | Skipped | Failed
@@ -107,21 +115,29 @@ class Pipeline:
                 rate = made / (time.monotonic() - began)
                 yield Advanced(done, total, rate, (total - done) / rate if made else None)
 
+        def flushed() -> Iterator[Event]:
+            """Write what is loaded, beside the loading of what comes next."""
+            nonlocal batch, writing
+            submitted = self._submit(batch) if batch else []
+            batch = []
+            yield from outcomes(future.result() for future in writing)
+            writing = submitted
+
         for result in ahead(tasks, self._load, self._pool, self._threads):
+            if isinstance(result, Large):
+                # One at a time: all before it is on the disk, and nothing else is taken up.
+                yield from flushed()
+                yield from flushed()
+                yield from outcomes(iter([self._alone(result.task)]))
+                continue
             if not isinstance(result, Loaded):
                 yield from outcomes(iter([result]))
                 continue
             batch.append(result)
             if len(batch) == self._engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
-                submitted = self._submit(batch)
-                batch = []
-                yield from outcomes(future.result() for future in writing)
-                writing = submitted
-        if batch:
-            submitted = self._submit(batch)
-            yield from outcomes(future.result() for future in writing)
-            writing = submitted
-        yield from outcomes(future.result() for future in writing)
+                yield from flushed()
+        yield from flushed()
+        yield from flushed()
 
     def count(self, outcome: Outcome) -> None:
         """Remember an outcome for the summary."""
@@ -159,7 +175,19 @@ class Pipeline:
                 "use --format png."
             )
 
-    def _load(self, task: Task) -> Loaded | Skipped | Failed:
+    def _alone(self, task: Task) -> Outcome:
+        """Do all that is to be done with one picture, beside no other.
+
+        In this thread: another would keep what it freed for itself, and take as much once more.
+        """
+        loaded = self._load(task, alone=True)
+        if not isinstance(loaded, Loaded):
+            assert not isinstance(loaded, Large)
+            return loaded
+        (delta,), seconds = self._perturb([loaded])
+        return self._write(loaded, delta, seconds)
+
+    def _load(self, task: Task, *, alone: bool = False) -> Loaded | Large | Skipped | Failed:
         began = time.monotonic()
         source = task.item.source
         try:
@@ -168,16 +196,19 @@ class Pipeline:
             blocked = self._blocked(task, digest)
             if blocked is not None:
                 return blocked
+            if not alone and math.prod(images.glance(data)) >= BATCH_PIXELS:
+                return Large(task)
             status = source.stat()
             picture = images.decode(data)
+            del data
             if not task.has_place:
                 raise PictureProblem(
                     "in-the-way", "Its copy would meet that of another picture; rename it."
                 )
             small = scale.shrink(picture.pixels, self._size)
-        except PictureProblem as problem:
-            return Failed(source, problem.reason, problem.message)
-        except (OSError, MemoryError) as error:
+        except (PictureProblem, MemoryError) as error:
+            return _failed(source, error)
+        except OSError as error:
             return Failed(source, "unreadable", f"It cannot be read: {error}.")
         return Loaded(task, picture, small, digest, status, time.monotonic() - began)
 
@@ -199,7 +230,8 @@ class Pipeline:
             )
         return None
 
-    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+    def _perturb(self, batch: list[Loaded]) -> tuple[Floats, float]:
+        """Return the noise of a batch, and how many seconds of it each picture took."""
         self._journal.refuse_loss()
         began = time.monotonic()
         deltas = self._engine.perturb(
@@ -207,10 +239,19 @@ class Pipeline:
             np.array([self._numbers[loaded.task.key] for loaded in batch]),
             [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
         )
+        if not np.isfinite(deltas).all():
+            raise DeviceUnavailable(
+                f"{self._engine.description} made noise that is not a number.",
+                "Use --device cpu, another --backend or other weights.",
+            )
         spent = time.monotonic() - began
         self.engine_seconds += spent
+        return deltas, spent / len(batch)
+
+    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+        deltas, seconds = self._perturb(batch)
         return [
-            self._pool.submit(self._write, loaded, delta, spent / len(batch))
+            self._pool.submit(self._write, loaded, delta, seconds)
             for loaded, delta in zip(batch, deltas, strict=True)
         ]
 
@@ -220,8 +261,13 @@ class Pipeline:
         place = self._output / task.relative
         try:
             delta = delta * scale.masking(loaded.small, spec.settings.smooth)
-            protected = scale.lift(delta, picture.pixels, self._largest)
-            encoded = encode.encode(picture, protected, format=spec.format, quality=spec.quality)
+            # Nothing here holds the protected pixels, so that `encode` can let them go.
+            encoded = encode.encode(
+                picture,
+                scale.lift(delta, picture.pixels, self._largest),
+                format=spec.format,
+                quality=spec.quality,
+            )
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:
                 raise PictureProblem(
@@ -250,10 +296,8 @@ class Pipeline:
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
             timed = {**record, "seconds": round(seconds, 4)}
             self._journal.save(timed, encoded.data, loaded.status)
-        except PictureProblem as problem:
-            return Failed(task.item.source, problem.reason, problem.message)
-        except MemoryError:
-            return Failed(task.item.source, "too-large", "There is not enough memory for it.")
+        except (PictureProblem, MemoryError) as error:
+            return _failed(task.item.source, error)
         except OSError as error:
             message = f"{shown(place)} cannot be written: {error.strerror or error}."
             return Failed(task.item.source, "not-written", message)
@@ -262,16 +306,16 @@ class Pipeline:
 
 def ahead(
     tasks: Sequence[Task],
-    load: Callable[[Task], Loaded | Skipped | Failed],
+    load: Callable[[Task], Loaded | Large | Skipped | Failed],
     pool: ThreadPoolExecutor,
     threads: int,
-) -> Iterator[Loaded | Skipped | Failed]:
+) -> Iterator[Loaded | Large | Skipped | Failed]:
     """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
 
     How large the pictures to come are is guessed from the largest seen so far; before the first
     is seen, each thread loads one.
     """
-    coming: deque[Future[Loaded | Skipped | Failed]] = deque()
+    coming: deque[Future[Loaded | Large | Skipped | Failed]] = deque()
     largest = place = 0
     while place < len(tasks) or coming:
         room = min(2 * BATCH, max(threads, BATCH_PIXELS // largest if largest else 0))
@@ -282,6 +326,11 @@ def ahead(
         if isinstance(result, Loaded):
             largest = max(largest, _pixels(result))
         yield result
+
+
+def _failed(source: Path, error: PictureProblem | MemoryError) -> Failed:
+    problem = error if isinstance(error, PictureProblem) else OutOfMemory()
+    return Failed(source, problem.reason, problem.message)
 
 
 def _as_read(encoded: encode.Encoded) -> images.Picture:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import math
 import os
+import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -32,6 +34,8 @@ from tue_cli.weights import Weights, load, netless
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
 SEEN_BATCH = 32
+LARGE = 64_000_000
+"""From so many pixels on, a picture is worked on beside no other such: it bounds the memory."""
 LOOKED_AT = 64
 """Pictures of a class that tell which keys are near to it."""
 KEYS = tuple(f"{number:03d}" for number in range(1000))
@@ -236,13 +240,16 @@ def _seen(
     pool: ThreadPoolExecutor,
 ) -> tuple[list[folders.Item], Floats]:
     """Return the items that can be decoded, and what `see` makes of each at the working size."""
+    turn = threading.Lock()
 
     def small(item: folders.Item) -> Floats | None:
         try:
-            picture = images.decode(images.read(item.source))
+            data = images.read(item.source)
+            is_large = math.prod(images.glance(data)) >= LARGE
+            with turn if is_large else nullcontext():
+                return scale.shrink(images.decode(data).pixels, weights.card.size)
         except (PictureProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
-        return scale.shrink(picture.pixels, weights.card.size)
 
     seen: list[folders.Item] = []
     rows: list[Floats] = []

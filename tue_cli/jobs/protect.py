@@ -171,7 +171,7 @@ def _estimate(
                 format=spec.format,
                 quality=spec.quality,
             )
-        except PictureProblem:
+        except (PictureProblem, MemoryError):
             continue
         a_picture = time.monotonic() - began
         began = time.monotonic()

@@ -22,6 +22,7 @@ from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.files import scale
 from tue_cli.files.atomic import write_whole
 from tue_cli.files.manifest import output_problem, shown
+from tue_cli.files.reading import MOST_STATE, parse_json, read_file
 from tue_cli.jobs.cells import Arm, key_of
 from tue_cli.jobs.evidence import Arms
 from tue_cli.jobs.pipeline import BATCH
@@ -154,10 +155,11 @@ class Shelf:
     def cell(self, key: str) -> dict[str, Any]:
         """Return what is known of a cell: its `runs` by seed, and their summary; or nothing."""
         try:
-            kept: dict[str, Any] = json.loads(self._place(key).read_bytes())
-        except (OSError, ValueError):
+            kept: dict[str, Any] = parse_json(read_file(self._place(key), MOST_STATE))
+            # What its runs cannot be summed up from is damaged, and is measured again.
+            return {**kept, **summary(kept["runs"])}
+        except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             return {}
-        return kept
 
     def keep(self, key: str, seed: int, run: Mapping[str, Any], facts: Mapping[str, Any]) -> None:
         """Add a run to a cell's file, which is on disk when this returns.

@@ -14,6 +14,7 @@ import platformdirs
 from tue_cli.attacks import ATTACKS, Attack
 from tue_cli.errors import OutputProblem
 from tue_cli.files.atomic import write_whole
+from tue_cli.files.reading import MOST_STATE, parse_json, read_file
 from tue_cli.settings import VerifySettings, VictimSettings
 
 MOST_EPOCHS = 60
@@ -130,8 +131,11 @@ class Book:
         self._path = platformdirs.user_cache_path("tue") / "verify" / f"{name}.json"
         self._entries: dict[str, Any] = {}
         if resume:
-            with suppress(OSError, ValueError, TypeError):
-                self._entries = dict(json.loads(self._path.read_bytes()))
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                found = parse_json(read_file(self._path, MOST_STATE))
+                # Of a damaged book nothing is believed.
+                if found["sha256"] == _digest(found["entries"]):
+                    self._entries = found["entries"]
         self._write()
 
     def get(self, key: str) -> Any:
@@ -148,7 +152,8 @@ class Book:
         self._write()
 
     def _write(self) -> None:
-        data = json.dumps(self._entries).encode()
+        whole = {"sha256": _digest(self._entries), "entries": self._entries}
+        data = json.dumps(whole).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             write_whole(data, self._path)
@@ -157,3 +162,7 @@ class Book:
                 f"{self._path} cannot be written: {error.strerror or error}.",
                 "Make room there, or set XDG_CACHE_HOME to another folder.",
             ) from None
+
+
+def _digest(entries: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

@@ -69,15 +69,21 @@ class Draft:
 
 
 def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
-    """Return `spec` with the settings that a journal or manifest says its run had."""
-    settings = run["settings"]
-    return replace(
-        spec,
-        settings=ProtectSettings(**{**settings, "noise": NoiseSettings(**settings["noise"])}),
-        weights=_asked_for(run["weights"]["name"]),
-        format=run["format"],
-        quality=run["quality"],
-    )
+    """Return `spec` with the settings that a journal or manifest says its run had.
+
+    Where it does not say them, the settings stay as they are.
+    """
+    try:
+        settings = run["settings"]
+        return replace(
+            spec,
+            settings=ProtectSettings(**{**settings, "noise": NoiseSettings(**settings["noise"])}),
+            weights=_asked_for(run["weights"]["name"]),
+            format=run["format"],
+            quality=run["quality"],
+        )
+    except (LookupError, TypeError):
+        return spec
 
 
 def _asked_for(name: str) -> str | None:

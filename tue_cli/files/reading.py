@@ -1,0 +1,117 @@
+"""Files that anybody may have written: opened without waiting, read to a limit, JSON to a depth."""
+
+from __future__ import annotations
+
+import errno
+import json
+import math
+import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, BinaryIO, Final
+
+DEEPEST: Final = 50
+"""Lists and objects within each other; what tue writes itself has six."""
+MOST_STATE: Final = 1 << 30
+"""Bytes of a manifest, a journal or a table: those of a million pictures."""
+
+
+class NotAFile(OSError):
+    """A folder, a pipe, a socket or a device in the place of a file."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(errno.EINVAL, "it is not a regular file", str(path))
+
+
+class TooLarge(OSError):
+    """A file of more bytes than any that is meant to be here."""
+
+    def __init__(self, path: Path, limit: int) -> None:
+        super().__init__(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
+
+
+@contextmanager
+def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+    """Open a regular file of at most `limit` bytes for reading, never waiting for a pipe.
+
+    Raises:
+        OSError: as the file system gave it, or `NotAFile` or `TooLarge`.
+    """
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    try:
+        descriptor = os.open(path, flags | getattr(os, "O_CLOEXEC", 0))
+    except ValueError as error:  # a zero byte in the path
+        raise OSError(errno.EINVAL, str(error)) from None
+    try:
+        status = os.fstat(descriptor)
+        if not stat.S_ISREG(status.st_mode):
+            raise NotAFile(path)
+        if status.st_size > limit:
+            raise TooLarge(path, limit)
+        with open(descriptor, "rb", closefd=False) as file:  # noqa: PTH123 - it is a descriptor
+            yield file
+    finally:
+        os.close(descriptor)
+
+
+def read_file(path: Path, limit: int) -> bytes:
+    """Return the bytes of a file that `opened` opens, which may not grow beyond the limit.
+
+    Raises:
+        OSError: as `opened` says.
+    """
+    with opened(path, limit) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise TooLarge(path, limit)
+    return data
+
+
+def parse_json(text: bytes | str) -> Any:
+    """Return what JSON says; a number that is not finite, which JSON cannot say, is None.
+
+    Raises:
+        ValueError: it is no JSON, or is nested deeper than `DEEPEST`.
+    """
+    try:
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    level = [value]
+    for _ in range(DEEPEST):
+        level = [
+            part
+            for whole in level
+            if isinstance(whole, dict | list)
+            for part in (whole.values() if isinstance(whole, dict) else whole)
+            if isinstance(part, dict | list)
+        ]
+        if not level:
+            return value
+    raise ValueError("it is nested too deeply")
+
+
+def is_name(text: Any) -> bool:
+    """Say whether a file could be called so: text that the file system's encoding has, no NUL."""
+    try:
+        return isinstance(text, str) and b"\0" not in os.fsencode(text)
+    except UnicodeEncodeError:
+        return False
+
+
+def is_below(path: str) -> bool:
+    """Say whether a relative path stays below any folder that it is put to."""
+    place = Path(path)
+    return bool(place.parts) and not place.anchor and ".." not in place.parts
+
+
+def why(error: Exception) -> str:
+    """Return what is wrong, without the number and the path that Python puts beside it."""
+    return (isinstance(error, OSError) and error.strerror) or str(error)
+
+
+def _finite(digits: str) -> float | None:
+    number = float(digits)
+    return number if math.isfinite(number) else None
