@@ -28,14 +28,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import onnxruntime  # noqa: F401 - for the runs to come
 from PIL import Image
 
-import tue_cli.console
-import tue_cli.jobs.protect
-import tue_cli.onnx_engine  # noqa: F401
 from tue_cli import cli
 from tue_cli.files import atomic, manifest
+from tue_cli.onnx_engine import runtime
 
 Plan = dict[str, tuple[str, int, int]]
 """Calls that fail: the error's name, after how many calls, and how often."""
@@ -159,6 +156,7 @@ class Ground:
 
 def ground(place: Path) -> Ground:
     """Make the originals, an output, and half an output."""
+    runtime()  # once, for the runs to come
     originals = picture_folder(place / "originals")
     finished, begun = place / "finished", place / "begun"
     ended = protect(originals, finished)

@@ -765,7 +765,7 @@ def test_a_full_disk_ends_a_training_with_a_remedy(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tue_cli.files.images.os.fsync", full)
+    monkeypatch.setattr("tue_cli.files.atomic.os.fsync", full)
     with pytest.raises(OutputProblem, match=r"w\.checkpoint cannot be written: No space"):
         list(train(train_spec(photos, tmp_path / "w.safetensors")))
     assert not list(tmp_path.glob("w.*"))
