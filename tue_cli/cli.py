@@ -7,6 +7,7 @@ import os
 import shlex
 import sys
 import traceback
+import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -578,6 +579,8 @@ def main(arguments: list[str] | None = None) -> Any:
         # A name that a pipe's encoding lacks is spelt out, as stderr does it, and stops nothing.
         sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
+    # Where in tue a warning was given helps nobody who uses it.
+    warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
     try:
         try:
             app(arguments, prog_name="tue")
