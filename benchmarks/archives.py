@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.files.scale import shrink
-from tue_cli.numerics.batches import Pictures
+from tue_cli.core.batches import Pictures
+from tue_cli.images.resize import shrink
 
 PARTS = {"train": "train", "test": "test", "val": "test"}
 TOGETHER = 1000

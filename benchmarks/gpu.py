@@ -56,7 +56,7 @@ from gpu_right import right
 from gpu_work import FULL, RATES, TOY, predicted
 from rows import Row, Rows
 
-from tue_cli.engine import machine
+from tue_cli.engine.torch import machine
 from tue_cli.errors import DeviceUnavailable
 
 SCORE = 35.0

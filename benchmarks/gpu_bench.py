@@ -21,10 +21,10 @@ from archives import Split
 from gpu_work import Budget
 from rows import Rows
 
-from tue_cli.engine import Machine
+from tue_cli.core.batches import Pictures
+from tue_cli.core.capture import Record, record_call, record_graph, recorded_by
+from tue_cli.engine.torch import Machine
 from tue_cli.nets.frozen import Frozen
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.capture import Record, record_call, record_graph, recorded_by
 
 WAYS: dict[str, Record] = {"eager": record_call, "captured": record_graph}
 """How what repeats is run. `eager` copies its inputs and results as a graph does."""

@@ -18,18 +18,18 @@ from gpu_work import bf16_rate, flops
 from PIL import Image
 from torch import Tensor, nn
 
-from tue_cli.engine import TorchEngine
-from tue_cli.jobs.train import trainings_of
+from tue_cli.config import NoiseSettings
+from tue_cli.core.batches import generator_at
+from tue_cli.core.capture import Captured, record_call, record_graph, recorded_by
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import gradient_of
+from tue_cli.engine.torch import TorchEngine
 from tue_cli.methods import RECIPES
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import generator_at
-from tue_cli.numerics.capture import Captured, record_call, record_graph, recorded_by
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import gradient_of
-from tue_cli.settings import NoiseSettings
+from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card, Weights, fresh
 
 ROOT = Path(__file__).resolve().parent.parent

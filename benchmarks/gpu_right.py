@@ -17,19 +17,19 @@ from gpu_bench import WAYS, Bench
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tue_cli.jobs.train import trainings_of
+from tue_cli.config import NoiseSettings
+from tue_cli.core.batches import Pictures, generator_at
+from tue_cli.core.capture import Captured, recorded_by
+from tue_cli.core.loop import Plan, Training, fit
+from tue_cli.core.losses import cross_entropy, score_norm
+from tue_cli.core.pgd import gradient_of
 from tue_cli.methods import RECIPES
 from tue_cli.methods.surrogate import classification
 from tue_cli.methods.tue import in_gray, perturb
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures, generator_at
-from tue_cli.numerics.capture import Captured, recorded_by
-from tue_cli.numerics.loop import Plan, Training, fit
-from tue_cli.numerics.losses import cross_entropy, score_norm
-from tue_cli.numerics.pgd import gradient_of
-from tue_cli.settings import NoiseSettings
+from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card
 
 CPU = torch.device("cpu")

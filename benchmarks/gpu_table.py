@@ -19,17 +19,17 @@ from gpu_views import fit_through_views
 from gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
 from torch import Tensor
 
-from tue_cli.jobs.train import tensors_of, trainings_of
+from tue_cli.config import RECIPES as ROLES
+from tue_cli.config import AdversarySettings, TrainSettings, VictimSettings
+from tue_cli.core.batches import Pictures, generator_at
+from tue_cli.core.capture import Captured
+from tue_cli.core.loop import Training
+from tue_cli.core.pgd import uniform_start
 from tue_cli.methods import METHODS, RECIPES
 from tue_cli.methods.surrogate import snapped
 from tue_cli.nets.frozen import Frozen, frozen
-from tue_cli.numerics.batches import Pictures, generator_at
-from tue_cli.numerics.capture import Captured
-from tue_cli.numerics.loop import Training
-from tue_cli.numerics.pgd import uniform_start
-from tue_cli.settings import RECIPES as ROLES
-from tue_cli.settings import AdversarySettings, TrainSettings, VictimSettings
-from tue_cli.victims import Victim
+from tue_cli.train.run import tensors_of, trainings_of
+from tue_cli.verify.victim import Victim
 from tue_cli.weights import Card, build, pack, read
 
 PART = int(os.environ.get("TUE_GPU_PART", 15 * 2**20))

@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tue_cli.config import TrainSettings
+from tue_cli.core.batches import Pictures, crop_and_flip, gray
+from tue_cli.core.capture import Captured, Tensors
+from tue_cli.core.loop import Training, fit
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import uniform_start
 from tue_cli.methods.surrogate import FrozenNets, ascent, classification, snapped
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.numerics.batches import Pictures, crop_and_flip, gray
-from tue_cli.numerics.capture import Captured, Tensors
-from tue_cli.numerics.loop import Training, fit
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import uniform_start
-from tue_cli.settings import TrainSettings
 
 View = Callable[[Tensor], Tensor]
 QUALITY = 30

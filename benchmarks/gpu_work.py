@@ -12,12 +12,12 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
+from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.core.losses import cross_entropy, score_matching, score_norm
+from tue_cli.core.pgd import gradient_of
 from tue_cli.nets.classifiers import classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.losses import cross_entropy, score_matching, score_norm
-from tue_cli.numerics.pgd import gradient_of
-from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
 
 RATES = (150.0, 220.0)
 """TFLOP/s in bfloat16 between which such nets are expected to run on an H100."""

@@ -40,10 +40,10 @@ import record
 from PIL import Image
 
 from tue_cli.cli import main as tue
+from tue_cli.dataset.manifest import MANIFEST, WORK
 from tue_cli.errors import PictureProblem, WeightsProblem
-from tue_cli.files import encode, images, metadata
-from tue_cli.files.manifest import MANIFEST, WORK
-from tue_cli.files.quality import compare
+from tue_cli.images import codec, encode, metadata
+from tue_cli.images.quality import compare
 from tue_cli.weights import SHIPPED as WEIGHTS
 from tue_cli.weights import build, digest, index, load
 
@@ -160,7 +160,7 @@ def mutant(source: bytes, draw: random.Random) -> bytes:
 def protected(source: bytes) -> str:
     """Decode and protect a picture, and return a word for what came of it."""
     try:
-        picture = images.decode(source)
+        picture = codec.decode(source)
         if picture.pixels[..., 0].size > 1_000_000:
             return "decodes, large"
         noise = np.random.default_rng(0).integers(-8, 9, picture.pixels.shape)

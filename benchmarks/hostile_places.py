@@ -31,8 +31,9 @@ import numpy as np
 from PIL import Image
 
 from tue_cli import cli
-from tue_cli.files import atomic, manifest
-from tue_cli.onnx_engine import runtime
+from tue_cli.dataset import manifest
+from tue_cli.engine.onnx import runtime
+from tue_cli.storage import atomic
 
 Plan = dict[str, tuple[str, int, int]]
 """Calls that fail: the error's name, after how many calls, and how often."""

@@ -41,15 +41,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.engine import Machine, machine
-from tue_cli.files import images, scale
-from tue_cli.jobs.train import load_pictures
+from tue_cli.core.batches import Pictures, crop_and_flip, generator_at
+from tue_cli.core.loop import Plan, Training, accuracy, fit
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
+from tue_cli.engine.torch import Machine, machine
+from tue_cli.images import codec, resize
 from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
-from tue_cli.numerics.batches import Pictures, crop_and_flip, generator_at
-from tue_cli.numerics.loop import Plan, Training, accuracy, fit
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
+from tue_cli.train.run import load_pictures
 from tue_cli.weights import load
 
 BATCH, RATE = 32, 0.05
@@ -145,7 +145,7 @@ def copied(
             folder = place / part / name
             folder.mkdir(parents=True)
             found = sorted(
-                p for p in (source / name).rglob("*") if p.suffix.lower() in images.SUFFIXES
+                p for p in (source / name).rglob("*") if p.suffix.lower() in codec.SUFFIXES
             )
             for path in found[:limit]:
                 shutil.copy2(path, folder / path.name)
@@ -228,16 +228,16 @@ def with_random_noise(train: Path, size: int) -> Pictures:
         (path, label)
         for label, name in enumerate(names)
         for path in sorted((train / name).rglob("*"))
-        if path.suffix.lower() in images.SUFFIXES
+        if path.suffix.lower() in codec.SUFFIXES
     ]
 
     def noisy(path: Path) -> Any:
-        source = images.read(path)
-        pixels = images.decode(source).pixels
+        source = codec.read(path)
+        pixels = codec.decode(source).pixels
         seed = int.from_bytes(hashlib.sha256(source).digest()[:8], "big")
         levels = np.random.default_rng(seed).integers(-LEVELS, LEVELS + 1, pixels.shape)
         moved = np.clip(pixels + levels, 0, 255).astype(np.uint8)
-        return np.rint(scale.shrink(moved, size) * 255).astype(np.uint8)
+        return np.rint(resize.shrink(moved, size) * 255).astype(np.uint8)
 
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(noisy, (path for path, _ in files))))

@@ -25,7 +25,7 @@ from typing import Any
 
 import record
 
-from tue_cli.files.images import SUFFIXES
+from tue_cli.images.codec import SUFFIXES
 from tue_cli.weights import load
 
 MANIFEST = "tue-manifest.json"

@@ -32,16 +32,16 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tue_cli.engine import Engine, Machine, TorchEngine, machine
-from tue_cli.files import images, scale
-from tue_cli.graphs.step import step_graph
+from tue_cli.config import NoiseSettings
+from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
+from tue_cli.core.losses import cross_entropy, score_norm
+from tue_cli.core.pgd import Term, gradient_of, pgd
+from tue_cli.core.sampling import starts
+from tue_cli.engine.onnx import OnnxEngine
+from tue_cli.engine.onnx_graph.step import step_graph
+from tue_cli.engine.torch import Engine, Machine, TorchEngine, machine
+from tue_cli.images import codec, resize
 from tue_cli.nets.classifiers import Classifier
-from tue_cli.numerics.batches import generator_at, sample_moves, shift_and_flip
-from tue_cli.numerics.draws import starts
-from tue_cli.numerics.losses import cross_entropy, score_norm
-from tue_cli.numerics.pgd import Term, gradient_of, pgd
-from tue_cli.onnx_engine import OnnxEngine
-from tue_cli.settings import NoiseSettings
 from tue_cli.weights import Weights, build, fresh, load
 
 SECTIONS = ("agreement", "start", "speed")
@@ -63,7 +63,7 @@ def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], 
     """Return pictures of a folder with a subfolder a class, evenly from all, and their classes."""
     files = [sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()]
     chosen = [(files[n % len(files)][n // len(files)], n % len(files)) for n in range(count)]
-    small = [scale.shrink(images.decode(images.read(p)).pixels, size) for p, _ in chosen]
+    small = [resize.shrink(codec.decode(codec.read(p)).pixels, size) for p, _ in chosen]
     return np.stack(small), np.array([label for _, label in chosen])
 
 
@@ -112,7 +112,7 @@ def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         source = Path(folder) / "in" / arguments.photo.name
         source.parent.mkdir()
         shutil.copy2(arguments.photo, source)
-        shape = images.decode(images.read(source)).pixels.shape
+        shape = codec.decode(codec.read(source)).pixels.shape
         size = f"{shape[1]} x {shape[0]}"
         for turn in range(arguments.repeats + 1):
             for backend, values in seconds.items():

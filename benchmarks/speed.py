@@ -42,8 +42,8 @@ from typing import Any
 import numpy as np
 import record
 
-from tue_cli.files.images import SUFFIXES
-from tue_cli.settings import METHODS, NoiseSettings
+from tue_cli.config import METHODS, NoiseSettings
+from tue_cli.images.codec import SUFFIXES
 from tue_cli.weights import Weights, build, load
 
 SECTIONS = ("engine", "gray", "rem", "photos", "memory", "help")
@@ -84,13 +84,13 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     import torch
     from torch import Tensor, nn
 
-    from tue_cli.engine import TorchEngine, machine, starts
+    from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
+    from tue_cli.core.losses import cross_entropy, score_norm
+    from tue_cli.core.pgd import Objective, Term, pgd
+    from tue_cli.engine.torch import TorchEngine, machine, starts
     from tue_cli.methods.surrogate import surrogate_term
     from tue_cli.methods.tue import score_term
     from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
-    from tue_cli.numerics.batches import generator_at, sample_moves, shift_and_flip
-    from tue_cli.numerics.losses import cross_entropy, score_norm
-    from tue_cli.numerics.pgd import Objective, Term, pgd
 
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
@@ -198,7 +198,7 @@ def gray(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Measure what the term in grey adds to a whole step of the engine."""
     import torch
 
-    from tue_cli.engine import TorchEngine, machine
+    from tue_cli.engine.torch import TorchEngine, machine
 
     torch.set_num_threads(arguments.threads)
     batch, card = arguments.batch, weights.card
@@ -227,9 +227,9 @@ def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     import torch
     import torch.nn.functional as F
 
-    from tue_cli.engine import TorchEngine, machine, starts
-    from tue_cli.numerics.batches import crop_and_flip, generator_at
-    from tue_cli.numerics.pgd import uniform_start
+    from tue_cli.core.batches import crop_and_flip, generator_at
+    from tue_cli.core.pgd import uniform_start
+    from tue_cli.engine.torch import TorchEngine, machine, starts
 
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
@@ -533,7 +533,7 @@ _REPLACING = (
 
 def _dtype() -> str:
     """Return the precision that the engine chooses here, found out in a process of its own."""
-    code = "from tue_cli.engine import machine; print(machine('cpu').dtype)"
+    code = "from tue_cli.engine.torch import machine; print(machine('cpu').dtype)"
     found = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True
     ).stdout

@@ -40,15 +40,15 @@ from typing import Any, NamedTuple
 import numpy as np
 import record
 
-from tue_cli.attacks import attacks_named
-from tue_cli.engine import Machine, machine
-from tue_cli.jobs.evidence import Arms, Levels
-from tue_cli.jobs.request import victim_name, victims_named
-from tue_cli.jobs.train import load_pictures
-from tue_cli.jobs.trials import Trial, groups_of
-from tue_cli.jobs.trying import tried
-from tue_cli.settings import VerifySettings, VictimSettings
-from tue_cli.verdict import FITTED, LEARNED
+from tue_cli.attacks.registry import attacks_named
+from tue_cli.config import VerifySettings, VictimSettings
+from tue_cli.engine.torch import Machine, machine
+from tue_cli.train.run import load_pictures
+from tue_cli.verify.dataset import Arms, Levels
+from tue_cli.verify.request import victim_name, victims_named
+from tue_cli.verify.stats import FITTED, LEARNED
+from tue_cli.verify.trainer import tried
+from tue_cli.verify.trials import Trial, groups_of
 from tue_cli.weights import load
 
 COLUMNS = (

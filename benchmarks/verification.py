@@ -32,13 +32,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tue_cli.engine import machine
-from tue_cli.files.manifest import MANIFEST, sha256
-from tue_cli.jobs.evidence import Arms, loaded
-from tue_cli.jobs.pairing import others_pictures, split
-from tue_cli.numerics.batches import Pictures
-from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
-from tue_cli.victims import Attacker, Victim
+from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.dataset.manifest import MANIFEST, sha256
+from tue_cli.engine.torch import machine
+from tue_cli.verify.dataset import Arms, loaded
+from tue_cli.verify.pairs import others_pictures, split
+from tue_cli.verify.victim import Attacker, Victim
 
 PLAIN_BATCH = 64
 

@@ -20,7 +20,7 @@ import numpy as np
 import record
 from PIL import Image
 
-from tue_cli.files import images, scale
+from tue_cli.images import codec, resize
 from tue_cli.weights import load
 
 ARMS = ("", "--smooth 1", "--smooth 0.1", "--radius 4")
@@ -44,10 +44,10 @@ def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
     found = []
     for entry in json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]:
         before, after = (
-            images.decode(images.read(place)).pixels
+            codec.decode(codec.read(place)).pixels
             for place in (source / entry["source"], output / entry["path"])
         )
-        hides = Image.fromarray(scale.masking(scale.shrink(before, size), 0.0)[0])
+        hides = Image.fromarray(resize.masking(resize.shrink(before, size), 0.0)[0])
         large = hides.resize(before.shape[1::-1], Image.Resampling.NEAREST)
         found.append(Pair(before, after, np.asarray(large)))
     return found

@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tue_cli.jobs.export import exported
+from tue_cli.train.export import exported
 from tue_cli.weights import read
 
 ROOT = Path(__file__).parent.parent

@@ -11,12 +11,12 @@ import torch
 from hypothesis import settings
 from torch import nn
 
+from tue_cli.config import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.core.loop import Plan, Training
 from tue_cli.methods import RECIPES as FITS
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, frozen
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.loop import Plan, Training
-from tue_cli.settings import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is

@@ -15,7 +15,7 @@ import pytest
 
 import tue_cli
 from tue_cli.errors import ExitCode
-from tue_cli.jobs.export import exported
+from tue_cli.train.export import exported
 from tue_cli.weights import graph_of, index, load, read
 
 ROOT = Path(__file__).parent.parent

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from tue_cli.files import atomic
-from tue_cli.files.atomic import Folder, write_whole
+from tue_cli.storage import atomic
+from tue_cli.storage.atomic import Folder, write_whole
 
 
 @pytest.fixture(params=[True, False], ids=["descriptors", "paths"], autouse=True)

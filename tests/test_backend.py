@@ -10,13 +10,13 @@ from pathlib import Path
 import pytest
 import torch
 
-from tue_cli import backend as rooms
-from tue_cli.backend import MANY, choice, engine_for
-from tue_cli.engine import Engine
+from tue_cli.config import NoiseSettings
+from tue_cli.engine import select as rooms
+from tue_cli.engine.onnx import runtime
+from tue_cli.engine.select import MANY, choice, engine_for
+from tue_cli.engine.torch import Engine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
-from tue_cli.jobs.export import exported
-from tue_cli.onnx_engine import runtime
-from tue_cli.settings import NoiseSettings
+from tue_cli.train.export import exported
 from tue_cli.weights import Weights, graph_of, pack, read
 
 HAS_CUDA = Path("/proc/driver/nvidia").is_dir()
@@ -136,8 +136,8 @@ def test_auto_says_the_provider_in_force(twin: Weights) -> None:
 
 def test_the_runtime_says_nothing_on_the_screen(twin: Weights) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tue_cli.backend import engine_for\n"
-        "from tue_cli.errors import TueError\nfrom tue_cli.settings import NoiseSettings\n"
+        "import sys\nfrom pathlib import Path\nfrom tue_cli.engine.select import engine_for\n"
+        "from tue_cli.errors import TueError\nfrom tue_cli.config import NoiseSettings\n"
         "from tue_cli.weights import read\n"
         "for device in ('auto', 'cpu', 'cuda', 'mps', 'directml'):\n"
         "    try:\n"

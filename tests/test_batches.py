@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from tue_cli.numerics.batches import (
+from tue_cli.core.batches import (
     Pictures,
     batch_indices,
     crop_and_flip,
@@ -20,7 +20,7 @@ from tue_cli.numerics.batches import (
     sample_moves,
     shift_and_flip,
 )
-from tue_cli.numerics.draws import PADDING, moves, places, seed_at
+from tue_cli.core.sampling import PADDING, moves, places, seed_at
 
 CPU = torch.device("cpu")
 

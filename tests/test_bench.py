@@ -14,16 +14,16 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tue_cli.engine import machine
+from tue_cli.bench.cache import Shelf, loaded
+from tue_cli.bench.cifar import KEPT
+from tue_cli.bench.layout import ARMS, CORE, TABLES, Bench
+from tue_cli.bench.run import BenchSpec, bench
+from tue_cli.bench.tables import Place, Sheet, data, markdown, published, shown, summary
+from tue_cli.config import PRESETS, BenchSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.engine.torch import machine
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
-from tue_cli.jobs.bench import BenchSpec, bench
-from tue_cli.jobs.cifar import KEPT
-from tue_cli.jobs.layout import ARMS, CORE, TABLES, Bench
-from tue_cli.jobs.shelf import Shelf, loaded
-from tue_cli.numerics.batches import Pictures
-from tue_cli.settings import PRESETS, BenchSettings
-from tue_cli.tables import Place, Sheet, data, markdown, published, shown, summary
 
 FEW = replace(
     PRESETS["mini"],

@@ -10,14 +10,10 @@ import torch
 from conftest import make_toy
 from torch import Tensor
 
-from tue_cli.engine import Machine
-from tue_cli.methods import METHODS
-from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.classifiers import ConvNorm, classifier
-from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.numerics import capture
-from tue_cli.numerics.batches import Pictures, generator_at
-from tue_cli.numerics.capture import (
+from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
+from tue_cli.core import capture
+from tue_cli.core.batches import Pictures, generator_at
+from tue_cli.core.capture import (
     Captured,
     Function,
     Record,
@@ -27,9 +23,13 @@ from tue_cli.numerics.capture import (
     record_graph,
     recorded_by,
 )
-from tue_cli.numerics.pgd import uniform_start
-from tue_cli.settings import AdversarySettings, NoiseSettings, VictimSettings
-from tue_cli.victims import Victim
+from tue_cli.core.pgd import uniform_start
+from tue_cli.engine.torch import Machine
+from tue_cli.methods import METHODS
+from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.nets.classifiers import ConvNorm, classifier
+from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.verify.victim import Victim
 
 CPU = torch.device("cpu")
 MACHINE = Machine(CPU, torch.float32, "test")

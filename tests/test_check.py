@@ -20,16 +20,16 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, ahead, check
+from tue_cli.config import NoiseSettings, ProtectSettings
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.match import Expected, pair, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
 from tue_cli.events import Advanced, Checked, Done, Event, Note, Skipped, Table
-from tue_cli.files.copies import Expected, pair, read_expected
-from tue_cli.files.jpeg import segments
-from tue_cli.files.manifest import MANIFEST
-from tue_cli.files.remains import Facts
-from tue_cli.jobs.check import PIXELS_AT_ONCE, CheckSpec, ahead, check
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.protect import protect
-from tue_cli.settings import NoiseSettings, ProtectSettings
+from tue_cli.images.jpeg import segments
+from tue_cli.images.residual import Facts
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.run import protect
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 ICC = bytes(16) + b"RGB " + bytes(16) + b"acsp" + bytes(88)

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from tue_cli.core.batches import Pictures
 from tue_cli.errors import BadSetting
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last, folded, frozen
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures
 
 NARROW = [(name, 4 if name == "wrn34-10" else 8) for name in NETS]
 

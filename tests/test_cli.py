@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tue_cli.config import METHODS, TRAININGS, NoiseSettings, TrainSettings
 from tue_cli.errors import BadSetting
 from tue_cli.options import training_of
-from tue_cli.settings import METHODS, TRAININGS, NoiseSettings, TrainSettings
 from tue_cli.weights import load
 
 

@@ -9,9 +9,9 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tue_cli.attacks import ATTACKS
-from tue_cli.files.degrade import FILTERS, degraded
-from tue_cli.jobs.evidence import Levels
+from tue_cli.attacks.filters import FILTERS, degraded
+from tue_cli.attacks.registry import ATTACKS
+from tue_cli.verify.dataset import Levels
 
 
 @pytest.fixture(scope="module")

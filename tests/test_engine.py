@@ -11,13 +11,13 @@ import torch
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
-from tue_cli.engine import Engine, Machine, TorchEngine, machine
+from tue_cli.config import METHODS, NoiseSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.core.sampling import starts
+from tue_cli.engine.onnx import OnnxEngine
+from tue_cli.engine.onnx_graph.step import step_graph
+from tue_cli.engine.torch import Engine, Machine, TorchEngine, machine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
-from tue_cli.graphs.step import step_graph
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.draws import starts
-from tue_cli.onnx_engine import OnnxEngine
-from tue_cli.settings import METHODS, NoiseSettings
 from tue_cli.weights import Weights, build
 
 NOISE = NoiseSettings(steps=4)

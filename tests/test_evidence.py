@@ -16,11 +16,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
-from tue_cli.files.manifest import sha256
-from tue_cli.jobs.evidence import Arms, loaded, working_size
-from tue_cli.jobs.pairing import Pair, limited, original_of, others_pictures, paired, split
+from tue_cli.verify.dataset import Arms, loaded, working_size
+from tue_cli.verify.pairs import Pair, limited, original_of, others_pictures, paired, split
 
 POOL = ThreadPoolExecutor(2)
 

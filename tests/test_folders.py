@@ -18,10 +18,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from tue_cli.dataset.discover import Found, Item, default_output, discover, tells_case
+from tue_cli.dataset.labels import assign_keys, cluster_labels, labelled
+from tue_cli.dataset.manifest import MANIFEST, WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
-from tue_cli.files.folders import Found, Item, default_output, discover, tells_case
-from tue_cli.files.labels import assign_keys, cluster_labels, labelled
-from tue_cli.files.manifest import MANIFEST, WORK
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 KEYS = [f"key-{n}" for n in range(8)]

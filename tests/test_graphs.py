@@ -12,14 +12,14 @@ import onnx
 import pytest
 from torch import nn
 
+from tue_cli.engine.onnx import runtime
+from tue_cli.engine.onnx_graph.layers import Sheet, forward
+from tue_cli.engine.onnx_graph.parity import parity
+from tue_cli.engine.onnx_graph.step import put_in, step_graph
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem, WeightsProblem
 from tue_cli.events import Done
-from tue_cli.graphs.layers import Sheet, forward
-from tue_cli.graphs.parity import parity
-from tue_cli.graphs.step import put_in, step_graph
-from tue_cli.jobs.export import ExportSpec, export, runner
 from tue_cli.nets.classifiers import NETS
-from tue_cli.onnx_engine import runtime
+from tue_cli.train.export import ExportSpec, export, runner
 from tue_cli.weights import Card, Weights, fresh, graph_of, pack, read
 
 CARD = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, 0.1, {})

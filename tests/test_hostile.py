@@ -26,17 +26,17 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
+from tue_cli.bench.cifar import KEPT
+from tue_cli.bench.run import BenchSpec, bench
 from tue_cli.cli import main
+from tue_cli.config import PRESETS
+from tue_cli.dataset.manifest import MANIFEST, WORK
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem
-from tue_cli.files import images, metadata
-from tue_cli.files.manifest import MANIFEST, WORK
-from tue_cli.files.reading import NotAFile, TooLarge, parse_json, read_file
-from tue_cli.jobs import pipeline
-from tue_cli.jobs.bench import BenchSpec, bench
-from tue_cli.jobs.cifar import KEPT
-from tue_cli.jobs.export import exported
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.settings import PRESETS
+from tue_cli.images import codec, metadata
+from tue_cli.protect import pipeline
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
+from tue_cli.train.export import exported
 from tue_cli.tui.draft import resumed
 from tue_cli.weights import Card, Weights, build, digest, load, read
 
@@ -119,7 +119,7 @@ def test_one_place_imports_onnx_runtime() -> None:
         if line.strip().startswith(("import onnxruntime", "from onnxruntime"))
     ]
     # Twice: once for the types alone.
-    assert importing == ["onnx_engine.py"] * 2
+    assert importing == ["onnx.py"] * 2
 
 
 # --- what former runs left -------------------------------------------------------------------
@@ -368,7 +368,7 @@ def test_only_regular_files_of_a_bearable_size_are_read(tmp_path: Path) -> None:
     with pytest.raises(TooLarge):
         read_file(tmp_path / "giant", 1 << 30)
     with pytest.raises(PictureProblem) as caught:
-        images.read(tmp_path / "giant")
+        codec.read(tmp_path / "giant")
     assert caught.value.reason == "too-large"
     with pytest.raises(OSError, match="null"):
         read_file(Path("a\0b"), 100)
@@ -626,7 +626,7 @@ BEARABLE: dict[str, Callable[[], bytes]] = {
 @pytest.mark.parametrize("name", TANGLED)
 def test_metadata_that_would_stop_a_run_are_refused(name: str) -> None:
     with pytest.raises(PictureProblem) as caught:
-        images.decode(TANGLED[name]())
+        codec.decode(TANGLED[name]())
     assert caught.value.reason == "metadata"
 
 
@@ -636,7 +636,7 @@ def test_metadata_that_can_be_read_to_the_end_are(name: str) -> None:
     source = BEARABLE[name]()
     tracemalloc.start()
     try:
-        images.decode(source)
+        codec.decode(source)
     except PictureProblem as problem:
         assert problem.reason == "metadata"
     peak = tracemalloc.get_traced_memory()[1]
@@ -667,12 +667,12 @@ def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path)
         "import resource, sys\n"
         "from pathlib import Path\n"
         "from tue_cli.errors import PictureProblem\n"
-        "from tue_cli.files import images\n"
-        "data = images.read(Path(sys.argv[1]))\n"
+        "from tue_cli.images import codec\n"
+        "data = codec.read(Path(sys.argv[1]))\n"
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "room = pages * resource.getpagesize() + 200_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"
-        "try: images.decode(data)\n"
+        "try: codec.decode(data)\n"
         "except PictureProblem as problem: print(problem.reason)"
     )
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
@@ -687,7 +687,7 @@ def test_large_pictures_are_worked_on_alone_and_get_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert protected(photos, tmp_path / "beside", twin, capsys)[0] == ExitCode.OK
-    sizes = sorted(math.prod(images.glance(path.read_bytes())) for path in photos.iterdir())
+    sizes = sorted(math.prod(codec.glance(path.read_bytes())) for path in photos.iterdir())
     monkeypatch.setattr(pipeline, "BATCH_PIXELS", sizes[1])  # all but the smallest are large
     assert protected(photos, tmp_path / "alone", twin, capsys)[0] == ExitCode.OK
     for copy in (tmp_path / "beside").iterdir():

@@ -27,11 +27,11 @@ from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data as bundled
 
 from tue_cli.errors import PictureProblem
-from tue_cli.files import images, jpeg, metadata
-from tue_cli.files.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
-from tue_cli.files.images import Picture, decode
-from tue_cli.files.quality import compare
-from tue_cli.files.scale import lift, masking, shrink
+from tue_cli.images import codec, jpeg, metadata
+from tue_cli.images.codec import Picture, decode
+from tue_cli.images.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
+from tue_cli.images.quality import compare
+from tue_cli.images.resize import lift, masking, shrink
 
 RADIUS = 8 / 255
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
@@ -261,7 +261,7 @@ def test_noise_in_a_progressive_jpeg_of_the_finest_tables_is_written() -> None:
         file, "JPEG", quality=100, subsampling=0
     )
     picture = decode(file.getvalue())
-    coding = images.Coding(False, picture.coding.tables, 0, progressive=True)
+    coding = codec.Coding(False, picture.coding.tables, 0, progressive=True)
     fine = Picture(picture.pixels, None, "JPEG", coding)
     assert encode(fine, noise).decoded.pixels.shape == noise.shape
 
@@ -536,8 +536,8 @@ def test_a_header_that_asks_for_too_much_is_refused_before_decoding(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = picture_file("PNG", "RGB")
-    monkeypatch.setattr(images, "MAX_PIXELS", 128 * 96 - 1)
-    monkeypatch.setattr(images, "Loaded", lambda *_: pytest.fail("was decoded"))
+    monkeypatch.setattr(codec, "MAX_PIXELS", 128 * 96 - 1)
+    monkeypatch.setattr(codec, "Loaded", lambda *_: pytest.fail("was decoded"))
     assert reason(source) == "too-large"
 
 
@@ -571,9 +571,9 @@ def test_what_pillow_says_of_damaged_tags_stays_off_the_screen(tmp_path: Path) -
     path = tmp_path / "damaged.jpg"
     path.write_bytes(picture_file("JPEG", "RGB", exif=b"Exif\0\0" + exif))
     code = (
-        "import sys, warnings\nfrom pathlib import Path\nfrom tue_cli.files import images\n"
+        "import sys, warnings\nfrom pathlib import Path\nfrom tue_cli.images import codec\n"
         "if sys.argv[2] == 'without': warnings.resetwarnings()\n"
-        "images.decode(Path(sys.argv[1]).read_bytes())"
+        "codec.decode(Path(sys.argv[1]).read_bytes())"
     )
     said = {}
     for filters in ("with", "without"):
@@ -591,14 +591,14 @@ def test_pictures_can_be_worked_on_in_several_threads() -> None:
 
 
 def test_discovery_lists_unsupported_pictures_too() -> None:
-    assert {".jpg", ".avif", ".gif", ".heic"} <= images.SUFFIXES
-    assert ".txt" not in images.SUFFIXES and ".mp4" not in images.SUFFIXES
+    assert {".jpg", ".avif", ".gif", ".heic"} <= codec.SUFFIXES
+    assert ".txt" not in codec.SUFFIXES and ".mp4" not in codec.SUFFIXES
 
 
 def test_a_file_is_read_as_it_is(tmp_path: Path) -> None:
     path = tmp_path / "a picture.jpg"
     path.write_bytes(b"bytes")
-    assert images.read(path) == b"bytes"
+    assert codec.read(path) == b"bytes"
 
 
 @pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes here")
@@ -609,7 +609,7 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
 
     def attempt() -> None:
         try:
-            images.read(path)
+            codec.read(path)
         except PictureProblem as problem:
             caught.append(problem.reason)
 
@@ -621,10 +621,10 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
 
 def test_a_folder_and_a_missing_file_are_picture_problems(tmp_path: Path) -> None:
     with pytest.raises(PictureProblem) as caught:
-        images.read(tmp_path)
+        codec.read(tmp_path)
     assert caught.value.reason == "not-a-file"
     with pytest.raises(PictureProblem) as caught:
-        images.read(tmp_path / "missing.jpg")
+        codec.read(tmp_path / "missing.jpg")
     assert caught.value.reason == "unreadable"
 
 
@@ -638,7 +638,7 @@ def test_a_thousand_hostile_pictures_raise_picture_problems_at_worst(
     for path in sorted(paths):
         started = time.monotonic()
         try:
-            picture, _, encoded = protect(images.read(path))
+            picture, _, encoded = protect(codec.read(path))
             assert compare(picture.pixels, encoded.decoded.pixels).psnr > 20, path
             reasons["protected"] += 1
         except PictureProblem as problem:

@@ -22,18 +22,18 @@ import pytest
 import torch
 from PIL import Image
 
+from tue_cli.config import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.dataset.discover import Item
+from tue_cli.dataset.labels import assign_keys
+from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
-from tue_cli.files.folders import Item
-from tue_cli.files.images import Picture, decode
-from tue_cli.files.labels import assign_keys
-from tue_cli.files.manifest import MANIFEST, sha256
-from tue_cli.files.scale import shrink
-from tue_cli.jobs.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, Loaded, ahead
-from tue_cli.jobs.plan import KEYS, ProtectSpec, Task
-from tue_cli.jobs.protect import protect
-from tue_cli.jobs.train import TrainSpec, train
-from tue_cli.settings import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.images.codec import Picture, decode
+from tue_cli.images.resize import shrink
+from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, Loaded, ahead
+from tue_cli.protect.plan import KEYS, ProtectSpec, Task
+from tue_cli.protect.run import protect
+from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, graph_of, pack, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
@@ -294,7 +294,7 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
     for place in ("protect", "pipeline"):
         monkeypatch.setattr(f"tue_cli.jobs.{place}.ALGORITHM", ALGORITHM + 1)
-    monkeypatch.setattr("tue_cli.jobs.protect.__version__", "99")
+    monkeypatch.setattr("tue_cli.protect.run.__version__", "99")
     events = run(spec)
     assert done(events)["protected"] == 1 and done(events)["already_done"] == 6
     assert copies(tmp_path / "out").items() >= before.items()
@@ -658,7 +658,7 @@ def test_training_writes_weights_with_their_card(photos: Path, tmp_path: Path) -
 def test_a_resumed_training_ends_with_the_same_weights(
     stop_after: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tue_cli.jobs.train.REPORT_SECONDS", 0.0)
+    monkeypatch.setattr("tue_cli.train.run.REPORT_SECONDS", 0.0)
     list(train(train_spec(photos, tmp_path / "whole.safetensors")))
     spec = train_spec(photos, tmp_path / "stopped.safetensors")
     job = train(spec)
@@ -765,7 +765,7 @@ def test_a_full_disk_ends_a_training_with_a_remedy(
     def full(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("tue_cli.files.atomic.os.fsync", full)
+    monkeypatch.setattr("tue_cli.storage.atomic.os.fsync", full)
     with pytest.raises(OutputProblem, match=r"w\.checkpoint cannot be written: No space"):
         list(train(train_spec(photos, tmp_path / "w.safetensors")))
     assert not list(tmp_path.glob("w.*"))

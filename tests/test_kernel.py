@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from tue_cli.numerics.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
-from tue_cli.settings import KernelSettings
+from tue_cli.config import KernelSettings
+from tue_cli.core.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
 
 TWO = KernelSettings(layers=2)
 

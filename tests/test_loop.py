@@ -11,9 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from tue_cli.core.batches import Pictures, crop_and_flip
+from tue_cli.core.loop import Plan, Training, accuracy, fit
 from tue_cli.nets.classifiers import classifier
-from tue_cli.numerics.batches import Pictures, crop_and_flip
-from tue_cli.numerics.loop import Plan, Training, accuracy, fit
 
 
 def plan(steps: int = 8, optimizer: str = "sgd", seed: int = 0, rate: float = 0.05) -> Plan:

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from tue_cli.core.losses import Score, cross_entropy, score_matching, score_norm
+from tue_cli.core.pgd import Term, gradient_of, pgd
 from tue_cli.nets.classifiers import classifier
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.losses import Score, cross_entropy, score_matching, score_norm
-from tue_cli.numerics.pgd import Term, gradient_of, pgd
 
 MEANS = torch.tensor([0.3, 0.5, 0.7])
 SPREAD = 0.05

@@ -14,9 +14,7 @@ from typing import Any
 
 import pytest
 
-from tue_cli.errors import BadSetting, ExitCode, OutputProblem
-from tue_cli.files.atomic import SCRATCH, identity_of
-from tue_cli.files.manifest import (
+from tue_cli.dataset.manifest import (
     MANIFEST,
     WORK,
     Journal,
@@ -24,8 +22,10 @@ from tue_cli.files.manifest import (
     output_problem,
     read_manifest,
     sha256,
-    shown,
 )
+from tue_cli.errors import BadSetting, ExitCode, OutputProblem
+from tue_cli.storage.atomic import SCRATCH, identity_of
+from tue_cli.text import printable
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 RUN: dict[str, Any] = {"tool": "tue", "weights": "abc", "settings": {"radius": 8, "steps": 20}}
@@ -471,7 +471,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(
 
 
 def test_paths_are_shown_on_one_line() -> None:
-    assert shown("é \n\x1b\udce9🐈") == "é \\n\\x1b\\udce9🐈"
+    assert printable("é \n\x1b\udce9🐈") == "é \\n\\x1b\\udce9🐈"
 
 
 def test_another_version_goes_on_and_leaves_finished_copies(finished: Path) -> None:

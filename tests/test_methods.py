@@ -11,9 +11,21 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tue_cli import settings
+from tue_cli import config
+from tue_cli.attacks.filters import degraded
+from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.core.batches import (
+    Pictures,
+    generator_at,
+    gray,
+    sample_moves,
+    shift_and_flip,
+)
+from tue_cli.core.kernel import learnt
+from tue_cli.core.loop import Plan, Training
+from tue_cli.core.losses import cross_entropy, score_norm
+from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.errors import BadSetting
-from tue_cli.files.degrade import degraded
 from tue_cli.methods import METHODS, RECIPES, cuda, em, lsp, method_named, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
@@ -28,24 +40,12 @@ from tue_cli.nets.classifiers import Classifier, classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import (
-    Pictures,
-    generator_at,
-    gray,
-    sample_moves,
-    shift_and_flip,
-)
-from tue_cli.numerics.kernel import learnt
-from tue_cli.numerics.loop import Plan, Training
-from tue_cli.numerics.losses import cross_entropy, score_norm
-from tue_cli.numerics.pgd import Term, gradient_of, pgd, uniform_start
-from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
 
 CPU = torch.device("cpu")
 NOISE = NoiseSettings()
 RADIUS = NOISE.radius
 
-PUBLISHED = {name: method.noise for name, method in settings.METHODS.items()}
+PUBLISHED = {name: method.noise for name, method in config.METHODS.items()}
 PUBLISHED["tap"] = replace(PUBLISHED["tap"], steps=25)  # in the same travel, to be quick
 VARIANTS = [
     *PUBLISHED.items(),
@@ -100,8 +100,8 @@ def batch(toy: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def test_what_is_known_of_methods_and_recipes_is_of_those_there_are() -> None:
-    assert {name for name, _ in VARIANTS} == set(METHODS) == set(settings.METHODS)
-    assert set(RECIPES) == set(settings.RECIPES)
+    assert {name for name, _ in VARIANTS} == set(METHODS) == set(config.METHODS)
+    assert set(RECIPES) == set(config.RECIPES)
 
 
 def test_a_method_is_found_by_name_and_an_unknown_one_refused() -> None:
@@ -125,7 +125,7 @@ def test_noise_keeps_bound_and_range_and_changes_every_picture(
     assert delta.shape == pixels.shape
     assert delta.dtype == torch.float32
     assert not delta.requires_grad
-    method = settings.METHODS[name]
+    method = config.METHODS[name]
     assert delta.abs().max() <= torch.tensor(method.largest(noise)) + 1e-7
     if method.bound == "l2":
         assert (delta.square().mean((1, 2, 3)).sqrt() <= noise.radius + 1e-6).all()
@@ -372,10 +372,10 @@ def fresh_net(role: str) -> nn.Module:
     return classifier("resnet18", classes=3, width=4, size=16)
 
 
-ROLES = [(name, role) for name, roles in settings.RECIPES.items() for role in roles]
+ROLES = [(name, role) for name, roles in config.RECIPES.items() for role in roles]
 
 
-@pytest.mark.parametrize("role", settings.RECIPES["tue"])
+@pytest.mark.parametrize("role", config.RECIPES["tue"])
 def test_training_tue_lowers_the_loss_of_each_role(
     role: str, tiny_losses: dict[str, list[float]], tiny_settings: TrainSettings
 ) -> None:

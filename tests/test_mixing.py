@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.numerics.mixing import MIXINGS, cutmix, cutout, mixup, ueraser
+from tue_cli.attacks.augment import MIXINGS, cutmix, cutout, mixup, ueraser
 
 COUNT, SIZE = 12, 32
 

@@ -8,9 +8,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.nets.classifiers import classifier
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
 
 RADIUS = 8 / 255
 ODD_SHAPES = [(1, 3, 1, 1), (2, 3, 5, 7), (3, 3, 16, 16), (1, 3, 33, 2), (5, 3, 1, 9), (1, 1, 3, 3)]

@@ -10,7 +10,7 @@ import pytest
 from numpy.typing import NDArray
 from skimage import metrics
 
-from tue_cli.files.quality import compare, luma
+from tue_cli.images.quality import compare, luma
 
 # scikit-image has no types.
 structural_similarity: Any = metrics.structural_similarity

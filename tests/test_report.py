@@ -16,9 +16,9 @@ from PIL import Image, ImageOps
 from skimage import data as bundled
 
 from tue_cli.errors import OutputProblem, PictureProblem
-from tue_cli.files.metadata import ORIENTATION
-from tue_cli.files.showing import MIDDLE, SIDE, Shown, shown_pairs
-from tue_cli.report import page, write
+from tue_cli.images.metadata import ORIENTATION
+from tue_cli.images.thumbnails import MIDDLE, SIDE, Shown, shown_pairs
+from tue_cli.report.page import page, write
 
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
     bundled.astronaut()[20:120, 150:310]  # type: ignore[no-untyped-call]

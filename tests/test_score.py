@@ -7,12 +7,12 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from tue_cli.core.batches import Pictures
+from tue_cli.core.losses import score_matching
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import classifier
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.losses import score_matching
 
 
 def test_a_fresh_score_sees_neither_picture_nor_class() -> None:

@@ -8,17 +8,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from tue_cli.config import NoiseSettings, ProtectSettings
+from tue_cli.dataset.manifest import unfinished
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.events import Done, Looked, Saved
-from tue_cli.files.images import glance
-from tue_cli.files.manifest import unfinished
-from tue_cli.files.showing import dots, proportions
-from tue_cli.jobs.look import look
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.protect import protect
-from tue_cli.jobs.survey import SurveySpec, count_pictures, survey
-from tue_cli.settings import NoiseSettings, ProtectSettings
-from tue_cli.words import counted, duration, size
+from tue_cli.images.codec import glance
+from tue_cli.images.thumbnails import dots, proportions
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.preview import look
+from tue_cli.protect.run import protect
+from tue_cli.protect.scan import SurveySpec, count_pictures, survey
+from tue_cli.text import counted, duration, size
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=1))

@@ -30,14 +30,7 @@ from textual.theme import Theme
 from textual.widgets import Button, Input
 
 from tue_cli.cli import app as cli
-from tue_cli.errors import BadSetting, ExitCode
-from tue_cli.events import Advanced, Event, Failed, Started
-from tue_cli.files.manifest import MANIFEST, read_manifest, sha256, unfinished
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.protect import protect
-from tue_cli.jobs.request import VerifySpec
-from tue_cli.jobs.train import TrainSpec
-from tue_cli.settings import (
+from tue_cli.config import (
     BUDGETS,
     NoiseSettings,
     ProtectSettings,
@@ -45,6 +38,12 @@ from tue_cli.settings import (
     VerifySettings,
     VictimSettings,
 )
+from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256, unfinished
+from tue_cli.errors import BadSetting, ExitCode
+from tue_cli.events import Advanced, Event, Failed, Started
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.run import protect
+from tue_cli.train.run import TrainSpec
 from tue_cli.tui.app import DARK, LIGHT, TueApp
 from tue_cli.tui.commands import protect_command, train_command, verify_command
 from tue_cli.tui.draft import Draft
@@ -63,6 +62,7 @@ from tue_cli.tui.terminal import graphics
 from tue_cli.tui.training import TrainRun, TrainScreen
 from tue_cli.tui.verifying import VerifyRun, VerifyScreen
 from tue_cli.tui.watching import WatchScreen
+from tue_cli.verify.request import VerifySpec
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=1))

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tue_cli.verdict import CERTAIN_ZERO, Accuracy, Row, inconclusive, verdict
+from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, inconclusive, verdict
 
 shares = st.floats(0, 1)
 

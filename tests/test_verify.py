@@ -16,14 +16,14 @@ import torch
 from PIL import Image
 
 from tue_cli.cli import main
+from tue_cli.config import NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
+from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started, Table
-from tue_cli.files.manifest import MANIFEST, sha256
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.protect import protect
-from tue_cli.jobs.request import VerifySpec
-from tue_cli.jobs.verify import verify
-from tue_cli.settings import NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.run import protect
+from tue_cli.verify.request import VerifySpec
+from tue_cli.verify.run import verify
 
 EACH = 104
 QUICK = VerifySettings(

@@ -8,14 +8,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from tue_cli.attacks import ATTACKS, attacks_named
-from tue_cli.engine import Machine
+from tue_cli.attacks.registry import ATTACKS, attacks_named
+from tue_cli.config import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.engine.torch import Machine
 from tue_cli.errors import BadSetting
-from tue_cli.jobs.trials import distinct, groups_of
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.numerics.batches import Pictures
-from tue_cli.settings import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
-from tue_cli.victims import Attacker, Trained, Victim, balanced_accuracy
+from tue_cli.verify.trials import distinct, groups_of
+from tue_cli.verify.victim import Attacker, Trained, Victim, balanced_accuracy
 
 CPU = Machine(torch.device("cpu"), torch.float32, "CPU")
 ADVERSARY = AdversarySettings(radius=4 / 255, steps=3)

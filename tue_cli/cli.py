@@ -16,6 +16,14 @@ from typing import Annotated, Any
 import typer
 
 from tue_cli import __version__
+from tue_cli.config import (
+    BUDGETS,
+    METHODS,
+    PRESETS,
+    RECIPES,
+    AdversarySettings,
+    ProtectSettings,
+)
 from tue_cli.errors import BadSetting, ExitCode, TueError, stdout_problem
 from tue_cli.options import (
     NAMES,
@@ -37,14 +45,6 @@ from tue_cli.options import (
     recipe_of,
     seconds_of,
     training_of,
-)
-from tue_cli.settings import (
-    BUDGETS,
-    METHODS,
-    PRESETS,
-    RECIPES,
-    AdversarySettings,
-    ProtectSettings,
 )
 
 app = typer.Typer(
@@ -170,8 +170,8 @@ def protect(
 ) -> None:
     """Write protected copies of pictures beside them; the originals are never touched."""
     from tue_cli.console import Console
-    from tue_cli.jobs.plan import ProtectSpec
-    from tue_cli.jobs.protect import protect as job
+    from tue_cli.protect.plan import ProtectSpec
+    from tue_cli.protect.run import protect as job
 
     spec = ProtectSpec(
         paths=paths_of(paths),
@@ -300,8 +300,8 @@ def train(
 ) -> None:
     """Train weights anew; of tue: the score network, then the surrogate on its own copies."""
     from tue_cli.console import Console
-    from tue_cli.jobs.train import TrainSpec
-    from tue_cli.jobs.train import train as job
+    from tue_cli.train.run import TrainSpec
+    from tue_cli.train.run import train as job
 
     sizes = {
         "width": width,
@@ -367,8 +367,8 @@ def export(
 ) -> None:
     """Write the weights' step graph for ONNX Runtime, proved against torch."""
     from tue_cli.console import Console
-    from tue_cli.jobs.export import ExportSpec
-    from tue_cli.jobs.export import export as job
+    from tue_cli.train.export import ExportSpec
+    from tue_cli.train.export import export as job
 
     Console(as_json=as_json, quiet=quiet).run(job(ExportSpec(weights, output)))
 
@@ -429,10 +429,10 @@ def verify(
     verbose: Verbose = 0,
 ) -> None:
     """Train models on the copies, and tell how much less they learn than from the originals."""
-    from tue_cli.attacks import attacks_named
+    from tue_cli.attacks.registry import attacks_named
     from tue_cli.console import Console
-    from tue_cli.jobs.request import VerifySpec, victims_named
-    from tue_cli.jobs.verify import verify as job
+    from tue_cli.verify.request import VerifySpec, victims_named
+    from tue_cli.verify.run import verify as job
 
     if fail_under is not None and not 0 <= fail_under <= 100:
         raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
@@ -490,9 +490,9 @@ def check(
     verbose: Verbose = 0,
 ) -> None:
     """Tell which copies differ from their manifest, and how much of their noise is left."""
+    from tue_cli.check.run import CheckSpec
+    from tue_cli.check.run import check as job
     from tue_cli.console import Console
-    from tue_cli.jobs.check import CheckSpec
-    from tue_cli.jobs.check import check as job
 
     spec = CheckSpec(protected, original, manifest, listed=None if verbose else 10)
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
@@ -535,9 +535,9 @@ def bench(
     verbose: Verbose = 0,
 ) -> None:
     """Measure the paper's tables: all methods, with equal budgets; goes on where it was stopped."""
+    from tue_cli.bench.run import BenchSpec
+    from tue_cli.bench.run import bench as job
     from tue_cli.console import Console
-    from tue_cli.jobs.bench import BenchSpec
-    from tue_cli.jobs.bench import bench as job
 
     if preset not in PRESETS:
         raise BadSetting(f"There is no preset {preset!r}.", f"Choose {', '.join(PRESETS)}.")

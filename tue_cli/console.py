@@ -30,8 +30,7 @@ from tue_cli.events import (
     Started,
     Table,
 )
-from tue_cli.files.manifest import shown
-from tue_cli.words import duration
+from tue_cli.text import duration, printable
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
@@ -61,7 +60,7 @@ class Console:
                 self._error("Interrupted.")
             else:
                 self._error("Interrupted. What was finished is kept; this goes on from there:")
-                self._error(f"  {shown(again)}")
+                self._error(f"  {printable(again)}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
     def _run(self, job: Generator[Event, None, None]) -> dict[str, Any]:
@@ -105,29 +104,31 @@ class Console:
             for table in tables:
                 _print_table(table)
             for sentence in said or _listed(facts):
-                _print(shown(sentence))
+                _print(printable(sentence))
         return facts
 
     def _show_start(self, event: Started) -> None:
         self._note(f"{event.title}: {event.total} {event.unit}")
         for name, value in event.facts.items():
             if isinstance(value, dict):
-                shown_pairs = [f"{shown(str(k))} → {shown(str(v))}" for k, v in value.items()]
+                shown_pairs = [
+                    f"{printable(str(k))} → {printable(str(v))}" for k, v in value.items()
+                ]
                 more = len(shown_pairs) - 12
                 shown_pairs = shown_pairs[:12] + ([f"and {more} more"] if more > 0 else [])
                 value = ", ".join(shown_pairs)
-            self._note(f"  {name}: {shown(str(value))}")
+            self._note(f"  {name}: {printable(str(value))}")
         if event.seconds is not None:
             self._note(f"  estimated time: {duration(event.seconds)}")
 
     def _show(self, event: Saved | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
-            self._note(shown(event.message))
+            self._note(printable(event.message))
         elif isinstance(event, Failed):
-            self._error(f"{shown(event.path)}: {shown(event.message)} ({event.reason})")
+            self._error(f"{printable(event.path)}: {printable(event.message)} ({event.reason})")
         elif self._verbose:
             word = "protected" if isinstance(event, Saved) else f"skipped ({event.reason})"
-            self._note(f"{shown(event.path)}: {word}")
+            self._note(f"{printable(event.path)}: {word}")
 
     def _state(self, event: Advanced) -> str:
         rate = f"{self._metric}{event.rate:.1f} pictures/s"
@@ -175,9 +176,9 @@ def print_error(error: TueError) -> None:
     """Print an error and its remedy on stderr."""
     terminal = _stderr()
     terminal.print("Error: ", style="bold red", end="")
-    terminal.print(shown(error.message))
+    terminal.print(printable(error.message))
     if error.remedy:
-        terminal.print(shown(error.remedy))
+        terminal.print(printable(error.remedy))
 
 
 def _stderr() -> Terminal:
@@ -193,7 +194,7 @@ def _print_table(table: Table) -> None:
         words = place < table.words
         grid.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(shown(cell)) for cell in row))
+        grid.add_row(*(Text(printable(cell)) for cell in row))
     terminal = Terminal(highlight=False, markup=False, emoji=False)
     if not terminal.is_terminal:
         terminal.width = 200
@@ -213,5 +214,5 @@ def _listed(facts: dict[str, Any]) -> Iterator[str]:
 def _plain(value: Any) -> str:
     """Return a fact as a person reads it."""
     if isinstance(value, dict):
-        return ", ".join(f"{_plain(v)} × {shown(str(k))}" for k, v in value.items())
-    return shown(str(value))
+        return ", ".join(f"{_plain(v)} × {printable(str(k))}" for k, v in value.items())
+    return printable(str(value))

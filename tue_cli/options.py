@@ -12,9 +12,7 @@ from typing import Annotated, Any
 
 import typer
 
-from tue_cli.errors import BadSetting
-from tue_cli.files.reading import MOST_STATE
-from tue_cli.settings import (
+from tue_cli.config import (
     METHODS,
     RECIPES,
     TRAININGS,
@@ -22,6 +20,8 @@ from tue_cli.settings import (
     ProtectSettings,
     TrainSettings,
 )
+from tue_cli.errors import BadSetting
+from tue_cli.storage.reading import MOST_STATE
 
 NAMES = ", ".join(METHODS)
 PROTECT, TRAIN = ProtectSettings(), TrainSettings()

@@ -17,9 +17,9 @@ import numpy as np
 import platformdirs
 from numpy.typing import NDArray
 
+from tue_cli.config import NETS, KernelSettings
 from tue_cli.errors import WeightsProblem
-from tue_cli.files.reading import is_name, opened, parse_json, read_file, why
-from tue_cli.settings import NETS, KernelSettings
+from tue_cli.storage.reading import is_name, opened, parse_json, read_file, why
 
 if TYPE_CHECKING:
     from torch import nn

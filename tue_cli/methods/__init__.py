@@ -10,12 +10,12 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from tue_cli.config import TrainSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.core.loop import Training
 from tue_cli.errors import BadSetting
 from tue_cli.methods import clean, cuda, em, lsp, ntga, rem, tap, tue, uc
 from tue_cli.methods.surrogate import FrozenNets, Perturb
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.loop import Training
-from tue_cli.settings import TrainSettings
 
 Fit = Callable[[str, Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[Tensor]]
 """Role, its training, the nets trained before it, pictures, settings and precision to losses."""

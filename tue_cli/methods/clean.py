@@ -7,11 +7,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tue_cli.config import TrainSettings
+from tue_cli.core.batches import Pictures, crop_and_flip
+from tue_cli.core.loop import Training, fit
 from tue_cli.methods.surrogate import FrozenNets, classification
 from tue_cli.nets.classifiers import Classifier
-from tue_cli.numerics.batches import Pictures, crop_and_flip
-from tue_cli.numerics.loop import Training, fit
-from tue_cli.settings import TrainSettings
 
 
 def fit_role(

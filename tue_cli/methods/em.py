@@ -13,6 +13,11 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.loop import Training
+from tue_cli.core.pgd import pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     fit_on_own_noise,
@@ -20,11 +25,6 @@ from tue_cli.methods.surrogate import (
     surrogate_of,
     surrogate_term,
 )
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.capture import Run, Tensors, eagerly
-from tue_cli.numerics.loop import Training
-from tue_cli.numerics.pgd import pgd
-from tue_cli.settings import NoiseSettings, TrainSettings
 
 
 def perturb(

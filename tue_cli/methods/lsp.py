@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tue_cli.config import NoiseSettings, PatchSettings
+from tue_cli.core.batches import generator_at
+from tue_cli.core.capture import Run, eagerly
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.numerics.batches import generator_at
-from tue_cli.numerics.capture import Run, eagerly
-from tue_cli.settings import NoiseSettings, PatchSettings
 
 PATCHES = PatchSettings()
 

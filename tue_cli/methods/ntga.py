@@ -23,14 +23,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tue_cli.config import KernelSettings, NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures, batch_indices
+from tue_cli.core.capture import Run, eagerly
+from tue_cli.core.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
+from tue_cli.core.loop import Training
+from tue_cli.core.pgd import Term, gradient_of, pgd
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.block import Block
-from tue_cli.numerics.batches import Pictures, batch_indices
-from tue_cli.numerics.capture import Run, eagerly
-from tue_cli.numerics.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
-from tue_cli.numerics.loop import Training
-from tue_cli.numerics.pgd import Term, gradient_of, pgd
-from tue_cli.settings import KernelSettings, NoiseSettings, TrainSettings
 
 KERNEL = KernelSettings()
 

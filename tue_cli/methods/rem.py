@@ -15,6 +15,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.loop import Training
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.methods.surrogate import (
     FrozenNets,
     ascent,
@@ -23,12 +29,6 @@ from tue_cli.methods.surrogate import (
     shifted,
     surrogate_of,
 )
-from tue_cli.numerics.batches import Pictures
-from tue_cli.numerics.capture import Run, Tensors, eagerly
-from tue_cli.numerics.loop import Training
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
-from tue_cli.settings import AdversarySettings, NoiseSettings, TrainSettings
 
 
 def hardened(loss: Objective, adversary: AdversarySettings, starts: Tensor) -> Objective:

@@ -11,14 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from tue_cli.config import AdversarySettings, NoiseSettings
+from tue_cli.core.batches import Pictures, crop_and_flip, sample_moves, shift_and_flip
+from tue_cli.core.capture import Captured, Run, Tensors, eagerly
+from tue_cli.core.loop import Loss, Training, fit
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import Frozen, FrozenClassifier
-from tue_cli.numerics.batches import Pictures, crop_and_flip, sample_moves, shift_and_flip
-from tue_cli.numerics.capture import Captured, Run, Tensors, eagerly
-from tue_cli.numerics.loop import Loss, Training, fit
-from tue_cli.numerics.losses import cross_entropy
-from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd, uniform_start
-from tue_cli.settings import AdversarySettings, NoiseSettings
 
 FrozenNets = Mapping[str, Frozen]
 """The frozen nets of a method, by role."""

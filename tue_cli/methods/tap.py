@@ -12,11 +12,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from tue_cli.config import NoiseSettings
+from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.losses import cross_entropy_of_next
+from tue_cli.core.pgd import Term, gradient_of, pgd
 from tue_cli.methods.surrogate import FrozenNets, moves_for, shifted, surrogate_of
-from tue_cli.numerics.capture import Run, Tensors, eagerly
-from tue_cli.numerics.losses import cross_entropy_of_next
-from tue_cli.numerics.pgd import Term, gradient_of, pgd
-from tue_cli.settings import NoiseSettings
 
 
 def perturb(

@@ -18,6 +18,12 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures, crop_and_flip, gray
+from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.loop import Training, fit
+from tue_cli.core.losses import cross_entropy, score_matching, score_norm
+from tue_cli.core.pgd import Objective, Term, gradient_of, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     fit_on_own_noise,
@@ -28,12 +34,6 @@ from tue_cli.methods.surrogate import (
 )
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
-from tue_cli.numerics.batches import Pictures, crop_and_flip, gray
-from tue_cli.numerics.capture import Run, Tensors, eagerly
-from tue_cli.numerics.loop import Training, fit
-from tue_cli.numerics.losses import cross_entropy, score_matching, score_norm
-from tue_cli.numerics.pgd import Objective, Term, gradient_of, pgd
-from tue_cli.settings import NoiseSettings, TrainSettings
 
 
 def score_term(score: FrozenScore, labels: Tensor, noise: NoiseSettings) -> Term:

@@ -20,16 +20,16 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.files.labels import clusters
+from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.core.batches import Pictures, cropped, sample_crops
+from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.loop import Training, fit
+from tue_cli.core.losses import divergence
+from tue_cli.dataset.labels import clusters
 from tue_cli.methods import clean
 from tue_cli.methods.surrogate import FrozenNets, surrogate_of
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.nets.patterns import Patterns
-from tue_cli.numerics.batches import Pictures, cropped, sample_crops
-from tue_cli.numerics.capture import Run, Tensors, eagerly
-from tue_cli.numerics.loop import Training, fit
-from tue_cli.numerics.losses import divergence
-from tue_cli.settings import NoiseSettings, TrainSettings
 
 CLUSTERED = 10_000
 """At most so many pictures decide where the centres are."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tue_cli.numerics.batches import Pictures
+from tue_cli.core.batches import Pictures
 
 
 class Block(nn.Module):

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.request import VerifySpec
-from tue_cli.jobs.train import TrainSpec
-from tue_cli.settings import BUDGETS, TrainSettings, VerifySettings
+from tue_cli.config import BUDGETS, TrainSettings, VerifySettings
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.train.run import TrainSpec
 from tue_cli.tui.fields import asked
+from tue_cli.verify.request import VerifySpec
 
 _PROTECT = {
     "output": "-o",

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from tue_cli.config import NoiseSettings, ProtectSettings
 from tue_cli.events import Event, Looked
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.settings import NoiseSettings, ProtectSettings
+from tue_cli.protect.plan import ProtectSpec
 from tue_cli.tui.commands import protect_command
 
 LABELS = (
@@ -54,7 +54,7 @@ class Draft:
 
     def look(self) -> Generator[Event, None, None]:
         """Return the job that makes the pictures to look at; they live as long as the draft."""
-        from tue_cli.jobs.look import look
+        from tue_cli.protect.preview import look
 
         if not self._scratch:
             self._scratch = tempfile.mkdtemp(prefix="tue-")
@@ -63,7 +63,7 @@ class Draft:
 
     def protect(self) -> Generator[Event, None, None]:
         """Return the job that protects."""
-        from tue_cli.jobs.protect import protect
+        from tue_cli.protect.run import protect
 
         return protect(replace(self.spec, command=self.command()))
 

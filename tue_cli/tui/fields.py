@@ -12,10 +12,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tue_cli.attacks import attacks_named
+from tue_cli.attacks.registry import attacks_named
+from tue_cli.config import VictimSettings
 from tue_cli.errors import BadSetting
-from tue_cli.jobs.request import victim_name, victims_named
-from tue_cli.settings import VictimSettings
+from tue_cli.verify.request import victim_name, victims_named
 
 Record = TypeVar("Record")
 

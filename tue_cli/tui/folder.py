@@ -18,8 +18,9 @@ from textual.widgets import Button, DirectoryTree, Input, RadioButton, RadioSet,
 from textual.widgets.tree import TreeNode
 
 from tue_cli.events import Advanced, Done, Note
-from tue_cli.jobs.plan import ProtectSpec
-from tue_cli.jobs.survey import SurveySpec, count_pictures, survey
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.scan import SurveySpec, count_pictures, survey
+from tue_cli.text import counted
 from tue_cli.tui.draft import LABELS, Draft, resumed
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.run import RunScreen
@@ -28,7 +29,6 @@ from tue_cli.tui.steps import Said, Step
 from tue_cli.tui.summary import near, problem, summary
 from tue_cli.tui.training import TrainScreen
 from tue_cli.tui.verifying import VerifyScreen
-from tue_cli.words import counted
 
 WELCOME = """\
 Choose a folder: arrow keys and enter, the mouse, or its path.

@@ -12,7 +12,7 @@ from textual.events import Resize
 from textual.widgets import Button, LoadingIndicator, Static
 
 from tue_cli.events import Done, Failed, Looked, Note
-from tue_cli.files.manifest import shown
+from tue_cli.text import printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.panels import error_panel
 from tue_cli.tui.pictures import Triptych, View
@@ -91,7 +91,9 @@ class LookScreen(Step):
             self._draft.looked.append(event)
             await self._show(event)
         elif isinstance(event, Failed):
-            self.notify(f"{shown(event.path)}: {event.message}", severity="warning", markup=False)
+            self.notify(
+                f"{printable(event.path)}: {event.message}", severity="warning", markup=False
+            )
         elif isinstance(event, Note):
             self._say(event.message)
         elif isinstance(event, Done):
@@ -163,7 +165,7 @@ class LookScreen(Step):
         looked = self._draft.looked[min(self._place, len(self._draft.looked) - 1)]
         paths = [looked.source.absolute(), looked.path, Path(looked.facts["difference"])]
         if not open_files(paths):
-            listed = "\n".join(shown(path) for path in paths)
+            listed = "\n".join(printable(path) for path in paths)
             self.notify(listed, title="No viewer here; the files are", timeout=20, markup=False)
 
     @on(Button.Pressed, "#next")
@@ -172,7 +174,7 @@ class LookScreen(Step):
         self.app.push_screen(StrengthScreen(self._draft))
 
     def command(self) -> str:
-        """Return the command that protects as it was shown."""
+        """Return the command that protects as it was printable."""
         return self._draft.command()
 
     def on_unmount(self) -> None:

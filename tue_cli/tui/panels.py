@@ -10,7 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Label, Static
 
 from tue_cli.errors import TueError
-from tue_cli.files.manifest import shown
+from tue_cli.text import printable
 
 
 class Choice(ModalScreen[bool]):
@@ -48,9 +48,9 @@ class Choice(ModalScreen[bool]):
 
 def error_panel(error: TueError) -> Choice:
     """Return the panel for a job's error: what was found, what to do, try again or go back."""
-    text = shown(error.message)
+    text = printable(error.message)
     if error.remedy:
-        text += f"\n\n{shown(error.remedy)}"
+        text += f"\n\n{printable(error.remedy)}"
     return Choice("This did not work", text, "Try again", "Back", kind="error")
 
 

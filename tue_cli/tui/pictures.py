@@ -17,8 +17,8 @@ from textual.widget import Widget
 from textual.widgets import Label
 
 from tue_cli.events import Looked
-from tue_cli.files.manifest import shown
-from tue_cli.files.showing import dots, proportions
+from tue_cli.images.thumbnails import dots, proportions
+from tue_cli.text import printable
 
 UPPER_HALF = "\N{UPPER HALF BLOCK}"
 Sharp = Callable[[io.BytesIO], Widget]
@@ -95,7 +95,7 @@ class Triptych(Vertical):
         """Draw the views side by side, each under its name."""
         looked = self.looked
         note = looked.facts.get("note", "")
-        yield Label(f"{shown(looked.source.name)}   {note}", classes="caption", markup=False)
+        yield Label(f"{printable(looked.source.name)}   {note}", classes="caption", markup=False)
         views = [("original", looked.before), ("protected", looked.after)]
         views.append(("difference × 10", looked.difference))
         with Horizontal():

@@ -12,13 +12,12 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, Digits, Label, Static
 
 from tue_cli.events import Failed
-from tue_cli.files.manifest import shown
+from tue_cli.text import duration, printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
 from tue_cli.tui.summary import Part, lines, named, near
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.verifying import VerifyRun, quick_verification
-from tue_cli.words import duration
 
 WIDTH = 8
 MOST = 500
@@ -81,8 +80,8 @@ class ResultScreen(Step):
         facts = self._facts
         rows: list[tuple[Part, ...]] = []
         for failure in self._failures[:MOST]:
-            name, reason = shown(failure.path.name), f"  {failure.reason}  "
-            rows.append(((name, "bold"), (reason, "$error"), shown(failure.message)))
+            name, reason = printable(failure.path.name), f"  {failure.reason}  "
+            rows.append(((name, "bold"), (reason, "$error"), printable(failure.message)))
         if len(self._failures) > MOST:
             more = f"and {len(self._failures) - MOST:,} more, in the manifest"
             rows.append(((more, "$warning"),))
@@ -107,7 +106,7 @@ class ResultScreen(Step):
     def action_open(self) -> None:
         """Open the folder of the copies."""
         if not open_files([Path(self._facts["output"])]):
-            self.notify(shown(self._facts["output"]), title="The copies are in", markup=False)
+            self.notify(printable(self._facts["output"]), title="The copies are in", markup=False)
 
     @on(Button.Pressed, "#again")
     def action_again(self) -> None:

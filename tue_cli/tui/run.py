@@ -12,7 +12,7 @@ from textual.content import Content
 from textual.widgets import DataTable, RichLog
 
 from tue_cli.events import Done, Event, Failed, Note, Saved, Skipped, Started
-from tue_cli.files.manifest import shown
+from tue_cli.text import printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.steps import Said
@@ -79,7 +79,7 @@ class RunScreen(WatchScreen):
         elif isinstance(event, Saved):
             facts = event.facts
             line = Text.assemble(
-                ("✓ ", "green"), shown(facts.get("path", event.path)), overflow="ellipsis"
+                ("✓ ", "green"), printable(facts.get("path", event.path)), overflow="ellipsis"
             )
             if "psnr" in facts:
                 line.append(f"  {facts['psnr']:.1f} dB", "dim")
@@ -91,7 +91,7 @@ class RunScreen(WatchScreen):
             log.write(Text.assemble(("✗ ", "red"), near(event.path), f"  {event.reason}"))
             self.query_one("#failures").display = True
             if len(self._failures) <= MOST_ROWS:
-                row = (Text(shown(event.path.name)), Text(event.reason, "red"))
+                row = (Text(printable(event.path.name)), Text(event.reason, "red"))
                 self.query_one("#failed", DataTable).add_row(*row)
         elif isinstance(event, Note):
             log.write(Text(event.message))
@@ -106,8 +106,10 @@ def _plan(facts: dict[str, Any]) -> Content:
     rows: list[tuple[Part, ...]] = []
     for name, value in facts.items():
         if isinstance(value, dict):
-            pairs = [f"{shown(str(label))} → {shown(str(key))}" for label, key in value.items()]
+            pairs = [
+                f"{printable(str(label))} → {printable(str(key))}" for label, key in value.items()
+            ]
             value = ", ".join(pairs[:8]) + (f" and {len(pairs) - 8} more" if pairs[8:] else "")
-        said = near(value) if name == "output" else shown(str(value))
+        said = near(value) if name == "output" else printable(str(value))
         rows.append(named(name, said, WIDTH))
     return lines(*rows)

@@ -11,7 +11,8 @@ from textual.widgets import Button
 
 from tue_cli.errors import BadSetting, TueError
 from tue_cli.events import Done, Looked
-from tue_cli.jobs.plan import check
+from tue_cli.protect.plan import check
+from tue_cli.text import counted, duration
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.forms import Form
 from tue_cli.tui.pictures import Triptych
@@ -19,7 +20,6 @@ from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Ended, Happened, Runner
 from tue_cli.tui.steps import Said, Step
 from tue_cli.tui.summary import Part, lines, named, near, problem
-from tue_cli.words import counted, duration
 
 FIELDS = (
     "settings.noise.radius",

@@ -9,8 +9,7 @@ from typing import Any
 from textual.content import Content
 
 from tue_cli.errors import TueError
-from tue_cli.files.manifest import shown
-from tue_cli.words import counted, size
+from tue_cli.text import counted, printable, size
 
 REASONS = {
     "unsupported": "other kind of file",
@@ -42,10 +41,10 @@ def near(path: Path | str) -> str:
     path = Path(path)
     with suppress(OSError, RuntimeError):  # the one may be removed, the other unknown
         if (here := Path.cwd()) in path.parents:
-            return shown(path.relative_to(here))
+            return printable(path.relative_to(here))
         if (home := Path.home()) in path.parents:
-            return shown("~" / path.relative_to(home))
-    return shown(path)
+            return printable("~" / path.relative_to(home))
+    return printable(path)
 
 
 def named(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
@@ -92,7 +91,7 @@ def _range(sizes: list[tuple[int, int]]) -> list[tuple[Part, ...]]:
 def _classes(classes: dict[str, int]) -> tuple[Part, ...]:
     if not classes:
         return (("Classes ", "$foreground-muted"), "by looks, when it runs")
-    named = [f"{shown(name)} {count:,}" for name, count in list(classes.items())[:8]]
+    named = [f"{printable(name)} {count:,}" for name, count in list(classes.items())[:8]]
     more = [f"and {len(classes) - 8} more"] if len(classes) > 8 else []
     title = counted(len(classes), "class")
     return ((f"{title}  ", "bold"), ", ".join([*named, *more]))
@@ -100,7 +99,7 @@ def _classes(classes: dict[str, int]) -> tuple[Part, ...]:
 
 def problem(error: TueError) -> Content:
     """Return an error and its remedy."""
-    rows: list[tuple[Part, ...]] = [((shown(error.message), "bold $error"),)]
+    rows: list[tuple[Part, ...]] = [((printable(error.message), "bold $error"),)]
     if error.remedy:
-        rows += [(), (shown(error.remedy),)]
+        rows += [(), (printable(error.remedy),)]
     return lines(*rows)

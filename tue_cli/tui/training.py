@@ -14,17 +14,16 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, RichLog, Static
 
+from tue_cli.config import TrainSettings
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started
-from tue_cli.files.manifest import shown
-from tue_cli.jobs.train import TrainSpec
-from tue_cli.settings import TrainSettings
+from tue_cli.text import counted, duration, printable
+from tue_cli.train.run import TrainSpec
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import train_command
 from tue_cli.tui.forms import Form
 from tue_cli.tui.steps import TRAIN, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.watching import Progress, WatchScreen
-from tue_cli.words import counted, duration
 
 PLACES = ("data", "output")
 FIELDS = (
@@ -166,7 +165,7 @@ class TrainRun(WatchScreen):
 
     def job(self) -> Generator[Event, None, None]:
         """Return the job that trains; a second attempt goes on from the checkpoint."""
-        from tue_cli.jobs.train import train
+        from tue_cli.train.run import train
 
         again = self._spec.resume or self._begun
         self._begun = True
@@ -189,7 +188,7 @@ class TrainRun(WatchScreen):
         if isinstance(event, Started):
             for name, value in event.facts.items():
                 said = counted(len(value), "class") if isinstance(value, tuple) else str(value)
-                log.write(Text.assemble((f"{name}  ", "dim"), shown(said)))
+                log.write(Text.assemble((f"{name}  ", "dim"), printable(said)))
         elif isinstance(event, Metric):
             for value in event.values.values():
                 chart = self.query_one(f"#{event.phase}", Chart)
@@ -197,9 +196,9 @@ class TrainRun(WatchScreen):
         elif isinstance(event, Note):
             log.write(Text(event.message))
         elif isinstance(event, Failed):
-            log.write(Text.assemble(("✗ ", "red"), f"{shown(event.path)}: {event.message}"))
+            log.write(Text.assemble(("✗ ", "red"), f"{printable(event.path)}: {event.message}"))
         elif isinstance(event, Saved):
-            log.write(Text.assemble(("✓ ", "green"), shown(event.path)))
+            log.write(Text.assemble(("✓ ", "green"), printable(event.path)))
         elif isinstance(event, Done):
             self._said(event.facts)
 
@@ -210,7 +209,7 @@ class TrainRun(WatchScreen):
         steps = ", ".join(f"{name} {count:,}" for name, count in facts["steps"].items())
         rows: list[tuple[Part, ...]] = []
         if facts["weights"]:
-            rows.append((("The weights are in ", "bold $accent"), shown(facts["weights"])))
+            rows.append((("The weights are in ", "bold $accent"), printable(facts["weights"])))
             rows.append(named("The step Strength takes them as", "weights"))
         else:
             rows.append((("There are no weights yet; r goes on.", "bold $warning"),))

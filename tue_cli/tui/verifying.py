@@ -15,11 +15,10 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Label, Select, Static
 
+from tue_cli.config import BUDGETS
 from tue_cli.errors import BadSetting
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started, Table
-from tue_cli.files.manifest import shown
-from tue_cli.jobs.request import VerifySpec
-from tue_cli.settings import BUDGETS
+from tue_cli.text import printable
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import verify_command
 from tue_cli.tui.forms import Form
@@ -27,6 +26,7 @@ from tue_cli.tui.steps import VERIFY, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
+from tue_cli.verify.request import VerifySpec
 
 PLACES = ("protected", "original")
 FIELDS = (
@@ -184,7 +184,7 @@ class VerifyRun(WatchScreen):
 
     def job(self) -> Generator[Event, None, None]:
         """Return the job that verifies."""
-        from tue_cli.jobs.verify import verify
+        from tue_cli.verify.run import verify
 
         if not self._spec.protected.name:
             raise BadSetting("No folder of copies is named.", "Go back and name one.")
@@ -222,9 +222,11 @@ class VerifyRun(WatchScreen):
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
         elif isinstance(event, Failed):
-            self.notify(f"{shown(event.path)}: {event.message}", severity="warning", markup=False)
+            self.notify(
+                f"{printable(event.path)}: {event.message}", severity="warning", markup=False
+            )
         elif isinstance(event, Saved):
-            self.notify(shown(event.path), title="The report is written", markup=False)
+            self.notify(printable(event.path), title="The report is written", markup=False)
         elif isinstance(event, Table):
             self._judged(event)
         elif isinstance(event, Done):
@@ -251,10 +253,10 @@ class VerifyRun(WatchScreen):
         # The protection stands first: it is what one came for.
         order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
         for place in order:
-            cells = (event.columns[place], *(shown(row[place]) for row in event.rows))
+            cells = (event.columns[place], *(printable(row[place]) for row in event.rows))
             table.add_column(cells[0], width=max(map(cell_len, cells)))
         for row in event.rows:
-            table.add_row(*(Text(shown(row[place])) for place in order))
+            table.add_row(*(Text(printable(row[place])) for place in order))
         self.add_class("-judged")
         self.query_one("#attackers").border_title = "Protection"
 
@@ -267,7 +269,7 @@ class VerifyRun(WatchScreen):
         rows: list[tuple[Part, ...]] = [((first, "bold $accent" if sound else "bold $warning"),)]
         rows += [((text, "$foreground-muted"),) for text in others]
         if self._spec.report is not None and self._spec.report.exists() and sound:
-            rows.append((*named("Report", shown(self._spec.report)), "   o opens it"))
+            rows.append((*named("Report", printable(self._spec.report)), "   o opens it"))
         headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))
@@ -280,4 +282,4 @@ class VerifyRun(WatchScreen):
         if report is None or not report.exists():
             self.notify("There is no report.")
         elif not open_files([report]):
-            self.notify(shown(report), title="The report is", markup=False)
+            self.notify(printable(report), title="The report is", markup=False)

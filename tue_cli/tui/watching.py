@@ -11,10 +11,10 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Button, Label, ProgressBar
 
 from tue_cli.events import Advanced, Event, Started
+from tue_cli.text import duration
 from tue_cli.tui.panels import Choice, error_panel
 from tue_cli.tui.running import Ended, Happened, Runner
 from tue_cli.tui.steps import Step
-from tue_cli.words import duration
 
 
 class Progress(Vertical):

@@ -1,0 +1,1 @@
+"""`tue bench`: the paper's tables, measured."""

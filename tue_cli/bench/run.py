@@ -1,0 +1,262 @@
+"""`tue bench`: the paper's tables, measured: victim after victim, the most telling first.
+
+Several benches may run in one folder at once: each takes what no other has in hand.
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import time
+from collections.abc import Generator, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tue_cli import __version__
+from tue_cli.bench.cells import Cell
+from tue_cli.bench.cifar import kept_in, written_out
+from tue_cli.bench.figures import COLOURS, Drawing, map_of, protective_effects
+from tue_cli.bench.layout import TABLES, Bench
+from tue_cli.bench.tables import NOTE, Results, Sheet, data, grid, markdown
+from tue_cli.config import DEVICES, BenchSettings, setting
+from tue_cli.dataset.manifest import output_problem
+from tue_cli.errors import BadSetting, require
+from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
+from tue_cli.protect.plan import refuse_seed, refuse_size
+from tue_cli.storage.reading import MOST_STATE, read_file
+from tue_cli.text import printable
+from tue_cli.train.checkpoint import write_output
+from tue_cli.verify.trials import Trial
+
+if TYPE_CHECKING:
+    from tue_cli.bench.cache import Dataset, Levels, Shelf
+    from tue_cli.engine.torch import Machine
+
+
+@dataclass(frozen=True)
+class BenchSpec:
+    """What `tue bench` was asked for."""
+
+    data: tuple[Path, ...]
+    output: Path
+    tables: tuple[str, ...]
+    settings: BenchSettings
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    dry_run: bool = False
+    """Measure nothing: tell how much there is to do, and write the tables of what is known."""
+
+
+def bench(spec: BenchSpec) -> Generator[Event, None, None]:
+    """Measure what the tables want and is not in the folder yet, and write the tables.
+
+    Raises:
+        BadSetting: no such table, or data that cannot be measured on.
+        OutputProblem: the folder cannot be written.
+    """
+    if unknown := [name for name in spec.tables if name not in TABLES]:
+        raise BadSetting(f"There is no table {unknown[0]!r}.", f"Choose from {', '.join(TABLES)}.")
+    refuse_seed(spec.settings.seed)
+    refuse_size(spec.settings.size)
+    require("torch")
+    from tue_cli.bench.cache import Shelf, held, loaded
+    from tue_cli.engine.torch import machine
+
+    computer = machine(spec.device)
+    began = time.monotonic()
+    written: dict[str, Any] = {}
+    for folder in spec.data:
+        if kept := kept_in(folder):
+            with held(spec.output, f"{kept}-data", wait=True):
+                yield from written_out(folder, spec.output / "data" / kept)
+            folder = spec.output / "data" / kept
+        dataset, failures = loaded(folder, spec.settings)
+        yield from failures
+        with held(spec.output, "settings", wait=True):
+            _claim(spec)
+        shelf = Shelf(spec.output, dataset, computer, spec.device)
+        plan = Bench(spec.settings, dataset.name, dataset.key())
+        sheets = [TABLES[name](plan) for name in spec.tables]
+        entries = plan.ordered()
+        missing = _missing(plan, shelf)
+        facts = {
+            "data": f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
+            "known": f"{len(entries) - len(missing)} of {len(entries)}",
+            "device": computer.description,
+            "output": str(spec.output),
+        }
+        yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
+        if not spec.dry_run:
+            yield from _measured(plan, shelf, dataset, computer, sheets)
+        with held(spec.output, "tables", wait=True):
+            results = _results(plan, shelf)
+            saved = [event for sheet in sheets for event in _written(sheet, results, spec.output)]
+        for sheet in sheets:
+            yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
+            written[sheet.name] = data(sheet, results)
+        yield from saved
+        if "1" in spec.tables and not spec.dry_run:
+            yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
+    yield Done(
+        {"tables": written, "seconds": round(time.monotonic() - began, 1)},
+        (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
+    )
+
+
+def _claim(spec: BenchSpec) -> None:
+    """Keep the settings in the folder; tables of others would take their place.
+
+    Raises:
+        BadSetting: the folder has the results of other settings, or two datasets have one name.
+        OutputProblem: the folder cannot be written.
+    """
+    names = [path.resolve().name for path in spec.data]
+    if len(set(names)) < len(names):
+        raise BadSetting("Two of the folders have one name.", "Measure them one by one.")
+    place, wanted = spec.output / "settings.json", json.dumps(asdict(spec.settings), indent=1)
+    try:
+        spec.output.mkdir(parents=True, exist_ok=True)
+        if place.exists() and read_file(place, MOST_STATE) != wanted.encode():
+            raise BadSetting(
+                f"{printable(spec.output)} holds the results of another preset, size or seed.",
+                "Choose another output with -o.",
+            )
+    except OSError as error:
+        raise output_problem(error, spec.output) from None
+    write_output(wanted.encode(), place)
+
+
+def _measured(
+    plan: Bench, shelf: Shelf, dataset: Dataset, computer: Machine, sheets: Sequence[Sheet]
+) -> Iterator[Event]:
+    """Train the victims that are missing; after each, the tables on disk are up to date."""
+    from tue_cli.bench.cache import held
+
+    total, begun = len(plan.ordered()), time.monotonic()
+    whole = _work(_missing(plan, shelf), shelf, len(dataset.labels))
+    waiting = False
+    while missing := _missing(plan, shelf):
+        for key, cell, run in missing:
+            with held(shelf.folder, key) as mine:
+                if not mine or str(run.seed) in _seeds(shelf, key):
+                    continue
+                # Who makes an arm's pictures takes long; who only loads them does not.
+                made = shelf.has_pictures(cell.arm)
+                with held(shelf.folder, shelf.name(cell.arm), wait=made) as alone:
+                    if not alone:
+                        continue
+                    pixels, weights = yield from shelf.pictures(cell.arm)
+                rate = yield from _tried(key, cell, run, pixels, weights, shelf, dataset, computer)
+            break
+        else:
+            if not waiting:
+                yield Note("Another bench is at work on all that is left.")
+            waiting = True
+            time.sleep(1)
+            continue
+        with held(shelf.folder, "tables", wait=True):
+            for sheet in sheets:
+                list(_written(sheet, _results(plan, shelf), shelf.folder))
+        missing = _missing(plan, shelf)
+        rest = _work(missing, shelf, len(dataset.labels))
+        left = rest * (time.monotonic() - begun) / (whole - rest)
+        yield Advanced(total - len(missing), total, rate, round(left, 1))
+
+
+def _tried(
+    key: str,
+    cell: Cell,
+    run: Trial,
+    pixels: Levels,
+    weights: str | None,
+    shelf: Shelf,
+    dataset: Dataset,
+    computer: Machine,
+) -> Generator[Event, None, float]:
+    """Train one victim, keep what became of it, and return the pictures a second it saw."""
+    from tue_cli.verify.trainer import tried
+
+    begun = time.monotonic()
+    result, _ = yield from tried(run, dataset.arms(pixels), computer)
+    facts = {
+        "arm": asdict(cell.arm),
+        "victim": asdict(run) | {"seed": None},
+        "data": {"name": dataset.name, "key": dataset.key(), "pictures": len(dataset.labels)},
+        "weights_sha256": weights,
+        "hardware": f"{platform.system()} {platform.machine()}, {computer.description}",
+        "software": f"tue {__version__}",
+    }
+    wall = round(time.monotonic() - begun, 1)
+    shelf.keep(key, run.seed, {**result, "wall_seconds": wall}, facts)
+    rate: float = result["rate"]
+    return rate
+
+
+def _missing(plan: Bench, shelf: Shelf) -> list[tuple[str, Cell, Trial]]:
+    """Return the victims that nobody has trained yet."""
+    return [entry for entry in plan.ordered() if str(entry[2].seed) not in _seeds(shelf, entry[0])]
+
+
+def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> float:
+    """Return about how much these victims take, with what must be made for them, in passes."""
+    made: set[str] = set()
+    work = 0.0
+    for _, cell, _ in missing:
+        training, noise = cell.arm.passes()
+        passes = cell.passes()
+        if not shelf.has_pictures(cell.arm) and shelf.name(cell.arm) not in made:
+            passes += training + noise * pictures
+        made.add(shelf.name(cell.arm))
+        work += passes
+    return work
+
+
+def _seeds(shelf: Shelf, key: str) -> set[str]:
+    return set(shelf.cell(key).get("runs", {}))
+
+
+def _results(plan: Bench, shelf: Shelf) -> Results:
+    found = {key: shelf.cell(key) for key in plan.cells}
+    return {key: cell for key, cell in found.items() if cell}
+
+
+def _written(sheet: Sheet, results: Results, folder: Path) -> Iterator[Event]:
+    """Write a table as Markdown and as JSON."""
+    yield _saved(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
+    as_json = json.dumps(data(sheet, results), indent=1) + "\n"
+    yield _saved(as_json.encode(), folder / f"{sheet.name}.json")
+
+
+def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Iterator[Event]:
+    """Draw the paper's figures, each where what it shows was measured."""
+    from tue_cli.bench.cache import held
+
+    results = _results(plan, shelf)
+    drawings: dict[str, Drawing] = {}
+    if any(results.get(place.key) for (row, _), place in sheet.places.items() if row == "4/255"):
+        drawings["figure-1"] = protective_effects(sheet, results)
+    arms = {name: plan.arm(name) for name in COLOURS}
+    if all(shelf.has_pictures(arm) for arm in (*arms.values(), plan.arm("TAP"))):
+        every = dict.fromkeys(arms, dataset.pixels)
+        for name, arm in arms.items():
+            with held(shelf.folder, shelf.name(arm), wait=True):
+                every[name], _ = yield from shelf.pictures(arm)
+        # The paper does not say through whose eyes: here it is a net trained on clean pictures.
+        eyes = plan.arm("TAP")
+        with held(shelf.folder, shelf.name(eyes), wait=True):
+            points = yield from shelf.mapped(eyes, every)
+        drawings["figure-2"] = map_of(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
+    mark = sheet.name.removeprefix("table-1-")
+    with held(shelf.folder, "tables", wait=True):
+        saved = [
+            _saved(draw(), shelf.folder / f"{name}-{mark}.{kind}")
+            for name, drawing in drawings.items()
+            for kind, draw in (("svg", drawing.svg), ("png", drawing.png))
+        ]
+    yield from saved
+
+
+def _saved(content: bytes, path: Path) -> Saved:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_output(content, path)
+    return Saved(None, path, {"bytes": len(content)})

@@ -1,0 +1,142 @@
+"""Tables of what was measured, as Markdown and as data, the paper's own figures beside."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from statistics import fmean, stdev
+from typing import Any
+
+from tue_cli.verify.stats import FITTED
+
+Results = Mapping[str, Mapping[str, Any]]
+"""What became of the cells that are finished, by key; `summary` says what is in one."""
+
+
+@dataclass(frozen=True)
+class Place:
+    """One place of a table."""
+
+    key: str
+    """Of the cell that is shown there."""
+    published: float | None = None
+    """What the paper says, in percent."""
+
+
+@dataclass(frozen=True)
+class Sheet:
+    """One table, measured or not."""
+
+    name: str
+    """For its files."""
+    title: str
+    corner: str
+    rows: tuple[str, ...]
+    columns: tuple[str, ...]
+    places: Mapping[tuple[str, str], Place]
+    """By row and column."""
+
+
+def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """Return n, mean, spread and seeds of a cell's runs, by seed; accuracies from 0 to 1.
+
+    `spread` is the standard deviation, None for one run. `attacked` is the least that an
+    adversarial victim knew of its own attacked training pictures, None for standard training.
+    """
+    last = [run["curve"][-1] for run in runs.values()]
+    attacked = [run["attacked"] for run in runs.values() if run["attacked"] is not None]
+    return {
+        "n": len(last),
+        "mean": fmean(last),
+        "spread": stdev(last) if len(last) > 1 else None,
+        "peak": fmean(max(run["curve"]) for run in runs.values()),
+        "attacked": min(attacked) if attacked else None,
+        "learned": not attacked or min(attacked) >= FITTED,
+        "seeds": sorted(int(seed) for seed in runs),
+        "seconds": round(sum(run["seconds"] for run in runs.values()), 1),
+    }
+
+
+@cache
+def _published() -> dict[str, Any]:
+    text = resources.files("tue_cli.bench").joinpath("published.json").read_text(encoding="utf-8")
+    figures: dict[str, Any] = json.loads(text)
+    return figures
+
+
+def published(*coordinates: str) -> float | None:
+    """Return a figure of the paper's tables, in percent, or None where it has none.
+
+    The coordinates: table (`1` to `6`), dataset, surrogate, method, victim, radius in levels.
+    """
+    found: Any = _published()
+    for name in coordinates:
+        if not isinstance(found, dict) or name not in found:
+            return None
+        found = found[name]
+    return float(found)
+
+
+def shown(place: Place | None, results: Results) -> str:
+    """Return a cell as it is printed; `NOTE` explains it."""
+    if place is None:
+        return ""
+    paper = "" if place.published is None else f" [{place.published:.2f}]"
+    result = results.get(place.key)
+    if result is None:
+        return f"–{paper}"
+    spread = "" if result["spread"] is None else f" ± {100 * result['spread']:.1f}"
+    knew = "" if result["attacked"] is None else f" ({100 * result['attacked']:.0f})"
+    mark = "" if result["learned"] else "*"
+    return f"{100 * result['mean']:.1f}{spread}{knew}{mark}{paper}"
+
+
+def grid(sheet: Sheet, results: Results) -> tuple[tuple[str, ...], ...]:
+    """Return the rows of a table, each with its name first."""
+    return tuple(
+        (row, *(shown(sheet.places.get((row, column)), results) for column in sheet.columns))
+        for row in sheet.rows
+    )
+
+
+NOTE = (
+    "Test accuracy in percent on clean pictures, mean and standard deviation over the seeds; in "
+    "parentheses how many of its own training pictures an adversarially trained victim knew under "
+    "attack; in brackets what the paper reports. \\* It knew less than "
+    f"{FITTED:.0%}: it has not learned enough, shortcut or feature, for the cell to say anything "
+    "about protection."
+)
+
+
+def markdown(sheet: Sheet, results: Results) -> str:
+    """Return a table in Markdown, with what its marks mean."""
+    lines = [
+        f"### {sheet.title}",
+        "",
+        f"| {' | '.join((sheet.corner, *sheet.columns))} |",
+        f"|{'---|' * (1 + len(sheet.columns))}",
+        *(f"| {' | '.join(row).replace('*', chr(92) + '*')} |" for row in grid(sheet, results)),
+        "",
+        NOTE,
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def data(sheet: Sheet, results: Results) -> dict[str, Any]:
+    """Return a table as JSON holds it: what is printed, and all that is known of each cell."""
+    return {
+        "title": sheet.title,
+        "cells": [
+            {
+                "row": row,
+                "column": column,
+                "key": place.key,
+                "published": place.published,
+                "result": results.get(place.key),
+            }
+            for (row, column), place in sheet.places.items()
+        ],
+    }

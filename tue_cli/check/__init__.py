@@ -1,0 +1,1 @@
+"""`tue check`: copies held against their manifest."""

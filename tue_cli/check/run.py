@@ -1,0 +1,219 @@
+"""`tue check`: copies held against their manifest, and what is left of the noise in them.
+
+With d what the intact copy changed of the original, and d' what the file changes of it now,
+<d', d> / <d, d> is left of the noise: 1 in the intact copy, 0 in the original, whatever else
+recompression added. Whether that still protects is for `tue verify` to say.
+
+A manifest does not hold d. Where the intact copy is not at hand, |d'| / |d| is an upper bound; both
+are taken at 32 x 32 pixels, where recompression adds little and |d| is in the manifest.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import time
+from collections import deque
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tue_cli.check import summary
+from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.match import Expected, pair, read_expected
+from tue_cli.errors import BadSetting, OutOfMemory, PictureProblem
+from tue_cli.events import Advanced, Checked, Done, Event, Skipped, Started
+from tue_cli.images import codec, residual
+from tue_cli.images.codec import Picture
+from tue_cli.text import printable
+
+PIXELS_AT_ONCE = 64_000_000
+"""Of pictures that are decoded side by side; one that is larger is decoded alone."""
+UNKNOWN_PIXELS = 12_000_000
+"""What a picture is taken for whose size the manifest does not tell."""
+
+
+@dataclass(frozen=True)
+class CheckSpec:
+    """What `tue check` was asked for."""
+
+    folder: Path
+    original: Path | None = None
+    manifest: Path | None = None
+    """A folder with its manifest, or the manifest; None for the one in `folder`."""
+    listed: int | None = 10
+    """Pictures in the table, the worst first; None for all."""
+    jobs: int = 0
+    """Threads; 0 for one a processor."""
+
+
+def check(spec: CheckSpec) -> Generator[Event, None, None]:
+    """Check every copy, yielding what became of it; the consumer may stop at any event.
+
+    Raises:
+        TueError: before any work for what cannot work.
+    """
+    began = time.monotonic()
+    _refuse(spec)
+    home, expected = read_expected(spec.manifest or spec.folder)
+    paired = pair(expected, spec.folder)
+    for file in paired.extra:
+        yield Skipped(spec.folder / file, "extra", "The manifest does not speak of it.")
+    yield Started("Checking", len(expected), "pictures", None, {"manifest": str(home)})
+    threads = spec.jobs or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
+    checked: list[Checked] = []
+    try:
+        for result in ahead(expected, paired.files, _Look(spec, home), pool, 2 * threads):
+            checked.append(result)
+            yield result
+            rate = len(checked) / max(time.monotonic() - began, 1e-3)
+            left = len(expected) - len(checked)
+            yield Advanced(len(checked), len(expected), rate, left / rate)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+    yield from summary.tables(checked, spec.listed)
+    yield from summary.advice(checked, has_originals=spec.original is not None)
+    counts = summary.counts(checked)
+    yield Done(
+        {
+            **counts,
+            "extra": len(paired.extra),
+            "folder": str(spec.folder),
+            "manifest": str(home),
+            "seconds": round(time.monotonic() - began, 3),
+        },
+        said=tuple(summary.said(counts, len(paired.extra))),
+    )
+
+
+class _Look:
+    """Looks at one copy, from any thread."""
+
+    def __init__(self, spec: CheckSpec, home: Path) -> None:
+        self._spec = spec
+        self._home = home
+
+    def __call__(self, copy: Expected, file: Path | None) -> Checked:
+        """Say what became of a copy that lies at `file` now; never raises for a bad picture."""
+        place = self._spec.folder / (file or copy.path)
+        facts: dict[str, Any] = {"picture": copy.path.as_posix()}
+        if file is None:
+            return Checked(place, "missing", facts)
+        notes = []
+        if file.with_suffix("") != copy.path.with_suffix(""):
+            notes.append(f"found as {file.as_posix()}")
+        try:
+            state = self._state(place, copy, facts, notes)
+        except (PictureProblem, MemoryError) as error:
+            problem = error if isinstance(error, PictureProblem) else OutOfMemory()
+            state = "unreadable"
+            facts["reason"] = problem.reason
+            notes.append(problem.message)
+        return Checked(place, state, {**facts, "notes": notes} if notes else facts)
+
+    def _state(self, place: Path, copy: Expected, facts: dict[str, Any], notes: list[str]) -> str:
+        """Return the state of a file, and add what is known of it."""
+        data = codec.read(place)
+        if sha256(data) == copy.sha256:
+            return "intact"
+        found = codec.decode(data)
+        now = residual.facts(found)
+        if copy.format and found.format != copy.format:
+            notes.append(f"now {found.format}, was {copy.format}")
+        whole = None if copy.known else self._whole(copy)
+        known = copy.known or (residual.facts(whole) if whole else None)
+        lost = sorted(set(known.metadata) - set(now.metadata)) if known else []
+        if lost:
+            facts["lost"] = lost
+            notes.append(f"lost {', '.join(lost)}")
+        if known and now.pixels_sha256 == known.pixels_sha256:
+            facts["survival"] = 1.0
+            return "metadata-gone" if lost else "rewritten"
+        original = self._original(copy, facts)
+        if original and whole is None:
+            whole = self._whole(copy)
+        size = known.size if known else None
+        if size is None and original:
+            size = residual.size_of(original.pixels)
+        # A picture that was turned upright has its sides swapped, and is no smaller for it.
+        resized = size is not None and now.size not in (size, size[::-1])
+        if size and resized:
+            notes.append("now {} × {}, was {} × {}".format(*now.size, *size))
+        left = residual.measure(original, found, whole) if original else None
+        if left:
+            notes.extend(["turned upright"] if left.turned else [])
+            facts |= _measured(left, copy)
+            # An older record has no hash of the pixels, but figures that tell them as well.
+            if not known and (facts["mean"], facts["psnr"]) == (copy.mean, copy.psnr):
+                return "rewritten"
+        elif original:
+            notes.append("shows something else than the original: cropped, edited or another")
+        if resized:
+            return "resized"
+        return "recompressed" if size else "changed"
+
+    def _original(self, copy: Expected, facts: dict[str, Any]) -> Picture | None:
+        """Return the original where it is at hand and is still what was protected."""
+        if self._spec.original is None:
+            return None
+        place = self._spec.original / copy.source
+        facts["original"] = "missing"
+        try:
+            data = codec.read(place)
+            facts["original"] = "unchanged" if sha256(data) == copy.source_sha256 else "changed"
+            return codec.decode(data) if facts["original"] == "unchanged" else None
+        except PictureProblem:
+            return None
+
+    def _whole(self, copy: Expected) -> Picture | None:
+        """Return the intact copy where the manifest's own folder still holds it."""
+        try:
+            data = codec.read(self._home / copy.path)
+            return codec.decode(data) if sha256(data) == copy.sha256 else None
+        except PictureProblem:
+            return None
+
+
+def _measured(left: residual.Remains, copy: Expected) -> dict[str, Any]:
+    """Return what is left of the noise, as facts."""
+    facts: dict[str, Any] = {"mean": round(left.mean, 3), "psnr": round(left.psnr, 2)}
+    if left.survival is not None:
+        return {**facts, "survival": round(left.survival, 3)}
+    facts |= {"recorded_mean": copy.mean, "recorded_psnr": copy.psnr}
+    if copy.small_rms is not None and copy.small_rms > 0:
+        # Cauchy-Schwarz; more than all of it cannot be left.
+        facts["at_most"] = round(min(1.0, left.small_rms / copy.small_rms), 3)
+    return facts
+
+
+def _refuse(spec: CheckSpec) -> None:
+    """Raise BadSetting for what cannot be checked."""
+    for folder in filter(None, (spec.folder, spec.original)):
+        if not folder.is_dir():
+            found = "is not a folder" if folder.exists() else "does not exist"
+            raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling.")
+
+
+def ahead(
+    expected: Sequence[Expected],
+    files: Mapping[Path, Path],
+    look: Callable[[Expected, Path | None], Checked],
+    pool: ThreadPoolExecutor,
+    most: int,
+) -> Iterator[Checked]:
+    """Yield what became of each copy, in order; as many are looked at ahead as memory allows."""
+    coming: deque[tuple[Future[Checked], int]] = deque()
+    pixels = 0
+    for copy in expected:
+        these = math.prod(copy.known.size) if copy.known else UNKNOWN_PIXELS
+        while coming and (len(coming) == most or pixels + these > PIXELS_AT_ONCE):
+            future, done = coming.popleft()
+            pixels -= done
+            yield future.result()
+        coming.append((pool.submit(look, copy, files.get(copy.path)), these))
+        pixels += these
+    for future, _ in coming:
+        yield future.result()

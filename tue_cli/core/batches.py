@@ -1,0 +1,158 @@
+"""Pictures in memory as one tensor, drawn in batches, shifted and flipped as tensors.
+
+Everything random is a function of a seed and a step, so that a training goes on exactly where it
+was stopped without keeping the state of any generator.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cache, lru_cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tue_cli.core.sampling import PADDING, seed_at
+
+
+def generator_at(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
+    """Return the generator of one step of one named stream of a run."""
+    generator = torch.Generator(device=device)
+    generator.manual_seed(seed_at(seed, stream, step))
+    return generator
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """A labelled set in memory."""
+
+    pixels: Tensor
+    """(N, 3, H, W) uint8."""
+    labels: Tensor
+    """(N,) int64."""
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def to(self, device: torch.device) -> Pictures:
+        """Return the same set on a device."""
+        return Pictures(self.pixels.to(device), self.labels.to(device))
+
+    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return float32 pixels in [0, 1] and labels of the pictures at `indices`."""
+        indices = indices.to(self.pixels.device)
+        return self.pixels[indices].float().div_(255), self.labels[indices]
+
+
+CPU = torch.device("cpu")
+
+
+def batch_indices(
+    count: int, size: int, *, seed: int, step: int, device: torch.device = CPU
+) -> Tensor:
+    """Return which pictures make batch `step`, (size,): shuffled anew each epoch, none dropped.
+
+    An epoch is ceil(count / size) batches; the last one is filled from the epoch's beginning. The
+    order is the same on every device.
+    """
+    a_epoch = -(-count // size)
+    epoch, place = divmod(step, a_epoch)
+    order = _order(count, seed, epoch, device)
+    return order[torch.arange(place * size, (place + 1) * size, device=device) % count]
+
+
+@lru_cache(maxsize=4)
+def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+    """Return an epoch's order, (count,): drawn once on the CPU, kept where it is used."""
+    return torch.randperm(count, generator=generator_at(seed, "order", epoch, CPU)).to(device)
+
+
+Crops = tuple[Tensor, ...]
+"""For each picture how far down and right it is cropped, 0 to 8, and whether it is flipped; each
+(N, 1)."""
+
+
+def sample_crops(count: int, generator: torch.Generator) -> Crops:
+    """Draw a crop and a flip for each of `count` pictures, on the generator's device."""
+    device = generator.device
+    top, left = torch.randint(0, 2 * PADDING + 1, (2, count, 1), generator=generator, device=device)
+    return top, left, torch.rand((count, 1), generator=generator, device=device) < 0.5
+
+
+def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift each picture by up to 4 pixels over black and flip half of them; (N, C, H, W)."""
+    return cropped(pixels, sample_crops(len(pixels), generator))
+
+
+def cropped(pixels: Tensor, crops: Crops) -> Tensor:
+    """Return pictures (N, C, H, W), each shifted over black and flipped as drawn."""
+    count, _, height, width = pixels.shape
+    device = pixels.device
+    padded = F.pad(pixels, (PADDING,) * 4)
+    top, left, flip = crops
+    columns = torch.arange(width, device=device)
+    rows = top + torch.arange(height, device=device)
+    columns = left + torch.where(flip, columns.flip(0), columns)
+    place = torch.arange(count, device=device)[:, None, None]
+    # Channels last in the gather: one contiguous copy a pixel instead of three scattered ones.
+    return padded.permute(0, 2, 3, 1)[place, rows[:, :, None], columns[:, None, :]].permute(
+        0, 3, 1, 2
+    )
+
+
+LUMA = (0.299, 0.587, 0.114)
+"""What red, green and blue weigh in grey (ITU-R 601, as JPEG and Pillow have it)."""
+
+
+def gray(pixels: Tensor) -> Tensor:
+    """Return pictures (N, 3, H, W) without colours: their luma in all three channels."""
+    return (pixels * _luma(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
+
+
+@cache
+def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `LUMA` where it is needed: a graph that is being captured can copy nothing there."""
+    return torch.tensor(LUMA, dtype=dtype, device=device)[:, None, None]
+
+
+def sample_moves(count: int, generator: torch.Generator) -> Tensor:
+    """Draw moves, (count, 3) int64, on the generator's device: a shift and a flip each.
+
+    The expectation over transformations of REM, one sample a step: a batch shares a move, so that
+    a picture's noise does not depend on its neighbours. A row says how far down and right a
+    picture is cropped, 0 to 8, and whether it is flipped.
+    """
+    device = generator.device
+    rows = []
+    for _ in range(count):
+        shift = torch.randint(0, 2 * PADDING + 1, (2,), generator=generator, device=device)
+        flip = torch.rand((1,), generator=generator, device=device) < 0.5
+        rows.append(torch.cat([shift, flip.long()]))
+    return torch.stack(rows) if rows else torch.empty((0, 3), dtype=torch.int64, device=device)
+
+
+def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
+    """Shift a whole batch over black and flip it, as a move (3,) says; differentiable.
+
+    Args:
+        pixels: (N, C, H, W).
+        move: a row of `sample_moves`, on the CPU or on the pixels' device.
+    """
+    padded = F.pad(pixels, (PADDING,) * 4)
+    if move.device.type != "cpu":
+        return indexed(padded, move)
+    # Slices are cheap to differentiate, and on the CPU their numbers are at hand.
+    top, left, flip = move.tolist()
+    height, width = pixels.shape[-2:]
+    moved = padded[..., top : top + height, left : left + width]
+    return moved.flip(-1) if flip else moved
+
+
+def indexed(padded: Tensor, move: Tensor) -> Tensor:
+    """Return what `shift_and_flip` does, of padded pixels, without reading the move on the host."""
+    height, width = (side - 2 * PADDING for side in padded.shape[-2:])
+    columns = torch.arange(width, device=padded.device)
+    columns = torch.where(move[2].bool(), columns.flip(0), columns) + move[1]
+    rows = torch.arange(height, device=padded.device) + move[0]
+    return padded.index_select(-2, rows).index_select(-1, columns)

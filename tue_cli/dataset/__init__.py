@@ -1,0 +1,1 @@
+"""Folders of images: discovering, labelling, manifests and matching; no torch."""

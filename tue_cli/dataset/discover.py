@@ -1,0 +1,319 @@
+"""Which pictures there are and where their copies go.
+
+Names alone decide; no picture is opened here but one whose name has no ending. Every refusal that
+concerns folders is raised by `discover`, before any work.
+"""
+
+from __future__ import annotations
+
+import errno
+import itertools
+import os
+import stat
+import unicodedata
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import NamedTuple
+
+from tue_cli.dataset.manifest import is_output, refuse_links
+from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, glance, read
+from tue_cli.images.sniff import recognise
+from tue_cli.storage.atomic import Identity, identity_of
+from tue_cli.text import printable
+
+_JUNK = frozenset(
+    {
+        "@eadir",
+        "#recycle",
+        "$recycle.bin",
+        "__macosx",
+        "desktop.ini",
+        "ehthumbs.db",
+        "lost+found",
+        "system volume information",
+        "thumbs.db",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Item:
+    """One picture to protect."""
+
+    source: Path
+    """Where the original is, as given; symlinks are not resolved."""
+    relative: Path
+    """Its place below the output folder: tree mirrored, name kept."""
+    label: str
+    """Its class; "" until labelled."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What lies below the given paths, each part in a stable order."""
+
+    items: tuple[Item, ...]
+    ignored: tuple[tuple[Path, str], ...]
+    """Other files, and folders not entered, each with a reason."""
+    refused: tuple[tuple[Path, str, str], ...]
+    """Path, reason and message of what should be a picture, or hold some, and cannot be read."""
+
+
+def default_output(paths: Sequence[Path]) -> Path:
+    """The folder `<name>-protected` beside the one folder given, or beside the files' folder.
+
+    Raises BadSetting where there is no such one folder.
+    """
+    folders = {absolute(path if _is_folder(path) else path.parent) for path in paths}
+    if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
+        raise BadSetting("There are several inputs.", "Name the output folder with -o.")
+    folder = folders.pop()
+    if not folder.name:
+        raise BadSetting(f"{printable(folder)} has no name.", "Name the output folder with -o.")
+    return folder.with_name(f"{folder.name}-protected")
+
+
+def discover(paths: Sequence[Path], output: Path) -> Found:
+    """Find the pictures below `paths`, which are folders, taken with all they hold, or files.
+
+    One folder is mirrored at the output itself, several at `output/<folder name>`, and a file goes
+    to `output/<name>`. Symlinks are followed. Raises BadSetting where a path does not exist, where
+    input and output overlap, or where two copies would get one place on some file system;
+    NothingToDo where there is nothing to protect.
+    """
+    paths = list(dict.fromkeys(paths))
+    for path in paths:
+        if not os.path.lexists(path):
+            raise BadSetting(f"{printable(path)} does not exist.", "Check the spelling.")
+    folders = set(filter(_is_folder, paths))
+    for folder in folders:
+        _refuse_overlap(folder, output, mirrored=True)
+    for folder in {path.parent for path in paths if path not in folders}:
+        _refuse_overlap(folder, output, mirrored=False)
+    entries: list[_Entry] = []
+    for path in paths:
+        if path not in folders:
+            entries.append(_look(path, Path(path.name), named=True))
+        elif len(folders) == 1:
+            entries.extend(_walk(path, Path(), output))
+        else:
+            entries.extend(_walk(path, Path(absolute(path).name), output))
+    # A set, for a picture may be named beside the folder that holds it.
+    entries = sorted(
+        set(entries),
+        key=lambda entry: (os.fsencode(entry.relative.as_posix()), os.fsencode(entry.path)),
+    )
+    found = Found(
+        items=tuple(Item(e.path, e.relative, "") for e in entries if e.kind == "picture"),
+        ignored=tuple((e.path, e.reason) for e in entries if e.kind == "ignored"),
+        refused=tuple((e.path, e.reason, e.message) for e in entries if e.kind == "refused"),
+    )
+    if not found.items and not found.refused:
+        others = Counter(reason for _, reason in found.ignored)
+        kinds = ", ".join(f"{count} × {reason}" for reason, count in sorted(others.items()))
+        raise NothingToDo(
+            f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
+            f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
+        )
+    refuse_collisions(found.items, output)
+    _refuse_originals(found.items, output)
+    refuse_links(output, {item.relative.parent for item in found.items})
+    return found
+
+
+class _Entry(NamedTuple):
+    kind: str  # picture, folder, ignored or refused
+    path: Path
+    relative: Path
+    reason: str = ""
+    message: str = ""
+
+
+def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
+    """Every entry below a folder, except the folders that are entered."""
+    pending: list[tuple[Path, Path, frozenset[tuple[int, int]]]] = [(root, below, frozenset())]
+    while pending:
+        folder, place, above = pending.pop()
+        try:
+            here = identity_of(folder.stat())
+            paths = list(folder.iterdir())
+        except OSError as error:
+            message = f"The folder cannot be read: {error.strerror}."
+            yield _Entry("refused", folder, place, "unreadable-folder", message)
+            continue
+        if here in above:
+            yield _Entry("ignored", folder, place, "symlink loop")
+        elif folder != root and (is_output(folder) or _same(folder, output)):
+            yield _Entry("ignored", folder, place, "already-protected output")
+        else:
+            for path in paths:
+                entry = _look(path, place / path.name)
+                if entry.kind == "folder":
+                    pending.append((entry.path, entry.relative, above | {here}))
+                else:
+                    yield entry
+
+
+def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
+    """What one entry is; `named`: a person asked for this very file."""
+    name = path.name.lower()
+    if not named and (name.startswith(".") or name in _JUNK):
+        return _Entry("ignored", path, relative, "hidden or system file")
+    is_picture = path.suffix.lower() in SUFFIXES
+    reason, message = "not-a-file", "This is a pipe, a socket or a device, not a file."
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        mode = 0
+        reason, message = "unreadable", f"This cannot be read: {error.strerror}."
+        if error.errno in (errno.ENOENT, errno.ELOOP):
+            reason, message = "broken-link", "This symlink leads nowhere."
+    if stat.S_ISDIR(mode):
+        return _Entry("folder", path, relative)
+    if stat.S_ISREG(mode):
+        if is_picture or (not path.suffix and _is_picture_within(path)):
+            return _Entry("picture", path, relative)
+        if not named:
+            return _Entry("ignored", path, relative, "not a picture")
+        reason, message = "unsupported", "The name of this file does not end as a picture's does."
+    elif not (is_picture or named or reason == "unreadable"):
+        return _Entry("ignored", path, relative, "not a regular file")
+    return _Entry("refused", path, relative, reason, message)
+
+
+def _is_picture_within(path: Path) -> bool:
+    """Say whether a file whose name has no ending begins as a picture does."""
+    try:
+        opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(opened, "rb") as file:  # noqa: PTH123
+            recognise(file.read(256))
+        glance(read(path))
+    except (OSError, PictureProblem):
+        return False
+    return True
+
+
+def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
+    """Refuse an output that is or holds the folder or, where it is mirrored whole, lies in it."""
+    inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
+    if _same(inner, outer):
+        found = f"is the input folder {printable(folder)} itself"
+    elif mirrored and _within(outer, inner):
+        found = f"lies inside the input folder {printable(folder)}"
+    elif _within(inner, outer):
+        found = f"holds the input folder {printable(folder)}"
+    else:
+        return
+    raise BadSetting(
+        f"The output folder {printable(output)} {found}.",
+        "Choose a folder apart from the input with -o: originals are never touched.",
+    )
+
+
+def refuse_collisions(items: Iterable[Item], output: Path) -> None:
+    """Refuse two copies in one place, or a copy where another's folder must be.
+
+    Names that differ in case alone are two places where the output's file system has them so;
+    names that differ in Unicode form are one. What its name says cannot be protected takes no part.
+    """
+    items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
+    found = _collision(items, folded)
+    if found and tells_case(output):
+        found = _collision(items, lambda relative: nfc(relative.as_posix()))
+    if found:
+        raise BadSetting(
+            f"{printable(found[0].source)} and {printable(found[1].source)} would get the same place in "
+            "the output.",
+            "Rename one of them, or protect them into two outputs.",
+        )
+
+
+def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Item, Item] | None:
+    """Return two items that need one place, where names that `alike` makes equal are the same."""
+    taken: dict[str, Item] = {}
+    for item in items:
+        if (other := taken.setdefault(alike(item.relative), item)) is not item:
+            return other, item
+    for item in items:
+        for parent in item.relative.parents[:-1]:
+            if other_item := taken.get(alike(parent)):
+                return other_item, item
+    return None
+
+
+def folded(relative: Path) -> str:
+    """Return a place as the least discerning file systems see it: no case, no Unicode form."""
+    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())
+
+
+def tells_case(folder: Path) -> bool:
+    """Say whether a folder, made or to be made, has `A` beside `a`; False where nothing tells.
+
+    Nothing is written: the names that are there are looked for in the other case.
+    """
+    folder = Path(os.path.realpath(folder))
+    while not _is_folder(folder) and folder != folder.parent:
+        folder = folder.parent
+    with suppress(OSError):
+        is_mounted = folder.parent.stat().st_dev != folder.stat().st_dev
+        for path in itertools.chain(folder.iterdir(), () if is_mounted else (folder,)):
+            other = path.with_name(path.name.swapcase())
+            if path.name.isascii() and other.name != path.name and os.path.lexists(path):
+                same = os.path.lexists(other) and os.path.samestat(other.lstat(), path.lstat())
+                return not same
+    return False
+
+
+def homes(items: Sequence[Item]) -> frozenset[Identity]:
+    """The folders that hold the originals, by name and, where that is a link, in truth."""
+    folders = {item.source.parent for item in items}
+    folders |= {Path(os.path.realpath(i.source)).parent for i in items if i.source.is_symlink()}
+    found = set()
+    for folder in folders:
+        with suppress(OSError):
+            found.add(identity_of(folder.stat()))
+    return frozenset(found)
+
+
+def _refuse_originals(items: Sequence[Item], output: Path) -> None:
+    """Refuse an output that leads back to the originals, by a link or a mount."""
+    originals = homes(items)
+    for parent in sorted({item.relative.parent for item in items}):
+        folder = output / parent
+        if _is_folder(folder) and identity_of(folder.stat()) in originals:
+            raise BadSetting(
+                f"{printable(folder)} in the output is a folder of originals.",
+                "Remove that link, or choose another output with -o.",
+            )
+
+
+def absolute(path: Path) -> Path:
+    """`path` without `..`, its symlinks not resolved."""
+    return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would lose a symlink's name
+
+
+def _is_folder(path: Path) -> bool:
+    try:
+        return path.is_dir()
+    except OSError:
+        return False
+
+
+def _same(one: Path, other: Path) -> bool:
+    try:
+        return one == other or one.samefile(other)
+    except OSError:
+        return False
+
+
+def _within(inner: Path, outer: Path) -> bool:
+    return any(_same(folder, outer) for folder in (inner, *inner.parents))
+
+
+def nfc(text: str) -> str:
+    """Return the composed Unicode form, in which names are compared."""
+    return unicodedata.normalize("NFC", text)

@@ -1,0 +1,212 @@
+"""Which class every picture has, and which key of the weights every class gets."""
+
+from __future__ import annotations
+
+import csv
+import hashlib
+import io
+import os
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tue_cli.dataset.discover import Found, Item, absolute, nfc
+from tue_cli.errors import BadSetting
+from tue_cli.storage.reading import MOST_STATE, read_file, why
+from tue_cli.text import printable
+
+_ROUNDS = 100
+"""Of k-means; it settles in far fewer."""
+PASSED_OVER = 2
+"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows.
+Of fewer than seven keys, fewer."""
+
+
+def labelled(
+    found: Found, mode: str, note: Callable[[str], None] = lambda _: None
+) -> tuple[Item, ...]:
+    """The items with their classes.
+
+    `mode` is `folders` (the first folder below the input is the class; what lies above those gets
+    the input's name), `single` (one class of the input's name), `auto` (`folders` where there are
+    at least two such folders, else `single`) or a CSV file of the columns `path,class`, with or
+    without a header; a path counts from the input folder, is absolute, or is a unique file name.
+    Rows that name no item are counted in a `note`. Raises BadSetting where an item has no row.
+    """
+    items = found.items
+    if mode == "auto":
+        tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
+        mode = "folders" if len(tops) > 1 else "single"
+    if mode == "single":
+        name = _input_name(items)
+        return tuple(replace(item, label=name) for item in items)
+    if mode == "folders":
+        name = _input_name(items)
+        tiers = [item.relative.parts for item in items]
+        names = [parts[0] if len(parts) > 1 else name for parts in tiers]
+        return tuple(replace(i, label=label) for i, label in zip(items, names, strict=True))
+    if mode.lower().endswith(".csv") or os.path.lexists(mode):
+        return _labelled_by(Path(mode), items, note)
+    raise BadSetting(
+        f"--labels {printable(mode)} is unknown.",
+        "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
+    )
+
+
+def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list[str]:
+    """Classes found by k-means on `features` (N, D): `cluster-00`, … in order of appearance.
+
+    At most `count` of them; deterministic. Raises BadSetting where `count` is below one.
+    """
+    if count < 1:
+        raise BadSetting(f"--labels cluster:{count} asks for no cluster.", "Ask for one or more.")
+    return [f"cluster-{number:02d}" for number in clusters(features, count, seed)]
+
+
+def clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+    """Return the cluster (N,) of each row of `features` (N, D), by k-means.
+
+    At most `count` of them, numbered from 0 in order of appearance; deterministic.
+    """
+    if not len(features):
+        return np.empty(0, np.int64)
+    points = features.astype(np.float64)
+    # k-means++ (Arthur and Vassilvitskii 2007): far points are likelier to become centres.
+    random = np.random.default_rng(seed)
+    chosen = [int(random.integers(len(points)))]
+    gaps = np.square(points - points[chosen[-1]]).sum(axis=1)
+    while len(chosen) < count and gaps.any():
+        chosen.append(int(random.choice(len(points), p=gaps / gaps.sum())))
+        gaps = np.minimum(gaps, np.square(points - points[chosen[-1]]).sum(axis=1))
+    centres, nearest = points[chosen], np.full(len(points), -1)
+    for _ in range(_ROUNDS):
+        # ‖x − c‖² without ‖x‖², which is the same for every centre.
+        far = np.square(centres).sum(axis=1) - 2 * points @ centres.T
+        former, nearest = nearest, far.argmin(axis=1)
+        if np.array_equal(former, nearest):
+            break
+        for cluster in np.unique(nearest):
+            centres[cluster] = points[nearest == cluster].mean(axis=0)
+    numbers: dict[int, int] = {}
+    return np.array([numbers.setdefault(int(n), len(numbers)) for n in nearest])
+
+
+def assign_keys(
+    classes: Iterable[str],
+    available: Sequence[str],
+    taken: Mapping[str, str],
+    nearness: Mapping[str, NDArray[np.float32]] | None = None,
+) -> dict[str, str]:
+    """Class -> key, each key used once.
+
+    Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
+    With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
+    that are nearest to all of them together, but for the `PASSED_OVER` nearest of each. Without,
+    where a class starts to look for a free key depends on its name alone, so that folders that are
+    protected one by one differ.
+
+    Raises BadSetting where there are too few keys.
+    """
+    wanted, keys = sorted(set(classes)), list(dict.fromkeys(available))
+    chosen = {name: key for name, key in taken.items() if key in set(keys)}
+    used = set(chosen.values())
+    new = [name for name in wanted if name not in chosen]
+    if len(new) > len(keys) - len(used):
+        former = len(chosen.keys() - set(wanted))
+        reserved = f" ({former} more were used in this output before)" if former else ""
+        raise BadSetting(
+            f"There are {len(wanted)} classes{reserved}, but the weights have {len(keys)} keys.",
+            "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
+            "your own, or, where others were used before, another output with -o.",
+        )
+    if nearness and new:
+        from scipy.optimize import linear_sum_assignment
+
+        free = [place for place, key in enumerate(keys) if key not in used]
+        near = np.zeros((len(new), len(keys)))
+        last = min(PASSED_OVER, (len(keys) - 1) // 3)
+        for row, name in zip(near, new, strict=True):
+            if name in nearness:
+                row[:] = nearness[name]
+                row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
+        places = linear_sum_assignment(near[:, free], maximize=True)[1]
+        chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
+        return {name: chosen[name] for name in wanted}
+    for name in new:
+        digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()
+        place = int.from_bytes(digest[:8], "big") % len(keys)
+        while keys[place] in used:
+            place = (place + 1) % len(keys)
+        chosen[name] = keys[place]
+        used.add(keys[place])
+    return {name: chosen[name] for name in wanted}
+
+
+def _labelled_by(
+    table: Path, items: Sequence[Item], note: Callable[[str], None]
+) -> tuple[Item, ...]:
+    """The items with the classes that a CSV file gives them."""
+    # The later spelling wins: a path from the input folder before one from the working folder.
+    spellings: dict[str, Item] = {}
+    spellings |= {nfc(item.source.as_posix()): item for item in items}
+    spellings |= {nfc(absolute(item.source).as_posix()): item for item in items}
+    spellings |= {nfc(item.relative.as_posix()): item for item in items}
+    counts = Counter(item.source.name for item in items)
+    for item in items:
+        if counts[item.source.name] == 1:
+            spellings.setdefault(nfc(item.source.name), item)
+    classes: dict[Item, str] = {}
+    unknown = 0
+    for path, label in _rows(table):
+        named = spellings.get(nfc(Path(path).as_posix()))
+        if named is None:
+            unknown += 1
+        elif classes.setdefault(named, label) != label:
+            raise BadSetting(
+                f"{printable(table)} puts {printable(path)} into two classes, {printable(classes[named])} and "
+                f"{printable(label)}.",
+                "Keep one of the two rows.",
+            )
+    if missing := [printable(item.relative) for item in items if item not in classes]:
+        few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        raise BadSetting(
+            f"{len(missing)} of {len(items)} pictures have no row in {printable(table)}: {few}",
+            "Add a row `path,class` for each, its path counted from the input folder.",
+        )
+    if unknown:
+        note(f"{unknown} rows of {printable(table)} name no picture of this run.")
+    return tuple(replace(item, label=classes[item]) for item in items)
+
+
+def _rows(table: Path) -> Iterator[tuple[str, str]]:
+    """Path and class of every row that is not blank."""
+    try:
+        text = read_file(table, MOST_STATE).decode("utf-8-sig", "surrogateescape")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        rows = [(reader.line_num, row) for row in reader if any(row)]
+    except (OSError, csv.Error) as error:
+        raise BadSetting(
+            f"The labels {printable(table)} cannot be read: {why(error)}.", "Name a CSV file."
+        ) from error
+    path_at, class_at = 0, 1
+    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+    if "path" in header and "class" in header:
+        path_at, class_at = header.index("path"), header.index("class")
+        del rows[0]
+    for line, row in rows:
+        if len(row) <= max(path_at, class_at) or not row[class_at].strip():
+            raise BadSetting(
+                f"Line {line} of {printable(table)} has no class.",
+                "Write every row as `path,class`, with a comma between.",
+            )
+        yield row[path_at], row[class_at].strip()
+
+
+def _input_name(items: Sequence[Item]) -> str:
+    """The name of the folder that all items' places count from."""
+    roots = {absolute(item.source.parents[len(item.relative.parts) - 1]) for item in items}
+    return (roots.pop().name if len(roots) == 1 else "") or "pictures"

@@ -1,0 +1,181 @@
+"""Which file is which copy: what a manifest says of each, and where the copy lies by now.
+
+A manifest may come from anybody: a path in it that leads out of its folder is refused, and a field
+of the wrong kind counts as missing. Names only; no picture is opened here.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tue_cli.dataset.discover import nfc
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
+from tue_cli.errors import BadSetting, NothingToDo
+from tue_cli.images.codec import SUFFIXES
+from tue_cli.images.residual import Facts
+from tue_cli.text import printable
+
+
+@dataclass(frozen=True)
+class Expected:
+    """One copy, as its record describes it; None stands for what the record lacks."""
+
+    path: Path
+    """Below the output folder."""
+    source: Path
+    """Below the folder of originals."""
+    source_sha256: str
+    sha256: str
+    format: str | None
+    known: Facts | None
+    """What it was like."""
+    mean: float | None
+    """The mean change of its pixels, in levels."""
+    psnr: float | None
+    small_rms: float | None
+    """As `remains.small_rms` has it."""
+
+
+@dataclass(frozen=True)
+class Paired:
+    """The files of a folder beside the records of a manifest."""
+
+    files: dict[Path, Path]
+    """Expected path -> where the file lies, both below their folders; what is missing is not in."""
+    extra: tuple[Path, ...]
+    """Files that no record speaks of, in order."""
+
+
+def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:
+    """Read a manifest, named itself or by its folder; return the folder and what it describes.
+
+    Raises:
+        BadSetting: there is none, it cannot be read, or it names a place outside its folder.
+        NothingToDo: it describes no copy.
+    """
+    folder = place.parent if place.is_file() else place
+    try:
+        manifest = read_manifest(place)
+    except BadSetting as error:
+        raise BadSetting(
+            error.message,
+            f"With --manifest, name the folder that `tue protect` wrote, or its {MANIFEST}.",
+        ) from None
+    records = {record["path"]: _expected(record, folder) for record in manifest["pictures"]}
+    if not records:
+        raise NothingToDo(f"The manifest in {printable(folder)} names no picture.")
+    return folder, tuple(records[path] for path in sorted(records))
+
+
+def pair(expected: Sequence[Expected], folder: Path) -> Paired:
+    """Find the file of each record: at its path, else by a name that only one of either has.
+
+    Neither case nor the extension matters to a name, since sites change both: a file in the same
+    folder is preferred, then one of the same full name anywhere, then one of the same stem.
+    """
+    free = {file.relative_to(folder): None for file in _files(folder)}
+    files: dict[Path, Path] = {}
+    for copy in expected:
+        if _exists(folder / copy.path):
+            files[copy.path] = copy.path
+            free.pop(copy.path, None)
+    for key in (_beside, _name, _stem):
+        lost = _by(key, (copy.path for copy in expected if copy.path not in files))
+        found = _by(key, (file for file in free if file.suffix.lower() in SUFFIXES))
+        for name, paths in lost.items():
+            if len(paths) == 1 and len(found[name]) == 1:
+                files[paths[0]] = found[name][0]
+                del free[found[name][0]]
+    return Paired(files, tuple(sorted(free)))
+
+
+def _expected(record: dict[str, Any], folder: Path) -> Expected:
+    source = record.get("source")
+    return Expected(
+        path=_inside(record["path"], folder),
+        source=_inside(source if isinstance(source, str) else record["path"], folder),
+        source_sha256=record["source_sha256"],
+        sha256=record["sha256"],
+        format=_text(record.get("format")),
+        known=_known(record),
+        mean=_number(record.get("mean")),
+        psnr=_number(record.get("psnr")),
+        small_rms=_number(record.get("small_rms")),
+    )
+
+
+def _known(record: dict[str, Any]) -> Facts | None:
+    size, kinds = record.get("size"), record.get("metadata")
+    pixels = _text(record.get("pixels_sha256"))
+    if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
+        return None
+    if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
+        return None
+    return Facts((size[0], size[1]), tuple(kinds), pixels) if pixels and min(size) > 0 else None
+
+
+def _inside(text: str, folder: Path) -> Path:
+    """Return a relative path that stays below any folder it is put to."""
+    path = Path(text)
+    if not path.parts or path.is_absolute() or path.anchor or ".." in path.parts or "\0" in text:
+        raise BadSetting(
+            f"The manifest in {printable(folder)} names {printable(repr(text))}, outside its folder.",
+            "It was not written by `tue protect`; use the one that was.",
+        )
+    return path
+
+
+def _text(value: Any) -> str | None:
+    return value if isinstance(value, str) else None
+
+
+def _number(value: Any) -> float | None:
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:
+        return None
+
+
+def _files(folder: Path) -> Iterable[Path]:
+    """Yield every file below a folder but hidden ones and the manifest; no symlink is entered."""
+    for place, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            if not name.startswith(".") and name != MANIFEST:
+                yield Path(place, name)
+
+
+def _exists(path: Path) -> bool:
+    """Say whether there is anything at a place; what cannot be looked at counts as there."""
+    try:
+        path.stat()
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    except OSError:
+        return True
+    return True
+
+
+def _by(key: Callable[[Path], str], paths: Iterable[Path]) -> dict[str, list[Path]]:
+    grouped: dict[str, list[Path]] = defaultdict(list)
+    for path in paths:
+        grouped[key(path)].append(path)
+    return grouped
+
+
+def _beside(path: Path) -> str:
+    return nfc(path.with_suffix("").as_posix()).casefold()
+
+
+def _name(path: Path) -> str:
+    return nfc(path.name).casefold()
+
+
+def _stem(path: Path) -> str:
+    return nfc(path.stem).casefold()

@@ -1,0 +1,276 @@
+"""The engine on ONNX Runtime: the same noise without torch, on what device the runtime has.
+
+The runtime lists providers that it cannot use, falls back in silence, and talks to stderr; so what
+is in force is asked of every session, and the runtime is told to be quiet.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import io
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tue_cli.config import NoiseSettings
+from tue_cli.core import sampling
+from tue_cli.engine.torch import Floats, filled
+from tue_cli.errors import BadSetting, DeviceUnavailable, WeightsProblem
+from tue_cli.weights import Tensors, Weights
+
+if TYPE_CHECKING:
+    import onnxruntime
+
+CPU_BATCH = 8
+"""Pictures at once on a CPU: a twentieth slower than 32, and few pictures are not padded to 32."""
+
+SEEN = ("features", "logits")
+"""The graph's outputs that are what the surrogate sees."""
+
+METHODS = ("tue", "em")
+"""The methods whose noise is a descent of what the graph holds."""
+
+PROVIDERS = {
+    "cuda": ("CUDAExecutionProvider", "CUDA"),
+    "directml": ("DmlExecutionProvider", "DirectML"),
+    "mps": ("CoreMLExecutionProvider", "CoreML"),
+    "cpu": ("CPUExecutionProvider", "CPU"),
+}
+"""What computes on a device, by the device's name, in the order in which `auto` tries them."""
+
+
+def refuse_method(method: str) -> None:
+    """Raise BadSetting for a method that the graph does not hold."""
+    if method not in METHODS:
+        raise BadSetting(
+            f"The method {method!r} is not made for ONNX Runtime.",
+            f"Use --backend torch, or one of {', '.join(METHODS)}.",
+        )
+
+
+class OnnxEngine:
+    """The engine on ONNX Runtime: one run of the step graph a step, batches of one fixed size."""
+
+    def __init__(
+        self,
+        weights: Weights,
+        graph: bytes,
+        method: str,
+        noise: NoiseSettings,
+        *,
+        seed: int,
+        device: str,
+        batch: int,
+    ) -> None:
+        """`graph` is what `weights.graph_of` returns; the weights' own tensors go into it.
+
+        Raises:
+            BadSetting: a method that the graph does not hold, or no such kind of device.
+            DeviceUnavailable: a device that was asked for by name is not the one in force.
+            WeightsProblem: the graph cannot be read, or lacks the score network.
+        """
+        refuse_method(method)
+        self._noise = noise
+        self._seed = seed
+        self._session, kind = opened(graph, weights.tensors, device)
+        self.batch = min(batch, CPU_BATCH) if kind == "cpu" else batch
+        self.description = f"ONNX Runtime, {PROVIDERS[kind][1]}"
+        if kind == "cpu":
+            self.description += f", {threads()} thread{'s' * (threads() > 1)}"
+        self.description += ", float32"
+        self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
+        self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
+        self._gray_step = noise.gray_ratio * noise.step if method == "tue" else 0.0
+        if "gray_step" not in {given.name for given in self._session.get_inputs()}:
+            raise WeightsProblem(
+                f"The graph of {weights.name} was written by an older tue.",
+                f"Write it anew with `tue export {weights.path or weights.name}`, or use "
+                "--backend torch.",
+            )
+        if self._next not in {output.name for output in self._session.get_outputs()}:
+            raise WeightsProblem(
+                f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
+                "usable score network.",
+                "Choose weights for this method, or train some with `tue train --method`.",
+            )
+
+    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+        """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
+        noise = self._noise
+        radius = np.float32(noise.radius)
+        # The same shifts and flips for every batch: a picture's noise is its own.
+        seed = sampling.seed_at(self._seed, "perturb", 0)
+        moves = sampling.moves(seed, noise.steps * noise.samples)
+        deltas = []
+        for place in range(0, len(pixels), self.batch):
+            part = slice(place, place + self.batch)
+            batch = filled(pixels[part], self.batch)
+            start = filled(
+                sampling.starts(pixels[part].shape, seeds[part], noise.radius), self.batch
+            )
+            delta = np.clip(start, np.maximum(-batch, -radius), np.minimum(1 - batch, radius))
+            for step in range(noise.steps):
+                drawn = moves[step * noise.samples : (step + 1) * noise.samples]
+                delta = self._run(self._next, batch, delta, filled(keys[part], self.batch), drawn)
+            deltas.append(delta[: len(pixels[part])])
+        return np.concatenate(deltas)
+
+    def features(self, pixels: Floats) -> Floats:
+        """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
+        return self._seen("features", pixels)
+
+    def logits(self, pixels: Floats) -> Floats:
+        """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
+        return self._seen("logits", pixels)
+
+    def _seen(self, output: str, pixels: Floats) -> Floats:
+        parts = []
+        keys = np.zeros(self.batch, np.int64)
+        for place in range(0, len(pixels), self.batch):
+            part = pixels[place : place + self.batch]
+            batch = filled(part, self.batch)
+            seen = self._run(output, batch, np.zeros_like(batch), keys, [sampling.STAY])
+            parts.append(seen[: len(part)])
+        return np.concatenate(parts)
+
+    def _run(
+        self,
+        output: str,
+        pixels: Floats,
+        delta: Floats,
+        keys: NDArray[np.int64],
+        moves: list[sampling.Move],
+    ) -> Floats:
+        there, back = sampling.places(moves, *pixels.shape[-2:])
+        noise = self._noise
+        values: dict[str, NDArray[Any]] = {
+            "pixels": pixels,
+            "delta": delta,
+            "keys": keys,
+            "there": there,
+            "back": back,
+            "step": np.array(noise.step, np.float32),
+            "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
+            "score_step": np.array(noise.score_ratio * noise.step, np.float32),
+            "radius": np.array(noise.radius, np.float32),
+        }
+        try:
+            result: Floats = self._session.run([output], values)[0]
+        except Exception as error:  # the runtime's errors have no class in common but this
+            raise DeviceUnavailable(
+                f"{self.description} failed: {str(error).splitlines()[0][:160]}.",
+                "Use --device cpu or --backend torch.",
+            ) from None
+        return result
+
+
+def threads() -> int:
+    """Return how many threads a step is computed on: OMP_NUM_THREADS, or one a processor."""
+    wanted = os.environ.get("OMP_NUM_THREADS", "")
+    if wanted.isdecimal() and int(wanted):
+        return int(wanted)
+    try:
+        return len(os.sched_getaffinity(0))
+    except AttributeError:  # where processes cannot be bound to processors
+        return os.cpu_count() or 1
+
+
+def runtime() -> Any:
+    """Import ONNX Runtime, which from 1.29 on reports to its makers unless it is told not to.
+
+    It reads the variable once, when it is loaded; `disable_telemetry_events()` comes too late. So
+    nothing else in this package may import it.
+    """
+    os.environ["ORT_DISABLE_TELEMETRY"] = "1"
+    import onnxruntime
+
+    return onnxruntime
+
+
+def opened(graph: bytes, tensors: Tensors, device: str) -> tuple[onnxruntime.InferenceSession, str]:
+    """Open a graph on a device and return the session and the kind of device in force.
+
+    Args:
+        graph: a model.
+        tensors: the weights that it names and does not hold.
+        device: `auto`, `cpu`, `cuda`, `cuda:N`, `mps` or `directml`.
+
+    Raises:
+        BadSetting, DeviceUnavailable, WeightsProblem: as `OnnxEngine` says.
+    """
+    onnxruntime = runtime()
+    onnxruntime.set_default_logger_severity(4)
+    kind, _, number = device.partition(":")
+    if device != "auto" and (
+        kind not in PROVIDERS or (device != kind and not (kind == "cuda" and number.isdecimal()))
+    ):
+        raise BadSetting(
+            f"There is no device {device!r}.",
+            "Choose auto, cpu, cuda, cuda:N, mps or directml.",
+        )
+    there = set(onnxruntime.get_available_providers())
+    for candidate in PROVIDERS if device == "auto" else (kind,):
+        provider, title = PROVIDERS[candidate]
+        if provider in there:
+            if candidate == "cuda":
+                _load_cuda()
+            session = _session(graph, tensors, candidate, number or "0")
+            if session is not None and session.get_providers()[0] == provider:
+                return session, candidate
+    raise DeviceUnavailable(
+        f"ONNX Runtime cannot use {title} here: "
+        + ("it fell back to the CPU." if provider in there else "it was built without it."),
+        _REMEDIES.get(kind, "Use --device cpu or --device auto."),
+    )
+
+
+_REMEDIES = {
+    "cuda": "It needs an NVIDIA GPU with its driver, CUDA 13 and cuDNN 9, and onnxruntime-gpu; "
+    "else use --backend torch, --device cpu or --device auto.",
+}
+
+
+def _session(
+    graph: bytes, tensors: Tensors, kind: str, number: str
+) -> onnxruntime.InferenceSession | None:
+    onnxruntime = runtime()
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads()
+    options.use_deterministic_compute = True
+    # Threads that spin slow other work, the decoding of the next pictures for one.
+    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    names = [name for name, array in tensors.items() if array.dtype == np.float32]
+    values = [
+        onnxruntime.OrtValue.ortvalue_from_numpy(np.ascontiguousarray(tensors[name]))
+        for name in names
+    ]
+    options.add_external_initializers(names, values)
+    if kind == "directml":  # as its documentation asks
+        options.enable_mem_pattern = False
+    settings: dict[str, str] = {}
+    if kind == "cuda":
+        # The same input must give the same bytes: no algorithm chosen by the clock, no TF32.
+        settings = {
+            "device_id": number,
+            "cudnn_conv_algo_search": "HEURISTIC",
+            "use_tf32": "0",
+        }
+    provider = (PROVIDERS[kind][0], settings)
+    try:
+        return onnxruntime.InferenceSession(graph, options, providers=[provider])
+    except Exception as error:  # the runtime's errors have no class in common but this
+        if kind != "cpu":
+            return None
+        raise WeightsProblem(
+            f"The weights' graph cannot be opened: {str(error).splitlines()[0][:160]}.",
+            "Write it anew with `tue export`, or use --backend torch.",
+        ) from None
+
+
+def _load_cuda() -> None:
+    """Find the CUDA libraries that pip installed, if it did, without what is said about it."""
+    with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
+        runtime().preload_dlls()

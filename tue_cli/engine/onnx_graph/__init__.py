@@ -1,0 +1,1 @@
+"""The noise's step as an ONNX graph, and its proof."""

@@ -1,1 +1,0 @@
-"""Pictures, folders and manifests: Pillow and numpy, no torch."""

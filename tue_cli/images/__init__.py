@@ -1,0 +1,1 @@
+"""One image: decoding, encoding, metadata and quality; no torch."""

@@ -1,0 +1,202 @@
+"""The segments of a JPEG: which are copied to the protected file, and how.
+
+Segments are copied byte for byte from a list of those known to be harmless; others (maker
+previews, FlashPix, content credentials, further frames) can show the unprotected picture.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Final
+
+from tue_cli.images.metadata import (
+    EXIF_START,
+    MOST_BYTES,
+    Metadata,
+    tangled,
+    without_exif_previews,
+    without_jpegs,
+    without_text_pictures,
+)
+
+APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
+START_OF_SCAN: Final = 0xDA
+
+JFIF: Final = b"JFIF\0"
+XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
+MORE_XMP: Final = b"http://ns.adobe.com/xmp/extension/\0"
+PROFILE: Final = b"ICC_PROFILE\0"
+PHOTOSHOP: Final = b"Photoshop 3.0\0"
+LONGEST: Final = 65_533
+"""The most bytes that one segment carries."""
+MOST_EXIF: Final = 64
+"""Segments that EXIF may take: four megabytes of it."""
+
+# Thumbnail resources of Photoshop 4 and of Photoshop 5 and later.
+_PHOTOSHOP_PREVIEWS = frozenset({0x0409, 0x040C})
+
+
+def segments(source: bytes) -> Iterator[tuple[int, bytes, int]]:
+    """Yield (marker, payload, end) of the segments before the first scan, its header included.
+
+    Stray bytes between segments are stepped over, as decoders do.
+    """
+    at = 2
+    while 0 <= at <= len(source) - 4:
+        marker = source[at + 1]
+        if source[at] != 0xFF:
+            at = source.find(b"\xff", at)
+            continue
+        if marker == 0xFF or marker < 0xC0 or 0xD0 <= marker <= 0xD8:
+            at += 1
+            continue
+        end = at + 2 + int.from_bytes(source[at + 2 : at + 4], "big")
+        if end > len(source):
+            return
+        yield marker, source[at + 4 : end], end
+        if marker == START_OF_SCAN:
+            return
+        at = end
+
+
+def refuse_tangled(source: bytes) -> None:
+    """Refuse a head that would take a decoder ages before the first scan.
+
+    Raises:
+        PictureProblem: `metadata`.
+    """
+    runs = 0
+    for marker, data, _ in segments(source[:MOST_BYTES]):
+        if marker == START_OF_SCAN:
+            return
+        # Pillow joins the parts of an EXIF one by one, and copies all before each time.
+        runs += marker == APP1 and data.startswith(EXIF_START)
+        if runs > MOST_EXIF:
+            raise tangled()
+    if len(source) > MOST_BYTES:
+        raise tangled()
+
+
+def cut_short(source: bytes) -> bool:
+    """Say whether the picture's own end marker, not a thumbnail's, is missing."""
+    scans = [end for marker, _, end in segments(source) if marker == START_OF_SCAN]
+    return not scans or source.find(b"\xff\xd9", scans[0]) < 0
+
+
+def segment(marker: int, payload: bytes) -> bytes:
+    """Return a whole segment."""
+    return bytes((0xFF, marker)) + (len(payload) + 2).to_bytes(2, "big") + payload
+
+
+def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """Return the segments that a copy should have, previews taken out, and notes."""
+    found = [
+        (marker, data)
+        for marker, data, _ in segments(source)
+        if APP0 <= marker <= 0xEF or marker == COMMENT
+    ]
+    exif = _exif_runs(found)
+    photoshop = _without_photoshop_previews(
+        [data for marker, data in found if marker == APP13 and data.startswith(PHOTOSHOP)]
+    )
+    more_xmp = b"".join(data[75:] for _, data in found if data.startswith(MORE_XMP))
+    more_xmp_is_safe = without_text_pictures(more_xmp) == more_xmp
+    resources = iter(photoshop)
+    kept: list[bytes] = []
+    left_out: set[str] = set()
+    for index, (marker, data) in enumerate(found):
+        if marker == COMMENT or (marker == APP2 and data.startswith(PROFILE)):
+            pass
+        elif marker == APP0 and data.startswith(JFIF) and len(data) >= 14:
+            data = data[:12] + b"\0\0"
+        elif index in exif:
+            data = exif[index]
+        elif marker == APP1 and data.startswith(XMP):
+            data = without_text_pictures(data)
+        elif marker == APP1 and data.startswith(MORE_XMP) and more_xmp_is_safe:
+            pass
+        elif marker == APP13 and data.startswith(PHOTOSHOP):
+            resource = next(resources, None)
+            if resource is None:
+                continue
+            data = resource
+        else:
+            # Adobe's APP14 speaks of the coding, which is the encoder's; it is no loss.
+            if marker != APP14:
+                left_out.add(f"APP{marker - APP0}")
+            continue
+        kept.append(segment(marker, data))
+    names = ", ".join(sorted(left_out))
+    notes = (f"left out {names}, which can hold a copy of the picture",) if names else ()
+    return tuple(kept), notes
+
+
+def _exif_runs(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
+    """Return the cleaned EXIF payloads by index; a long structure runs over several segments."""
+    runs: list[list[int]] = []
+    for index, (marker, data) in enumerate(found):
+        if marker == APP1 and data.startswith(EXIF_START):
+            if runs and data[6:8] not in (b"II", b"MM"):
+                runs[-1].append(index)
+            else:
+                runs.append([index])
+    cleaned = {}
+    for run in runs:
+        rest = without_exif_previews(b"".join(found[index][1][6:] for index in run))
+        at = 0
+        for index in run:
+            end = at + len(found[index][1]) - 6
+            cleaned[index], at = EXIF_START + rest[at:end], end
+    return cleaned
+
+
+def _without_photoshop_previews(payloads: list[bytes]) -> list[bytes]:
+    """Drop thumbnail resources; payloads without one come back as they are."""
+    data = b"".join(payload[len(PHOTOSHOP) :] for payload in payloads)
+    kept = []
+    at = 0
+    while data[at : at + 4] == b"8BIM" and at + 12 <= len(data):
+        code = int.from_bytes(data[at + 4 : at + 6], "big")
+        size_at = at + 6 + (data[at + 6] + 2) // 2 * 2
+        size = int.from_bytes(data[size_at : size_at + 4], "big")
+        end = size_at + 4 + (size + 1) // 2 * 2
+        if code not in _PHOTOSHOP_PREVIEWS:
+            kept.append(data[at:end])
+        at = end
+    kept.append(data[at:])
+    cleaned = without_jpegs(b"".join(kept))
+    if cleaned == data:
+        return payloads
+    room = LONGEST - len(PHOTOSHOP)
+    return [PHOTOSHOP + cleaned[at : at + room] for at in range(0, len(cleaned), room)]
+
+
+def exif_of(blocks: Sequence[bytes]) -> bytes:
+    """Return the EXIF structure in whole segments."""
+    return b"".join(block[10:] for block in blocks if block[4:10] == EXIF_START)
+
+
+def blocks_for_jpeg(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+    """Return segments for a JPEG made from a picture of another format, and notes."""
+    blocks, notes = [], []
+    for name, payload in (("EXIF", EXIF_START + metadata.exif), ("XMP", XMP + metadata.xmp)):
+        if payload in (EXIF_START, XMP):
+            continue
+        if len(payload) > LONGEST:
+            notes.append(f"{name} is too long for a JPEG and was left out")
+        else:
+            blocks.append(segment(APP1, payload))
+    room = LONGEST - len(PROFILE) - 2
+    parts = [metadata.icc[at : at + room] for at in range(0, len(metadata.icc), room)]
+    if len(parts) <= 255:
+        for number, part in enumerate(parts, start=1):
+            blocks.append(segment(APP2, PROFILE + bytes((number, len(parts))) + part))
+    return tuple(blocks), tuple(notes)
+
+
+def spliced_jpeg(data: bytes, blocks: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
+    """Put segments at the head of a fresh JPEG, after its JFIF header or in its place."""
+    header = 2
+    if data[2:4] == bytes((0xFF, APP0)):
+        header += 2 + int.from_bytes(data[4:6], "big")
+    return b"".join((data[: header if keep_jfif else 2], *blocks, data[header:]))

@@ -1,0 +1,49 @@
+"""Pixels as Pillow has them and as we do, and turned as the orientation tag asks."""
+
+from __future__ import annotations
+
+from contextlib import suppress
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tue_cli.images.codec import Picture
+from tue_cli.images.metadata import ORIENTATION
+
+_TURNS: Final = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+def orientation(picture: Picture) -> int:
+    """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none."""
+    tags = Image.Exif()
+    with suppress(Exception):
+        tags.load(picture.metadata.exif)
+        turn = tags.get(ORIENTATION, 1)
+        return turn if turn in _TURNS else 1
+    return 1
+
+
+def turned(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+    """Return pixels (H, W, C) turned as an orientation tag asks, which may swap H and W."""
+    return pixels if turn == 1 else as_pixels(as_image(pixels).transpose(_TURNS[turn]))
+
+
+def as_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return an image of pixels (H, W, C), grey where C is 1."""
+    return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
+
+
+def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an image, C = 1 where it is grey."""
+    pixels = np.asarray(image)
+    return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -1,0 +1,204 @@
+"""What is left of a copy that somebody else has handled: facts to know it by, and its noise.
+
+Pixels and metadata of decoded pictures; which file is which copy is decided elsewhere.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from dataclasses import dataclass
+from typing import Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tue_cli.images.codec import Picture
+from tue_cli.images.orientation import as_image, as_pixels, orientation, turned
+from tue_cli.images.quality import PSNR_CAP
+from tue_cli.images.resize import shrink
+
+ROWS: Final = 128
+"""Rows worked on at a time."""
+SMALL: Final = 32
+LIKE: Final = 25.0
+"""Two views of one picture differ by less, on average: levels of 255 at `SMALL` pixels."""
+
+# Every TIFF has a density, and so its EXIF says nothing of the picture if that is all it holds.
+_DENSITY: Final = frozenset({282, 283, 296})
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a record keeps of a copy, to tell later what became of it."""
+
+    size: tuple[int, int]
+    """Width and height, in stored order."""
+    metadata: tuple[str, ...]
+    """Which of exif, icc, transparency and xmp it has."""
+    pixels_sha256: str
+    """Of what a viewer shows: the same for grey as RGB, and for an alpha that hides nothing."""
+
+
+@dataclass(frozen=True)
+class Remains:
+    """The change that a file still carries: d', the file less the original."""
+
+    turned: bool
+    """The file was turned upright, as the original's orientation tag asks."""
+    mean: float
+    """Mean |d'|, in levels; where the original is transparent, d' is 0."""
+    psnr: float
+    """Of d', in dB."""
+    small_rms: float
+    """Of d', as `small_rms` has it."""
+    survival: float | None
+    """<d', d> / <d, d>, where the intact copy, and with it d, is known."""
+
+
+def size_of(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+    """Return the width and height of pixels (H, W, C)."""
+    return pixels.shape[1], pixels.shape[0]
+
+
+def facts(picture: Picture) -> Facts:
+    """Return what a record keeps of a picture."""
+    beside = picture.metadata
+    kinds = {
+        "exif": _has_exif(beside.exif),
+        "icc": bool(beside.icc),
+        "transparency": _is_transparent(picture),
+        "xmp": bool(beside.xmp),
+    }
+    found = tuple(kind for kind, there in kinds.items() if there)
+    return Facts(size_of(picture.pixels), found, _pixels_sha256(picture))
+
+
+def small_rms(original: Picture, copy: Picture) -> float:
+    """Return the root mean square of what a copy changed, in levels, at 32 x 32 pixels.
+
+    The noise is made at about that size and keeps its strength there, but the error of
+    recompression, which is as strong at full size, averages out.
+    """
+    return _small(original, copy, 1)[1]
+
+
+def _pixels_sha256(picture: Picture) -> str:
+    height, width = picture.pixels.shape[:2]
+    state = hashlib.sha256(f"{width}x{height}".encode())
+    alpha = picture.alpha if _is_transparent(picture) else None
+    for top in range(0, height, ROWS):
+        rows = slice(top, top + ROWS)
+        pixels = _rgb(picture.pixels[rows])
+        if alpha is not None:
+            # Programs that save a picture again drop the colours that nobody sees.
+            pixels = np.where(alpha[rows, :, None] > 0, pixels, np.uint8(0))
+            state.update(np.ascontiguousarray(alpha[rows]).data)
+        state.update(np.ascontiguousarray(pixels).data)
+    return state.hexdigest()
+
+
+def measure(original: Picture, found: Picture, copy: Picture | None) -> Remains | None:
+    """Measure what a file still holds of the change from `original` to its intact `copy`.
+
+    A file that was resized is compared at the smaller size, to which the larger pictures are
+    brought by Lanczos. None where it shows something else: cropped, redrawn, another picture.
+    """
+    turn, small_rms = _placed(original, found)
+    if turn is None:
+        return None
+    before, after = turned(original.pixels, turn), found.pixels
+    size = min(size_of(before), size_of(after), key=math.prod)
+    before, after = _resized(before, size), _resized(after, size)
+    whole = None
+    if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
+        whole = _resized(turned(copy.pixels, turn), size)
+    visible = None
+    if original.alpha is not None:
+        visible = _resized(turned(original.alpha[..., None], turn), size) > 0
+    change = squares = left = total = 0.0
+    for top in range(0, size[1], ROWS):
+        rows = slice(top, top + ROWS)
+        start = _rgb(before[rows])
+        kept = _difference(_rgb(after[rows]), start)
+        if visible is not None:
+            kept *= visible[rows]
+        change += float(np.abs(kept).sum(dtype=np.float64))
+        squares += float(np.vdot(kept, kept))
+        if whole is not None:
+            delta = _difference(_rgb(whole[rows]), start)
+            left += float(np.vdot(kept, delta))
+            total += float(np.vdot(delta, delta))
+    count = 3 * size[0] * size[1]
+    psnr = 10 * math.log10(255**2 * count / squares) if squares else PSNR_CAP
+    return Remains(
+        turned=turn != 1,
+        mean=change / count,
+        psnr=min(psnr, PSNR_CAP),
+        small_rms=small_rms,
+        survival=left / total if total else None,
+    )
+
+
+def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
+    """Return how the original must be turned to lie as the file does, and the small difference.
+
+    None if the file shows something else.
+    """
+    best, nearest, rms = None, LIKE, 0.0
+    for turn in dict.fromkeys((1, orientation(original))):
+        if _same_shape(size_of(turned(original.pixels, turn)), size_of(found.pixels)):
+            mean, these = _small(original, found, turn)
+            if mean < nearest:
+                best, nearest, rms = turn, mean, these
+    return best, rms
+
+
+def _small(original: Picture, found: Picture, turn: int) -> tuple[float, float]:
+    """Return the mean and the root mean square of the difference at `SMALL` pixels, in levels."""
+    before = shrink(turned(original.pixels, turn), SMALL)
+    distance = np.abs(shrink(found.pixels, SMALL) - before) * 255
+    weight = np.ones_like(distance)
+    if original.alpha is not None:
+        # What was transparent may have any colour by now.
+        weight = shrink(turned(original.alpha[..., None], turn), SMALL)
+    total = max(float(weight.sum()), 1e-6)
+    mean = float((weight * distance).sum()) / total
+    return mean, math.sqrt(float((weight * distance * distance).sum()) / total)
+
+
+def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+    """Say whether two sizes have one aspect ratio, give or take the rounding to whole pixels."""
+    (width, height), (smaller, lower) = sorted((one, other), reverse=True)
+    return (
+        abs(width * lower / height - smaller) < 1.5 or abs(height * smaller / width - lower) < 1.5
+    )
+
+
+def _has_exif(exif: bytes) -> bool:
+    tags = Image.Exif()
+    try:
+        tags.load(exif)
+        return bool(set(tags) - _DENSITY)
+    except Exception:
+        return bool(exif)
+
+
+def _is_transparent(picture: Picture) -> bool:
+    return picture.alpha is not None and bool((picture.alpha < 255).any())
+
+
+def _difference(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.float32]:
+    return np.subtract(after, before, dtype=np.int16).astype(np.float32)
+
+
+def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return grey as three planes alike, without copying."""
+    return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
+
+
+def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+    if size_of(pixels) == size:
+        return pixels
+    return as_pixels(as_image(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,0 +1,165 @@
+"""A picture, its copy and what was changed, as three small views that a page can hold.
+
+The views carry pixels and a colour profile, no other metadata. They stand upright, as a viewer
+shows the files, although `images.decode` keeps the stored order.
+"""
+
+from __future__ import annotations
+
+import io
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from tue_cli.errors import PictureProblem
+from tue_cli.images import codec
+from tue_cli.images.codec import Picture
+from tue_cli.images.orientation import as_image, orientation, turned
+from tue_cli.text import printable
+
+SIDE: Final = 360
+"""Longest side of a view, in pixels."""
+GAIN: Final = 10
+"""How many times the difference is enlarged."""
+MIDDLE: Final = 128
+"""The level that stands for no change."""
+LARGE_PNG: Final = 90_000
+"""Bytes from which a view is written as JPEG instead."""
+LARGE_PROFILE: Final = 64_000
+"""Bytes from which a colour profile, such as a printer's, is left out."""
+ROWS: Final = 256
+"""Rows that the difference is worked out in at a time."""
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One picture in three views: PNG, or JPEG of quality 92 where a PNG would be large."""
+
+    name: str
+    """Where the copy lies below the output, as a sentence can hold it."""
+    before: bytes
+    after: bytes
+    difference: bytes
+    """The change times `GAIN` around mid-grey, clipped: grey all over means no change."""
+    note: str
+    """What was measured, such as `largest change 8 levels, PSNR 34.1 dB`."""
+
+
+def shown_pairs(original: Path, copy: Path, record: dict[str, Any]) -> Shown:
+    """Return the views of a picture and its copy; `record` is the copy's entry in the manifest.
+
+    Raises:
+        PictureProblem: one of the two cannot be read, or `other-size`: they are not of one size.
+    """
+    before = codec.decode(codec.read(original))
+    after = codec.decode(codec.read(copy))
+    old = turned(before.pixels, orientation(before))
+    new = turned(after.pixels, orientation(after))
+    if old.shape[:2] != new.shape[:2]:
+        raise PictureProblem(
+            "other-size",
+            f"It has {old.shape[1]} × {old.shape[0]} pixels, its copy {new.shape[1]} × "
+            f"{new.shape[0]}.",
+        )
+    return Shown(
+        name=printable(record.get("path") or copy.name),
+        before=_view(before),
+        after=_view(after),
+        difference=_coded(_small(_difference(old, new))),
+        note=_note(record),
+    )
+
+
+def full_difference(original: Path, copy: Path) -> bytes:
+    """Return the difference of a picture and its copy at full size, upright, as PNG.
+
+    Raises:
+        PictureProblem: one of the two cannot be read.
+    """
+    before, after = codec.decode(codec.read(original)), codec.decode(codec.read(copy))
+    changed = turned(_difference(before.pixels, after.pixels), orientation(before))
+    file = io.BytesIO()
+    as_image(changed).save(file, "PNG", compress_level=1)
+    return file.getvalue()
+
+
+def proportions(view: bytes) -> tuple[int, int]:
+    """Return a view's width and height."""
+    with Image.open(io.BytesIO(view)) as coded:
+        return coded.size
+
+
+def dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
+    """Return a view as (H, W, 3) that fits into width x height square dots, H even.
+
+    A terminal draws two of them, one above the other, in each cell.
+    """
+    with Image.open(io.BytesIO(view)) as coded:
+        image = coded.convert("RGB")
+    scale = min(width / image.width, height / image.height)
+    columns = max(1, min(width, round(image.width * scale)))
+    rows = max(2, min(height, round(image.height * scale)) // 2 * 2)
+    return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
+
+
+def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return mid-grey plus `GAIN` times the change, (H, W, C), clipped to 0..255."""
+    if before.shape[2] != after.shape[2]:
+        before, after = (np.broadcast_to(p, (*p.shape[:2], 3)) for p in (before, after))
+    amplified = np.empty_like(after)
+    for top in range(0, len(after), ROWS):
+        rows = slice(top, top + ROWS)
+        change = (after[rows].astype(np.int16) - before[rows]) * GAIN + MIDDLE
+        amplified[rows] = change.clip(0, 255)
+    return amplified
+
+
+def _view(picture: Picture) -> bytes:
+    """Return the view of a picture in its colours, on white where it is transparent."""
+    turn = orientation(picture)
+    small = _small(turned(picture.pixels, turn))
+    if picture.alpha is not None:
+        mask = _small(turned(picture.alpha[..., None], turn))
+        small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
+    return _coded(small, picture.metadata.icc)
+
+
+def _small(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Fit pixels into a square of `SIDE`: enlarged by whole steps, or shrunk and antialiased."""
+    image = as_image(pixels)
+    times = SIDE // max(image.size)
+    if times > 1:
+        size = (image.width * times, image.height * times)
+        return image.resize(size, Image.Resampling.NEAREST)
+    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
+    return image
+
+
+def _coded(image: Image.Image, icc: bytes = b"") -> bytes:
+    profile = {"icc_profile": icc} if 0 < len(icc) < LARGE_PROFILE else {}
+    file = io.BytesIO()
+    image.save(file, "PNG", optimize=True, **profile)
+    if file.tell() < LARGE_PNG:
+        return file.getvalue()
+    file = io.BytesIO()
+    image.save(file, "JPEG", quality=92, subsampling=0, optimize=True, **profile)
+    return file.getvalue()
+
+
+def _note(record: dict[str, Any]) -> str:
+    """Return what a manifest's entry says of a copy, in one line; what it lacks is left out."""
+    parts = [
+        text.format(record[name])
+        for name, text in (
+            ("format", "{}"),
+            ("largest", "largest change {} levels"),
+            ("psnr", "PSNR {:.1f} dB"),
+            ("ssim", "SSIM {:.3f}"),
+        )
+        if record.get(name) is not None
+    ]
+    return ", ".join(parts)

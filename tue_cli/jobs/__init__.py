@@ -1,1 +1,0 @@
-"""One job a command: a generator of events."""

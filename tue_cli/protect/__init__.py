@@ -1,0 +1,1 @@
+"""`tue protect`: from a folder of images to protected copies."""

@@ -1,0 +1,349 @@
+"""What `tue protect` does with each picture: load, perturb, write, a few batches in memory at most.
+
+Threads decode and encode beside the engine; outcomes come in the order of the tasks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import os
+import time
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tue_cli.config import METHODS
+from tue_cli.dataset.manifest import Journal, sha256
+from tue_cli.engine.torch import Engine, Floats
+from tue_cli.errors import DeviceUnavailable, OutOfMemory, PictureProblem
+from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
+from tue_cli.images import codec, encode, resize
+from tue_cli.images.quality import compare
+from tue_cli.images.residual import facts, small_rms
+from tue_cli.protect.plan import LARGE, ProtectSpec, Task
+from tue_cli.text import printable
+from tue_cli.weights import Weights
+
+BATCH = 32
+"""Pictures the engine takes at once; fixed, because another batch size may round differently."""
+BATCH_PIXELS = LARGE
+"""A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
+ALGORITHM = 1
+"""To be raised by hand with every change after which the same picture, key, weights and settings
+give other bytes. Copies of a former one stay as they are; each record holds its own."""
+_WITHOUT = {
+    "permissions": "copies have the permissions that it gives them",
+    "times": "copies have the times at which they were written",
+    "locks": "nothing keeps a second run out of the folder",
+    "syncing": "a power cut may cost the last copies",
+}
+"""What it means that the output's file system does not do such a thing."""
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """A decoded picture on its way to the engine and back."""
+
+    task: Task
+    picture: codec.Picture
+    small: Floats
+    """(3, S, S) in [0, 1], at the weights' working size."""
+    source_sha256: str
+    status: os.stat_result
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Large:
+    """A picture that is too large to be worked on beside others."""
+
+    task: Task
+
+
+Outcome = Saved | Skipped | Failed
+
+
+class Pipeline:
+    """The pipeline of one run: load, perturb, write; at most a few batches in memory."""
+
+    def __init__(
+        self,
+        spec: ProtectSpec,
+        output: Path,
+        weights: Weights,
+        engine: Engine,
+        journal: Journal,
+        pool: ThreadPoolExecutor,
+        threads: int,
+    ) -> None:
+        self._spec = spec
+        self._output = output
+        self._engine = engine
+        self._journal = journal
+        self._pool = pool
+        self._threads = threads
+        self._size = weights.card.size
+        self._places: dict[Path, str] = {}
+        self._numbers = {name: number for number, name in enumerate(weights.card.classes)}
+        self.counts: Counter[str] = Counter()
+        self.failures: list[dict[str, str]] = []
+        self.engine_seconds = 0.0
+        self._weak = 0
+        self._largest = METHODS[spec.settings.method].largest(spec.settings.noise)
+
+    def run(self, tasks: Sequence[Task], total: int) -> Iterator[Event]:
+        """Yield an outcome for every task, and how far the run is on its way to `total`."""
+        began = time.monotonic()
+        self._places = {
+            task.item.source: (task.relative if task.has_place else task.item.relative).as_posix()
+            for task in tasks
+        }
+        writing: list[Future[Outcome]] = []
+        batch: list[Loaded] = []
+
+        def outcomes(results: Iterator[Outcome]) -> Iterator[Event]:
+            for outcome in results:
+                self.count(outcome)
+                yield outcome
+                done = sum(self.counts.values())
+                made = self.counts["Saved"]
+                rate = made / (time.monotonic() - began)
+                yield Advanced(done, total, rate, (total - done) / rate if made else None)
+
+        def flushed() -> Iterator[Event]:
+            """Write what is loaded, beside the loading of what comes next."""
+            nonlocal batch, writing
+            submitted = self._submit(batch) if batch else []
+            batch = []
+            yield from outcomes(future.result() for future in writing)
+            writing = submitted
+
+        for result in ahead(tasks, self._load, self._pool, self._threads):
+            if isinstance(result, Large):
+                # One at a time: all before it is on the disk, and nothing else is taken up.
+                yield from flushed()
+                yield from flushed()
+                yield from outcomes(iter([self._alone(result.task)]))
+                continue
+            if not isinstance(result, Loaded):
+                yield from outcomes(iter([result]))
+                continue
+            batch.append(result)
+            if len(batch) == self._engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
+                yield from flushed()
+        yield from flushed()
+        yield from flushed()
+
+    def count(self, outcome: Outcome) -> None:
+        """Remember an outcome for the summary."""
+        self.counts[type(outcome).__name__] += 1
+        if isinstance(outcome, Failed):
+            self.failures.append(
+                {
+                    "path": self._places.get(outcome.path, outcome.path.as_posix()),
+                    "reason": outcome.reason,
+                    "message": outcome.message,
+                }
+            )
+        elif isinstance(outcome, Saved):
+            self._weak += outcome.facts["survival"] < encode.SURVIVAL_FLOOR
+
+    def summary(self) -> dict[str, Any]:
+        """Return what the manifest says about the run as a whole."""
+        return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
+
+    def warnings(self) -> Iterator[str]:
+        """Yield what a person should know about the copies."""
+        if self._journal.refused:
+            lacking = "; ".join(_WITHOUT[what] for what in sorted(self._journal.refused))
+            yield f"The output's file system does not do all that was asked of it: {lacking}."
+        records = self._journal.records.values()
+        if older := sum(record.get("algorithm") != ALGORITHM for record in records):
+            yield (
+                f"{older} copies were made by another version of tue and stay as they are. Use "
+                "--existing overwrite to make them anew."
+            )
+        if self._weak:
+            yield (
+                f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
+                "outlived the file format; they are weaker. Leave out --quality, or "
+                "use --format png."
+            )
+
+    def _alone(self, task: Task) -> Outcome:
+        """Do all that is to be done with one picture, beside no other.
+
+        In this thread: another would keep what it freed for itself, and take as much once more.
+        """
+        loaded = self._load(task, alone=True)
+        if not isinstance(loaded, Loaded):
+            assert not isinstance(loaded, Large)
+            return loaded
+        (delta,), seconds = self._perturb([loaded])
+        return self._write(loaded, delta, seconds)
+
+    def _load(self, task: Task, *, alone: bool = False) -> Loaded | Large | Skipped | Failed:
+        began = time.monotonic()
+        source = task.item.source
+        try:
+            data = codec.read(source)
+            digest = sha256(data)
+            blocked = self._blocked(task, digest)
+            if blocked is not None:
+                return blocked
+            if not alone and math.prod(codec.glance(data)) >= BATCH_PIXELS:
+                return Large(task)
+            status = source.stat()
+            picture = codec.decode(data)
+            del data
+            if not task.has_place:
+                raise PictureProblem(
+                    "in-the-way", "Its copy would meet that of another picture; rename it."
+                )
+            small = resize.shrink(picture.pixels, self._size)
+        except (PictureProblem, MemoryError) as error:
+            return _failed(source, error)
+        except OSError as error:
+            return Failed(source, "unreadable", f"It cannot be read: {error}.")
+        return Loaded(task, picture, small, digest, status, time.monotonic() - began)
+
+    def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
+        """Return why this picture is not to be worked on, if it is not."""
+        if self._spec.existing == "overwrite" or not task.has_place:
+            return None
+        place = self._output / task.relative
+        if self._journal.is_done(
+            task.relative, source_sha256=digest, label=task.item.label, key=task.key
+        ):
+            return Skipped(place, "done", "Protected before.")
+        if os.path.lexists(place) and not self._journal.owns(task.relative):
+            return Failed(
+                task.item.source,
+                "in-the-way",
+                f"{printable(place)} exists and is not a copy that tue made; it is left alone. "
+                "Move it, or use --existing overwrite.",
+            )
+        return None
+
+    def _perturb(self, batch: list[Loaded]) -> tuple[Floats, float]:
+        """Return the noise of a batch, and how many seconds of it each picture took."""
+        self._journal.refuse_loss()
+        began = time.monotonic()
+        deltas = self._engine.perturb(
+            np.stack([loaded.small for loaded in batch]),
+            np.array([self._numbers[loaded.task.key] for loaded in batch]),
+            [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
+        )
+        if not np.isfinite(deltas).all():
+            raise DeviceUnavailable(
+                f"{self._engine.description} made noise that is not a number.",
+                "Use --device cpu, another --backend or other weights.",
+            )
+        spent = time.monotonic() - began
+        self.engine_seconds += spent
+        return deltas, spent / len(batch)
+
+    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+        deltas, seconds = self._perturb(batch)
+        return [
+            self._pool.submit(self._write, loaded, delta, seconds)
+            for loaded, delta in zip(batch, deltas, strict=True)
+        ]
+
+    def _write(self, loaded: Loaded, delta: Floats, engine_seconds: float) -> Outcome:
+        began = time.monotonic()
+        task, picture, spec = loaded.task, loaded.picture, self._spec
+        place = self._output / task.relative
+        try:
+            delta = delta * resize.masking(loaded.small, spec.settings.smooth)
+            # Nothing here holds the protected pixels, so that `encode` can let them go.
+            encoded = encode.encode(
+                picture,
+                resize.lift(delta, picture.pixels, self._largest),
+                format=spec.format,
+                quality=spec.quality,
+            )
+            quality = compare(picture.pixels, encoded.decoded.pixels)
+            if not quality.largest:
+                raise PictureProblem(
+                    "unchanged",
+                    "There is no room for noise in its pixels. If all is smooth, use --smooth 1.",
+                )
+            record = {
+                "path": task.relative.as_posix(),
+                "source": task.item.relative.as_posix(),
+                "source_sha256": loaded.source_sha256,
+                "sha256": sha256(encoded.data),
+                "label": task.item.label,
+                "key": task.key,
+                "algorithm": ALGORITHM,
+                "format": encoded.format,
+                "bytes": len(encoded.data),
+                **asdict(facts(_as_read(encoded))),
+                "largest": quality.largest,
+                "mean": round(quality.mean, 3),
+                "psnr": round(quality.psnr, 2),
+                "ssim": round(quality.ssim, 4),
+                "survival": round(encoded.survival, 3),
+                "small_rms": round(small_rms(picture, encoded.decoded), 3),
+                "notes": [*picture.notes, *encoded.notes],
+            }
+            seconds = loaded.seconds + engine_seconds + time.monotonic() - began
+            timed = {**record, "seconds": round(seconds, 4)}
+            self._journal.save(timed, encoded.data, loaded.status)
+        except (PictureProblem, MemoryError) as error:
+            return _failed(task.item.source, error)
+        except OSError as error:
+            message = f"{printable(place)} cannot be written: {error.strerror or error}."
+            return Failed(task.item.source, "not-written", message)
+        return Saved(task.item.source, place, record)
+
+
+def ahead(
+    tasks: Sequence[Task],
+    load: Callable[[Task], Loaded | Large | Skipped | Failed],
+    pool: ThreadPoolExecutor,
+    threads: int,
+) -> Iterator[Loaded | Large | Skipped | Failed]:
+    """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
+
+    How large the pictures to come are is guessed from the largest seen so far; before the first
+    is seen, each thread loads one.
+    """
+    coming: deque[Future[Loaded | Large | Skipped | Failed]] = deque()
+    largest = place = 0
+    while place < len(tasks) or coming:
+        room = min(2 * BATCH, max(threads, BATCH_PIXELS // largest if largest else 0))
+        while place < len(tasks) and len(coming) < room:
+            coming.append(pool.submit(load, tasks[place]))
+            place += 1
+        result = coming.popleft().result()
+        if isinstance(result, Loaded):
+            largest = max(largest, _pixels(result))
+        yield result
+
+
+def _failed(source: Path, error: PictureProblem | MemoryError) -> Failed:
+    problem = error if isinstance(error, PictureProblem) else OutOfMemory()
+    return Failed(source, problem.reason, problem.message)
+
+
+def _as_read(encoded: encode.Encoded) -> codec.Picture:
+    """Return a copy as a reader finds it: WebP has three channels for what was one of grey."""
+    is_grey = encoded.decoded.pixels.shape[2] == 1
+    return codec.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
+
+
+def _pixels(loaded: Loaded) -> int:
+    return loaded.picture.pixels[..., 0].size
+
+
+def _seed(seed: int, source_sha256: str) -> int:
+    """Return a picture's own seed, of the run's seed and of its content."""
+    return int.from_bytes(hashlib.sha256(f"{seed}/{source_sha256}".encode()).digest()[:8], "big")

@@ -1,0 +1,226 @@
+"""The report: what was done to pictures and what models learn from them, as one HTML page.
+
+The page needs nothing but itself: no network, no script, no font. `charts` works out
+the geometry; `report.html` holds every word and every mark. Names of files and classes are hostile
+until escaped.
+"""
+
+from __future__ import annotations
+
+import base64
+import errno
+from collections.abc import Mapping, Sequence
+from importlib import resources
+from pathlib import Path
+from typing import Any, Final
+
+from jinja2 import Environment, StrictUndefined
+from markupsafe import Markup
+
+from tue_cli.config import METHODS
+from tue_cli.errors import OutputProblem
+from tue_cli.images.encode import SURVIVAL_FLOOR
+from tue_cli.images.thumbnails import GAIN, Shown
+from tue_cli.report.charts import (
+    BOTTOM,
+    LEFT,
+    MAP,
+    PANEL,
+    RIGHT,
+    TOP,
+    TRAINED_ON,
+    Figures,
+    curve_panels,
+    feature_maps,
+    histograms,
+    inside,
+    percent,
+    with_interval,
+)
+from tue_cli.storage.atomic import write_whole
+from tue_cli.text import printable
+
+BAR: Final = 24
+"""Height of a bar with its gap, in CSS pixels."""
+LISTED: Final = 20
+"""Failures that are listed by name."""
+
+
+def page(
+    *,
+    manifest: Figures,
+    pictures: Sequence[Shown],
+    result: Figures | None = None,
+    embedding: Figures | None = None,
+    command: str = "",
+) -> str:
+    """Return the page; without a result only what was done to the pictures.
+
+    `manifest` is what `read_manifest` returns. In `result` accuracies are of 0..1, protections of
+    0..100; in `embedding` `clean` and `protected` hold points (x, y, class).
+    """
+    source = resources.files("tue_cli.report").joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_spelt,
+    )
+    environment.filters["data"] = _data
+    attacks = [_attack(attack) for attack in (result or {}).get("attacks", ())]
+    return environment.from_string(source).render(
+        attacks=attacks,
+        headline=result and _headline(result),
+        curves=curve_panels(result) if result else [],
+        maps=feature_maps(embedding) if embedding and embedding["clean"] else None,
+        pictures=pictures,
+        copies=_copies(manifest),
+        spreads=histograms(manifest["pictures"]),
+        copy_facts=_copy_facts(manifest),
+        setup=[(_words(name), _value(v)) for name, v in (result or {}).get("setup", {}).items()],
+        command=command,
+        trained_on=TRAINED_ON,
+        bar=BAR,
+        gain=GAIN,
+        panel=PANEL,
+        plot={"top": TOP, "bottom": BOTTOM, "left": LEFT, "right": RIGHT},
+        map_side=MAP,
+    )
+
+
+def write(html: str, path: Path) -> None:
+    """Write the page so that it appears whole or not at all.
+
+    Raises:
+        OutputProblem: the folder is missing or not writable, the disk is full.
+    """
+    try:
+        write_whole(html.encode("utf-8"), path)
+    except (OSError, ValueError) as error:
+        full = isinstance(error, OSError) and error.errno == errno.ENOSPC
+        why = error.strerror if isinstance(error, OSError) else str(error)
+        raise OutputProblem(
+            f"The report {printable(path)} cannot be written: {why}.",
+            "Free some space and try again." if full else "Name a file in a folder that is there.",
+        ) from error
+
+
+def _spelt(value: Any) -> Any:
+    """Spell out what text must not hold: control characters, undecodable bytes, turned writing."""
+    if isinstance(value, Markup) or not isinstance(value, str):
+        return value
+    return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in value)
+
+
+def _data(picture: bytes) -> str:
+    """Return a PNG or JPEG as an address that holds the picture itself."""
+    kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
+
+
+def _headline(result: Figures) -> dict[str, Any]:
+    """Return the answer; what is inconclusive carries no number."""
+    conclusive = result["status"] == "conclusive"
+    weakest, standard = result.get("weakest"), result.get("standard")
+    marks = []
+    if conclusive and weakest and weakest.get("value") is not None:
+        name = f"weakest attack: {weakest['title']} ({weakest['victim']})"
+        marks.append({"name": name, **with_interval(weakest)})
+    if conclusive and standard and not (weakest and weakest["attack"] == "std"):
+        marks.append({"name": "standard training", **with_interval(standard)})
+    return {
+        "conclusive": conclusive,
+        "text": result["headline"] if conclusive else "Inconclusive",
+        "reasons": [_sentence(reason) for reason in result.get("reasons", ())],
+        "marks": marks,
+        "chance": percent(result["chance"]) if conclusive else "",
+    }
+
+
+def _attack(attack: Figures) -> dict[str, Any]:
+    """Return one group of bars, in percent, with the words that stand beside it."""
+    bars = []
+    for kind, name in TRAINED_ON.items():
+        accuracy = attack.get(kind)
+        if accuracy and accuracy["mean"] is not None:
+            bars.append({"kind": kind, "name": name, **with_interval(accuracy, "mean", 100, 1)})
+    floor = f"{attack['floor_name']} {percent(attack['floor'])}"
+    protection = attack.get("protection")
+    doubt = attack.get("inconclusive") or ("" if protection else "not measured")
+    return {
+        "title": attack["title"],
+        "victim": attack["victim"],
+        "bars": bars,
+        "cells": {bar["kind"]: bar["text"] for bar in bars},
+        "floor": inside(100 * attack["floor"]),
+        "floor_text": floor,
+        "doubt": doubt,
+        "protection": with_interval(protection)["text"] if protection and not doubt else "",
+        "summary": f"Accuracy after {attack['title']} of {attack['victim']}: "
+        + ", ".join(f"{bar['name']} {bar['text']}" for bar in bars)
+        + f"; {floor}.",
+    }
+
+
+def _copies(manifest: Figures) -> dict[str, Any]:
+    """Return how many copies there are, how many are weak, and what could not be protected."""
+    records, failed = manifest["pictures"], manifest.get("summary", {}).get("failed", ())
+    survivals = (record.get("survival") for record in records)
+    return {
+        "count": len(records),
+        "weak": sum(survival is not None and survival < SURVIVAL_FLOOR for survival in survivals),
+        "floor": percent(SURVIVAL_FLOOR),
+        "failed": len(failed),
+        "failures": [(entry["path"], entry["message"]) for entry in failed[:LISTED]],
+    }
+
+
+def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
+    """Return how the copies were made; what an older manifest does not say is left out."""
+    run, keys = manifest["run"], list(manifest["keys"])
+    settings, weights, tool = (_inner(run, name) for name in ("settings", "weights", "tool"))
+    noise = _inner(settings, "noise")
+    name, radius = str(settings.get("method")), noise.get("radius")
+    promise = METHODS[name].promise if name in METHODS else None
+    classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
+    facts = {
+        "Copies": len(manifest["pictures"]),
+        "Classes": f"{len(keys)}: {classes}" if keys else None,
+        "Method": settings.get("method"),
+        "Radius": promise(radius) if promise and isinstance(radius, int | float) else None,
+        "Steps": noise.get("steps"),
+        "Share of the noise in smooth places": settings.get("smooth"),
+        "Seed": str(settings.get("seed", "")) or None,
+        "Weights": weights.get("name"),
+        "SHA-256 of the weights": weights.get("sha256"),
+        "Engine": run.get("engine"),
+        "Version of tue": tool.get("version"),
+        "Finished": manifest.get("finished"),
+    }
+    return [(name, _value(fact)) for name, fact in facts.items() if fact is not None]
+
+
+def _inner(facts: Figures, name: str) -> Figures:
+    """Return the facts under a name; none where it has none."""
+    inner = facts.get(name)
+    return inner if isinstance(inner, Mapping) else {}
+
+
+def _value(value: Any) -> str:
+    """Return a plain fact as a person reads it."""
+    if isinstance(value, Mapping):
+        return ", ".join(f"{name} {_value(part)}" for name, part in value.items())
+    if isinstance(value, list | tuple):
+        return ", ".join(_value(part) for part in value)
+    if isinstance(value, float):
+        return f"{value:.4g}"
+    return "–" if value is None else f"{value:,}" if type(value) is int else str(value)
+
+
+def _sentence(text: str) -> str:
+    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
+
+
+def _words(name: str) -> str:
+    return name[:1].upper() + name[1:].replace("_", " ")

@@ -1,0 +1,75 @@
+"""The page that `tue verify` and `tue protect` write on request, and whether it can be written."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from tue_cli.errors import BadSetting, OutputProblem, PictureProblem
+from tue_cli.events import Event, Saved
+from tue_cli.text import printable
+
+SHOWN = 6
+"""Pictures on the page."""
+
+
+def refuse_report(path: Path) -> None:
+    """Refuse a page that could not be written, before any work.
+
+    Raises:
+        BadSetting: it is not called .html.
+        OutputProblem: its folder is missing or cannot be written.
+    """
+    if path.suffix.lower() not in (".html", ".htm"):
+        raise BadSetting(f"The report {printable(path)} is no HTML file.", "Name it FILE.html.")
+    if path.is_dir():
+        raise BadSetting(f"{printable(path)} is a folder.", "Name the report FILE.html.")
+    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+        raise OutputProblem(
+            f"{printable(path.parent)} is missing or cannot be written.",
+            "Choose another place for --report.",
+        )
+
+
+def reported(
+    path: Path,
+    manifest: dict[str, Any],
+    protected: Path,
+    original_of: Callable[[dict[str, Any]], Path | None],
+    *,
+    result: dict[str, Any] | None = None,
+    embedding: dict[str, Any] | None = None,
+    command: str = "",
+) -> Iterator[Event]:
+    """Write the page, with a few of the pictures, evenly spread.
+
+    Args:
+        path: where it goes.
+        manifest: of the copies.
+        protected: the folder of the copies.
+        original_of: where the original of one of the manifest's pictures lies, if it is known.
+        result: what `tue verify` found.
+        embedding: its t-SNE.
+        command: as it was typed.
+
+    Raises:
+        OutputProblem: it cannot be written.
+    """
+    from tue_cli.images.thumbnails import shown_pairs
+    from tue_cli.report.page import page, write
+
+    records = manifest["pictures"]
+    pictures = []
+    for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
+        original = original_of(record)
+        with suppress(PictureProblem):  # it was reported where it was met
+            if original is not None:
+                pictures.append(shown_pairs(original, protected / record["path"], record))
+    html = page(
+        manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
+    )
+    write(html, path)
+    yield Saved(None, path, {"bytes": len(html.encode())})

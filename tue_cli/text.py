@@ -1,0 +1,35 @@
+"""Text for people: durations, sizes, counts, and names that a terminal can show."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+
+def duration(seconds: float) -> str:
+    """Return a time as people say it: `42 s`, `3 min 05 s`, `2 h 10 min`."""
+    whole = max(0, round(seconds))
+    if whole < 60:
+        return f"{whole} s"
+    if whole < 3600:
+        return f"{whole // 60} min {whole % 60:02d} s"
+    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def size(count: float) -> str:
+    """Return a number of bytes: `812 bytes`, `4.2 kB`, `31 MB`."""
+    if count < 1000:
+        return f"{count:.0f} bytes"
+    units = ["TB", "GB", "MB", "kB"]
+    while count >= 999.5 and units:
+        count, unit = count / 1000, units.pop()
+    return f"{count:.1f} {unit}" if count < 9.95 else f"{count:,.0f} {unit}"
+
+
+def counted(count: int, thing: str) -> str:
+    """Return how many there are of something: `1 picture`, `1,200 pictures`, `3 classes`."""
+    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
+
+
+def printable(path: Path | str) -> str:
+    """Return a name on one line: line breaks, escapes and undecodable bytes are spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

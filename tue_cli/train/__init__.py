@@ -1,0 +1,1 @@
+"""`tue train` and `tue export`: weights and their graphs."""

@@ -1,0 +1,177 @@
+"""What lets a training be stopped and gone on with: its checkpoint, and Ctrl-C between steps."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import signal
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tue_cli.config import TrainSettings
+from tue_cli.dataset.manifest import differences
+from tue_cli.errors import BadSetting, OutputProblem
+from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.reading import opened
+
+if TYPE_CHECKING:
+    from tue_cli.core.batches import Pictures
+    from tue_cli.core.loop import Training
+
+CHECKPOINT_SECONDS = 120.0
+MOST_BYTES = 1 << 36
+"""Of a checkpoint: nets, and what the optimizer keeps of each number in them."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """Ctrl-C, held back until a step was whole."""
+
+
+@contextmanager
+def held_interrupt() -> Iterator[Callable[[], None]]:
+    """Hold Ctrl-C back until the function that this gives is called, which raises `Interrupted`.
+
+    A second Ctrl-C strikes at once. Where Ctrl-C means something else already (a thread, a process
+    in the background, a terminal interface), it is left alone.
+    """
+    former = signal.getsignal(signal.SIGINT)
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    if not in_main_thread or former is not signal.default_int_handler:
+        yield lambda: None
+        return
+    came = False
+
+    def hold(*_: object) -> None:
+        nonlocal came
+        came = True
+        signal.signal(signal.SIGINT, former)
+
+    def strike() -> None:
+        if came:
+            raise Interrupted
+
+    signal.signal(signal.SIGINT, hold)
+    try:
+        yield strike
+    finally:
+        signal.signal(signal.SIGINT, former)
+
+
+def write_output(data: bytes, path: Path) -> None:
+    """Write a file of a training, whole or not at all.
+
+    Raises:
+        OutputProblem: it cannot be written.
+    """
+    try:
+        write_whole(data, path)
+    except OSError as error:
+        raise OutputProblem(
+            f"{path} cannot be written: {error.strerror or error}.",
+            "Make room or mend the permissions, then go on with --resume.",
+        ) from None
+
+
+class Checkpoint:
+    """All that an exact `--resume` needs, in one file, replaced whole every few minutes.
+
+    Batches and draws are functions of seed and step, so no generator's state is in it.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        pictures: Pictures,
+        classes: tuple[str, ...],
+        settings: TrainSettings,
+        trainings: Mapping[str, Training],
+    ) -> None:
+        from tue_cli.core.loop import Curve
+
+        self.path = path
+        self.curves = {role: Curve() for role in trainings}
+        self.data_sha256 = _digest(pictures)
+        self._trainings = trainings
+        self._identity = {
+            "settings": asdict(settings),
+            "classes": list(classes),
+            "data": self.data_sha256,
+        }
+        self._spent = 0.0
+        self._began = self._written = time.monotonic()
+
+    def seconds(self) -> float:
+        """Return the training time of this run and of those it went on from."""
+        return self._spent + time.monotonic() - self._began
+
+    def read(self) -> None:
+        """Go on where the file says; where there is none, from the start.
+
+        Raises:
+            BadSetting: unreadable, or of another training.
+        """
+        import torch
+
+        from tue_cli.core.loop import Curve
+
+        if not self.path.exists():
+            return
+        try:
+            with opened(self.path, MOST_BYTES) as file:
+                state: dict[str, Any] = torch.load(file, weights_only=True)
+            changed = differences(state["identity"], self._identity)
+            if not changed:
+                self._spent = state["seconds"]
+                self.curves = {role: Curve(values) for role, values in state["curves"].items()}
+                for role, training in self._trainings.items():
+                    training.load(state["trainings"][role])
+        except Exception:  # torch's words for it run to half a page
+            raise BadSetting(
+                f"The checkpoint {self.path} is damaged, or was not written by tue.",
+                "Remove it and train anew.",
+            ) from None
+        if changed:
+            raise BadSetting(
+                f"The checkpoint {self.path} is of another training: {changed}.",
+                "Give the same data and settings, or remove it.",
+            )
+
+    def is_due(self) -> bool:
+        """Say whether the file is a few minutes old."""
+        return time.monotonic() - self._written >= CHECKPOINT_SECONDS
+
+    def write_when_due(self) -> None:
+        """Write once every few minutes."""
+        if self.is_due():
+            self.write()
+
+    def write(self) -> None:
+        """Replace the file, whole or not at all; between two steps only.
+
+        Raises:
+            OutputProblem: it cannot be written; the former one stays.
+        """
+        import torch
+
+        state = {
+            "identity": self._identity,
+            "seconds": self.seconds(),
+            "curves": {role: curve.values() for role, curve in self.curves.items()},
+            "trainings": {role: t.state() for role, t in self._trainings.items()},
+        }
+        data = io.BytesIO()
+        torch.save(state, data)
+        write_output(data.getvalue(), self.path)
+        self._written = time.monotonic()
+
+
+def _digest(pictures: Pictures) -> str:
+    """Return the sha256 of the squashed pictures and their labels."""
+    state = hashlib.sha256(pictures.pixels.cpu().numpy().tobytes())
+    state.update(pictures.labels.cpu().numpy().tobytes())
+    return state.hexdigest()

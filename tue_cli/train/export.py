@@ -1,0 +1,108 @@
+"""`tue export`: a weights file's step graph, checked and held against torch before it is kept."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from numpy.typing import NDArray
+
+from tue_cli.dataset.manifest import output_problem, sha256
+from tue_cli.errors import BadSetting, WeightsProblem, require
+from tue_cli.events import Done, Event, Saved
+from tue_cli.storage.atomic import write_whole
+from tue_cli.text import printable
+from tue_cli.weights import Weights, load
+
+
+@dataclass(frozen=True)
+class ExportSpec:
+    """What `tue export` was asked for."""
+
+    weights: str | None = None
+    output: Path | None = None
+    """Beside the weights, where it is looked for, if not given."""
+
+
+def export(spec: ExportSpec) -> Generator[Event, None, None]:
+    """Write a weights file's step graph for ONNX Runtime, yielding what happens.
+
+    Beside the weights and under their name, where `tue protect` looks for it, the graph reads the
+    weights from their file; anywhere else it holds them itself.
+
+    Raises:
+        BadSetting: a name that does not end in .onnx, or a net that cannot be written.
+        OutputProblem: it cannot be written.
+        WeightsProblem: no such weights, or the graph is not near enough to torch.
+    """
+    weights = load(spec.weights)
+    assert weights.path is not None
+    own = weights.path.with_suffix(".onnx")
+    output = spec.output or own
+    if output.suffix != ".onnx":
+        raise BadSetting(f"The output {printable(output)} is no ONNX file.", "Name it FILE.onnx.")
+    yield from exported(weights, output, beside=output.absolute() == own.absolute())
+
+
+def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event, None, None]:
+    """Build, check, prove and write the graph; with `beside` it names the weights in their file."""
+    require("torch", "onnx", "onnxruntime")
+    import onnx
+
+    from tue_cli.engine.onnx_graph.parity import parity
+    from tue_cli.engine.onnx_graph.step import point_to, put_in, step_graph
+
+    model, whole = step_graph(weights), step_graph(weights)
+    put_in(whole, weights)
+    onnx.checker.check_model(whole, full_check=True)
+    if beside:
+        assert weights.path is not None
+        point_to(model, weights.path)
+    data: bytes = (model if beside else whole).SerializeToString(deterministic=True)
+    found = parity(runner(data, weights if beside else None), weights)
+    if not found.within:
+        raise WeightsProblem(
+            f"The graph of {weights.name} is not what torch computes: fields are "
+            f"{found.graph.apart:.1e} apart (float32 by torch: {found.torch.apart:.1e}), "
+            f"{found.graph.signs:.3%} of their signs and {found.graph.steps:.3%} of the steps "
+            "differ.",
+            "Nothing was written. Use --backend torch with these weights.",
+        )
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(data, output)
+    except OSError as error:
+        raise output_problem(error, output.parent) from None
+    yield Saved(None, output, {"bytes": len(data)})
+    yield Done(
+        {
+            "graph": str(output),
+            "weights": weights.name,
+            "sha256": sha256(data),
+            "bytes": len(data),
+            "holds_weights": not beside,
+            "parity": asdict(found),
+        },
+        (
+            f"{output}: {len(data) / 1e3:.0f} kB, "
+            + (f"reads the weights from {weights.path}." if beside else "weights included."),
+            f"Against torch in float64, {found.graph.signs:.3%} of the gradients' signs and "
+            f"{found.graph.steps:.3%} of a step's entries differ; the fields are "
+            f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
+        ),
+    )
+
+
+def runner(data: bytes, weights: Weights | None) -> Any:
+    """Return a function that runs a graph on the CPU; the tensors of `weights` are put in."""
+    from tue_cli.engine.onnx import opened
+
+    session, _ = opened(data, {} if weights is None else weights.tensors, "cpu")
+    names = [output.name for output in session.get_outputs()]
+
+    def run(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:
+        return dict(zip(names, session.run(names, dict(values)), strict=True))
+
+    return run

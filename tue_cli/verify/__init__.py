@@ -1,0 +1,1 @@
+"""`tue verify`: victims trained on copies and controls, and what they learned."""

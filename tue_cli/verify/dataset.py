@@ -1,0 +1,186 @@
+"""What `tue verify` judges by: the arms, held in memory at the size that victims see."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from tue_cli.attacks.filters import degraded
+from tue_cli.dataset.labels import cluster_labels
+from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.events import Failed
+from tue_cli.images import codec, resize
+from tue_cli.verify.pairs import Pair, drawn
+
+Levels = NDArray[np.uint8]
+"""Pictures (N, 3, S, S)."""
+SIZES_LOOKED_AT = 25
+"""Pictures that decide at which size victims work."""
+
+
+@dataclass(frozen=True)
+class Arms:
+    """The same training pictures three times, and the clean ones that victims are tested on.
+
+    Pictures stand in an order that only the seed and their content decide.
+    """
+
+    classes: tuple[str, ...]
+    clean: Levels
+    protected: Levels
+    random: Levels
+    labels: NDArray[np.int64]
+    test: Levels
+    test_labels: NDArray[np.int64]
+
+    def training(
+        self, arm: str, *, part: float = 1.0, alone: bool = False, degrade: str = ""
+    ) -> tuple[Levels, NDArray[np.int64]]:
+        """Return an arm's training pictures and labels.
+
+        `arm` is clean, protected or random. Of each class the first `part` is of that arm and the
+        rest is clean; `alone` leaves that first part out. `degrade` is a filter.
+        """
+        first = np.zeros(len(self.labels), bool)
+        for number in range(len(self.classes)):
+            places = np.flatnonzero(self.labels == number)
+            first[places[: round(part * len(places))]] = True
+        pixels = np.where(first[:, None, None, None], getattr(self, arm), self.clean)
+        if alone:
+            pixels = pixels[~first]
+        labels = self.labels[~first] if alone else self.labels
+        return (degraded(pixels, degrade) if degrade else pixels), labels
+
+    def digest(self) -> str:
+        """Return a name that is the same for equal pictures and labels."""
+        state = hashlib.sha256(repr((self.classes, self.clean.shape)).encode())
+        pixels = (self.clean, self.protected, self.random, self.test)
+        for array in (*pixels, self.labels, self.test_labels):
+            state.update(array.tobytes())
+        return state.hexdigest()[:20]
+
+    def tested(self) -> float:
+        """Return how many test pictures, in equal classes, would make a mean over the classes as
+        sure: fewer than there are where classes are unequal, for the smallest one decides.
+        """
+        counts = np.bincount(self.test_labels, minlength=len(self.classes))
+        return float(len(self.classes) ** 2 / (1 / counts).sum())
+
+    def relabelled(self, seed: int) -> Arms:
+        """Return the same pictures with labels that only their coarse colours decide.
+
+        Somebody else's labels are not ours: as many groups as there are classes, by k-means on
+        each original at 4x4 pixels.
+        """
+        every = np.concatenate([self.clean, self.test])
+        count, _, size, _ = every.shape
+        coarse = every.reshape(count, 3, 4, size // 4, 4, size // 4).mean((3, 5)).reshape(count, -1)
+        names = cluster_labels((coarse / 255).astype(np.float32), len(self.classes), seed)
+        groups = {name: number for number, name in enumerate(dict.fromkeys(names))}
+        labels = np.array([groups[name] for name in names], np.int64)
+        return Arms(
+            tuple(groups),
+            self.clean,
+            self.protected,
+            self.random,
+            labels[: len(self.clean)],
+            self.test,
+            labels[len(self.clean) :],
+        )
+
+
+def working_size(pairs: Sequence[Pair]) -> int:
+    """Return at how many pixels a side victims see pictures: 32 or 64, as the pictures are."""
+    sides = []
+    for pair in pairs[:SIZES_LOOKED_AT]:
+        try:
+            sides.append(min(codec.decode(codec.read(pair.original)).pixels.shape[:2]))
+        except PictureProblem:
+            continue
+    return 32 if sides and float(np.median(sides)) <= 48 else 64
+
+
+def loaded(
+    train: Sequence[Pair],
+    held: Sequence[Pair],
+    *,
+    size: int,
+    radius: float,
+    seed: int,
+    pool: ThreadPoolExecutor,
+    failed: Callable[[Failed], None],
+) -> Arms:
+    """Decode every picture and squash it to `size` x `size`.
+
+    Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
+    picture's own pixels within the radius, in smooth places as well; finer noise would be gone when
+    they are squashed.
+
+    Args:
+        train: pictures to learn from, in any order.
+        held: pictures to be tested on.
+        size: pixels a side, a multiple of 4.
+        radius: of the random noise, in the pixels' unit.
+        seed: with a picture's content it decides its random noise and its place.
+        pool: threads that decode.
+        failed: told of every picture that cannot be decoded; the others go on.
+    """
+
+    def small(pixels: NDArray[np.uint8]) -> Levels:
+        return np.rint(resize.shrink(pixels, size) * 255).astype(np.uint8)
+
+    def views(pair: Pair) -> tuple[Levels, Levels, Levels] | Failed:
+        place = pair.original
+        try:
+            pixels = codec.decode(codec.read(place)).pixels
+            clean = small(pixels)
+            if pair.copy is None:
+                return clean, clean, clean
+            digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
+            draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+            noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
+            random = small(resize.lift(noise, pixels, radius))
+            place = pair.copy
+            return clean, small(codec.decode(codec.read(place)).pixels), random
+        except PictureProblem as problem:
+            return Failed(place, problem.reason, problem.message)
+
+    def decoded(pairs: Sequence[Pair]) -> Iterator[tuple[str, tuple[Levels, Levels, Levels]]]:
+        ordered = [p for groups in drawn(pairs, seed).values() for group in groups for p in group]
+        for pair, result in zip(ordered, pool.map(views, ordered), strict=True):
+            if isinstance(result, Failed):
+                failed(result)
+            else:
+                yield pair.label, result
+
+    learned, tested = list(decoded(train)), list(decoded([_as_original(pair) for pair in held]))
+    classes = tuple(sorted({label for label, _ in learned} & {label for label, _ in tested}))
+    number = {name: place for place, name in enumerate(classes)}
+    learned = [one for one in learned if one[0] in number]
+    tested = [one for one in tested if one[0] in number]
+    if not learned:
+        raise BadSetting(
+            "No class is left that can be both learned and tested.",
+            "Give pictures of the same classes, two or more of each.",
+        )
+    clean, protected, random = (
+        np.stack([levels[arm] for _, levels in learned]) for arm in range(3)
+    )
+    return Arms(
+        classes,
+        clean,
+        protected,
+        random,
+        np.array([number[label] for label, _ in learned], np.int64),
+        np.stack([levels[0] for _, levels in tested]),
+        np.array([number[label] for label, _ in tested], np.int64),
+    )
+
+
+def _as_original(pair: Pair) -> Pair:
+    return Pair(pair.original, None, pair.label, pair.sha256)

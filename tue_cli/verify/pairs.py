@@ -1,0 +1,248 @@
+"""Copies and their originals: paired by the manifest, split into what is learned and tested."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Generator, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tue_cli.dataset.discover import nfc
+from tue_cli.dataset.manifest import sha256
+from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.events import Event, Failed, Note
+from tue_cli.images import codec
+from tue_cli.storage.reading import is_below
+from tue_cli.text import printable
+from tue_cli.verify.request import VerifySpec
+from tue_cli.verify.stats import FEWEST_PICTURES
+
+BACKGROUND = "/background"
+"""The background's class; no folder has such a name."""
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A copy and its original, or a picture that has no copy and stays as it is."""
+
+    original: Path
+    copy: Path | None
+    label: str
+    sha256: str
+    """Of the original's file: its content, by which pictures are split and drawn."""
+
+
+def paired(
+    protected: Path, original: Path, manifest: dict[str, Any], pool: ThreadPoolExecutor
+) -> tuple[list[Pair], list[Failed], int]:
+    """Pair each copy with its original through the manifest, whatever has become of the copy since.
+
+    Returns the pairs, what could not be paired and why, and how many copies are no longer the
+    bytes that tue wrote.
+
+    Raises:
+        BadSetting: not one original is where the manifest says.
+    """
+
+    def one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
+        copy, clean = protected / record["path"], original_of(record, original)
+        if clean is None:
+            return Failed(copy, "outside", "The manifest points outside the folder.")
+        try:
+            digest = sha256(codec.read(clean))
+        except PictureProblem as problem:
+            return Failed(clean, "no-original", problem.message)
+        if digest != record["source_sha256"]:
+            return Failed(clean, "changed", "The original has changed since it was protected.")
+        try:
+            same = sha256(codec.read(copy)) == record["sha256"]
+        except PictureProblem as problem:
+            return Failed(copy, "no-copy", problem.message)
+        return Pair(clean, copy, nfc(record["label"]), digest), same
+
+    pairs: list[Pair] = []
+    failures: list[Failed] = []
+    others = 0
+    for result in pool.map(one, manifest["pictures"]):
+        if isinstance(result, Failed):
+            failures.append(result)
+            continue
+        pair, same = result
+        pairs.append(pair)
+        others += not same
+    if not pairs and failures:
+        raise BadSetting(
+            f"None of the {len(failures)} copies in {printable(protected)} could be paired: "
+            f"{failures[0].message}",
+            "Give --original the folder that was given to `tue protect`.",
+        )
+    return pairs, failures, others
+
+
+def original_of(record: dict[str, Any], original: Path) -> Path | None:
+    """Return where the original of a manifest's picture lies below `original`; None where the
+    manifest points out of that folder, or out of its own.
+    """
+    source = str(record.get("source", record["path"]))
+    return original / source if is_below(source) and is_below(record["path"]) else None
+
+
+def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
+    """Return clean pictures below a folder: one class a subfolder, or all of them background.
+
+    Raises:
+        BadSetting: it is no folder, or holds no picture.
+    """
+    if not folder.is_dir():
+        raise BadSetting(f"{printable(folder)} is no folder.", "Give a folder of pictures.")
+    found = [
+        path
+        for path in sorted(folder.rglob("*"))
+        if path.suffix.lower() in codec.SUFFIXES
+        and (not classes or len(path.relative_to(folder).parts) > 1)
+    ]
+
+    def one(path: Path) -> Pair | None:
+        label = nfc(path.relative_to(folder).parts[0]) if classes else BACKGROUND
+        try:
+            return Pair(path, None, label, sha256(codec.read(path)))
+        except PictureProblem:
+            return None
+
+    pairs = [pair for pair in pool.map(one, found) if pair is not None]
+    if not pairs:
+        raise BadSetting(
+            f"{printable(folder)} holds no picture{' in a subfolder' if classes else ''}.",
+            "Give a folder with one subfolder a class." if classes else "Give another folder.",
+        )
+    return pairs
+
+
+def drawn(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
+    """Return each class's pictures in an order that only seed and content decide.
+
+    Pictures of one content stand together, as one group: a split must not part them.
+    """
+    groups: dict[tuple[str, str], list[Pair]] = defaultdict(list)
+    for pair in pairs:
+        groups[pair.label, pair.sha256].append(pair)
+
+    def order(key: tuple[str, str]) -> bytes:
+        return hashlib.sha256(f"{seed}/{key[1]}".encode()).digest()
+
+    classes: dict[str, list[list[Pair]]] = defaultdict(list)
+    for key in sorted(groups, key=order):
+        classes[key[0]].append(sorted(groups[key], key=lambda pair: pair.original.as_posix()))
+    return {name: classes[name] for name in sorted(classes)}
+
+
+def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], list[Pair]]:
+    """Return the pictures to train on and those held out, by content, `share` of every class.
+
+    A content that is in two classes is not learned in one where it is held out in the other.
+    Classes with a single content are left out: they cannot be both learned and tested.
+    """
+    train: list[Pair] = []
+    held: list[Pair] = []
+    for groups in drawn(pairs, seed).values():
+        if len(groups) < 2:
+            continue
+        count = min(len(groups) - 1, max(1, round(share * len(groups))))
+        held += [pair for group in groups[:count] for pair in group]
+        train += [pair for group in groups[count:] for pair in group]
+    contents = {pair.sha256 for pair in held}
+    return [pair for pair in train if pair.sha256 not in contents], held
+
+
+def limited(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
+    """Return about `most` pictures, each class in its proportion but never gone."""
+    if len(pairs) <= most:
+        return list(pairs)
+    kept: list[Pair] = []
+    for groups in drawn(pairs, seed).values():
+        every = [pair for group in groups for pair in group]
+        kept += every[: max(1, round(most * len(every) / len(pairs)))]
+    return kept
+
+
+def divided(
+    spec: VerifySpec, manifest: dict[str, Any], pool: ThreadPoolExecutor, failures: list[Failed]
+) -> Generator[Event, None, tuple[list[Pair], list[Pair], list[Pair]]]:
+    """Return the copies with their originals, and all pictures to train on and to test on."""
+    settings = spec.settings
+    pairs, unpaired, others = paired(spec.protected, spec.original, manifest, pool)
+    yield from unpaired
+    failures += unpaired
+    if others:
+        yield Note(
+            f"{others} of {len(pairs)} copies are not the files that tue wrote; they are measured "
+            "as they are."
+        )
+    every = list(pairs)
+    copies = {record["sha256"] for record in manifest["pictures"]}
+    if spec.background is not None:
+        known = {pair.sha256 for pair in pairs} | copies
+        background = others_pictures(spec.background, pool, classes=False)
+        background = [pair for pair in background if pair.sha256 not in known]
+        if not background:
+            raise BadSetting(
+                f"{printable(spec.background)} holds these very pictures.",
+                "Give --background other people's pictures.",
+            )
+        largest = max(
+            (sum(p.label == label for p in pairs) for label in {p.label for p in pairs}), default=1
+        )
+        every += limited(background, largest, settings.seed)
+    train, held = split(every, settings.held_out, settings.seed)
+    if spec.holdout is not None:
+        tested = others_pictures(spec.holdout, pool, classes=True)
+        labels = {pair.label for pair in pairs}
+        strange = sorted({pair.label for pair in tested} - labels)
+        if strange:
+            yield Note(f"--holdout has classes that the copies lack: {', '.join(strange[:5])}.")
+        if lacking := sorted(labels - {pair.label for pair in tested}):
+            yield Note(f"--holdout lacks classes, which are left out: {', '.join(lacking[:5])}.")
+        contents = {pair.sha256 for pair in tested}
+        if contents & copies - {pair.sha256 for pair in pairs}:
+            raise BadSetting(
+                f"{printable(spec.holdout)} holds protected copies.",
+                "Victims are tested on clean pictures: give --holdout some.",
+            )
+        kept = [pair for pair in every if pair.sha256 not in contents]
+        if len(kept) < len(every):
+            yield Note(f"{len(every) - len(kept)} pictures are in --holdout too; none is learned.")
+        background_held = [pair for pair in held if pair.copy is None]
+        out = {id(pair) for pair in background_held}
+        train = [pair for pair in kept if id(pair) not in out]
+        held = [pair for pair in tested if pair.label in labels] + background_held
+    # To be tested on a picture twice tells no more.
+    held = list({(pair.label, pair.sha256): pair for pair in held}.values())
+    return pairs, train, held
+
+
+def too_little(pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair]) -> str | None:
+    """Return why these pictures cannot tell anything, if they cannot."""
+    learned, tested = {pair.label for pair in train}, {pair.label for pair in held}
+    different = len({pair.sha256 for pair in pairs})
+    if different < FEWEST_PICTURES:
+        return (
+            f"{different} different pictures with their originals are too few; {FEWEST_PICTURES} "
+            "are the least that can tell anything"
+        )
+    if len({pair.label for pair in pairs} | learned) < 2:
+        return (
+            "all pictures are of one class, so there is nothing that a model could learn to tell "
+            "apart; --background DIR takes other people's pictures as a second class"
+        )
+    if len(learned & tested) < 2:
+        return "fewer than two classes have different pictures to learn and to be tested on"
+    return None
+
+
+def without(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
+    """Return the pairs of which no file failed."""
+    lost = {failure.path for failure in failures}
+    return [pair for pair in pairs if not {pair.original, pair.copy} & lost]

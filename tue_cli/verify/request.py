@@ -1,0 +1,131 @@
+"""What `tue verify` was asked for, and whether that can be done."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from tue_cli import __version__
+from tue_cli.config import (
+    DEVICES,
+    METHODS,
+    NoiseSettings,
+    VerifySettings,
+    VictimSettings,
+    setting,
+)
+from tue_cli.errors import BadSetting
+from tue_cli.protect.plan import refuse_seed
+from tue_cli.report.write import refuse_report
+from tue_cli.text import printable
+
+WIDEST = 4
+"""Times the published width: a victim has been mistyped that is wider."""
+
+
+@dataclass(frozen=True)
+class VerifySpec:
+    """What `tue verify` was asked for."""
+
+    protected: Path
+    original: Path
+    settings: VerifySettings
+    seconds: float | None = None
+    """Choose `seen` so that the victims take about so long on this machine."""
+    holdout: Path | None = setting(
+        None, "clean pictures to test on, a subfolder a class; empty: a fifth of the originals"
+    )
+    background: Path | None = setting(None, "other people's pictures, as one more class")
+    report: Path | None = setting(None, "a page to show, FILE.html; empty: none")
+    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    resume: bool = setting(False, "keep the victims that are finished")
+    command: str = ""
+
+
+def refuse(spec: VerifySpec) -> None:
+    """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be written."""
+    settings = spec.settings
+    refuse_seed(settings.seed)
+    if settings.seeds < 1:
+        raise BadSetting(f"{settings.seeds} seeds train no victim.", "Choose 1 or more.")
+    if "std" not in settings.attacks:
+        raise BadSetting("Standard training is what others are compared with.", "Add std.")
+    if settings.seen < 1 or settings.adversary_steps < 1:
+        raise BadSetting("A victim must see pictures, and an adversary take steps.", "Choose more.")
+    if not 0 < settings.held_out < 1:
+        raise BadSetting(
+            f"A held-out share of {settings.held_out:g} cannot be.",
+            "Choose more than 0, less than 1.",
+        )
+    if settings.size is not None and (settings.size < 32 or settings.size % 4):
+        raise BadSetting(
+            f"Victims cannot see pictures at {settings.size} pixels.",
+            "Choose a multiple of 4 from 32.",
+        )
+    if spec.report is not None:
+        refuse_report(spec.report)
+    if not spec.protected.is_dir():
+        raise BadSetting(
+            f"{printable(spec.protected)} is no folder.", "Name a folder that `tue protect` wrote."
+        )
+    if not spec.original.is_dir():
+        raise BadSetting(
+            f"{printable(spec.original)} is no folder.",
+            "Give --original the folder that was given to `tue protect`.",
+        )
+
+
+def victims_named(text: str) -> tuple[VictimSettings, ...]:
+    """Return the victims that are asked for with commas between, as `victim_name` writes them.
+
+    Raises:
+        BadSetting: one of them has no width that can be.
+    """
+    victims = []
+    for part in text.split(","):
+        net, _, share = part.strip().partition(":")
+        try:
+            times = float(share or 0.25)
+        except ValueError:
+            times = 0.0
+        if not 0 < times <= WIDEST:
+            raise BadSetting(
+                f"{part!r} is no victim.",
+                f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
+            )
+        victims.append(VictimSettings(net=net, width=round(64 * times)))
+    return tuple(dict.fromkeys(victims))
+
+
+def victim_name(victim: VictimSettings) -> str:
+    """Return a victim as it is asked for: its net and its share of the published width."""
+    return f"{victim.net}:{victim.width / 64:g}"
+
+
+def how_made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+    """Return the radius of the copies' noise and, for people, how they were made.
+
+    Where nothing bounds it, it is the usual radius: random noise of any other would be no control.
+
+    Raises:
+        BadSetting: the manifest does not say it.
+    """
+    run = manifest["run"]
+    try:
+        settings, weights = run["settings"], run["weights"]
+        radius, method = float(settings["noise"]["radius"]), METHODS[settings["method"]]
+        if not 0 < radius <= 1:
+            raise ValueError(radius)
+        control = NoiseSettings().radius if method.bound == "none" else radius
+        return control, {
+            "method": settings["method"],
+            "radius": method.promise(radius),
+            "weights": f"{weights['name']}, sha256 {weights['sha256']}",
+            "tue": __version__,
+        }
+    except (ArithmeticError, LookupError, TypeError, ValueError):
+        raise BadSetting(
+            f"The manifest in {printable(protected)} does not say how its copies were made.",
+            "Use the one that `tue protect` wrote.",
+        ) from None

@@ -1,0 +1,196 @@
+"""`tue verify`: pair, split, train victims on every arm, judge by the weakest link."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+from tue_cli.config import VerifySettings
+from tue_cli.dataset.manifest import read_manifest
+from tue_cli.errors import require
+from tue_cli.events import Advanced, Event, Failed, Note, Started
+from tue_cli.protect.run import tool
+from tue_cli.report.write import reported
+from tue_cli.verify.dataset import Arms, loaded, working_size
+from tue_cli.verify.pairs import divided, limited, original_of, too_little, without
+from tue_cli.verify.request import VerifySpec, how_made, refuse, victim_name
+from tue_cli.verify.result import done, facts_of, row_of, table_of
+from tue_cli.verify.stats import FEWEST_PICTURES, Verdict, inconclusive, verdict
+from tue_cli.verify.trials import (
+    FEWEST_EPOCHS,
+    Book,
+    Group,
+    Trial,
+    distinct,
+    epochs_of,
+    groups_of,
+)
+
+if TYPE_CHECKING:
+    from tue_cli.engine.torch import Machine
+    from tue_cli.verify.trainer import Costs
+
+ONE_SEED = (
+    "each figure comes from one victim, and its interval from the test pictures alone; another "
+    "seed may move it further, as --seeds 3 tells"
+)
+
+
+def verify(spec: VerifySpec) -> Generator[Event, None, None]:
+    """Train victims on the copies and on their controls, and tell how much less they learned.
+
+    Raises:
+        BadSetting: unsuitable settings, no manifest, or originals that are not the copies'.
+        OutputProblem: the report or the cache cannot be written.
+    """
+    require("torch", *(["kornia"] if "ueraser" in spec.settings.attacks else []))
+    refuse(spec)
+    from tue_cli.engine.torch import machine
+    from tue_cli.verify.trainer import fitting, probed, refuse_victims
+
+    began = time.monotonic()
+    computer = machine(spec.device)
+    refuse_victims(spec.settings)
+    manifest = read_manifest(spec.protected)
+    radius, made = how_made(spec.protected, manifest)
+    failures: list[Failed] = []
+    pool = ThreadPoolExecutor()
+    try:
+        pairs, train, held = yield from divided(spec, manifest, pool, failures)
+        if (reason := too_little(pairs, train, held)) is not None:
+            yield from _told(spec, manifest, inconclusive(reason), failures, {"setup": made})
+            return
+        settings, size = spec.settings, spec.settings.size or working_size(train)
+        # The manifest also holds times, which another run of `tue protect` changes.
+        copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
+        book = Book(f"{tool()}, {computer.description}, {copies}", resume=spec.resume)
+        costs = probed(settings, len({pair.label for pair in train}), size, computer)
+        if spec.seconds is not None:
+            # What was fitted once is taken again, so that --resume finds its victims.
+            task = f"{settings} at {size} pixels in {spec.seconds} s"
+            fitted = book.get(task) or fitting(spec.seconds, settings, costs)
+            book.put(task, fitted)
+            settings = replace(settings, seen=fitted)
+        most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
+        if len(train) > most:
+            yield Note(
+                f"{most} of {len(train)} training pictures are used, drawn by content: more would "
+                "take a larger --budget."
+            )
+            held = limited(held, max(1000, round(len(held) * most / len(train))), settings.seed)
+            train = limited(train, most, settings.seed)
+        spoiled: list[Failed] = []
+        arms = loaded(
+            train,
+            held,
+            size=size,
+            radius=radius,
+            seed=settings.seed,
+            pool=pool,
+            failed=spoiled.append,
+        )
+        yield from spoiled
+        failures += spoiled
+        whole = (without(spoiled, some) for some in (pairs, train, held))
+        if spoiled and (reason := too_little(*whole)) is not None:
+            yield from _told(spec, manifest, inconclusive(reason), failures, {"setup": made})
+            return
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+    groups = groups_of(settings, len(arms.labels))
+    setup = _setup(settings, arms, groups, computer)
+    results = yield from _all_tried(spec, setup, distinct(groups), costs, arms, computer, book)
+    chance = 1 / len(arms.classes)
+    rows = [row_of(group, results, arms.tested(), chance) for group in groups]
+    judged = verdict(rows, chance)
+    if settings.seeds == 1 and judged.is_conclusive:
+        judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
+    setup |= {"time": f"{time.monotonic() - began:.0f} s", **made}
+    epochs = epochs_of(len(arms.labels), settings.seen)
+    facts = facts_of(judged, rows, groups, results, chance, epochs) | {"setup": setup}
+    yield table_of(rows, chance)
+    embedding = book.get(f"{arms.digest()}/embedding")
+    yield from _told(spec, manifest, judged, failures, facts, embedding)
+
+
+def _told(
+    spec: VerifySpec,
+    manifest: dict[str, Any],
+    judged: Verdict,
+    failures: Sequence[Failed],
+    facts: dict[str, Any],
+    embedding: dict[str, Any] | None = None,
+) -> Iterator[Event]:
+    """Say what was found, on the page too where one was asked for."""
+    finished = done(judged, facts, failures)
+    if spec.report is not None:
+        yield from reported(
+            spec.report,
+            manifest,
+            spec.protected,
+            lambda record: original_of(record, spec.original),
+            result=finished.facts,
+            embedding=embedding,
+            command=spec.command,
+        )
+    yield finished
+
+
+def _setup(
+    settings: VerifySettings, arms: Arms, groups: Sequence[Group], computer: Machine
+) -> dict[str, Any]:
+    """Return the plan, for people."""
+    epochs = epochs_of(len(arms.labels), settings.seen)
+    return {
+        "victims": ", ".join(victim_name(victim) for victim in settings.victims),
+        "attackers": ", ".join(settings.attacks),
+        "picture size": f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
+        "training pictures": len(arms.labels),
+        "held-out pictures": len(arms.test_labels),
+        "classes": len(arms.classes),
+        "epochs": f"{epochs} ({groups[0].trials['clean'][0].steps} steps)",
+        "adversary steps": settings.adversary_steps,
+        "seeds": settings.seeds,
+        "seed": settings.seed,
+        "device": computer.description,
+    }
+
+
+def _all_tried(
+    spec: VerifySpec,
+    setup: dict[str, Any],
+    trials: Sequence[Trial],
+    costs: Costs,
+    arms: Arms,
+    computer: Machine,
+    book: Book,
+) -> Generator[Event, None, dict[Trial, dict[str, Any]]]:
+    """Train what the book does not know yet, and return what became of every victim."""
+    from tue_cli.verify.trainer import embedding, tried
+
+    digest = arms.digest()
+    work = {trial: trial.steps * costs[trial.kind] for trial in trials}
+    known = {trial: book.get(f"{digest}/{trial.key()}") for trial in trials}
+    if spec.report is not None and book.get(f"{digest}/embedding") is None:
+        known[trials[0]] = None
+    missing = [trial for trial in trials if known[trial] is None]
+    planned, spent, worked = sum(work[trial] for trial in missing), 0.0, 0.0
+    yield Started("Training victims", len(trials), "victims", round(planned, 1), facts=setup)
+    if len(missing) < len(trials):
+        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims were trained before.")
+    for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
+        began = time.monotonic()
+        results, victim = yield from tried(trial, arms, computer)
+        if spec.report is not None and trial == trials[0]:
+            book.put(f"{digest}/embedding", embedding(victim, arms, computer))
+        known[trial] = results
+        book.put(f"{digest}/{trial.key()}", results)
+        spent += time.monotonic() - began
+        worked += work[trial]
+        left = (planned - worked) * spent / worked
+        yield Advanced(number, len(trials), results["rate"], round(left, 1))
+    return {trial: results for trial, results in known.items() if results is not None}

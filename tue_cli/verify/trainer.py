@@ -1,0 +1,144 @@
+"""How `tue verify` trains its victims: how long that will take, and each of them in its turn."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Generator, Mapping
+from dataclasses import asdict, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from tue_cli.config import AdversarySettings, VerifySettings, VictimSettings
+from tue_cli.core.batches import Pictures
+from tue_cli.engine.torch import Machine
+from tue_cli.events import Event, Metric
+from tue_cli.nets.classifiers import classifier
+from tue_cli.verify.dataset import Arms
+from tue_cli.verify.trials import Trial, distinct, groups_of
+from tue_cli.verify.victim import Victim
+
+PROBED = 4
+"""Updates that tell how long one takes; the first is not counted."""
+EMBEDDED = 600
+"""Training pictures in the report's t-SNE, each clean and protected."""
+
+
+Costs = Mapping[tuple[VictimSettings, bool, str], float]
+"""Seconds that an update takes, by `Trial.kind`."""
+
+
+def refuse_victims(settings: VerifySettings) -> None:
+    """Raise BadSetting for a victim that cannot be built; nothing is computed."""
+    with torch.device("meta"):
+        for victim in settings.victims:
+            classifier(victim.net, classes=2, width=victim.width, size=settings.size or 32)
+
+
+def probed(settings: VerifySettings, classes: int, size: int, computer: Machine) -> Costs:
+    """Measure how long updates take here, by a few on pictures of noise."""
+    kinds = {trial.kind: trial for trial in distinct(groups_of(settings, 1))}
+    costs = {}
+    for kind, trial in kinds.items():
+        batch = trial.victim.batch
+        generator = torch.Generator().manual_seed(0)
+        pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator)
+        pictures = Pictures(pixels.to(torch.uint8), torch.arange(batch) % classes)
+        probe = _victim(replace(trial, steps=PROBED), classes, size, computer)
+        times = []
+        for _ in probe.updates(pictures.to(computer.device)):
+            times.append(time.monotonic())
+        costs[kind] = (times[-1] - times[0]) / (PROBED - 1)
+    return costs
+
+
+def fitting(seconds: float, settings: VerifySettings, costs: Costs) -> int:
+    """Return how many pictures victims can be shown so that all of them take so long."""
+    groups = groups_of(replace(settings, seen=1_000_000), 1_000_000)
+    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in distinct(groups))
+    return max(1, math.floor(seconds / a_picture))
+
+
+def tried(
+    trial: Trial, arms: Arms, computer: Machine
+) -> Generator[Event, None, tuple[dict[str, Any], Victim]]:
+    """Train one victim and return what became of it, as plain data, and itself."""
+    if trial.other_labels:
+        arms = arms.relabelled(trial.seed)
+    pixels, labels = arms.training(
+        trial.arm, part=trial.part, alone=trial.alone, degrade=trial.degrade
+    )
+    pictures = Pictures(torch.from_numpy(pixels), torch.from_numpy(labels))
+    test = Pictures(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
+    victim = _victim(trial, len(arms.classes), arms.clean.shape[-1], computer)
+    training = victim.train(pictures, test, points=trial.points)
+    phase, point = f"{trial.arm}, {_recipe(trial)}, seed {trial.seed}", 0
+    while True:
+        try:
+            accuracy = next(training)
+        except StopIteration as stop:
+            trained = stop.value
+            break
+        point += 1
+        yield Metric(phase, point, trial.points, {"accuracy": accuracy})
+    rate = trial.steps * trial.victim.batch / max(trained.seconds, 1e-9)
+    return {**asdict(trained), "rate": round(rate, 1)}, victim
+
+
+def _victim(trial: Trial, classes: int, size: int, computer: Machine) -> Victim:
+    adversary = AdversarySettings(radius=trial.radius, steps=trial.adversary_steps)
+    return Victim(
+        trial.victim,
+        classes=classes,
+        size=size,
+        steps=trial.steps,
+        seed=trial.seed,
+        computer=computer,
+        adversary=adversary if trial.radius else None,
+        mixing=trial.mixing,
+    )
+
+
+def embedding(victim: Victim, arms: Arms, computer: Machine) -> dict[str, Any]:
+    """Return the report's t-SNE: a clean net's features of pictures, clean and protected."""
+    from sklearn.manifold import TSNE
+
+    net = victim.frozen()
+    each = max(1, EMBEDDED // len(arms.classes))
+    places = np.concatenate(
+        [np.flatnonzero(arms.labels == number)[:each] for number in range(len(arms.classes))]
+    )[:EMBEDDED]
+    features = []
+    for levels in (arms.clean[places], arms.protected[places]):
+        pictures = Pictures(torch.from_numpy(levels), torch.from_numpy(arms.labels[places]))
+        pictures = pictures.to(computer.device)
+        for few in torch.split(torch.arange(len(places)), 100):
+            with torch.no_grad():
+                features.append(net.features(pictures.batch(few)[0]).cpu().numpy())
+    every = np.concatenate(features)
+    points = TSNE(
+        perplexity=min(30.0, (len(every) - 1) / 3), init="pca", random_state=0
+    ).fit_transform(every)
+    rows = [
+        [round(float(x), 2), round(float(y), 2), int(label)]
+        for (x, y), label in zip(points, np.tile(arms.labels[places], 2), strict=True)
+    ]
+    return {
+        "classes": list(arms.classes),
+        "clean": rows[: len(places)],
+        "protected": rows[len(places) :],
+        "title": f"t-SNE of what a victim trained on the originals sees, {len(places)} pictures",
+    }
+
+
+def _recipe(trial: Trial) -> str:
+    """Return what is special about a trial, in a word or two."""
+    if trial.radius:
+        return f"at {trial.radius * 255:g}/255"
+    if trial.alone:
+        return f"{1 - trial.part:.0%} clean alone"
+    if trial.part < 1:
+        return f"{trial.part:.0%} of it"
+    return trial.degrade or trial.mixing or ("other labels" if trial.other_labels else "std")

@@ -1,0 +1,168 @@
+"""The victims that `tue verify` trains, and the book of those that are finished."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import platformdirs
+
+from tue_cli.attacks.registry import ATTACKS, Attack
+from tue_cli.config import VerifySettings, VictimSettings
+from tue_cli.errors import OutputProblem
+from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
+
+MOST_EPOCHS = 60
+FEWEST_EPOCHS = 8
+"""Training pictures beyond what can be seen so often are left out."""
+POINTS = 20
+"""At most so many times a victim is tested on its way."""
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One victim on one arm: all that decides its accuracy, beside the pictures and the machine."""
+
+    arm: str
+    """clean, protected or random."""
+    victim: VictimSettings
+    seed: int
+    steps: int
+    points: int
+    degrade: str
+    mixing: str
+    radius: float
+    adversary_steps: int
+    other_labels: bool
+    part: float
+    alone: bool = False
+    """Only the part of the pictures that stays clean."""
+
+    @property
+    def kind(self) -> tuple[VictimSettings, bool, str]:
+        """What decides how long an update takes."""
+        return self.victim, bool(self.radius), self.mixing
+
+    def key(self) -> str:
+        """Return a name that is the same for equal trials."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+
+
+@dataclass(frozen=True)
+class Group:
+    """One attacker on one kind of victim: for each arm, a trial a seed."""
+
+    name: str
+    attack: Attack
+    victim: VictimSettings
+    trials: dict[str, tuple[Trial, ...]]
+    """Arm -> trials; `floor` where it is not chance."""
+
+
+def epochs_of(pictures: int, seen: int) -> int:
+    """Return how often each of the training pictures comes up."""
+    return max(1, min(MOST_EPOCHS, round(seen / max(1, pictures))))
+
+
+def groups_of(settings: VerifySettings, pictures: int) -> list[Group]:
+    """Return every attacker on every kind of victim; groups may share trials.
+
+    Args:
+        settings: what was asked for, attackers by their keys in `ATTACKS`.
+        pictures: how many training pictures there are.
+    """
+    epochs = epochs_of(pictures, settings.seen)
+    groups = []
+    for victim in settings.victims:
+        for name in settings.attacks:
+            attack = ATTACKS[name]
+            trial = Trial(
+                arm="clean",
+                victim=victim,
+                seed=0,
+                steps=epochs * -(-pictures // victim.batch),
+                points=min(epochs, POINTS),
+                degrade=attack.degrade,
+                mixing=attack.mixing,
+                radius=attack.radius,
+                adversary_steps=settings.adversary_steps if attack.radius else 0,
+                other_labels=attack.other_labels,
+                part=1.0,
+            )
+            arms = {
+                "clean": trial,
+                "protected": replace(trial, arm="protected", part=attack.part),
+                "random": replace(trial, arm="random", part=attack.part),
+            }
+            if attack.part < 1:
+                arms["floor"] = replace(trial, part=attack.part, alone=True)
+            seeds = [settings.seed + number for number in range(settings.seeds)]
+            trials = {
+                arm: tuple(replace(trial, seed=seed) for seed in seeds)
+                for arm, trial in arms.items()
+            }
+            groups.append(Group(name, attack, victim, trials))
+    return groups
+
+
+def distinct(groups: Iterable[Group]) -> list[Trial]:
+    """Return each trial once, in the order of work: all of the first seed before the next."""
+    every = dict.fromkeys(
+        trial for group in groups for trials in group.trials.values() for trial in trials
+    )
+    return sorted(every, key=lambda trial: trial.seed)
+
+
+class Book:
+    """What finished trials said, in one file of the user's cache, replaced whole after each."""
+
+    def __init__(self, identity: str, *, resume: bool) -> None:
+        """`identity` names the copies and the machine; without `resume` the book begins empty.
+
+        Raises:
+            OutputProblem: the cache cannot be written.
+        """
+        name = hashlib.sha256(identity.encode()).hexdigest()[:20]
+        self._path = platformdirs.user_cache_path("tue") / "verify" / f"{name}.json"
+        self._entries: dict[str, Any] = {}
+        if resume:
+            with suppress(OSError, ValueError, LookupError, TypeError):
+                found = parse_json(read_file(self._path, MOST_STATE))
+                # Of a damaged book nothing is believed.
+                if found["sha256"] == _digest(found["entries"]):
+                    self._entries = found["entries"]
+        self._write()
+
+    def get(self, key: str) -> Any:
+        """Return an entry, or None."""
+        return self._entries.get(key)
+
+    def put(self, key: str, entry: Any) -> None:
+        """Keep an entry, on disk when this returns.
+
+        Raises:
+            OutputProblem: the cache cannot be written.
+        """
+        self._entries[key] = entry
+        self._write()
+
+    def _write(self) -> None:
+        whole = {"sha256": _digest(self._entries), "entries": self._entries}
+        data = json.dumps(whole).encode()
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            write_whole(data, self._path)
+        except OSError as error:
+            raise OutputProblem(
+                f"{self._path} cannot be written: {error.strerror or error}.",
+                "Make room there, or set XDG_CACHE_HOME to another folder.",
+            ) from None
+
+
+def _digest(entries: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()

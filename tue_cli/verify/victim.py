@@ -1,0 +1,200 @@
+"""Victims: classifiers trained as somebody would train them who took the pictures, and tested.
+
+The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, shifts and flips, no clean
+picture), shortened; its adversary is REM's PGD.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from tue_cli.attacks.augment import MIXINGS
+from tue_cli.config import AdversarySettings, VictimSettings
+from tue_cli.core.batches import Pictures, crop_and_flip, generator_at
+from tue_cli.core.capture import Captured, Tensors
+from tue_cli.core.loop import Plan, Training, fit
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import uniform_start
+from tue_cli.engine.torch import Machine
+from tue_cli.methods.surrogate import ascent
+from tue_cli.nets.classifiers import Classifier, classifier
+from tue_cli.nets.frozen import FrozenClassifier, channels_last
+
+ATTACKED = 1000
+"""At most so many of its own training pictures an adversarial victim is attacked on at the end."""
+TESTED = 500
+"""Pictures a forward pass when testing."""
+
+
+@dataclass(frozen=True)
+class Trained:
+    """What became of a victim; accuracies are means over the classes, 0 to 1."""
+
+    curve: tuple[float, ...]
+    """On the test pictures, at evenly spaced steps, the last one last."""
+    train: float
+    """On its own training pictures, as they are."""
+    attacked: float | None
+    """On its own training pictures under its own adversary; None for standard training."""
+    seconds: float
+    """Of training, without tests."""
+
+
+class Attacker:
+    """The adversary of adversarial training: it moves pictures so that a net's loss grows."""
+
+    def __init__(self, net: FrozenClassifier, adversary: AdversarySettings) -> None:
+        self.net = net
+        self._adversary = adversary
+        self._run = Captured(next(net.net.parameters()).device)
+
+    def __call__(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
+        """Return pixels (N, 3, H, W) in [0, 1], moved within the radius."""
+        start = uniform_start(pixels, self._adversary.radius, generator)
+        return self._run(self._moved, pixels, labels, start)[0]
+
+    def _moved(self, pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+        loss = cross_entropy(self.net, labels)
+        return (pixels + ascent(loss, pixels, self._adversary, start),)
+
+
+class Victim:
+    """One victim on its way from fresh weights to its last step."""
+
+    def __init__(
+        self,
+        settings: VictimSettings,
+        *,
+        classes: int,
+        size: int,
+        steps: int,
+        seed: int,
+        computer: Machine,
+        adversary: AdversarySettings | None = None,
+        mixing: str = "",
+    ) -> None:
+        """`mixing` is a key of `MIXINGS`, or nothing; `steps` are updates of the net.
+
+        Raises BadSetting where there is no such net, or none for pictures of this size.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            net = classifier(settings.net, classes=classes, width=settings.width, size=size)
+        self.net: Classifier = channels_last(net.to(computer.device))
+        self._classes = classes
+        self._computer = computer
+        self._adversary = adversary
+        self._mixing = MIXINGS[mixing] if mixing else None
+        plan = Plan(
+            steps=steps,
+            batch=settings.batch,
+            rate=settings.rate,
+            optimizer="sgd",
+            seed=seed,
+            stream="victim",
+        )
+        self._training = Training(self.net, plan)
+
+    def frozen(self) -> FrozenClassifier:
+        """Return the net as it is now, in the computer's precision."""
+        return FrozenClassifier(self.net, self._computer.dtype)
+
+    def train(
+        self, pictures: Pictures, test: Pictures, *, points: int
+    ) -> Generator[float, None, Trained]:
+        """Train to the last step, yielding the test accuracy at `points` places on the way.
+
+        The same seed, pictures and machine give the same net.
+        """
+        device, steps = self._computer.device, self._training.plan.steps
+        pictures, test = pictures.to(device), test.to(device)
+        marks = {math.ceil(steps * (point + 1) / points) for point in range(points)}
+        curve: list[float] = []
+        spent, began = 0.0, time.monotonic()
+        for _ in self.updates(pictures):
+            if self._training.step not in marks:
+                continue
+            spent += self._elapsed(began)
+            curve.append(balanced_accuracy(self.frozen(), test, self._classes))
+            yield curve[-1]
+            began = time.monotonic()
+        return Trained(
+            curve=tuple(curve),
+            train=balanced_accuracy(self.frozen(), pictures, self._classes),
+            attacked=self._attacked(pictures),
+            seconds=spent,
+        )
+
+    def updates(self, pictures: Pictures) -> Generator[Tensor, None, None]:
+        """Train to the last step, yielding each step's loss; pictures on the victim's device."""
+        attack = Attacker(self.frozen(), self._adversary) if self._adversary else None
+
+        def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
+            pixels = crop_and_flip(pixels, generator)
+            if attack is not None:
+                attack.net.follow(self.net)
+                pixels = attack(pixels, labels, generator)
+            targets = F.one_hot(labels, self._classes).float()
+            if self._mixing is not None:
+                pixels, targets = self._mixing(pixels, targets, generator)
+            return pixels, targets
+
+        yield from fit(self._training, pictures, loss=self._loss, prepare=prepare)
+
+    def _loss(self, pixels: Tensor, targets: Tensor) -> Tensor:
+        device, dtype = self._computer.device, self._computer.dtype
+        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+            logits = self.net(pixels.contiguous(memory_format=torch.channels_last))
+        return F.cross_entropy(logits.float(), targets)
+
+    def _attacked(self, pictures: Pictures) -> float | None:
+        if self._adversary is None:
+            return None
+        device, batch, net = self._computer.device, self._training.plan.batch, self.frozen()
+        attack = Attacker(net, self._adversary)
+        generator = generator_at(0, "attacked", 0, device)
+        order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
+        right: list[Tensor] = []
+        order = order[:ATTACKED].to(device)
+        for few in torch.split(order, batch):
+            pixels, labels = pictures.batch(few)
+            moved = attack(pixels, labels, generator)
+            with torch.no_grad():
+                right.append(net(moved).argmax(1) == labels)
+        return _mean_over_classes(torch.cat(right), pictures.labels[order], self._classes)
+
+    def _elapsed(self, began: float) -> float:
+        if self._computer.device.type == "cuda":
+            torch.cuda.synchronize(self._computer.device)
+        return time.monotonic() - began
+
+
+@torch.no_grad()
+def balanced_accuracy(
+    logits: Callable[[Tensor], Tensor], pictures: Pictures, classes: int
+) -> float:
+    """Return the mean over the classes of the share of its pictures that are recognised, 0 to 1.
+
+    So chance is one over the number of classes, however unequal they are.
+    """
+    right = [
+        logits(pixels).argmax(1) == labels
+        for pixels, labels in (
+            pictures.batch(few) for few in torch.split(torch.arange(len(pictures)), TESTED)
+        )
+    ]
+    return _mean_over_classes(torch.cat(right), pictures.labels, classes)
+
+
+def _mean_over_classes(right: Tensor, labels: Tensor, classes: int) -> float:
+    counts = torch.bincount(labels, minlength=classes)
+    hits = torch.bincount(labels[right], minlength=classes)
+    present = counts > 0
+    return float((hits[present].double() / counts[present].double()).mean())
