@@ -111,12 +111,10 @@ class Console:
         self._note(f"{event.title}: {event.total} {event.unit}")
         for name, value in event.facts.items():
             if isinstance(value, dict):
-                shown_pairs = [
-                    f"{printable(str(k))} → {printable(str(v))}" for k, v in value.items()
-                ]
-                more = len(shown_pairs) - 12
-                shown_pairs = shown_pairs[:12] + ([f"and {more} more"] if more > 0 else [])
-                value = ", ".join(shown_pairs)
+                pairs = [f"{printable(str(k))} → {printable(str(v))}" for k, v in value.items()]
+                more = len(pairs) - 12
+                pairs = pairs[:12] + ([f"and {more} more"] if more > 0 else [])
+                value = ", ".join(pairs)
             self._note(f"  {name}: {printable(str(value))}")
         if event.seconds is not None:
             self._note(f"  estimated time: {duration(event.seconds)}")

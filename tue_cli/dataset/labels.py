@@ -167,8 +167,8 @@ def _labelled_by(
             unknown += 1
         elif classes.setdefault(named, label) != label:
             raise BadSetting(
-                f"{printable(table)} puts {printable(path)} into two classes, {printable(classes[named])} and "
-                f"{printable(label)}.",
+                f"{printable(table)} puts {printable(path)} into two classes, "
+                f"{printable(classes[named])} and {printable(label)}.",
                 "Keep one of the two rows.",
             )
     if missing := [printable(item.relative) for item in items if item not in classes]:

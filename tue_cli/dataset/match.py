@@ -125,7 +125,8 @@ def _inside(text: str, folder: Path) -> Path:
     path = Path(text)
     if not path.parts or path.is_absolute() or path.anchor or ".." in path.parts or "\0" in text:
         raise BadSetting(
-            f"The manifest in {printable(folder)} names {printable(repr(text))}, outside its folder.",
+            f"The manifest in {printable(folder)} names {printable(repr(text))}, outside its "
+            "folder.",
             "It was not written by `tue protect`; use the one that was.",
         )
     return path

@@ -174,7 +174,7 @@ class LookScreen(Step):
         self.app.push_screen(StrengthScreen(self._draft))
 
     def command(self) -> str:
-        """Return the command that protects as it was printable."""
+        """Return the command that protects as it was shown."""
         return self._draft.command()
 
     def on_unmount(self) -> None:
