@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tue_cli.core.batches import Pictures
-from tue_cli.images.resize import shrink
+from tue_cli.images.resize import resize_to_square
 
 PARTS = {"train": "train", "test": "test", "val": "test"}
 TOGETHER = 1000
@@ -81,7 +81,7 @@ def _decoded(files: list[bytes], size: int) -> NDArray[np.uint8]:
         if levels.shape[:2] == (size, size):
             pixels[place] = levels.transpose(2, 0, 1)
         else:
-            pixels[place] = np.rint(shrink(levels, size) * 255)
+            pixels[place] = np.rint(resize_to_square(levels, size) * 255)
     return pixels
 
 

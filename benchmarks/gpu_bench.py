@@ -23,7 +23,7 @@ from rows import Rows
 
 from tue_cli.core.batches import Pictures
 from tue_cli.core.capture import Record, record_call, record_graph, recorded_by
-from tue_cli.engine.torch import Machine
+from tue_cli.engine.torch import ComputeDevice
 from tue_cli.nets.frozen import Frozen
 
 WAYS: dict[str, Record] = {"eager": record_call, "captured": record_graph}
@@ -55,7 +55,7 @@ class Bench:
     clock: Clock
     rows: Rows
     budget: Budget
-    computer: Machine
+    computer: ComputeDevice
     rehearse: bool
     way: str = "captured"
     """How what repeats is run; a capture that fails is warned of and runs eagerly."""

@@ -26,7 +26,7 @@ from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.torch import TorchEngine
 from tue_cli.methods import RECIPES
 from tue_cli.methods.tue import perturb
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
 from tue_cli.train.run import trainings_of
@@ -87,7 +87,7 @@ def _nets(bench: Bench, width: int) -> dict[str, Any]:
     device, dtype = bench.computer.device, bench.computer.dtype
     score = ScoreNet(classes=10, width=bench.budget.training.score_width, sigma=0.1)
     nn.init.normal_(score.leave.weight, std=0.05)
-    net = classifier("resnet18", classes=10, width=width)
+    net = build_classifier("resnet18", classes=10, width=width)
     return {
         "surrogate": FrozenClassifier(channels_last(net.to(device)), dtype),
         "score": FrozenScore(channels_last(score.to(device)), dtype),
@@ -301,7 +301,7 @@ def warm_up(width: int, batch: int) -> None:
     """
     device = torch.device("cuda")
     torch.manual_seed(0)
-    net = channels_last(classifier("resnet18", classes=10, width=width).to(device))
+    net = channels_last(build_classifier("resnet18", classes=10, width=width).to(device))
     compile_net(FrozenClassifier(net, torch.bfloat16), device, batch)
 
 

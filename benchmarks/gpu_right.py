@@ -26,7 +26,7 @@ from tue_cli.core.pgd import gradient_of
 from tue_cli.methods import RECIPES
 from tue_cli.methods.surrogate import classification
 from tue_cli.methods.tue import in_gray, perturb
-from tue_cli.nets.classifiers import Classifier, classifier
+from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
 from tue_cli.train.run import trainings_of
@@ -84,7 +84,7 @@ def _parts(bench: Bench) -> Parts:
     train, chosen = bench.split.train, bench.budget.training
     count = len(bench.split.classes)
     torch.manual_seed(0)
-    net = classifier("resnet18", classes=count, width=chosen.width)
+    net = build_classifier("resnet18", classes=count, width=chosen.width)
     score = ScoreNet(classes=count, width=chosen.score_width, sigma=chosen.sigma)
     nn.init.normal_(score.leave.weight, std=0.05)
     places = torch.linspace(0, len(train) - 1, PICTURES).long()

@@ -26,8 +26,8 @@ from tue_cli.core.capture import Captured
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import uniform_start
 from tue_cli.methods import METHODS, RECIPES
-from tue_cli.methods.surrogate import snapped
-from tue_cli.nets.frozen import Frozen, frozen
+from tue_cli.methods.surrogate import quantize
+from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.train.run import tensors_of, trainings_of
 from tue_cli.verify.victim import Victim
 from tue_cli.weights import Card, build, pack, read
@@ -99,7 +99,7 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
         trainings[role], figures[role] = _train_role(
             bench, card, role, nets, chosen, seconds[role], name
         )
-        nets[role] = frozen(trainings[role].net, bench.computer.dtype)
+        nets[role] = freeze(trainings[role].net, bench.computer.dtype)
     bench.nets[name] = nets
     parts = []
     if keep:
@@ -235,7 +235,7 @@ def loaded(bench: Bench, path: Path) -> dict[str, Frozen]:
     weights = read(path, name=path.stem)
     nets = build(weights, ("score", "surrogate"))
     device, dtype = bench.computer.device, bench.computer.dtype
-    return {role: frozen(net.to(device), dtype) for role, net in nets.items()}
+    return {role: freeze(net.to(device), dtype) for role, net in nets.items()}
 
 
 def noise(bench: Bench, name: str) -> None:
@@ -257,7 +257,7 @@ def noise(bench: Bench, name: str) -> None:
             generator=generator,
             run=run,
         )
-        protected[few] = ((pixels + snapped(delta)) * 255).round().to(torch.uint8)
+        protected[few] = ((pixels + quantize(delta)) * 255).round().to(torch.uint8)
     bench.wait()
     spent = time.monotonic() - began
     largest = int((protected.int() - train.pixels.int()).abs().max())

@@ -21,7 +21,7 @@ from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import uniform_start
-from tue_cli.methods.surrogate import FrozenNets, ascent, classification, snapped
+from tue_cli.methods.surrogate import FrozenNets, ascend_loss, classification, quantize
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import FrozenClassifier
@@ -126,7 +126,7 @@ def fit_through_views(
     run_noise, run_adversary = Captured(device), Captured(device)
 
     def attacked(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
-        moved = pixels + ascent(cross_entropy(for_attack, labels), pixels, adversary, start)
+        moved = pixels + ascend_loss(cross_entropy(for_attack, labels), pixels, adversary, start)
         return (quarters(moved),)
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
@@ -136,7 +136,7 @@ def fit_through_views(
         delta = perturb(
             nets, pixels, labels, noise, start=start, generator=generator, run=run_noise
         )
-        pixels = crop_and_flip(pixels + snapped(delta), generator)
+        pixels = crop_and_flip(pixels + quantize(delta), generator)
         start = uniform_start(pixels, adversary.radius, generator)
         return run_adversary(attacked, pixels, labels, start)[0], labels
 

@@ -15,7 +15,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import gradient_of
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.nets.score import ScoreNet
 
@@ -98,7 +98,7 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
     `gradient` and `score gradient` are by pixels, `update` and `score update` by weights.
     """
     with torch.device("meta"):  # shapes alone
-        net = classifier("resnet18", classes=10, width=width, size=size)
+        net = build_classifier("resnet18", classes=10, width=width, size=size)
         score = ScoreNet(classes=10, width=score_width, sigma=0.1)
         pixels, labels = torch.empty(2, 3, size, size), torch.empty(2, dtype=torch.int64)
     frozen, field = FrozenClassifier(net, torch.float32), FrozenScore(score, torch.float32)

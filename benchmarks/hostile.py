@@ -237,7 +237,7 @@ def laden(draw: random.Random, plain: dict[str, bytes]) -> bytes:
     if kind == "PNG":
         chunks = [metadata.png_chunk(b"eXIf", exif)]
         chunks += [metadata.png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text(draw, room))]
-        return metadata.spliced_png(plain["colour.png"], tuple(chunks))
+        return metadata.splice_png(plain["colour.png"], tuple(chunks))
     if kind == "JPEG":
         step = draw.choice((60_000, 60_000, 500))
         parts = [(0xE1, b"Exif\0\0" + exif[at : at + step]) for at in range(0, len(exif), step)]

@@ -45,9 +45,9 @@ from tue_cli.core.batches import Pictures, crop_and_flip, generator_at
 from tue_cli.core.loop import Plan, Training, accuracy, fit
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
-from tue_cli.engine.torch import Machine, machine
+from tue_cli.engine.torch import ComputeDevice, machine
 from tue_cli.images import codec, resize
-from tue_cli.nets.classifiers import Classifier, classifier
+from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
 from tue_cli.train.run import load_pictures
 from tue_cli.weights import load
@@ -237,7 +237,7 @@ def with_random_noise(train: Path, size: int) -> Pictures:
         seed = int.from_bytes(hashlib.sha256(source).digest()[:8], "big")
         levels = np.random.default_rng(seed).integers(-LEVELS, LEVELS + 1, pixels.shape)
         moved = np.clip(pixels + levels, 0, 255).astype(np.uint8)
-        return np.rint(resize.shrink(moved, size) * 255).astype(np.uint8)
+        return np.rint(resize.resize_to_square(moved, size) * 255).astype(np.uint8)
 
     with ThreadPoolExecutor() as pool:
         pixels = np.stack(list(pool.map(noisy, (path for path, _ in files))))
@@ -256,7 +256,7 @@ def ascent(
 def train_victim(
     pictures: Pictures,
     test: Pictures,
-    computer: Machine,
+    computer: ComputeDevice,
     arguments: argparse.Namespace,
     *,
     classes: int,
@@ -272,7 +272,7 @@ def train_victim(
     device, dtype, radius = computer.device, computer.dtype, adversary / 255
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        net = classifier(arguments.net, classes=classes, width=arguments.width, size=size)
+        net = build_classifier(arguments.net, classes=classes, width=arguments.width, size=size)
     channels_last(net.to(device))
     an_epoch = -(-len(pictures) // BATCH)
     plan = Plan(
@@ -326,7 +326,7 @@ def train_victim(
 
 
 def attacked(
-    net: Classifier, pictures: Pictures, computer: Machine, radius: float, steps: int
+    net: Classifier, pictures: Pictures, computer: ComputeDevice, radius: float, steps: int
 ) -> float:
     """Return the share of (some of) the training pictures that are still right under attack."""
     order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))[:ATTACKED]

@@ -36,10 +36,10 @@ from tue_cli.config import NoiseSettings
 from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.core.sampling import starts
+from tue_cli.core.sampling import draw_starts
 from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import step_graph
-from tue_cli.engine.torch import Engine, Machine, TorchEngine, machine
+from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
 from tue_cli.images import codec, resize
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.weights import Weights, build, fresh, load
@@ -47,7 +47,7 @@ from tue_cli.weights import Weights, build, fresh, load
 SECTIONS = ("agreement", "start", "speed")
 BATCH = 32
 CPU = torch.device("cpu")
-FLOAT32 = Machine(CPU, torch.float32, "CPU, float32")
+FLOAT32 = ComputeDevice(CPU, torch.float32, "CPU, float32")
 
 
 def by_onnx(weights: Weights, noise: NoiseSettings) -> Engine:
@@ -55,7 +55,7 @@ def by_onnx(weights: Weights, noise: NoiseSettings) -> Engine:
     return OnnxEngine(weights, graph, "tue", noise, seed=0, device="cpu", batch=BATCH)
 
 
-def by_torch(weights: Weights, noise: NoiseSettings, computer: Machine) -> Engine:
+def by_torch(weights: Weights, noise: NoiseSettings, computer: ComputeDevice) -> Engine:
     return TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=BATCH)
 
 
@@ -63,7 +63,7 @@ def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], 
     """Return pictures of a folder with a subfolder a class, evenly from all, and their classes."""
     files = [sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()]
     chosen = [(files[n % len(files)][n // len(files)], n % len(files)) for n in range(count)]
-    small = [resize.shrink(codec.decode(codec.read(p)).pixels, size) for p, _ in chosen]
+    small = [resize.resize_to_square(codec.decode(codec.read(p)).pixels, size) for p, _ in chosen]
     return np.stack(small), np.array([label for _, label in chosen])
 
 
@@ -161,7 +161,7 @@ def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object
             Term(gradient_of(moved), noise.step),
             Term(gradient_of(norm), noise.score_ratio * noise.step),
         ]
-        begin = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        begin = torch.from_numpy(draw_starts(pixels.shape, seeds, noise.radius))
         at = torch.from_numpy(pixels)
         return pgd(at, terms, radius=noise.radius, steps=noise.steps, start=begin)
 

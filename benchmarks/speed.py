@@ -87,7 +87,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
     from tue_cli.core.losses import cross_entropy, score_norm
     from tue_cli.core.pgd import Objective, Term, pgd
-    from tue_cli.engine.torch import TorchEngine, machine, starts
+    from tue_cli.engine.torch import TorchEngine, draw_starts, machine
     from tue_cli.methods.surrogate import surrogate_term
     from tue_cli.methods.tue import score_term
     from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
@@ -129,7 +129,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         if noise.score_ratio:
             norm = score_norm(plain["score"], labels)
             terms.append(Term(backward(norm, plain["score"]), noise.score_ratio * noise.step))
-        start = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        start = torch.from_numpy(draw_starts(pixels.shape, seeds, noise.radius))
         return pgd(tensor, terms, radius=noise.radius, steps=noise.steps, start=start)
 
     def engine_for(noise: NoiseSettings) -> Run:
@@ -147,7 +147,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
             if name == "score"
             else surrogate_term(surrogate, labels, whole, sample_moves(whole.steps, generator))
         )
-        start = torch.from_numpy(starts(pixels.shape, seeds, whole.radius))
+        start = torch.from_numpy(draw_starts(pixels.shape, seeds, whole.radius))
         return pgd(tensor, [term], radius=whole.radius, steps=whole.steps, start=start)
 
     seconds = in_turns(
@@ -229,7 +229,7 @@ def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
 
     from tue_cli.core.batches import crop_and_flip, generator_at
     from tue_cli.core.pgd import uniform_start
-    from tue_cli.engine.torch import TorchEngine, machine, starts
+    from tue_cli.engine.torch import TorchEngine, draw_starts, machine
 
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
@@ -250,7 +250,7 @@ def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
 
     def plainly() -> object:
         generator = generator_at(0, "perturb", 0, computer.device)
-        delta = torch.from_numpy(starts(pixels.shape, seeds, noise.radius))
+        delta = torch.from_numpy(draw_starts(pixels.shape, seeds, noise.radius))
         for _ in range(noise.steps):
             delta.requires_grad_()
             for _ in range(noise.samples):

@@ -42,12 +42,12 @@ import record
 
 from tue_cli.attacks.registry import attacks_named
 from tue_cli.config import VerifySettings, VictimSettings
-from tue_cli.engine.torch import Machine, machine
+from tue_cli.engine.torch import ComputeDevice, machine
 from tue_cli.train.run import load_pictures
-from tue_cli.verify.dataset import Arms, Levels
+from tue_cli.verify.dataset import Levels, VictimDataset
 from tue_cli.verify.request import victim_name, victims_named
 from tue_cli.verify.stats import FITTED, LEARNED
-from tue_cli.verify.trainer import tried
+from tue_cli.verify.trainer import train_victim
 from tue_cli.verify.trials import Trial, groups_of
 from tue_cli.weights import load
 
@@ -161,7 +161,7 @@ class Ten:
             raise SystemExit(f"{len(failed)} pictures of {folder} cannot be read.")
         return tuple(classes), pictures.pixels.numpy(), pictures.labels.numpy()
 
-    def arms(self, arm: str, size: int) -> Arms:
+    def arms(self, arm: str, size: int) -> VictimDataset:
         """Return what victims of an arm, or of a control, are trained and tested on."""
         classes, clean, labels = self._read(self._source, size)
         _, test, test_labels = self._read(self._held, size)
@@ -171,7 +171,7 @@ class Ten:
             random = (clean + noise).clip(0, 255).astype(np.uint8)
         elif arm not in CONTROLS:
             protected = self._read(copies_of(self._source, arm, self._args), size)[1]
-        return Arms(classes, clean, protected, random, labels, test, test_labels)
+        return VictimDataset(classes, clean, protected, random, labels, test, test_labels)
 
 
 def drained(trying: Iterator[Any]) -> dict[str, Any]:
@@ -185,11 +185,11 @@ def drained(trying: Iterator[Any]) -> dict[str, Any]:
 
 
 def figures_of(
-    trial: Trial, shown: Arms, computer: Machine, threads: int, *, best_epoch: bool
+    trial: Trial, shown: VictimDataset, computer: ComputeDevice, threads: int, *, best_epoch: bool
 ) -> record.Facts:
     """Train one victim and return what a cell holds of it."""
     began = time.monotonic()
-    found = drained(tried(trial, shown, computer))
+    found = drained(train_victim(trial, shown, computer))
     change = getattr(shown, trial.arm) - shown.clean.astype(np.float32)
     return {
         "accuracy": round(max(found["curve"]) if best_epoch else found["curve"][-1], 5),

@@ -36,7 +36,7 @@ from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.engine.torch import machine
-from tue_cli.verify.dataset import Arms, loaded
+from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
 from tue_cli.verify.pairs import others_pictures, split
 from tue_cli.verify.victim import Attacker, Victim
 
@@ -55,14 +55,16 @@ def chosen(data: Path, per_class: int, work: Path) -> Path:
     return place
 
 
-def arms_of(source: Path, size: int) -> Arms:
+def arms_of(source: Path, size: int) -> VictimDataset:
     """Return clean pictures and random noise, as `tue verify` holds them."""
     with ThreadPoolExecutor() as pool:
         pairs = others_pictures(source, pool, classes=True)
         # Each is its own copy, so that random noise is drawn for it too.
         pairs = [type(p)(p.original, p.original, p.label, p.sha256) for p in pairs]
         train, held = split(pairs, 0.2, 0)
-        return loaded(train, held, size=size, radius=8 / 255, seed=0, pool=pool, failed=print)
+        return load_victim_dataset(
+            train, held, size=size, radius=8 / 255, seed=0, pool=pool, failed=print
+        )
 
 
 class PlainBlock(nn.Module):
@@ -85,7 +87,7 @@ class PlainBlock(nn.Module):
         return F.relu(self.norm_two(self.two(y)) + self.skip(x))
 
 
-def plain_accuracy(arms: Arms, *, epochs: int, seed: int, rate: float) -> float:
+def plain_accuracy(arms: VictimDataset, *, epochs: int, seed: int, rate: float) -> float:
     """Train a ResNet-18 of width 16 in float32 as a tutorial does, and return its test accuracy."""
     torch.manual_seed(seed)
     blocks, channels = [], 16
@@ -133,7 +135,7 @@ def plain_accuracy(arms: Arms, *, epochs: int, seed: int, rate: float) -> float:
     return float(right.float().mean())
 
 
-def our_accuracy(arms: Arms, arm: str, *, epochs: int, seed: int, device: str) -> float:
+def our_accuracy(arms: VictimDataset, arm: str, *, epochs: int, seed: int, device: str) -> float:
     """Train the victim that `tue verify` trains, and return its test accuracy."""
     computer = machine(device)
     settings = VictimSettings()

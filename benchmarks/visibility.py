@@ -47,7 +47,7 @@ def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
             codec.decode(codec.read(place)).pixels
             for place in (source / entry["source"], output / entry["path"])
         )
-        hides = Image.fromarray(resize.masking(resize.shrink(before, size), 0.0)[0])
+        hides = Image.fromarray(resize.compute_mask(resize.resize_to_square(before, size), 0.0)[0])
         large = hides.resize(before.shape[1::-1], Image.Resampling.NEAREST)
         found.append(Pair(before, after, np.asarray(large)))
     return found

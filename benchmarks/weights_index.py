@@ -13,7 +13,7 @@ import hashlib
 import json
 from pathlib import Path
 
-from tue_cli.train.export import exported
+from tue_cli.train.export import write_graph
 from tue_cli.weights import read
 
 ROOT = Path(__file__).parent.parent
@@ -34,7 +34,7 @@ def main() -> None:
         weights = read(path, name=path.stem)
         graph = path.with_suffix(".onnx")
         # The generator must run to its end: it proves the graph before it writes it.
-        list(exported(weights, graph, beside=True))
+        list(write_graph(weights, graph, beside=True))
         measured = [
             result.name
             for result in sorted((ROOT / "benchmarks" / "results").glob("*.json"))

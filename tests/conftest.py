@@ -16,7 +16,7 @@ from tue_cli.core.batches import Pictures
 from tue_cli.core.loop import Plan, Training
 from tue_cli.methods import RECIPES as FITS
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.frozen import Frozen, frozen
+from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -115,7 +115,7 @@ def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, lis
         training = Training(net, tiny_plan(role))
         steps = FITS[recipe](role, training, helpers, toy, TINY, torch.float32)
         losses[role] = [float(loss) for loss in steps]
-        helpers[role] = frozen(net, torch.float32)
+        helpers[role] = freeze(net, torch.float32)
     tensors = {
         f"{r}.{k}": v.detach().numpy()
         for r, net in nets.items()
@@ -150,7 +150,7 @@ def frozen_of(tiny_of: dict[str, Weights]) -> dict[str, FrozenNets]:
     """The tiny nets of every method as it gets them, in float32, by method."""
     return {
         name: {
-            role: frozen(net, torch.float32)
+            role: freeze(net, torch.float32)
             for role, net in build(tiny_of[name], method.roles).items()
         }
         for name, method in METHODS.items()
@@ -193,4 +193,4 @@ def tiny_nets(tiny: Weights) -> dict[str, nn.Module]:
 @pytest.fixture
 def tiny_frozen(tiny_nets: dict[str, nn.Module]) -> FrozenNets:
     """The tiny nets as methods get them, in float32."""
-    return {role: frozen(net, torch.float32) for role, net in tiny_nets.items()}
+    return {role: freeze(net, torch.float32) for role, net in tiny_nets.items()}

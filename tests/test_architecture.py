@@ -15,7 +15,7 @@ import pytest
 
 import tue_cli
 from tue_cli.errors import ExitCode
-from tue_cli.train.export import exported
+from tue_cli.train.export import write_graph
 from tue_cli.weights import graph_of, index, load, read
 
 ROOT = Path(__file__).parent.parent
@@ -80,7 +80,7 @@ def twin(tiny_weights: Path, tmp_path: Path) -> Path:
     """The tiny weights, with their graph beside them."""
     path = tmp_path / "w.safetensors"
     path.write_bytes(tiny_weights.read_bytes())
-    list(exported(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
+    list(write_graph(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
     return path
 
 

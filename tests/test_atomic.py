@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from tue_cli.storage import atomic
-from tue_cli.storage.atomic import Folder, write_whole
+from tue_cli.storage.atomic import Folder, write_atomically
 
 
 @pytest.fixture(params=[True, False], ids=["descriptors", "paths"], autouse=True)
@@ -28,7 +28,7 @@ def names(folder: Path) -> set[str]:
 
 def test_a_file_appears_whole_with_the_permissions_of_a_new_one(tmp_path: Path) -> None:
     (tmp_path / "plain").touch()
-    write_whole(b"new", tmp_path / "page.html")
+    write_atomically(b"new", tmp_path / "page.html")
     assert (tmp_path / "page.html").read_bytes() == b"new"
     assert (tmp_path / "page.html").stat().st_mode == (tmp_path / "plain").stat().st_mode
     assert names(tmp_path) == {"plain", "page.html"}
@@ -49,7 +49,7 @@ def test_a_copy_gets_the_time_and_the_permissions_of_its_original(tmp_path: Path
 def test_a_failed_write_leaves_nothing_behind(tmp_path: Path) -> None:
     (tmp_path / "folder").mkdir()
     with pytest.raises(OSError, match="folder"):
-        write_whole(b"new", tmp_path / "folder")
+        write_atomically(b"new", tmp_path / "folder")
     assert names(tmp_path) == {"folder"}
 
 
@@ -58,7 +58,7 @@ def test_a_link_in_the_place_of_a_file_is_replaced_and_never_written_through(
 ) -> None:
     (tmp_path / "precious").write_bytes(b"precious")
     (tmp_path / "page.html").symlink_to("precious")
-    write_whole(b"new", tmp_path / "page.html")
+    write_atomically(b"new", tmp_path / "page.html")
     assert (tmp_path / "precious").read_bytes() == b"precious"
     assert not (tmp_path / "page.html").is_symlink()
 

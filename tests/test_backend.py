@@ -13,10 +13,10 @@ import torch
 from tue_cli.config import NoiseSettings
 from tue_cli.engine import select as rooms
 from tue_cli.engine.onnx import runtime
-from tue_cli.engine.select import MANY, choice, engine_for
+from tue_cli.engine.select import MANY, choose_backend, engine_for
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
-from tue_cli.train.export import exported
+from tue_cli.train.export import write_graph
 from tue_cli.weights import Weights, graph_of, pack, read
 
 HAS_CUDA = Path("/proc/driver/nvidia").is_dir()
@@ -28,7 +28,7 @@ def twin(tiny: Weights, tmp_path_factory: pytest.TempPathFactory) -> Weights:
     folder = tmp_path_factory.mktemp("twin")
     (folder / "tiny.safetensors").write_bytes(pack(tiny.card, tiny.tensors))
     weights = read(folder / "tiny.safetensors", name="tiny")
-    list(exported(weights, folder / "tiny.onnx", beside=True))
+    list(write_graph(weights, folder / "tiny.onnx", beside=True))
     return weights
 
 
@@ -54,8 +54,8 @@ def test_auto_takes_onnx_for_few_pictures_and_torch_without_a_graph(
 def test_auto_takes_torch_for_many_pictures_where_it_has_bfloat16(twin: Weights) -> None:
     expected = "torch" if torch.cpu._is_avx512_bf16_supported() else "onnx"
     many = MANY * (16 // twin.card.width) ** 2
-    assert choice(twin, "tue", "cpu", pictures=many) == expected
-    assert choice(twin, "tue", "cpu", pictures=many - 1) == "onnx"
+    assert choose_backend(twin, "tue", "cpu", pictures=many) == expected
+    assert choose_backend(twin, "tue", "cpu", pictures=many - 1) == "onnx"
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux tells without torch")
@@ -66,12 +66,12 @@ def test_bfloat16_is_found_without_torch_as_torch_finds_it() -> None:
 @pytest.mark.parametrize("former", ["torch, cpu, bfloat16", "onnx, cpu, float32, graph 0"])
 @pytest.mark.parametrize("pictures", [1, 1000 * MANY])
 def test_auto_goes_on_with_what_began(former: str, pictures: int, twin: Weights) -> None:
-    found = choice(twin, "tue", "cpu", pictures=pictures, former=former)
+    found = choose_backend(twin, "tue", "cpu", pictures=pictures, former=former)
     assert found == former.partition(",")[0]
 
 
 def test_auto_takes_torch_for_a_method_that_onnx_has_not(twin: Weights) -> None:
-    assert choice(twin, "lsp", "cpu", pictures=1) == "torch"
+    assert choose_backend(twin, "lsp", "cpu", pictures=1) == "torch"
     with pytest.raises(BadSetting, match="lsp") as caught:
         engine_for(
             twin,
@@ -87,9 +87,9 @@ def test_auto_takes_torch_for_a_method_that_onnx_has_not(twin: Weights) -> None:
 
 
 def test_a_gpu_asked_for_by_torch_s_name_is_torch_s(twin: Weights) -> None:
-    assert choice(twin, "tue", "cuda:1", pictures=1) == "torch"
-    assert choice(twin, "tue", "mps", pictures=1) == "torch"
-    assert choice(twin, "tue", "directml", pictures=1000 * MANY) == "onnx"
+    assert choose_backend(twin, "tue", "cuda:1", pictures=1) == "torch"
+    assert choose_backend(twin, "tue", "mps", pictures=1) == "torch"
+    assert choose_backend(twin, "tue", "directml", pictures=1000 * MANY) == "onnx"
 
 
 def test_kinds_differ_by_backend_and_by_graph(twin: Weights, tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_kinds_differ_by_backend_and_by_graph(twin: Weights, tmp_path: Path) -> 
     card = replace(twin.card, classes=("x", "y", "z"))
     (tmp_path / "other.safetensors").write_bytes(pack(card, twin.tensors))
     other = read(tmp_path / "other.safetensors", name="other")
-    list(exported(other, tmp_path / "other.onnx", beside=True))
+    list(write_graph(other, tmp_path / "other.onnx", beside=True))
     assert opened(other, backend="onnx").kind != kind
 
 
@@ -160,7 +160,7 @@ def test_a_graph_of_other_weights_is_refused(twin: Weights, tiny: Weights, tmp_p
     with pytest.raises(WeightsProblem, match="not of the weights") as caught:
         opened(weights, backend="onnx")
     assert "tue export" in caught.value.remedy
-    assert choice(weights, "tue", "cpu", pictures=1) == "torch"
+    assert choose_backend(weights, "tue", "cpu", pictures=1) == "torch"
 
 
 def test_weights_without_a_graph_say_how_to_get_one(tiny: Weights) -> None:

@@ -16,9 +16,9 @@ from tue_cli.core.batches import (
     batch_indices,
     crop_and_flip,
     generator_at,
-    indexed,
     sample_moves,
     shift_and_flip,
+    shift_and_flip_by_index,
 )
 from tue_cli.core.sampling import PADDING, moves, places, seed_at
 
@@ -145,11 +145,11 @@ def test_a_sampled_shift_is_one_naive_view_for_the_whole_batch(
     assert set.intersection(*fitting)
     assert torch.equal(moved, shift_and_flip(pictures, move))
     # A GPU gathers what the CPU slices.
-    assert torch.equal(moved, indexed(F.pad(pictures, (4,) * 4), move))
+    assert torch.equal(moved, shift_and_flip_by_index(F.pad(pictures, (4,) * 4), move))
 
 
 def by_index(pixels: Tensor, move: Tensor) -> Tensor:
-    return indexed(F.pad(pixels, (4,) * 4), move)
+    return shift_and_flip_by_index(F.pad(pixels, (4,) * 4), move)
 
 
 @pytest.mark.parametrize("shift", [shift_and_flip, by_index])

@@ -14,11 +14,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tue_cli.bench.cache import Shelf, loaded
-from tue_cli.bench.cifar import KEPT
+from tue_cli.bench.cache import BenchCache, load_dataset
+from tue_cli.bench.cifar import CIFAR_LAYOUTS
 from tue_cli.bench.layout import ARMS, CORE, TABLES, Bench
 from tue_cli.bench.run import BenchSpec, bench
-from tue_cli.bench.tables import Place, Sheet, data, markdown, published, shown, summary
+from tue_cli.bench.tables import (
+    ResultTable,
+    TableCell,
+    data,
+    format_cell,
+    markdown,
+    published,
+    summary,
+)
 from tue_cli.config import PRESETS, BenchSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.engine.torch import machine
@@ -129,7 +137,7 @@ def test_what_is_known_is_not_measured_again(
 
 
 def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
-    dataset, _ = loaded(pictures, FEW)
+    dataset, _ = load_dataset(pictures, FEW)
     a, b = (Bench(s, "CIFAR-10", dataset.key()) for s in (FEW, replace(FEW, victim_steps=5)))
     arm = a.arm("TUE")
     assert a.place(arm).key != b.place(arm).key
@@ -161,8 +169,8 @@ def test_benches_in_one_folder_share_the_work(
 
 @pytest.mark.parametrize("name", ["random noise", "LSP", "EM"])
 def test_another_seed_is_another_noise(name: str, pictures: Path, tmp_path: Path) -> None:
-    dataset, _ = loaded(pictures, FEW)
-    shelf = Shelf(tmp_path, dataset, machine("cpu"), "cpu")
+    dataset, _ = load_dataset(pictures, FEW)
+    shelf = BenchCache(tmp_path, dataset, machine("cpu"), "cpu")
 
     def made(seed: int) -> Any:
         # The nets are the same: only the noise's own seed differs.
@@ -209,7 +217,7 @@ def test_noise_that_was_begun_is_finished_to_the_same_bytes(
 def test_every_arm_s_pictures_keep_its_bound(
     whole: tuple[Path, list[Event]], pictures: Path
 ) -> None:
-    dataset, _ = loaded(pictures, FEW)
+    dataset, _ = load_dataset(pictures, FEW)
     plan = Bench(FEW, "CIFAR-10", dataset.key())
     for name in ARMS[1:]:
         arm = plan.arm(name)
@@ -280,14 +288,14 @@ def run_of(accuracy: float, attacked: float | None = None) -> dict[str, Any]:
 
 
 def test_a_cell_shows_mean_spread_doubt_and_the_paper() -> None:
-    place = Place("key", 29.2)
-    assert shown(place, {}) == "– [29.20]"
+    place = TableCell("key", 29.2)
+    assert format_cell(place, {}) == "– [29.20]"
     two = summary({"0": run_of(0.2), "1": run_of(0.4)})
     assert (two["n"], two["seeds"], two["peak"]) == (2, [0, 1], 0.9)
-    assert shown(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
-    assert shown(Place("key"), {"key": summary({"0": run_of(0.2, 0.6)})}) == "20.0 (60)"
-    assert shown(Place("key"), {"key": summary({"0": run_of(0.2, 0.4)})}) == "20.0 (40)*"
-    sheet = Sheet("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
+    assert format_cell(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
+    assert format_cell(TableCell("key"), {"key": summary({"0": run_of(0.2, 0.6)})}) == "20.0 (60)"
+    assert format_cell(TableCell("key"), {"key": summary({"0": run_of(0.2, 0.4)})}) == "20.0 (40)*"
+    sheet = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
     assert "| r | 30.0 ± 14.1 [29.20] |" in markdown(sheet, {"key": two})
     assert data(sheet, {"key": two})["cells"][0]["result"] == two
 
@@ -307,9 +315,9 @@ def test_what_cannot_be_measured_is_refused(wrong: str, pictures: Path, tmp_path
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", KEPT)
+@pytest.mark.parametrize("name", CIFAR_LAYOUTS)
 def test_pickled_cifar_is_written_out_once(name: str, tmp_path: Path) -> None:
-    kept, folder, output = KEPT[name], tmp_path / "kept", tmp_path / "out"
+    kept, folder, output = CIFAR_LAYOUTS[name], tmp_path / "kept", tmp_path / "out"
     (folder / kept.folder).mkdir(parents=True)
     random = np.random.default_rng(0)
     pixels = {file: random.integers(0, 256, (6, 3072), np.uint8) for file in kept.train + kept.test}
@@ -364,7 +372,7 @@ def test_an_output_that_cannot_be_made_stops_the_bench_at_once(
 
 @pytest.mark.parametrize("meta", [{}, [], {"label_names": 3}])
 def test_a_dataset_that_is_not_whole_is_refused(meta: object, tmp_path: Path) -> None:
-    kept = KEPT["cifar-10"]
+    kept = CIFAR_LAYOUTS["cifar-10"]
     (tmp_path / kept.folder).mkdir()
     (tmp_path / kept.folder / kept.names).write_bytes(pickle.dumps(meta, protocol=2))
     batch = {"data": np.zeros((1, 3072), np.uint8), "labels": [0]}
@@ -376,7 +384,7 @@ def test_a_dataset_that_is_not_whole_is_refused(meta: object, tmp_path: Path) ->
 
 
 def test_a_pickle_that_does_something_is_not_read(tmp_path: Path) -> None:
-    kept = KEPT["cifar-100"]
+    kept = CIFAR_LAYOUTS["cifar-100"]
     (tmp_path / kept.folder).mkdir()
     (tmp_path / kept.folder / kept.names).write_bytes(pickle.dumps(Path.cwd))
     with pytest.raises(BadSetting, match="no place"):

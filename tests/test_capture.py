@@ -24,15 +24,15 @@ from tue_cli.core.capture import (
     recorded_by,
 )
 from tue_cli.core.pgd import uniform_start
-from tue_cli.engine.torch import Machine
+from tue_cli.engine.torch import ComputeDevice
 from tue_cli.methods import METHODS
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.classifiers import ConvNorm, classifier
+from tue_cli.nets.classifiers import ConvNorm, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.verify.victim import Victim
 
 CPU = torch.device("cpu")
-MACHINE = Machine(CPU, torch.float32, "test")
+MACHINE = ComputeDevice(CPU, torch.float32, "test")
 
 
 def recording(record: Record = record_call) -> Captured:
@@ -166,7 +166,7 @@ def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Pictures) -> None:
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg16"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_that_follows_is_a_copy_made_anew(name: str, dtype: torch.dtype) -> None:
-    net = classifier(name, classes=3, width=4, size=32)
+    net = build_classifier(name, classes=3, width=4, size=32)
     copy = FrozenClassifier(net, dtype)
     places = [value.data_ptr() for value in copy.net.state_dict().values()]
     with torch.no_grad():

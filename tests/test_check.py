@@ -20,14 +20,14 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, ahead, check
+from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, check, check_ahead
 from tue_cli.config import NoiseSettings, ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.match import Expected, pair, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
 from tue_cli.events import Advanced, Checked, Done, Event, Note, Skipped, Table
 from tue_cli.images.jpeg import segments
-from tue_cli.images.residual import Facts
+from tue_cli.images.residual import CopyFacts
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.run import protect
 
@@ -424,7 +424,7 @@ def test_what_cannot_be_checked_is_said_before_any_work(site: Path, tmp_path: Pa
 
 def test_large_pictures_are_not_decoded_side_by_side() -> None:
     side = 6000
-    known = Facts((side, side), (), "")
+    known = CopyFacts((side, side), (), "")
     expected = [
         Expected(Path(str(n)), Path(str(n)), "", "", None, known, None, None, None)
         for n in range(6)
@@ -442,7 +442,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
         return Checked(copy.path, "intact")
 
     with ThreadPoolExecutor(4) as pool:
-        results = list(ahead(expected, {}, look, pool, 8))
+        results = list(check_ahead(expected, {}, look, pool, 8))
     assert [result.path.name for result in results] == list("012345")
     assert peak[0] <= most
 

@@ -13,8 +13,14 @@ from torch import Tensor, nn
 from tue_cli.core.batches import Pictures
 from tue_cli.errors import BadSetting
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, classifier
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last, folded, frozen
+from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, build_classifier
+from tue_cli.nets.frozen import (
+    FrozenClassifier,
+    FrozenScore,
+    channels_last,
+    fold_batch_norms,
+    freeze,
+)
 from tue_cli.nets.score import ScoreNet
 
 NARROW = [(name, 4 if name == "wrn34-10" else 8) for name in NETS]
@@ -54,7 +60,7 @@ def count(net: nn.Module) -> int:
 @pytest.mark.parametrize(("name", "width"), NARROW)
 @pytest.mark.parametrize("size", [32, 96])
 def test_a_narrow_net_gives_one_logit_a_class(name: str, width: int, size: int) -> None:
-    net = classifier(name, classes=7, width=width, size=size).eval()
+    net = build_classifier(name, classes=7, width=width, size=size).eval()
     pixels = torch.rand(2, 3, size, size)
     assert net(pixels).shape == (2, 7)
     assert net.features(pixels).ndim == 2
@@ -63,7 +69,7 @@ def test_a_narrow_net_gives_one_logit_a_class(name: str, width: int, size: int) 
 
 @pytest.mark.parametrize(("name", "width"), NARROW)
 def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None:
-    net = classifier(name, classes=3, width=width, size=32).eval()
+    net = build_classifier(name, classes=3, width=width, size=32).eval()
     assert net(torch.rand(1, 3, 33, 47)).shape == (1, 3)
 
 
@@ -108,7 +114,7 @@ def test_a_narrow_strided_convolution_leaves_memory_whole() -> None:
 def test_a_net_takes_its_size_or_refuses_it_when_built(name: str) -> None:
     # 16 pixels is the smallest working size that `tue train` allows.
     try:
-        net = classifier(name, classes=3, width=4, size=16).eval()
+        net = build_classifier(name, classes=3, width=4, size=16).eval()
     except BadSetting as error:
         assert error.remedy
     else:
@@ -121,12 +127,12 @@ def test_the_published_width_has_the_published_parameters(
 ) -> None:
     name, size, classes = key
     with torch.device("meta"):
-        assert count(classifier(name, classes=classes, size=size)) == parameters
+        assert count(build_classifier(name, classes=classes, size=size)) == parameters
 
 
 def test_vgg16_has_the_published_body() -> None:
     with torch.device("meta"):
-        net = classifier("vgg16", classes=10)
+        net = build_classifier("vgg16", classes=10)
     # torchvision's vgg16_bn features, less the biases that its norms make idle.
     assert count(net.body) == 14_723_136 - 4_224
 
@@ -136,7 +142,7 @@ def test_pictures_from_96_pixels_get_the_imagenet_stem(name: str) -> None:
     def stem(size: int) -> tuple[int, ...]:
         convolution = next(
             m
-            for m in classifier(name, classes=2, width=4, size=size).modules()
+            for m in build_classifier(name, classes=2, width=4, size=size).modules()
             if isinstance(m, nn.Conv2d)
         )
         return (*convolution.kernel_size, *convolution.stride)
@@ -147,7 +153,7 @@ def test_pictures_from_96_pixels_get_the_imagenet_stem(name: str) -> None:
 
 def test_fresh_weights_follow_torch_s_seed() -> None:
     def first() -> Tensor:
-        return next(classifier("resnet18", classes=2, width=4).parameters())
+        return next(build_classifier("resnet18", classes=2, width=4).parameters())
 
     torch.manual_seed(3)
     one = first()
@@ -158,7 +164,7 @@ def test_fresh_weights_follow_torch_s_seed() -> None:
 
 def test_an_unknown_net_is_refused_with_the_names_there_are() -> None:
     with pytest.raises(BadSetting) as caught:
-        classifier("resnet19", classes=2)
+        build_classifier("resnet19", classes=2)
     assert "resnet19" in caught.value.message
     assert all(name in caught.value.remedy for name in NETS)
 
@@ -166,15 +172,15 @@ def test_an_unknown_net_is_refused_with_the_names_there_are() -> None:
 @pytest.mark.parametrize("width", [3, 0, -8])
 def test_too_narrow_a_net_is_refused(width: int) -> None:
     with pytest.raises(BadSetting, match="4 or more"):
-        classifier("resnet18", classes=2, width=width)
+        build_classifier("resnet18", classes=2, width=width)
 
 
 @pytest.mark.parametrize(("name", "width"), NARROW)
 @pytest.mark.parametrize("size", [32, 96])
 def test_folding_keeps_the_logits(name: str, width: int, size: int) -> None:
-    net = shaken(classifier(name, classes=5, width=width, size=size)).double().eval()
+    net = shaken(build_classifier(name, classes=5, width=width, size=size)).double().eval()
     assert isinstance(net, Classifier)
-    copy = folded(net)
+    copy = fold_batch_norms(net)
     assert not any(isinstance(module, ConvNorm) for module in copy.modules())
     assert not any(parameter.requires_grad for parameter in copy.parameters())
     pixels = torch.rand(2, 3, size, size, dtype=torch.float64)
@@ -185,7 +191,7 @@ def test_folding_keeps_the_logits(name: str, width: int, size: int) -> None:
 
 
 def test_freezing_leaves_the_net_as_it_was() -> None:
-    net = classifier("resnet18", classes=3, width=4, size=16)
+    net = build_classifier("resnet18", classes=3, width=4, size=16)
     net(torch.rand(4, 3, 16, 16)).sum().backward()
     state = {name: value.clone() for name, value in net.state_dict().items()}
     gradients = [None if p.grad is None else p.grad.clone() for p in net.parameters()]
@@ -204,7 +210,7 @@ def test_freezing_leaves_the_net_as_it_was() -> None:
 
 
 def test_a_frozen_copy_shares_nothing_with_its_net() -> None:
-    net = classifier("resnet18", classes=3, width=4, size=16)
+    net = build_classifier("resnet18", classes=3, width=4, size=16)
     copy = FrozenClassifier(net, torch.float32)
     pixels = torch.rand(2, 3, 16, 16)
     before = copy(pixels)
@@ -232,7 +238,7 @@ def test_bf16_stays_close_to_float32(
     tiny_nets: dict[str, nn.Module], tiny_frozen: FrozenNets, toy: Pictures
 ) -> None:
     pixels, labels = toy.batch(torch.arange(24))
-    lowered = {role: frozen(net, torch.bfloat16) for role, net in tiny_nets.items()}
+    lowered = {role: freeze(net, torch.bfloat16) for role, net in tiny_nets.items()}
     exact, close = tiny_frozen["surrogate"], lowered["surrogate"]
     assert isinstance(exact, FrozenClassifier)
     assert isinstance(close, FrozenClassifier)

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tue_cli.attacks.filters import FILTERS, degraded
+from tue_cli.attacks.filters import FILTERS, apply_filter
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.verify.dataset import Levels
 
@@ -29,18 +29,18 @@ def test_every_filter_belongs_to_an_attacker() -> None:
 @pytest.mark.parametrize("name", FILTERS)
 def test_a_filter_changes_every_picture_by_itself(name: str, pictures: Levels) -> None:
     before = pictures.copy()
-    result = degraded(pictures, name)
+    result = apply_filter(pictures, name)
     assert result.shape == pictures.shape and result.dtype == np.uint8
     assert np.array_equal(pictures, before)
     assert (np.abs(result.astype(int) - pictures).mean((1, 2, 3)) > 0.5).all()
-    alone = [degraded(pictures[place : place + 1], name)[0] for place in range(len(pictures))]
+    alone = [apply_filter(pictures[place : place + 1], name)[0] for place in range(len(pictures))]
     assert np.array_equal(result, np.stack(alone))
 
 
 def test_blur_spreads_a_point_over_its_neighbours() -> None:
     point = np.zeros((1, 3, 9, 9), np.uint8)
     point[..., 4, 4] = 255
-    blurred = degraded(point, "blur")[0, 0].astype(float) / 255
+    blurred = apply_filter(point, "blur")[0, 0].astype(float) / 255
     # A Gaussian of one pixel: 0.16 in the middle, e^-1/2 of that beside it.
     assert blurred[4, 4] == pytest.approx(0.16, abs=0.04)
     assert blurred[4, 5] / blurred[4, 4] == pytest.approx(np.exp(-0.5), abs=0.15)
@@ -48,14 +48,14 @@ def test_blur_spreads_a_point_over_its_neighbours() -> None:
 
 
 def test_gray_has_three_equal_channels(pictures: Levels) -> None:
-    gray = degraded(pictures, "gray")
+    gray = apply_filter(pictures, "gray")
     assert (gray == gray[:, :1]).all()
     luma = np.tensordot(pictures, [0.299, 0.587, 0.114], axes=(1, 0))
     assert np.abs(gray[:, 0] - luma).max() <= 1
 
 
 def test_bits_leaves_four_levels_a_channel(pictures: Levels) -> None:
-    assert np.array_equal(degraded(pictures, "bits"), pictures & 0b1100_0000)
+    assert np.array_equal(apply_filter(pictures, "bits"), pictures & 0b1100_0000)
 
 
 @pytest.mark.parametrize("quality", [10, 50, 75])
@@ -63,10 +63,10 @@ def test_jpeg_is_what_pillow_writes_at_that_quality(quality: int, pictures: Leve
     file = io.BytesIO()
     Image.fromarray(pictures[0].transpose(1, 2, 0).copy()).save(file, "JPEG", quality=quality)
     expected = np.asarray(Image.open(file)).transpose(2, 0, 1)
-    assert np.array_equal(degraded(pictures, f"jpeg{quality}")[0], expected)
+    assert np.array_equal(apply_filter(pictures, f"jpeg{quality}")[0], expected)
 
 
 def test_half_size_and_back_removes_what_half_the_pixels_cannot_hold() -> None:
     board = np.indices((16, 16)).sum(0) % 2 * 255
     pixels = np.broadcast_to(board, (1, 3, 16, 16)).astype(np.uint8)
-    assert np.ptp(degraded(pixels, "resize")[..., 2:-2, 2:-2].astype(int)) <= 2
+    assert np.ptp(apply_filter(pixels, "resize")[..., 2:-2, 2:-2].astype(int)) <= 2

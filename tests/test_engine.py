@@ -13,10 +13,10 @@ from onnx import numpy_helper
 
 from tue_cli.config import METHODS, NoiseSettings
 from tue_cli.core.batches import Pictures
-from tue_cli.core.sampling import starts
+from tue_cli.core.sampling import draw_starts
 from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import step_graph
-from tue_cli.engine.torch import Engine, Machine, TorchEngine, machine
+from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
 from tue_cli.weights import Weights, build
 
@@ -58,7 +58,7 @@ def engine(
     if isinstance(dtype, str):
         graph = step_graph(weights).SerializeToString()
         return OnnxEngine(weights, graph, method, noise, seed=seed, device="cpu", batch=batch)
-    cpu = Machine(torch.device("cpu"), dtype, "CPU")
+    cpu = ComputeDevice(torch.device("cpu"), dtype, "CPU")
     return TorchEngine(weights, method, noise, seed=seed, machine=cpu, batch=batch)
 
 
@@ -307,12 +307,12 @@ def test_a_picture_s_features_are_its_own(
 
 
 def test_starts_fill_the_ball_and_are_each_picture_s_own() -> None:
-    drawn = starts((3, 3, 16, 16), [7, 8, 9], 8 / 255)
+    drawn = draw_starts((3, 3, 16, 16), [7, 8, 9], 8 / 255)
     assert drawn.dtype == np.float32
     assert np.abs(drawn).max() <= np.float32(8 / 255)
     assert drawn.max() > 0.99 * 8 / 255
     assert drawn.min() < -0.99 * 8 / 255
-    assert np.array_equal(starts((1, 3, 16, 16), [8], 8 / 255), drawn[1:2])
+    assert np.array_equal(draw_starts((1, 3, 16, 16), [8], 8 / 255), drawn[1:2])
     assert not np.array_equal(drawn[0], drawn[1])
 
 

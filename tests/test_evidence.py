@@ -19,8 +19,15 @@ from PIL import Image
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
-from tue_cli.verify.dataset import Arms, loaded, working_size
-from tue_cli.verify.pairs import Pair, limited, original_of, others_pictures, paired, split
+from tue_cli.verify.dataset import VictimDataset, load_victim_dataset, working_size
+from tue_cli.verify.pairs import (
+    Pair,
+    find_original,
+    limit_pairs,
+    others_pictures,
+    pair_copies,
+    split,
+)
 
 POOL = ThreadPoolExecutor(2)
 
@@ -63,18 +70,20 @@ def folder(tmp_path: Path) -> Path:
 
 def arms_of(
     folder: Path, *, seed: int = 0, size: int = 32, radius: float = 8 / 255
-) -> tuple[Arms, list[Failed]]:
+) -> tuple[VictimDataset, list[Failed]]:
     """Return every picture as its own copy."""
     pairs = [replace(p, copy=p.original) for p in others_pictures(folder, POOL, classes=True)]
     train, held = split(pairs, 0.3, seed)
     failed: list[Failed] = []
-    arms = loaded(train, held, size=size, radius=radius, seed=seed, pool=POOL, failed=failed.append)
+    arms = load_victim_dataset(
+        train, held, size=size, radius=radius, seed=seed, pool=POOL, failed=failed.append
+    )
     return arms, failed
 
 
 def test_each_copy_meets_its_original(folder: Path, tmp_path: Path) -> None:
     manifest = copied(folder, tmp_path / "out")
-    pairs, failures, others = paired(tmp_path / "out", folder, manifest, POOL)
+    pairs, failures, others = pair_copies(tmp_path / "out", folder, manifest, POOL)
     assert not failures and not others and len(pairs) == 20
     for pair in pairs:
         assert pair.copy is not None
@@ -88,7 +97,7 @@ def test_what_cannot_be_paired_is_named_and_the_others_go_on(folder: Path, tmp_p
     picture(folder / "a" / "2.png", 99)
     (tmp_path / "out" / "a" / "4.png").unlink()
     picture(tmp_path / "out" / "a" / "6.png", 98)
-    pairs, failures, others = paired(tmp_path / "out", folder, manifest, POOL)
+    pairs, failures, others = pair_copies(tmp_path / "out", folder, manifest, POOL)
     assert {f.path.name: f.reason for f in failures} == {
         "0.png": "no-original",
         "2.png": "changed",
@@ -106,9 +115,9 @@ def test_a_manifest_leads_nowhere_outside_its_folders(
     secret = picture(tmp_path / "secret.png", 5)
     record = manifest["pictures"][0]
     record[field], record["source_sha256"] = outside, sha256(secret)
-    pairs, failures, _ = paired(tmp_path / "out", folder, manifest, POOL)
+    pairs, failures, _ = pair_copies(tmp_path / "out", folder, manifest, POOL)
     assert [failure.reason for failure in failures] == ["outside"]
-    assert original_of(record, folder) is None
+    assert find_original(record, folder) is None
     assert secret not in {place for pair in pairs for place in (pair.original, pair.copy)}
 
 
@@ -118,7 +127,7 @@ def test_odd_paths_and_names_of_a_manifest_stop_nothing(folder: Path, tmp_path: 
     for record, source in zip(manifest["pictures"], odd, strict=False):
         record["source"] = source
     manifest["pictures"][-1]["label"] = "a\ud800\n<b>"
-    pairs, failures, _ = paired(tmp_path / "out", folder, manifest, POOL)
+    pairs, failures, _ = pair_copies(tmp_path / "out", folder, manifest, POOL)
     assert len(failures) == len(odd) and len(pairs) == 20 - len(odd)
 
 
@@ -126,7 +135,7 @@ def test_originals_of_another_folder_are_refused(folder: Path, tmp_path: Path) -
     manifest = copied(folder, tmp_path / "out")
     (tmp_path / "other").mkdir()
     with pytest.raises(BadSetting, match="None of the 20 copies"):
-        paired(tmp_path / "out", tmp_path / "other", manifest, POOL)
+        pair_copies(tmp_path / "out", tmp_path / "other", manifest, POOL)
 
 
 def test_a_name_in_either_unicode_form_is_one_class(tmp_path: Path) -> None:
@@ -135,7 +144,7 @@ def test_a_name_in_either_unicode_form_is_one_class(tmp_path: Path) -> None:
     picture(tmp_path / "holdout" / decomposed / "y.png", 1)
     manifest = copied(tmp_path / "in", tmp_path / "out")
     manifest["pictures"][0]["label"] = decomposed
-    pairs, _, _ = paired(tmp_path / "out", tmp_path / "in", manifest, POOL)
+    pairs, _, _ = pair_copies(tmp_path / "out", tmp_path / "in", manifest, POOL)
     tested = others_pictures(tmp_path / "holdout", POOL, classes=True)
     assert pairs[0].label == tested[0].label == composed
 
@@ -187,7 +196,7 @@ def test_fewer_pictures_keep_every_class_in_its_proportion(most: int, seed: int)
     pairs = [
         Pair(Path(f"{n}"), None, label, sha256(str(n).encode())) for n, label in enumerate(labels)
     ]
-    kept = limited(pairs, most, seed)
+    kept = limit_pairs(pairs, most, seed)
     assert len(kept) <= most + 1 and len(set(kept)) == len(kept)
     rare = sum(pair.label == "rare" for pair in kept)
     assert abs(rare - min(most, 300) / 10) <= 1 and rare >= 1
@@ -302,11 +311,13 @@ def test_a_picture_that_cannot_be_decoded_is_named_and_left_out(folder: Path) ->
 def test_a_broken_copy_is_blamed_and_not_its_original(folder: Path, tmp_path: Path) -> None:
     manifest = copied(folder, tmp_path / "out")
     (tmp_path / "out" / "a" / "0.png").write_text("<html>")
-    pairs, _, _ = paired(tmp_path / "out", folder, manifest, POOL)
+    pairs, _, _ = pair_copies(tmp_path / "out", folder, manifest, POOL)
     train = [pair for pair in pairs if int(pair.original.stem) < 14]
     held = [pair for pair in pairs if pair not in train]
     failed: list[Failed] = []
-    loaded(train, held, size=32, radius=8 / 255, seed=0, pool=POOL, failed=failed.append)
+    load_victim_dataset(
+        train, held, size=32, radius=8 / 255, seed=0, pool=POOL, failed=failed.append
+    )
     assert [failure.path for failure in failed] == [tmp_path / "out" / "a" / "0.png"]
 
 

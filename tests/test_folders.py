@@ -18,8 +18,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tue_cli.dataset.discover import Found, Item, default_output, discover, tells_case
-from tue_cli.dataset.labels import assign_keys, cluster_labels, labelled
+from tue_cli.dataset.discover import Found, Item, default_output, discover, is_case_sensitive
+from tue_cli.dataset.labels import assign_codes, assign_labels, cluster_labels
 from tue_cli.dataset.manifest import MANIFEST, WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 
@@ -72,7 +72,7 @@ def test_the_working_folder_can_be_given_as_a_dot(
     assert output == tmp_path / "photos-protected"
     found = discover([Path()], output)
     assert places(found) == ["-rf.jpg", "a/b.jpg"]
-    assert {item.label for item in labelled(found, "single")} == {"photos"}
+    assert {item.label for item in assign_labels(found, "single")} == {"photos"}
 
 
 def test_a_path_given_twice_counts_once(tmp_path: Path) -> None:
@@ -99,7 +99,7 @@ def test_hostile_names_are_found_and_kept(tmp_path: Path, name: str) -> None:
         plant(photos, name)
     except OSError:
         pytest.skip("this file system has no such names")
-    (item,) = labelled(discover([photos], tmp_path / "out"), "auto")
+    (item,) = assign_labels(discover([photos], tmp_path / "out"), "auto")
     assert os.fsencode(item.relative) == os.fsencode(name)
     assert item.source.read_bytes() == b"picture"
 
@@ -297,8 +297,8 @@ def test_names_that_differ_in_case_have_places_where_the_disk_tells_case(
 def test_case_is_told_by_the_names_that_are_there(tmp_path: Path) -> None:
     plant(tmp_path, "one/name", "two/name", "two/0")
     (tmp_path / "one/NAME").hardlink_to(tmp_path / "one/name")
-    assert not tells_case(tmp_path / "one") and not tells_case(tmp_path / "one/9/9")
-    assert tells_case(tmp_path / "two")
+    assert not is_case_sensitive(tmp_path / "one") and not is_case_sensitive(tmp_path / "one/9/9")
+    assert is_case_sensitive(tmp_path / "two")
 
 
 def test_what_can_never_be_protected_takes_no_place(tmp_path: Path) -> None:
@@ -366,28 +366,28 @@ def test_folders_are_classes_and_the_top_is_named_after_the_input(tmp_path: Path
     plant(tmp_path / "in", "top.jpg", "cats/a.jpg", "dogs/deep/b.jpg")
     found = discover([tmp_path / "in"], tmp_path / "out")
     expected = {"top.jpg": "in", "cats/a.jpg": "cats", "dogs/deep/b.jpg": "dogs"}
-    assert classes(labelled(found, "folders")) == expected
-    assert classes(labelled(found, "auto")) == expected
+    assert classes(assign_labels(found, "folders")) == expected
+    assert classes(assign_labels(found, "auto")) == expected
 
 
 def test_auto_sees_one_class_where_fewer_than_two_folders_hold_pictures(tmp_path: Path) -> None:
     plant(tmp_path / "in", "top.jpg", "cats/a.jpg", "notes/readme.txt")
     found = discover([tmp_path / "in"], tmp_path / "out")
-    assert set(classes(labelled(found, "auto")).values()) == {"in"}
-    assert set(classes(labelled(found, "folders")).values()) == {"in", "cats"}
+    assert set(classes(assign_labels(found, "auto")).values()) == {"in"}
+    assert set(classes(assign_labels(found, "folders")).values()) == {"in", "cats"}
 
 
 def test_several_input_folders_are_classes(tmp_path: Path) -> None:
     plant(tmp_path / "set", "cats/a.jpg", "dogs/x/b.jpg")
     found = discover([tmp_path / "set/cats", tmp_path / "set/dogs"], tmp_path / "out")
-    assert classes(labelled(found, "auto")) == {"cats/a.jpg": "cats", "dogs/x/b.jpg": "dogs"}
-    assert set(classes(labelled(found, "single")).values()) == {"set"}
+    assert classes(assign_labels(found, "auto")) == {"cats/a.jpg": "cats", "dogs/x/b.jpg": "dogs"}
+    assert set(classes(assign_labels(found, "single")).values()) == {"set"}
 
 
 def test_an_unknown_way_to_label_is_refused(tmp_path: Path) -> None:
     plant(tmp_path / "in", "a.jpg")
     with pytest.raises(BadSetting, match="--labels clusters"):
-        labelled(discover([tmp_path / "in"], tmp_path / "out"), "clusters")
+        assign_labels(discover([tmp_path / "in"], tmp_path / "out"), "clusters")
 
 
 @pytest.mark.parametrize(
@@ -404,7 +404,7 @@ def test_a_table_gives_the_classes(tmp_path: Path, text: str) -> None:
     plant(tmp_path / "in", "cats/a.jpg", "b.jpg")
     table = tmp_path / "labels.csv"
     table.write_bytes(text.replace("IN", (tmp_path / "in").as_posix()).encode())
-    items = labelled(discover([tmp_path / "in"], tmp_path / "out"), str(table))
+    items = assign_labels(discover([tmp_path / "in"], tmp_path / "out"), str(table))
     assert classes(items) == {"cats/a.jpg": "cat", "b.jpg": "dog"}
 
 
@@ -412,7 +412,7 @@ def test_a_table_finds_hostile_names(tmp_path: Path) -> None:
     plant(tmp_path / "in", "a\nb,c.jpg", "e\u0301.jpg")
     table = tmp_path / "labels.csv"
     table.write_text('"a\nb,c.jpg",one\n\u00e9.jpg,two\n', encoding="utf-8")
-    items = labelled(discover([tmp_path / "in"], tmp_path / "out"), str(table))
+    items = assign_labels(discover([tmp_path / "in"], tmp_path / "out"), str(table))
     assert classes(items) == {"a\nb,c.jpg": "one", "e\u0301.jpg": "two"}
 
 
@@ -421,7 +421,7 @@ def test_rows_of_a_table_that_name_nothing_are_counted(tmp_path: Path) -> None:
     table = tmp_path / "labels.csv"
     table.write_text("a.jpg,x\nb.jpg,y\nc.jpg,z\n")
     notes: list[str] = []
-    labelled(discover([tmp_path / "in"], tmp_path / "out"), str(table), notes.append)
+    assign_labels(discover([tmp_path / "in"], tmp_path / "out"), str(table), notes.append)
     assert len(notes) == 1 and notes[0].startswith("2 rows")
 
 
@@ -443,7 +443,7 @@ def test_a_table_that_does_not_cover_the_pictures_is_refused(
     table = tmp_path / "labels.csv"
     table.write_text(text)
     with pytest.raises(BadSetting) as caught:
-        labelled(discover([tmp_path / "in"], tmp_path / "out"), str(table))
+        assign_labels(discover([tmp_path / "in"], tmp_path / "out"), str(table))
     assert re.search(words, caught.value.message)
 
 
@@ -451,7 +451,7 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
     plant(tmp_path / "in", "a.jpg")
     found = discover([tmp_path / "in"], tmp_path / "out")
     with pytest.raises(BadSetting, match="cannot be read"):
-        labelled(found, str(tmp_path / "labels.csv"))
+        assign_labels(found, str(tmp_path / "labels.csv"))
 
 
 def test_clusters_that_are_apart_are_told_apart_and_numbered_by_appearance() -> None:
@@ -479,7 +479,7 @@ NAMES = st.text(string.ascii_lowercase + "é 🐈\udce9", min_size=1, max_size=4
 
 @given(st.sets(NAMES, max_size=8))
 def test_each_key_is_used_once(names: set[str]) -> None:
-    keys = assign_keys(names, KEYS, {})
+    keys = assign_codes(names, KEYS, {})
     assert keys.keys() == names
     assert len(set(keys.values())) == len(names)
     assert set(keys.values()) <= set(KEYS)
@@ -487,8 +487,8 @@ def test_each_key_is_used_once(names: set[str]) -> None:
 
 @given(st.sets(NAMES, max_size=4), st.sets(NAMES, max_size=4))
 def test_adding_classes_moves_no_key(names: set[str], more: set[str]) -> None:
-    before = assign_keys(names, KEYS, {})
-    after = assign_keys(names | more, KEYS, before)
+    before = assign_codes(names, KEYS, {})
+    after = assign_codes(names | more, KEYS, before)
     assert before.items() <= after.items()
     assert len(set(after.values())) == len(after)
 
@@ -497,14 +497,14 @@ def test_adding_classes_moves_no_key(names: set[str], more: set[str]) -> None:
 def test_a_run_resumed_after_any_of_its_classes_chooses_the_same_keys(
     names: set[str], data: st.DataObject
 ) -> None:
-    whole = assign_keys(names, KEYS, {})
+    whole = assign_codes(names, KEYS, {})
     done = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
-    assert assign_keys(names, KEYS, {name: whole[name] for name in done}) == whole
+    assert assign_codes(names, KEYS, {name: whole[name] for name in done}) == whole
 
 
 @given(NAMES)
 def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
-    assert assign_keys([name], KEYS, {}) == assign_keys([name, name], KEYS, {"old": "gone"})
+    assert assign_codes([name], KEYS, {}) == assign_codes([name, name], KEYS, {"old": "gone"})
 
 
 def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
@@ -519,16 +519,16 @@ def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
     keys = "tuvwxyz"
     # Cat and dog would take w, the third of each; what the cat has besides is farther.
     chosen = {"cat": "w", "dog": "v", "elk": "u"}
-    assert assign_keys(near, keys, {}, near) == chosen
-    assert assign_keys(near, keys, {"dog": "w"}, near) == {**chosen, "cat": "v", "dog": "w"}
+    assert assign_codes(near, keys, {}, near) == chosen
+    assert assign_codes(near, keys, {"dog": "w"}, near) == {**chosen, "cat": "v", "dog": "w"}
     # Where nothing else is left, they are taken too.
     gone = {f"gone {key}": key for key in "vwxyz"}
-    assert assign_keys(["cat"], keys, gone, near) == {"cat": "t"}
+    assert assign_codes(["cat"], keys, gone, near) == {"cat": "t"}
     # Of three keys none is passed over.
     few = {"cat": near["cat"][:3], "dog": np.array([-3, -1, -9], np.float32)}
-    assert assign_keys(few, "tuv", {}, few) == {"cat": "t", "dog": "u"}
+    assert assign_codes(few, "tuv", {}, few) == {"cat": "t", "dog": "u"}
     # A class of which nothing could be seen takes what is left.
-    assert assign_keys([*near, "fog"], keys, {}, near) == {**chosen, "fog": ANY}
+    assert assign_codes([*near, "fog"], keys, {}, near) == {**chosen, "fog": ANY}
 
 
 @given(st.integers(0, 2**31), st.integers(1, 8), st.data())
@@ -537,17 +537,17 @@ def test_a_resumed_run_finds_the_same_nearest_keys(
 ) -> None:
     rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)
     near = {f"class {number}": row for number, row in enumerate(rows)}
-    whole = assign_keys(near, KEYS, {}, near)
+    whole = assign_codes(near, KEYS, {}, near)
     done = data.draw(st.sets(st.sampled_from(sorted(near))))
-    assert assign_keys(near, KEYS, {name: whole[name] for name in done}, near) == whole
+    assert assign_codes(near, KEYS, {name: whole[name] for name in done}, near) == whole
 
 
 def test_more_classes_than_keys_says_how_many_of_each() -> None:
     with pytest.raises(BadSetting, match="9 classes, but the weights have 8 keys") as caught:
-        assign_keys(string.ascii_lowercase[:9], KEYS, {})
+        assign_codes(string.ascii_lowercase[:9], KEYS, {})
     assert "cluster:N" in caught.value.remedy
     with pytest.raises(BadSetting, match=r"1 classes \(8 more were used"):
-        assign_keys(["new"], KEYS, {f"old-{key}": key for key in KEYS})
+        assign_codes(["new"], KEYS, {f"old-{key}": key for key in KEYS})
 
 
 @FEW

@@ -13,8 +13,8 @@ import pytest
 from torch import nn
 
 from tue_cli.engine.onnx import runtime
-from tue_cli.engine.onnx_graph.layers import Sheet, forward
-from tue_cli.engine.onnx_graph.parity import parity
+from tue_cli.engine.onnx_graph.layers import GraphBuilder, forward
+from tue_cli.engine.onnx_graph.parity import measure_parity
 from tue_cli.engine.onnx_graph.step import put_in, step_graph
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem, WeightsProblem
 from tue_cli.events import Done
@@ -56,7 +56,7 @@ def done(weights: Path, output: Path | None = None) -> Done:
 def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) -> None:
     card = replace(CARD, net=net, size=size)
     weights = random_weights(card, tmp_path / "w.safetensors")
-    found = parity(runner(step_graph(weights).SerializeToString(), weights), weights)
+    found = measure_parity(runner(step_graph(weights).SerializeToString(), weights), weights)
     assert found.within, found
 
 
@@ -71,7 +71,7 @@ def test_the_graph_lies_beside_the_weights_and_holds_none(tmp_path: Path) -> Non
     onnx.checker.check_model(str(graph), full_check=True)
     # Whatever reads ONNX finds the weights in the file beside it.
     session = runtime().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
-    assert parity(session_runner(session), weights).within
+    assert measure_parity(session_runner(session), weights).within
     props = session.get_modelmeta().custom_metadata_map
     assert json.loads(props["card"]) == json.loads(card.to_json())
     assert props["weights"] == weights.sha256
@@ -88,7 +88,7 @@ def test_elsewhere_the_graph_holds_its_weights(tmp_path: Path) -> None:
     facts = done(tmp_path / "w.safetensors", place).facts
     assert facts["holds_weights"] and facts["bytes"] == place.stat().st_size
     session = runtime().InferenceSession(place.read_bytes(), providers=["CPUExecutionProvider"])
-    assert parity(session_runner(session), weights).within
+    assert measure_parity(session_runner(session), weights).within
     # Each weight once: not turned round a second time for its gradient.
     floats = sum(a.size for a in weights.tensors.values() if a.dtype == np.float32)
     assert place.stat().st_size < 4 * floats + 100_000
@@ -127,7 +127,7 @@ def test_a_graph_that_is_wrong_anywhere_is_not_within(kind: str, tmp_path: Path)
         last.op_type = "Add"
     else:
         last.op_type = "Sub"
-    assert not parity(runner(wrong.SerializeToString(), weights), weights).within
+    assert not measure_parity(runner(wrong.SerializeToString(), weights), weights).within
 
 
 def test_weights_that_the_graph_does_not_follow_fail_the_export(tmp_path: Path) -> None:
@@ -151,7 +151,7 @@ def test_an_output_of_another_name_or_where_nothing_can_be_is_refused(tmp_path: 
 
 def test_a_layer_that_cannot_be_written_is_named() -> None:
     with pytest.raises(BadSetting, match="GELU"):
-        forward(Sheet(), nn.GELU(), "net", "x")
+        forward(GraphBuilder(), nn.GELU(), "net", "x")
 
 
 def test_weights_held_in_the_graph_are_those_of_the_file(tmp_path: Path) -> None:

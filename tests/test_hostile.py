@@ -26,7 +26,7 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from tue_cli.bench.cifar import KEPT
+from tue_cli.bench.cifar import CIFAR_LAYOUTS
 from tue_cli.bench.run import BenchSpec, bench
 from tue_cli.cli import main
 from tue_cli.config import PRESETS
@@ -36,7 +36,7 @@ from tue_cli.images import codec, metadata
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
-from tue_cli.train.export import exported
+from tue_cli.train.export import write_graph
 from tue_cli.tui.draft import resumed
 from tue_cli.weights import Card, Weights, build, digest, load, read
 
@@ -143,7 +143,7 @@ def twin(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The tiny weights, with their graph beside them."""
     path = tmp_path_factory.mktemp("twin") / "w.safetensors"
     path.write_bytes(tiny_weights.read_bytes())
-    list(exported(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
+    list(write_graph(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
     return path
 
 
@@ -553,7 +553,7 @@ def chunk(kind: bytes, data: bytes) -> bytes:
 
 
 def png(*chunks: bytes) -> bytes:
-    return metadata.spliced_png(coded("PNG"), chunks)
+    return metadata.splice_png(coded("PNG"), chunks)
 
 
 def jpeg(*payloads: tuple[int, bytes]) -> bytes:
@@ -687,7 +687,7 @@ def test_large_pictures_are_worked_on_alone_and_get_the_same_bytes(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     assert protected(photos, tmp_path / "beside", twin, capsys)[0] == ExitCode.OK
-    sizes = sorted(math.prod(codec.glance(path.read_bytes())) for path in photos.iterdir())
+    sizes = sorted(math.prod(codec.read_dimensions(path.read_bytes())) for path in photos.iterdir())
     monkeypatch.setattr(pipeline, "BATCH_PIXELS", sizes[1])  # all but the smallest are large
     assert protected(photos, tmp_path / "alone", twin, capsys)[0] == ExitCode.OK
     for copy in (tmp_path / "beside").iterdir():
@@ -702,7 +702,7 @@ def test_large_pictures_are_worked_on_alone_and_get_the_same_bytes(
     "name", ["../../escaped", "/escaped", "a/b", "a\\b", "..", ".", "", 5, "\0"]
 )
 def test_the_name_of_a_class_is_never_a_path(name: object, tmp_path: Path) -> None:
-    kept, folder = KEPT["cifar-10"], tmp_path / "kept"
+    kept, folder = CIFAR_LAYOUTS["cifar-10"], tmp_path / "kept"
     (folder / kept.folder).mkdir(parents=True)
     batch = {"data": np.zeros((2, 3072), np.uint8), kept.labels: [0, 1]}
     for file in kept.train + kept.test:

@@ -31,7 +31,7 @@ from tue_cli.images import codec, jpeg, metadata
 from tue_cli.images.codec import Picture, decode
 from tue_cli.images.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
 from tue_cli.images.quality import compare
-from tue_cli.images.resize import lift, masking, shrink
+from tue_cli.images.resize import add_upsampled, compute_mask, resize_to_square
 
 RADIUS = 8 / 255
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
@@ -61,7 +61,7 @@ def picture_file(kind: str, mode: str, **options: Any) -> bytes:
 def protect(source: bytes, **options: Any) -> tuple[Picture, NDArray[np.uint8], Encoded]:
     picture = decode(source)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (3, 16, 16)).astype(np.float32)
-    protected = lift(signs * np.float32(RADIUS), picture.pixels, RADIUS)
+    protected = add_upsampled(signs * np.float32(RADIUS), picture.pixels, RADIUS)
     return picture, protected, encode(picture, protected, **options)
 
 
@@ -170,7 +170,7 @@ def test_the_radius_holds_at_full_size(
     random = np.random.default_rng(seed)
     pixels = random.integers(0, 256, (height, width, channels), dtype=np.uint8)
     delta = random.normal(0, 0.1, (3, size, size)).astype(np.float32)
-    lifted = lift(delta, pixels, levels / 255)
+    lifted = add_upsampled(delta, pixels, levels / 255)
     assert lifted.shape == pixels.shape and lifted.dtype == np.uint8
     assert np.abs(lifted.astype(int) - pixels).max() <= int(levels + 1e-6)
 
@@ -178,14 +178,14 @@ def test_the_radius_holds_at_full_size(
 def test_a_delta_of_the_pictures_size_is_added_as_it_is() -> None:
     pixels = np.full((9, 9, 3), 100, np.uint8)
     levels = np.random.default_rng(0).integers(-8, 9, (3, 9, 9))
-    lifted = lift((levels / 255).astype(np.float32), pixels, RADIUS)
+    lifted = add_upsampled((levels / 255).astype(np.float32), pixels, RADIUS)
     assert np.array_equal(lifted.astype(int) - 100, levels.transpose(1, 2, 0))
 
 
 @pytest.mark.parametrize("size", [32, 400])
 def test_a_tall_picture_has_no_seams(size: int) -> None:
     delta = np.random.default_rng(0).normal(0, 0.02, (3, size, size)).astype(np.float32)
-    lifted = lift(delta, np.full((300, 40, 1), 128, np.uint8), RADIUS)[..., 0]
+    lifted = add_upsampled(delta, np.full((300, 40, 1), 128, np.uint8), RADIUS)[..., 0]
     plane = Image.fromarray(delta.mean(axis=0) * np.float32(255))
     whole = np.asarray(plane.resize((40, 300), Image.Resampling.BICUBIC))
     assert np.abs(lifted - 128.0 - whole.clip(-8, 8)).max() < 0.501
@@ -194,22 +194,22 @@ def test_a_tall_picture_has_no_seams(size: int) -> None:
 def test_a_smooth_place_gets_a_share_of_the_noise_and_a_rough_one_all_of_it() -> None:
     small = np.full((3, 32, 32), 0.5, np.float32)
     small[:, :, 16:] += np.random.default_rng(0).normal(0, 0.2, (3, 32, 16)).astype(np.float32)
-    share = masking(small, 0.25)
+    share = compute_mask(small, 0.25)
     assert share.shape == (1, 32, 32)
     assert np.allclose(share[..., :15], 0.25)
     assert share[..., 17:].mean() > 0.95 and share.max() == 1
-    assert (masking(small, 1) == 1).all()
+    assert (compute_mask(small, 1) == 1).all()
 
 
 def test_a_grey_picture_gets_the_mean_of_the_channels() -> None:
     delta = np.array([2, 4, 6], np.float32).reshape(3, 1, 1) / np.float32(255)
-    assert lift(delta, np.full((1, 1, 1), 10, np.uint8), RADIUS).item() == 14
+    assert add_upsampled(delta, np.full((1, 1, 1), 10, np.uint8), RADIUS).item() == 14
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 500, 1), (96, 128, 3)])
 def test_shrink_gives_a_square_in_zero_to_one(shape: tuple[int, int, int]) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
-    small = shrink(pixels, 32)
+    small = resize_to_square(pixels, 32)
     assert small.shape == (3, 32, 32) and small.dtype == np.float32
     assert small.min() >= 0 and small.max() <= 1
     assert small.mean() == pytest.approx(pixels.mean() / 255, abs=0.02)
@@ -217,13 +217,13 @@ def test_shrink_gives_a_square_in_zero_to_one(shape: tuple[int, int, int]) -> No
 
 def test_shrink_of_the_same_size_changes_nothing() -> None:
     pixels = ASTRONAUT[:32, :32]
-    assert np.allclose(shrink(pixels, 32), pixels.transpose(2, 0, 1) / 255)
+    assert np.allclose(resize_to_square(pixels, 32), pixels.transpose(2, 0, 1) / 255)
 
 
 def test_shrink_is_antialiased() -> None:
     stripes = np.zeros((512, 512, 1), np.uint8)
     stripes[:, ::2] = 255
-    assert np.abs(shrink(stripes, 32) - 0.5).max() < 0.05
+    assert np.abs(resize_to_square(stripes, 32) - 0.5).max() < 0.05
 
 
 @pytest.mark.parametrize("subsampling", [0, 1, 2])
@@ -278,7 +278,7 @@ def test_a_webp_is_written_lossless_where_no_quality_would_do(kind: str) -> None
     picture = decode(picture_file(kind, "RGB", quality=80))
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (3, *ASTRONAUT.shape[:2]))
     colours = (signs - signs.mean(axis=0)).astype(np.float32) * np.float32(RADIUS)
-    protected = lift(colours, picture.pixels, RADIUS)
+    protected = add_upsampled(colours, picture.pixels, RADIUS)
     encoded = encode(picture, protected, format="webp")
     assert np.array_equal(encoded.decoded.pixels, protected) and encoded.survival == 1
     assert encoded.notes == ("written lossless so that the protection survives",)
@@ -384,7 +384,7 @@ def test_jpeg_segments_are_copied_byte_for_byte() -> None:
     comment = jpeg.segment(0xFE, b"a comment")
     exif = jpeg.segment(0xE1, b"Exif\0\0" + exif_with_thumbnail(b"")[:-12] + b"maker's note")
     blocks = (exif, xmp, iptc, comment)
-    source = jpeg.spliced_jpeg(picture_file("JPEG", "RGB"), blocks, keep_jfif=True)
+    source = jpeg.splice_jpeg(picture_file("JPEG", "RGB"), blocks, keep_jfif=True)
     _, _, encoded = protect(source)
     kept = [jpeg.segment(marker, data) for marker, data, _ in jpeg.segments(encoded.data)]
     assert kept[0][4:9] == b"JFIF\0"
@@ -456,7 +456,7 @@ def xmp_preview(preview: bytes) -> bytes:
 )
 def test_no_other_segment_shows_the_original(hidden: Callable[[bytes], bytes]) -> None:
     preview = thumbnail()
-    source = jpeg.spliced_jpeg(picture_file("JPEG", "RGB"), (hidden(preview),), keep_jfif=True)
+    source = jpeg.splice_jpeg(picture_file("JPEG", "RGB"), (hidden(preview),), keep_jfif=True)
     _, _, encoded = protect(source + preview)
     assert preview[-60:-20] not in encoded.data
     assert base64.b64encode(preview)[100:140] not in encoded.data

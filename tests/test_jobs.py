@@ -24,13 +24,13 @@ from PIL import Image
 
 from tue_cli.config import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
-from tue_cli.dataset.labels import assign_keys
+from tue_cli.dataset.labels import assign_codes
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import Picture, decode
-from tue_cli.images.resize import shrink
-from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, Loaded, ahead
+from tue_cli.images.resize import resize_to_square
+from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, LoadedTask, load_ahead
 from tue_cli.protect.plan import KEYS, ProtectSpec, Task
 from tue_cli.protect.run import protect
 from tue_cli.train.run import TrainSpec, train
@@ -441,7 +441,7 @@ def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> No
     tasks = [Task(Item(tmp_path, Path(str(n)), ""), Path(str(n)), "") for n in range(40)]
     begun: list[int] = []
 
-    def load(task: Task) -> Loaded | Failed:
+    def load(task: Task) -> LoadedTask | Failed:
         number = int(task.relative.name)
         begun.append(number)
         if number == 1:
@@ -449,10 +449,10 @@ def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> No
         side = 4000 if number == 0 else 10
         pixels = np.broadcast_to(np.uint8(0), (side, side, 3))
         small = np.zeros((3, 16, 16), np.float32)
-        return Loaded(task, Picture(pixels, None, "PNG"), small, "", tmp_path.stat(), 0.0)
+        return LoadedTask(task, Picture(pixels, None, "PNG"), small, "", tmp_path.stat(), 0.0)
 
     with ThreadPoolExecutor(2) as pool:
-        for seen, _ in enumerate(ahead(tasks, load, pool, 2)):
+        for seen, _ in enumerate(load_ahead(tasks, load, pool, 2)):
             assert max(begun) <= seen + BATCH_PIXELS // 4000**2
 
 
@@ -513,7 +513,7 @@ def test_classes_get_the_keys_that_the_surrogate_sees_most_in_them(
     surrogate = build(read(tiny_weights, name="tiny"), ("surrogate",))["surrogate"].eval()
     near = {}
     for folder in (p for p in photos.iterdir() if p.is_dir()):
-        smalls = [shrink(decode(p.read_bytes()).pixels, 16) for p in folder.iterdir()]
+        smalls = [resize_to_square(decode(p.read_bytes()).pixels, 16) for p in folder.iterdir()]
         with torch.no_grad():
             odds = surrogate(torch.from_numpy(np.stack(smalls))).log_softmax(1)
         near[folder.name] = dict(zip("abc", odds.mean(0).tolist(), strict=True))
@@ -540,7 +540,7 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
         spec = spec_of(photos, tmp_path / method, tiny_weights, settings=settings, dry_run=True)
         events = run(replace(spec, weights=weights))
         found = next(e.facts["keys"] for e in events if isinstance(e, Started))
-        assert found == assign_keys(["everyday", "space"], keys, {})
+        assert found == assign_codes(["everyday", "space"], keys, {})
 
 
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:

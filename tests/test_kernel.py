@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import KernelSettings
-from tue_cli.core.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
+from tue_cli.core.kernel import fit_coefficients, fit_with_last_picture, own_kernel, tangent_kernel
 
 TWO = KernelSettings(layers=2)
 
@@ -50,7 +50,7 @@ def test_descent_for_a_long_time_fits_the_targets_and_for_a_short_one_does_not()
     kernel = tangent_kernel(rows, rows, TWO)
     kernel = kernel / kernel.diagonal().mean()
     targets = torch.eye(6, dtype=torch.float64)[:, :2]
-    early, late = (kernel @ learnt(kernel, targets, time) for time in (3, 200_000))
+    early, late = (kernel @ fit_coefficients(kernel, targets, time) for time in (3, 200_000))
     assert (early - targets).norm() > 0.5 * targets.norm()
     assert (late - targets).norm() < 0.05 * targets.norm()
 
@@ -63,7 +63,7 @@ def test_one_more_picture_is_learnt_as_if_it_had_been_in_the_block(time: int) ->
     kernel = tangent_kernel(rows, rows, TWO)
     kernel = kernel / kernel.diagonal().mean()
     spectrum, basis = torch.linalg.eigh(kernel[:8, :8])
-    shared, last = learnt_with_one_more(
+    shared, last = fit_with_last_picture(
         spectrum,
         kernel[8:, :8] @ basis,
         kernel[8:, 8],
@@ -71,6 +71,6 @@ def test_one_more_picture_is_learnt_as_if_it_had_been_in_the_block(time: int) ->
         targets[8:],
         time,
     )
-    whole = learnt(kernel, targets, time)
+    whole = fit_coefficients(kernel, targets, time)
     assert torch.allclose(basis @ shared[0], whole[:8])
     assert torch.allclose(last[0], whole[8])

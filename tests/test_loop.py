@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from tue_cli.core.batches import Pictures, crop_and_flip
 from tue_cli.core.loop import Plan, Training, accuracy, fit
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 
 
 def plan(steps: int = 8, optimizer: str = "sgd", seed: int = 0, rate: float = 0.05) -> Plan:
@@ -22,7 +22,7 @@ def plan(steps: int = 8, optimizer: str = "sgd", seed: int = 0, rate: float = 0.
 
 def small_net(name: str = "resnet18") -> nn.Module:
     torch.manual_seed(7)
-    return classifier(name, classes=3, width=4, size=32 if name == "vgg16" else 16)
+    return build_classifier(name, classes=3, width=4, size=32 if name == "vgg16" else 16)
 
 
 def run(training: Training, pictures: Pictures, count: int | None = None) -> list[float]:
@@ -82,7 +82,7 @@ def test_resume_equals_the_uninterrupted_training_bit_for_bit(
     before = run(first, toy, stop)
     state = through_a_file(first.state())
     torch.rand(5)
-    second = Training(classifier("resnet18", classes=3, width=4, size=16), first.plan)
+    second = Training(build_classifier("resnet18", classes=3, width=4, size=16), first.plan)
     second.load(state)
     assert second.step == stop
     assert before + run(second, toy) == losses
@@ -174,7 +174,7 @@ def test_prepare_makes_what_the_net_is_trained_on(toy: Pictures) -> None:
 
 
 def test_parameters_that_need_no_gradient_stay(toy: Pictures) -> None:
-    net = classifier("resnet18", classes=3, width=4, size=16)
+    net = build_classifier("resnet18", classes=3, width=4, size=16)
     net.head.requires_grad_(False)
     before = [p.clone() for p in net.parameters()]
     run(Training(net, plan(2)), toy)

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from tue_cli.core.losses import Score, cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.score import ScoreNet
 
 MEANS = torch.tensor([0.3, 0.5, 0.7])
@@ -30,7 +30,7 @@ def loud_score() -> ScoreNet:
 
 
 def test_cross_entropy_is_minus_the_log_of_the_label_s_share_of_each_picture() -> None:
-    net = classifier("resnet18", classes=5, width=4, size=16).eval()
+    net = build_classifier("resnet18", classes=5, width=4, size=16).eval()
     pixels, labels = torch.rand(6, 3, 16, 16), torch.arange(6) % 5
     shares = net(pixels).softmax(1)[torch.arange(6), labels]
     assert torch.allclose(cross_entropy(net, labels)(pixels), -shares.log(), atol=1e-6)

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from tue_cli import config
-from tue_cli.attacks.filters import degraded
+from tue_cli.attacks.filters import apply_filter
 from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.core.batches import (
     Pictures,
@@ -21,7 +21,7 @@ from tue_cli.core.batches import (
     sample_moves,
     shift_and_flip,
 )
-from tue_cli.core.kernel import learnt
+from tue_cli.core.kernel import fit_coefficients
 from tue_cli.core.loop import Plan, Training
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
@@ -29,15 +29,15 @@ from tue_cli.errors import BadSetting
 from tue_cli.methods import METHODS, RECIPES, cuda, em, lsp, method_named, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
-    ascent,
+    ascend_loss,
     fit_on_own_noise,
-    snapped,
+    quantize,
     surrogate_of,
     surrogate_term,
 )
-from tue_cli.nets.block import Block
-from tue_cli.nets.classifiers import Classifier, classifier
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, frozen
+from tue_cli.nets.block import NtgaBlock
+from tue_cli.nets.classifiers import Classifier, build_classifier
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, freeze
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 
@@ -132,7 +132,7 @@ def test_noise_keeps_bound_and_range_and_changes_every_picture(
     assert (pixels + delta).min() >= -1e-7
     assert (pixels + delta).max() <= 1 + 1e-6
     assert torch.equal(pixels, before)
-    levels = snapped(delta) * 255
+    levels = quantize(delta) * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
     assert levels.abs().max() <= method.largest(noise) * 255 + 1e-3
     assert (levels.flatten(1).abs().max(1).values > 0.5).all()
@@ -161,7 +161,8 @@ def test_noise_leaves_the_nets_untouched(
     batch: tuple[Tensor, Tensor],
 ) -> None:
     nets = [
-        net if isinstance(net, Block | Patterns) else net.net for net in frozen_of[name].values()
+        net if isinstance(net, NtgaBlock | Patterns) else net.net
+        for net in frozen_of[name].values()
     ]
 
     def facts() -> list[object]:
@@ -188,9 +189,9 @@ def test_the_surrogate_s_loss_goes_down(
 ) -> None:
     pixels, labels = batch
     loss = cross_entropy(surrogate_of(tiny_frozen), labels)
-    delta = snapped(perturb(name, tiny_frozen, pixels, labels, noise))
+    delta = quantize(perturb(name, tiny_frozen, pixels, labels, noise))
     assert loss(pixels + delta).mean() < loss(pixels).mean()
-    random = snapped(uniform_start(pixels, RADIUS, generator_at(1, "control", 0, CPU)))
+    random = quantize(uniform_start(pixels, RADIUS, generator_at(1, "control", 0, CPU)))
     assert loss(pixels + delta).mean() < loss(pixels + random).mean()
 
 
@@ -238,7 +239,7 @@ def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
 
     def in_grey(noise: NoiseSettings) -> Tensor:
         delta = perturb("tue", tiny_frozen, pixels, labels, noise)
-        levels = degraded(((pixels + delta) * 255).round().byte().numpy(), "gray")
+        levels = apply_filter(((pixels + delta) * 255).round().byte().numpy(), "gray")
         return loss(torch.from_numpy(levels) / 255).mean()
 
     before = loss(gray(pixels)).mean()
@@ -248,7 +249,7 @@ def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
 
 def test_grey_pictures_are_what_pillow_makes_of_them(toy: Pictures) -> None:
     pixels = toy.batch(torch.arange(12))[0]
-    levels = torch.from_numpy(degraded(toy.pixels[:12].numpy(), "gray"))
+    levels = torch.from_numpy(apply_filter(toy.pixels[:12].numpy(), "gray"))
     assert (gray(pixels) * 255 - levels).abs().max() <= 1
 
 
@@ -302,7 +303,7 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     net = Classifier(Peephole(), nn.Linear(3, 2))
     nets = {
         "surrogate": FrozenClassifier(net, torch.float32),
-        "score": frozen(ScoreNet(classes=2, width=4, sigma=0.1), torch.float32),
+        "score": freeze(ScoreNet(classes=2, width=4, sigma=0.1), torch.float32),
     }
     size, seen = 12, set()
     places = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
@@ -328,7 +329,9 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
 
 def test_a_step_averages_its_samples(batch: tuple[Tensor, Tensor]) -> None:
     pixels, labels = batch
-    surrogate = FrozenClassifier(classifier("resnet18", classes=3, width=4, size=16), torch.float32)
+    surrogate = FrozenClassifier(
+        build_classifier("resnet18", classes=3, width=4, size=16), torch.float32
+    )
     moves = sample_moves(3, generator_at(0, "perturb", 0, CPU))
     term = surrogate_term(surrogate, labels, replace(NOISE, samples=3), moves)
     loss = cross_entropy(surrogate, labels)
@@ -368,8 +371,8 @@ def fresh_net(role: str) -> nn.Module:
     if role == "patterns":
         return Patterns(count=3, size=16)
     if role == "block":
-        return Block(classes=3, size=16, count=48, held_out=24)
-    return classifier("resnet18", classes=3, width=4, size=16)
+        return NtgaBlock(classes=3, size=16, count=48, held_out=24)
+    return build_classifier("resnet18", classes=3, width=4, size=16)
 
 
 ROLES = [(name, role) for name, roles in config.RECIPES.items() for role in roles]
@@ -462,7 +465,7 @@ def test_a_role_trains_in_bf16(
         noise=replace(tiny_settings.noise, steps=0),
         adversary=replace(tiny_settings.adversary, steps=0),
     )
-    lowered = {key: frozen(net, torch.bfloat16) for key, net in tiny_nets.items()}
+    lowered = {key: freeze(net, torch.bfloat16) for key, net in tiny_nets.items()}
 
     def losses(chosen: TrainSettings, dtype: torch.dtype) -> list[float]:
         training = Training(fresh_net(role), plan_of(tiny_settings, role, 2))
@@ -541,7 +544,7 @@ def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
     )
     assert sum(losses[-30:]) < 0.98 * sum(losses[:30])
     pixels, labels = pictures.batch(torch.arange(8))
-    nets = {"surrogate": surrogate, "patterns": frozen(net, torch.float32)}
+    nets = {"surrogate": surrogate, "patterns": freeze(net, torch.float32)}
     centres = uc.centres_of(surrogate, pictures, 2, chosen.seed)
     toward = (centres.roll(-1, 0) - centres)[:, 1].sign()
     for key in (0, 1):
@@ -590,7 +593,7 @@ def test_rem_s_noise_holds_better_against_an_adversary_than_em_s(
     def attacked(name: str) -> Tensor:
         moved = pixels + perturb(name, tiny_frozen, pixels, labels, PUBLISHED[name])
         start = uniform_start(moved, adversary.radius, generator_at(9, "test", 0, CPU))
-        return loss(moved + ascent(loss, moved, adversary, start)).mean()
+        return loss(moved + ascend_loss(loss, moved, adversary, start)).mean()
 
     assert attacked("rem") < attacked("em")
 
@@ -688,7 +691,7 @@ def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
 
 def test_ntga_s_block_makes_its_learner_wrong(tiny_settings: TrainSettings, toy: Pictures) -> None:
     block = fresh_net("block")
-    assert isinstance(block, Block)
+    assert isinstance(block, NtgaBlock)
     chosen = replace(tiny_settings, noise=PUBLISHED["ntga"])
     training = Training(block, plan_of(chosen, "block"))
     losses = list(RECIPES["ntga"]("block", training, {}, toy, chosen, torch.float32))
@@ -709,7 +712,7 @@ def test_a_picture_that_joins_ntga_s_block_makes_it_more_wrong(
 ) -> None:
     pixels, labels = batch
     block = frozen_of["ntga"]["block"]
-    assert isinstance(block, Block)
+    assert isinstance(block, NtgaBlock)
     delta = perturb("ntga", frozen_of["ntga"], pixels, labels, PUBLISHED["ntga"])
     shared = block.pixels + block.delta
 
@@ -718,7 +721,7 @@ def test_a_picture_that_joins_ntga_s_block_makes_it_more_wrong(
         kernel = ntga.kernel_of(joined, joined)
         scale = kernel[:-1, :-1].diagonal().mean()
         targets = ntga.targets_of(torch.cat([block.labels, torch.tensor([key])]), block.classes)
-        known = learnt(kernel / scale, targets, ntga.KERNEL.time)
+        known = fit_coefficients(kernel / scale, targets, ntga.KERNEL.time)
         logits = ntga.kernel_of(block.held_out, joined) / scale @ known
         return float(torch.nn.functional.cross_entropy(logits.double(), block.held_out_labels))
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.attacks.augment import MIXINGS, cutmix, cutout, mixup, ueraser
+from tue_cli.attacks.augment import AUGMENTATIONS, cutmix, cutout, mixup, ueraser
 
 COUNT, SIZE = 12, 32
 
@@ -32,36 +32,36 @@ def noise() -> tuple[Tensor, Tensor]:
     return pixels, F.one_hot(torch.arange(COUNT) % 3, 3).float()
 
 
-@pytest.mark.parametrize("name", MIXINGS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_pixels_stay_pictures_and_targets_stay_shares(
     name: str, noise: tuple[Tensor, Tensor]
 ) -> None:
     for seed in range(6):
-        pixels, targets = MIXINGS[name](*noise, generator(seed))
+        pixels, targets = AUGMENTATIONS[name](*noise, generator(seed))
         assert pixels.shape == noise[0].shape and pixels.dtype == torch.float32
         assert pixels.min() >= 0 and pixels.max() <= 1
         assert targets.min() >= 0
         torch.testing.assert_close(targets.sum(1), torch.ones(COUNT))
 
 
-@pytest.mark.parametrize("name", MIXINGS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_a_draw_is_its_generators_alone(name: str, noise: tuple[Tensor, Tensor]) -> None:
     before = noise[0].clone()
-    first = MIXINGS[name](*noise, generator(3))
+    first = AUGMENTATIONS[name](*noise, generator(3))
     torch.manual_seed(99)
     np.random.seed(99)
     random.seed(99)
-    again = MIXINGS[name](*noise, generator(3))
+    again = AUGMENTATIONS[name](*noise, generator(3))
     assert torch.equal(first[0], again[0]) and torch.equal(first[1], again[1])
-    others = [MIXINGS[name](*noise, generator(seed))[0] for seed in range(4, 12)]
+    others = [AUGMENTATIONS[name](*noise, generator(seed))[0] for seed in range(4, 12)]
     assert any(not torch.equal(first[0], other) for other in others)
     assert torch.equal(noise[0], before)
 
 
-@pytest.mark.parametrize("name", MIXINGS)
+@pytest.mark.parametrize("name", AUGMENTATIONS)
 def test_the_global_generator_is_left_alone(name: str, noise: tuple[Tensor, Tensor]) -> None:
     state = torch.get_rng_state()
-    MIXINGS[name](*noise, generator(0))
+    AUGMENTATIONS[name](*noise, generator(0))
     assert torch.equal(torch.get_rng_state(), state)
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 
 RADIUS = 8 / 255
 ODD_SHAPES = [(1, 3, 1, 1), (2, 3, 5, 7), (3, 3, 16, 16), (1, 3, 33, 2), (5, 3, 1, 9), (1, 1, 3, 3)]
@@ -115,7 +115,7 @@ def test_a_longer_step_outvotes_a_shorter_one() -> None:
 
 @pytest.mark.parametrize("way", [1, -1])
 def test_descent_lowers_and_ascent_raises_the_loss(way: int) -> None:
-    net = classifier("resnet18", classes=5, width=4, size=16).eval().requires_grad_(False)
+    net = build_classifier("resnet18", classes=5, width=4, size=16).eval().requires_grad_(False)
     pixels, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 5
     loss = cross_entropy(net, labels)
     start = uniform_start(pixels, RADIUS, torch.Generator().manual_seed(1))
@@ -148,7 +148,7 @@ def net_facts(net: nn.Module) -> dict[str, object]:
 
 def mixed_net() -> nn.Module:
     """Return a net with flags of both kinds and gradients from a step before."""
-    net = classifier("resnet18", classes=3, width=4, size=16)
+    net = build_classifier("resnet18", classes=3, width=4, size=16)
     net(torch.rand(4, 3, 16, 16)).sum().backward()
     next(net.body.children()).eval()
     net.head.requires_grad_(False)
@@ -163,7 +163,7 @@ def test_a_gradient_is_taken_even_where_gradients_are_off() -> None:
 
 
 def test_a_picture_has_its_own_gradient() -> None:
-    net = classifier("resnet18", classes=3, width=4, size=16).eval()
+    net = build_classifier("resnet18", classes=3, width=4, size=16).eval()
     pixels, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
     together = gradient_of(cross_entropy(net, labels))(pixels)
     alone = gradient_of(cross_entropy(net, labels[2:3]))(pixels[2:3])

@@ -17,7 +17,7 @@ from skimage import data as bundled
 
 from tue_cli.errors import OutputProblem, PictureProblem
 from tue_cli.images.metadata import ORIENTATION
-from tue_cli.images.thumbnails import MIDDLE, SIDE, Shown, shown_pairs
+from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
 from tue_cli.report.page import page, write
 
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
@@ -60,11 +60,11 @@ def opened(view: bytes) -> NDArray[np.uint8]:
 
 
 @pytest.fixture
-def pair(tmp_path: Path) -> Shown:
+def pair(tmp_path: Path) -> Thumbnails:
     noise = np.random.default_rng(0).integers(-8, 9, ASTRONAUT.shape)
     after = np.clip(ASTRONAUT + noise, 0, 255).astype(np.uint8)
     before_file, after_file = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", after)
-    return shown_pairs(before_file, after_file, record(HOSTILE))
+    return make_thumbnails(before_file, after_file, record(HOSTILE))
 
 
 def record(path: str = "cats/a.png", **more: Any) -> dict[str, Any]:
@@ -123,12 +123,12 @@ EMBEDDING: dict[str, Any] = {
 }
 
 
-def full(pair: Shown, **more: Any) -> str:
+def full(pair: Thumbnails, **more: Any) -> str:
     given = {"manifest": manifest(), "pictures": [pair], "result": result(), "embedding": EMBEDDING}
     return page(**{**given, "command": f"tue verify '{HOSTILE}'", **more})
 
 
-def test_the_page_needs_nothing_but_itself(pair: Shown) -> None:
+def test_the_page_needs_nothing_but_itself(pair: Thumbnails) -> None:
     html = full(pair)
     marks = Marks(html)
     assert not {"script", "link", "iframe", "object", "embed", "base"} & {
@@ -143,7 +143,7 @@ def test_the_page_needs_nothing_but_itself(pair: Shown) -> None:
     assert (policy["content"] or "").startswith("default-src 'none'; style-src 'unsafe-inline';")
 
 
-def test_no_name_becomes_markup(pair: Shown) -> None:
+def test_no_name_becomes_markup(pair: Thumbnails) -> None:
     hostile = attack(title=HOSTILE, victim=HOSTILE, floor_name=HOSTILE, inconclusive=HOSTILE)
     html = full(pair, result=result(attacks=[hostile], headline=HOSTILE, reasons=[HOSTILE]))
     assert "<script" not in html
@@ -153,18 +153,18 @@ def test_no_name_becomes_markup(pair: Shown) -> None:
 
 def test_an_undecodable_name_can_be_written(tmp_path: Path) -> None:
     write(page(manifest=manifest(record("\udc80.png")), pictures=[]), tmp_path / "report.html")
-    name = Shown("\udc80.png", b"", b"", b"", "")
+    name = Thumbnails("\udc80.png", b"", b"", b"", "")
     assert r"\udc80.png" in page(manifest=manifest(), pictures=[name])
 
 
-def test_the_answer_stands_with_its_intervals(pair: Shown) -> None:
+def test_the_answer_stands_with_its_intervals(pair: Thumbnails) -> None:
     text = Marks(full(pair)).text
     assert "Protection: 38 % (weakest attack: JPEG at quality 10)" in text
     assert "38\N{NO-BREAK SPACE}% (\N{MINUS SIGN}2 to 44)" in text
     assert "81\N{NO-BREAK SPACE}% (75–87)" in text
 
 
-def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Shown) -> None:
+def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Thumbnails) -> None:
     doubtful = attack(protection={"value": 77.0, "low": 1, "high": 99}, inconclusive="too few")
     html = full(
         pair,
@@ -184,7 +184,7 @@ def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Shown) ->
     assert "%" not in answer
 
 
-def test_without_a_result_only_the_pictures_are_told_of(pair: Shown) -> None:
+def test_without_a_result_only_the_pictures_are_told_of(pair: Thumbnails) -> None:
     marks = Marks(page(manifest=manifest(), pictures=[pair], command="tue protect a"))
     assert "was not measured here" in marks.text
     assert "victim" not in marks.text and not marks.of("table")
@@ -192,7 +192,7 @@ def test_without_a_result_only_the_pictures_are_told_of(pair: Shown) -> None:
     assert "Nothing here says how much the copies protect." in marks.text
 
 
-def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: Shown) -> None:
+def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: Thumbnails) -> None:
     html = full(pair)
     bars = [a for a in Marks(html).of("rect") if a["class"] == "fill-clean"]
     assert [bar["width"] for bar in bars] == ["58.3%"]
@@ -202,13 +202,13 @@ def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: 
     assert 'class="whisker"' not in full(pair, result=result(attacks=[without]))
 
 
-def test_every_chart_is_told_in_words(pair: Shown) -> None:
+def test_every_chart_is_told_in_words(pair: Thumbnails) -> None:
     charts = [a for a in Marks(full(pair)).of("svg") if a.get("role") == "img"]
     assert len(charts) == 2 + 1 + 1 + 2 + 2  # answers, bars, curves, maps, spreads
     assert all(chart["aria-label"] for chart in charts)
 
 
-def test_both_maps_share_their_axes(pair: Shown) -> None:
+def test_both_maps_share_their_axes(pair: Thumbnails) -> None:
     paths = re.findall(r'<path class="cloud .+?" d="M([\d.]+) ([\d.]+)h', full(pair))
     places = np.array(paths, float)
     original = np.array([[0, 0], [4, 2], [1, 1], [3, 8]], float)
@@ -226,7 +226,7 @@ def test_what_a_manifest_lacks_is_left_out() -> None:
 
 def test_equal_pictures_differ_nowhere(tmp_path: Path) -> None:
     path = saved(tmp_path / "a.png", ASTRONAUT)
-    views = shown_pairs(path, path, {})
+    views = make_thumbnails(path, path, {})
     assert np.unique(opened(views.difference)).tolist() == [MIDDLE]
     assert (views.name, views.note) == ("a.png", "")
 
@@ -236,7 +236,7 @@ def test_the_difference_is_ten_times_the_change_and_clipped(tmp_path: Path) -> N
     after = before.copy()
     after[0, 0], after[5, 5] = (103, 98, 100), (255, 0, 100)
     files = saved(tmp_path / "a.png", before), saved(tmp_path / "b.png", after)
-    difference = opened(shown_pairs(*files, record()).difference)
+    difference = opened(make_thumbnails(*files, record()).difference)
     assert difference[0, 0].tolist() == [158, 108, 128]
     assert difference[-1, -1].tolist() == [255, 0, 128]
 
@@ -244,7 +244,7 @@ def test_the_difference_is_ten_times_the_change_and_clipped(tmp_path: Path) -> N
 def test_views_are_small_and_keep_no_metadata(tmp_path: Path) -> None:
     large = np.tile(ASTRONAUT, (6, 7, 1))
     files = saved(tmp_path / "a.jpg", large), saved(tmp_path / "b.jpg", large)
-    views = shown_pairs(*files, record(psnr=None))
+    views = make_thumbnails(*files, record(psnr=None))
     for view in (views.before, views.after, views.difference):
         image = Image.open(io.BytesIO(view))
         assert max(image.size) <= SIDE and not image.getexif()
@@ -263,7 +263,7 @@ def test_views_stand_upright(tmp_path: Path, kind: str, turn: int) -> None:
     path = saved(tmp_path / f"a.{kind}", quarters, turn)
     with Image.open(path) as image:
         expected = np.asarray(ImageOps.exif_transpose(image).convert("RGB"))
-    view = Image.open(io.BytesIO(shown_pairs(path, path, {}).before))
+    view = Image.open(io.BytesIO(make_thumbnails(path, path, {}).before))
     assert view.size == tuple(9 * side for side in expected.shape[1::-1])
     found = np.asarray(view.convert("RGB"))[4::9, 4::9]
     assert np.abs(found.astype(int) - expected).max() <= 4
@@ -272,19 +272,19 @@ def test_views_stand_upright(tmp_path: Path, kind: str, turn: int) -> None:
 def test_a_transparent_picture_lies_on_white(tmp_path: Path) -> None:
     clear = np.dstack([np.zeros((8, 8, 3), np.uint8), np.zeros((8, 8), np.uint8)])
     path = saved(tmp_path / "a.png", clear)
-    assert np.unique(opened(shown_pairs(path, path, {}).before)).tolist() == [255]
+    assert np.unique(opened(make_thumbnails(path, path, {}).before)).tolist() == [255]
 
 
 def test_a_grey_original_can_have_a_coloured_copy(tmp_path: Path) -> None:
     grey = np.full((8, 8), 90, np.uint8)
     files = saved(tmp_path / "a.png", grey), saved(tmp_path / "b.png", np.dstack([grey + 2] * 3))
-    assert np.unique(opened(shown_pairs(*files, {}).difference)).tolist() == [MIDDLE + 20]
+    assert np.unique(opened(make_thumbnails(*files, {}).difference)).tolist() == [MIDDLE + 20]
 
 
 def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
     files = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", ASTRONAUT[1:])
     with pytest.raises(PictureProblem) as caught:
-        shown_pairs(*files, {})
+        make_thumbnails(*files, {})
     assert caught.value.reason == "other-size"
 
 

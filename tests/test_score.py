@@ -10,7 +10,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from tue_cli.core.batches import Pictures
 from tue_cli.core.losses import score_matching
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.classifiers import classifier
+from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
 
@@ -90,7 +90,7 @@ def test_at_twice_the_width_it_computes_less_than_the_surrogate(width: int) -> N
     pixels = torch.empty(1, 3, 32, 32, device="meta")
     labels = torch.empty(1, dtype=torch.long, device="meta")
     with torch.device("meta"):
-        surrogate = classifier("resnet18", classes=10, width=width)
+        surrogate = build_classifier("resnet18", classes=10, width=width)
         score = ScoreNet(classes=10, width=2 * width, sigma=0.1)
     with FlopCounterMode(display=False) as surrogate_flops:
         surrogate(pixels)

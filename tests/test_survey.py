@@ -9,16 +9,16 @@ import numpy as np
 import pytest
 
 from tue_cli.config import NoiseSettings, ProtectSettings
-from tue_cli.dataset.manifest import unfinished
+from tue_cli.dataset.manifest import read_unfinished
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.events import Done, Looked, Saved
-from tue_cli.images.codec import glance
+from tue_cli.images.codec import read_dimensions
 from tue_cli.images.thumbnails import dots, proportions
 from tue_cli.protect.plan import ProtectSpec
-from tue_cli.protect.preview import look
+from tue_cli.protect.preview import preview
 from tue_cli.protect.run import protect
-from tue_cli.protect.scan import SurveySpec, count_pictures, survey
-from tue_cli.text import counted, duration, size
+from tue_cli.protect.scan import ScanSpec, count_pictures, scan_folder
+from tue_cli.text import format_count, format_duration, size
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
@@ -31,7 +31,7 @@ def photos(tmp_path: Path) -> Path:
 
 
 def facts_of(folder: Path, labels: str = "auto") -> dict[str, object]:
-    *_, done = survey(SurveySpec(folder, labels=labels))
+    *_, done = scan_folder(ScanSpec(folder, labels=labels))
     assert isinstance(done, Done)
     return done.facts
 
@@ -68,7 +68,7 @@ def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) ->
     assert isinstance(left, dict) and left["done"] >= 1
     assert left["run"]["settings"]["noise"]["steps"] == 1
     list(protect(spec))
-    assert unfinished(Path(f"{photos}-protected")) is None
+    assert read_unfinished(Path(f"{photos}-protected")) is None
     assert "finished" in facts_of(photos)
 
 
@@ -77,7 +77,7 @@ def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
 ) -> None:
     (photos / "everyday" / "a.jpg").write_text("<html>")
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
-    events = list(look(spec, tmp_path / "scratch"))
+    events = list(preview(spec, tmp_path / "scratch"))
     looked = [event for event in events if isinstance(event, Looked)]
     assert len(looked) == 3 and not (tmp_path / "photos-protected").exists()
     assert all(
@@ -93,14 +93,14 @@ def test_a_look_knows_what_was_protected_before(
 ) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     list(protect(spec))
-    done = list(look(spec, tmp_path / "scratch"))[-1]
+    done = list(preview(spec, tmp_path / "scratch"))[-1]
     assert isinstance(done, Done)
     assert (done.facts["pictures"], done.facts["already_done"]) == (0, 6)
 
 
 def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
-    looked = next(e for e in look(spec, tmp_path / "scratch") if isinstance(e, Looked))
+    looked = next(e for e in preview(spec, tmp_path / "scratch") if isinstance(e, Looked))
     width, height = proportions(looked.before)
     drawn = dots(looked.before, 60, 60)
     assert drawn.dtype == np.uint8 and drawn.shape[0] % 2 == 0 and max(drawn.shape[:2]) == 60
@@ -109,13 +109,13 @@ def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: P
 
 def test_a_glance_reads_the_header_alone() -> None:
     data = (ASSETS / "space" / "rocket.jpg").read_bytes()
-    assert glance(data) == glance(data[: len(data) // 2])
+    assert read_dimensions(data) == read_dimensions(data[: len(data) // 2])
     with pytest.raises(PictureProblem, match="not that of a picture"):
-        glance(b"<html>")
+        read_dimensions(b"<html>")
 
 
 def test_figures_read_as_people_say_them() -> None:
-    assert [duration(s) for s in (42, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
+    assert [format_duration(s) for s in (42, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
     assert [size(n) for n in (812, 4200, 31e6)] == ["812 bytes", "4.2 kB", "31 MB"]
-    assert [counted(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
-    assert counted(1200, "picture") == "1,200 pictures"
+    assert [format_count(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
+    assert format_count(1200, "picture") == "1,200 pictures"

@@ -38,7 +38,7 @@ from tue_cli.config import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256, unfinished
+from tue_cli.dataset.manifest import MANIFEST, read_manifest, read_unfinished, sha256
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.events import Advanced, Event, Failed, Started
 from tue_cli.protect.plan import ProtectSpec
@@ -257,7 +257,7 @@ def test_a_run_that_is_stopped_is_offered_again_and_ends_equal(
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
         await reads(pilot, "Stopped")
-        left = unfinished(output)
+        left = read_unfinished(output)
         assert left is not None and 0 < len(left[1]) < 76
         await pilot.press("escape")
         await on_screen(pilot, FolderScreen)
@@ -272,7 +272,7 @@ def test_a_run_that_is_stopped_is_offered_again_and_ends_equal(
         patch.setenv("TUE_WEIGHTS", str(tiny_weights.parent))
         drive(app, SMALL, steps)
     assert copies(output) == copies(tmp_path / "whole")
-    assert unfinished(output) is None
+    assert read_unfinished(output) is None
 
 
 def test_a_paused_run_waits_and_goes_on(many: Path, tiny_weights: Path) -> None:
@@ -312,7 +312,7 @@ def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Pat
     drive(app, SMALL, steps)
     assert app.again is not None and app.again.startswith(f"tue protect {many}")
     assert app.return_value == ExitCode.INTERRUPTED
-    left = unfinished(Path(f"{many}-protected"))
+    left = read_unfinished(Path(f"{many}-protected"))
     assert left is not None and left[1]
 
 

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, inconclusive, verdict
+from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, inconclusive, judge_rows
 
 shares = st.floats(0, 1)
 
@@ -126,7 +126,7 @@ def test_no_accuracies_make_a_protection_beyond_its_scale(
 )
 def test_what_could_not_be_measured_gets_a_reason_and_no_number(doubtful: Row, why: str) -> None:
     assert why in doubtful.doubt(0.1)
-    judged = verdict([doubtful], 0.1)
+    judged = judge_rows([doubtful], 0.1)
     assert not judged.is_conclusive and judged.weakest is None and judged.standard is None
     assert judged.headline.startswith("Inconclusive: ") and why in judged.headline
     assert " % (" not in judged.headline
@@ -142,7 +142,7 @@ def test_the_headline_is_the_weakest_link() -> None:
         row(of(0.8), of(0.6), attack="jpeg10"),
         row(of(0.8), of(0.3), attack="gray"),
     ]
-    judged = verdict(rows, 0.1)
+    judged = judge_rows(rows, 0.1)
     assert judged.weakest_row is rows[1]
     assert judged.headline.startswith("Protection 90 % (")
     assert "29 % (" in judged.headline and judged.headline.endswith("at its weakest (jpeg10).")
@@ -150,7 +150,7 @@ def test_the_headline_is_the_weakest_link() -> None:
 
 def test_a_headline_never_rests_on_a_row_in_doubt() -> None:
     rows = [row(of(0.9), of(0.2)), row(of(0.3), of(0.3), attack="at4", fitted=0.2)]
-    judged = verdict(rows, 0.1)
+    judged = judge_rows(rows, 0.1)
     assert judged.weakest_row is rows[0]
     assert "no other attacker could be measured" in judged.headline
     assert any("at4" in reason for reason in judged.reasons)
@@ -158,24 +158,24 @@ def test_a_headline_never_rests_on_a_row_in_doubt() -> None:
 
 def test_where_standard_training_cannot_be_judged_nothing_is() -> None:
     rows = [row(of(0.1), of(0.1)), row(of(0.9), of(0.3), attack="gray")]
-    assert not verdict(rows, 0.1).is_conclusive
+    assert not judge_rows(rows, 0.1).is_conclusive
 
 
 def test_one_attacker_alone_is_said_to_be_alone() -> None:
-    assert "no other attacker was tried" in verdict([row(of(0.9), of(0.2))], 0.1).headline
+    assert "no other attacker was tried" in judge_rows([row(of(0.9), of(0.2))], 0.1).headline
 
 
 def test_the_worst_of_several_victims_speaks_for_all() -> None:
     rows = [row(of(0.9), of(0.2)), replace(row(of(0.9), of(0.5)), victim="vgg16:1")]
-    judged = verdict(rows, 0.1)
+    judged = judge_rows(rows, 0.1)
     assert judged.weakest_row is rows[1]
     assert judged.standard == judged.weakest
 
 
 def test_random_noise_that_does_as_much_is_mentioned() -> None:
-    judged = verdict([row(of(0.9), of(0.5), random=of(0.5))], 0.1)
+    judged = judge_rows([row(of(0.9), of(0.5), random=of(0.5))], 0.1)
     assert any("random noise" in reason for reason in judged.reasons)
-    assert not verdict([row(of(0.9), of(0.5), random=of(0.8))], 0.1).reasons
+    assert not judge_rows([row(of(0.9), of(0.5), random=of(0.8))], 0.1).reasons
 
 
 def test_an_inconclusive_verdict_says_why_first() -> None:

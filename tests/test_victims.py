@@ -11,13 +11,13 @@ from torch import Tensor
 from tue_cli.attacks.registry import ATTACKS, attacks_named
 from tue_cli.config import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.core.batches import Pictures
-from tue_cli.engine.torch import Machine
+from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import BadSetting
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.verify.trials import distinct, groups_of
-from tue_cli.verify.victim import Attacker, Trained, Victim, balanced_accuracy
+from tue_cli.verify.trials import groups_of, unique_trials
+from tue_cli.verify.victim import Attacker, TrainingResult, Victim, balanced_accuracy
 
-CPU = Machine(torch.device("cpu"), torch.float32, "CPU")
+CPU = ComputeDevice(torch.device("cpu"), torch.float32, "CPU")
 ADVERSARY = AdversarySettings(radius=4 / 255, steps=3)
 
 
@@ -34,14 +34,14 @@ def victim(seed: int = 0, *, steps: int = 18, classes: int = 3, **more: Any) -> 
     )
 
 
-def trained(one: Victim, pictures: Pictures, *, points: int = 2) -> Trained:
+def trained(one: Victim, pictures: Pictures, *, points: int = 2) -> TrainingResult:
     training = one.train(pictures, pictures, points=points)
     while True:
         try:
             next(training)
         except StopIteration as stop:
             result = stop.value
-            assert isinstance(result, Trained)
+            assert isinstance(result, TrainingResult)
             return result
 
 
@@ -121,7 +121,7 @@ def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> 
 
 def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
     settings = VerifySettings(attacks=("std", "early", "part20", "part40"), seeds=2)
-    trials = distinct(groups_of(settings, 500))
+    trials = unique_trials(groups_of(settings, 500))
     # A seed: clean, protected and random; for each part protected, random and the floor.
     assert len(trials) == 2 * (3 + 2 * 3)
     assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)

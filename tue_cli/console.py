@@ -30,7 +30,7 @@ from tue_cli.events import (
     Started,
     Table,
 )
-from tue_cli.text import duration, printable
+from tue_cli.text import format_duration, printable
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
@@ -117,7 +117,7 @@ class Console:
                 value = ", ".join(pairs)
             self._note(f"  {name}: {printable(str(value))}")
         if event.seconds is not None:
-            self._note(f"  estimated time: {duration(event.seconds)}")
+            self._note(f"  estimated time: {format_duration(event.seconds)}")
 
     def _show(self, event: Saved | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
@@ -132,7 +132,7 @@ class Console:
         rate = f"{self._metric}{event.rate:.1f} pictures/s"
         if event.seconds_left is None or event.done >= event.total:
             return rate
-        return f"{rate}, {duration(event.seconds_left)} left"
+        return f"{rate}, {format_duration(event.seconds_left)} left"
 
     def _line(self, event: Advanced, state: str) -> None:
         now = time.monotonic()

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from tue_cli.config import NETS, KernelSettings
 from tue_cli.errors import WeightsProblem
-from tue_cli.storage.reading import is_name, opened, parse_json, read_file, why
+from tue_cli.storage.reading import is_name, open_regular, parse_json, read_file, why
 
 if TYPE_CHECKING:
     from torch import nn
@@ -198,7 +198,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
         )
 
     try:
-        with opened(path, MOST_BYTES) as file:
+        with open_regular(path, MOST_BYTES) as file:
             # What a file says of itself is looked at before it is read.
             start = file.read(8)
             length = int.from_bytes(start, "little")
@@ -284,8 +284,8 @@ def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]
     """Build the card's nets with fresh weights drawn from a seed, by role."""
     import torch
 
-    from tue_cli.nets.block import Block
-    from tue_cli.nets.classifiers import classifier
+    from tue_cli.nets.block import NtgaBlock
+    from tue_cli.nets.classifiers import build_classifier
     from tue_cli.nets.patterns import Patterns
     from tue_cli.nets.score import ScoreNet
 
@@ -296,10 +296,12 @@ def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]
             return ScoreNet(classes=count, width=card.score_width, sigma=card.sigma)
         if role == "block":
             sizes = KernelSettings()
-            return Block(classes=count, size=card.size, count=sizes.block, held_out=sizes.held_out)
+            return NtgaBlock(
+                classes=count, size=card.size, count=sizes.block, held_out=sizes.held_out
+            )
         if role == "patterns":
             return Patterns(count=count, size=card.size)
-        return classifier(card.net, classes=count, width=card.width, size=card.size)
+        return build_classifier(card.net, classes=count, width=card.width, size=card.size)
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

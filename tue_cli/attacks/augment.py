@@ -11,7 +11,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-Mixing = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
+Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]]
 """Pixels (N, 3, H, W) in [0, 1], targets (N, K) and a generator to the same, changed."""
 
 
@@ -60,7 +60,7 @@ def ueraser(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tupl
         return torch.cat([trivial(few) for few in torch.split(pixels, 8)]).clamp(0, 1), targets
 
 
-MIXINGS: dict[str, Mixing] = {
+AUGMENTATIONS: dict[str, Augmentation] = {
     "cutout": cutout,
     "cutmix": cutmix,
     "mixup": mixup,

@@ -47,7 +47,7 @@ FILTERS: dict[str, Filter] = {
 }
 
 
-def degraded(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
+def apply_filter(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     """Return pictures (N, 3, S, S) after the filter of that name, a key of `FILTERS`."""
     through = FILTERS[name]
 

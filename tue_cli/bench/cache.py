@@ -19,18 +19,18 @@ from numpy.typing import NDArray
 from tue_cli.bench.cells import Arm, key_of
 from tue_cli.bench.tables import summary
 from tue_cli.config import METHODS, BenchSettings
-from tue_cli.core.sampling import seed_at, starts
+from tue_cli.core.sampling import draw_starts, seed_at
 from tue_cli.dataset.manifest import output_problem
-from tue_cli.engine.torch import Floats, Machine, TorchEngine
+from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.images import resize
 from tue_cli.protect.pipeline import BATCH
-from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
 from tue_cli.text import printable
 from tue_cli.train.run import TrainSpec, load_pictures, train
-from tue_cli.verify.dataset import Arms
+from tue_cli.verify.dataset import VictimDataset
 from tue_cli.weights import Weights, netless, read
 
 MAPPED = 300
@@ -59,9 +59,9 @@ class Dataset:
         arrays = (self.pixels, self.labels, self.test, self.test_labels)
         return key_of(self.classes, [_digest(array) for array in arrays])
 
-    def arms(self, protected: Levels) -> Arms:
+    def arms(self, protected: Levels) -> VictimDataset:
         """Return what a victim may be trained on, where the pictures were protected so."""
-        return Arms(
+        return VictimDataset(
             self.classes,
             self.pixels,
             protected,
@@ -80,7 +80,7 @@ NAMES = {
 """Datasets as the paper's tables call them, by a folder's name without its marks."""
 
 
-def loaded(folder: Path, settings: BenchSettings) -> tuple[Dataset, list[Failed]]:
+def load_dataset(folder: Path, settings: BenchSettings) -> tuple[Dataset, list[Failed]]:
     """Read a folder with train/<class>/ and test/<class>/ or val/<class>/, squashed to the size.
 
     Raises:
@@ -122,7 +122,7 @@ def _unit(levels: Levels) -> Floats:
 
 
 @contextmanager
-def held(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
+def acquire_lock(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
     """Hold a name against other benches in a folder, and say whether it is held.
 
     Without `wait` it is not where another has it.
@@ -142,10 +142,12 @@ def held(folder: Path, name: str, *, wait: bool = False) -> Iterator[bool]:
         yield lock is not None
 
 
-class Shelf:
+class BenchCache:
     """The folder of one bench."""
 
-    def __init__(self, folder: Path, dataset: Dataset, computer: Machine, device: str) -> None:
+    def __init__(
+        self, folder: Path, dataset: Dataset, computer: ComputeDevice, device: str
+    ) -> None:
         """`device` is the one that `computer` was opened by."""
         self.folder = folder
         self._dataset = dataset
@@ -260,12 +262,12 @@ class Shelf:
                     part = clean[place : place + BATCH]
                     seeds = [seed_at(arm.seed, _digest(picture), 0) for picture in part]
                     delta = (
-                        starts(part.shape, seeds, arm.noise.radius)
+                        draw_starts(part.shape, seeds, arm.noise.radius)
                         if engine is None
                         else engine.perturb(_unit(part), labels[place : place + BATCH], seeds)
                     )
                     for pixels, noise in zip(part, delta, strict=True):
-                        moved = resize.lift(noise, pixels.transpose(1, 2, 0), largest)
+                        moved = resize.add_upsampled(noise, pixels.transpose(1, 2, 0), largest)
                         file.write(moved.transpose(2, 0, 1).tobytes())
                     made = place + len(part)
                     yield Metric(f"{arm.name}, noise", made, len(clean), {"pictures": made})
@@ -283,6 +285,6 @@ class Shelf:
     def _write(self, path: Path, data: bytes) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(data, path)
+            write_atomically(data, path)
         except OSError as error:
             raise output_problem(error, self.folder) from None

@@ -22,7 +22,7 @@ from tue_cli.text import printable
 
 
 @dataclass(frozen=True)
-class Kept:
+class CifarLayout:
     """How a dataset lies on the disk."""
 
     folder: str
@@ -34,15 +34,15 @@ class Kept:
     """Under which word a picture's class is found; `<labels without s>_names` are the names."""
 
 
-KEPT = {
-    "cifar-10": Kept(
+CIFAR_LAYOUTS = {
+    "cifar-10": CifarLayout(
         "cifar-10-batches-py",
         tuple(f"data_batch_{number}" for number in range(1, 6)),
         ("test_batch",),
         "batches.meta",
         "labels",
     ),
-    "cifar-100": Kept("cifar-100-python", ("train",), ("test",), "meta", "fine_labels"),
+    "cifar-100": CifarLayout("cifar-100-python", ("train",), ("test",), "meta", "fine_labels"),
 }
 
 
@@ -57,12 +57,14 @@ class _Arrays(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name} has no place in a dataset")
 
 
-def kept_in(folder: Path) -> str | None:
+def detect_cifar(folder: Path) -> str | None:
     """Return which of them lies in a folder, `cifar-10` or `cifar-100`, or None."""
-    return next((name for name, kept in KEPT.items() if (folder / kept.folder).is_dir()), None)
+    return next(
+        (name for name, kept in CIFAR_LAYOUTS.items() if (folder / kept.folder).is_dir()), None
+    )
 
 
-def written_out(folder: Path, target: Path) -> Iterator[Event]:
+def extract_images(folder: Path, target: Path) -> Iterator[Event]:
     """Write train/<class>/ and test/<class>/ to `target`, unless they are there.
 
     Raises:
@@ -71,9 +73,9 @@ def written_out(folder: Path, target: Path) -> Iterator[Event]:
     """
     if (target / "test").is_dir():
         return
-    name = kept_in(folder)
+    name = detect_cifar(folder)
     assert name is not None
-    kept = KEPT[name]
+    kept = CIFAR_LAYOUTS[name]
     yield Note(f"Writing {name} out as pictures.")
     names = _names(_read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", []))
     for part, files in (("train", kept.train), ("test", kept.test)):
@@ -109,7 +111,9 @@ def _names(found: Any) -> list[str]:
     return names
 
 
-def _write(batch: dict[str, Any], file: str, kept: Kept, names: list[str], begun: Path) -> None:
+def _write(
+    batch: dict[str, Any], file: str, kept: CifarLayout, names: list[str], begun: Path
+) -> None:
     pixels = np.asarray(batch["data"]).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     for number, (levels, label) in enumerate(zip(pixels, batch[kept.labels], strict=True)):
         place = begun / names[label] / f"{file}-{number:05d}.png"

@@ -9,7 +9,7 @@ from xml.sax.saxutils import escape
 
 from PIL import Image, ImageDraw, ImageFont
 
-from tue_cli.bench.tables import Results, Sheet
+from tue_cli.bench.tables import Results, ResultTable
 
 Point = tuple[float, float]
 
@@ -73,7 +73,7 @@ class Drawing:
         return file.getvalue()
 
 
-def protective_effects(sheet: Sheet, results: Results, row: str = "4/255") -> Drawing:
+def protective_effects(sheet: ResultTable, results: Results, row: str = "4/255") -> Drawing:
     """Return Figure 1 of a table 1: a bar a method at 4/255, the paper's own behind it, paler."""
     dataset = sheet.title[sheet.title.rfind(",") :]
     drawing, bottom, room, tall = Drawing(420, 300), 260.0, 70.0, 210.0

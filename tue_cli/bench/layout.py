@@ -7,7 +7,7 @@ from typing import Any
 
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.bench.cells import Arm, Cell, arm_of
-from tue_cli.bench.tables import Place, Sheet, published
+from tue_cli.bench.tables import ResultTable, TableCell, published
 from tue_cli.config import BenchSettings, VictimSettings
 from tue_cli.verify.trials import Trial
 
@@ -38,7 +38,7 @@ class Bench:
 
     def place(
         self, arm: Arm, attack: str = "std", victim: str = "resnet18", paper: float | None = None
-    ) -> Place:
+    ) -> TableCell:
         """Return the place of a cell, which is then one of the bench's; `attack` is of `ATTACKS`.
 
         `alone20` to `alone80` train on the pictures that stay clean where so many are protected.
@@ -63,7 +63,7 @@ class Bench:
         cell = Cell(arm, trial, budget.adversarial_seeds if level else budget.seeds)
         key = cell.key(self.data)
         self.cells.setdefault(key, cell)
-        return Place(key, paper)
+        return TableCell(key, paper)
 
     def _sheet(
         self,
@@ -72,11 +72,11 @@ class Bench:
         corner: str,
         rows: Iterable[str],
         columns: Iterable[str],
-        place: Callable[[str, str], Place],
-    ) -> Sheet:
+        place: Callable[[str, str], TableCell],
+    ) -> ResultTable:
         rows, columns = tuple(rows), tuple(columns)
         places = {(row, column): place(row, column) for row in rows for column in columns}
-        return Sheet(
+        return ResultTable(
             f"{name}-{self.dataset.lower().replace(' ', '-')}",
             f"{title}, {self.dataset}",
             corner,
@@ -85,13 +85,13 @@ class Bench:
             places,
         )
 
-    def table_1(self) -> Sheet:
+    def table_1(self) -> ResultTable:
         """Return methods against adversaries of growing radius, and what filters undo."""
         budget = self.settings
         ways = {f"{r}/255" if r else "standard": f"at{r}" if r else "std" for r in budget.radii}
         ways |= {ATTACKS[name].title: name for name in budget.filters}
 
-        def place(row: str, column: str) -> Place:
+        def place(row: str, column: str) -> TableCell:
             level = str(round(ATTACKS[ways[row]].radius * 255))
             paper = None
             if not ATTACKS[ways[row]].degrade:
@@ -100,10 +100,10 @@ class Bench:
 
         return self._sheet("table-1", "Table 1: methods", "training", ways, ARMS, place)
 
-    def table_2(self) -> Sheet:
+    def table_2(self) -> ResultTable:
         """Return victims of other kinds, trained adversarially at 4/255."""
 
-        def place(row: str, column: str) -> Place:
+        def place(row: str, column: str) -> TableCell:
             net = _net(row)
             paper = published("2", self.dataset, "resnet18", column, net, "4")
             return self.place(self.arm(column), "at4", net, paper)
@@ -113,11 +113,11 @@ class Bench:
             "table-2", "Table 2: victims at 4/255", "victim", VICTIMS.values(), arms, place
         )
 
-    def transfer(self, adversarial: bool) -> Sheet:
+    def transfer(self, adversarial: bool) -> ResultTable:
         """Return tables 3 and 4, or with an adversary 5 and 6: surrogates against victims."""
         number = (5 if adversarial else 3) + (self.dataset == "CIFAR-100")
 
-        def place(row: str, column: str) -> Place:
+        def place(row: str, column: str) -> TableCell:
             net, victim = _net(row.split(", ")[0]), _net(column)
             method = row.split(", ")[1]
             level = "4" if adversarial else "0"
@@ -135,10 +135,10 @@ class Bench:
             place,
         )
 
-    def partial(self) -> Sheet:
+    def partial(self) -> ResultTable:
         """Return what a victim learns where only a part is protected (section 4.2.3), at 4/255."""
 
-        def place(row: str, column: str) -> Place:
+        def place(row: str, column: str) -> TableCell:
             kind = "alone" if row == "the clean part alone" else "part"
             arm = self.arm("clean" if kind == "alone" else row)
             return self.place(arm, f"{kind}{column.split()[0]}@4")
@@ -153,7 +153,7 @@ class Bench:
             place,
         )
 
-    def ablations(self) -> Sheet:
+    def ablations(self) -> ResultTable:
         """Return what each choice of tue does."""
         changes: dict[str, dict[str, Any]] = {
             "TUE": {},
@@ -193,7 +193,7 @@ class Bench:
 CORE = ("clean", "random noise", "TUE", "REM", "EM")
 """The arms that the paper's claim is about."""
 ARMS = (*CORE, "TUE without score", "SEM", "TAP", "NTGA", "LSP", "CUDA")
-TABLES: dict[str, Callable[[Bench], Sheet]] = {
+TABLES: dict[str, Callable[[Bench], ResultTable]] = {
     "1": Bench.table_1,
     "2": Bench.table_2,
     **dict.fromkeys(("3", "4"), lambda bench: bench.transfer(False)),

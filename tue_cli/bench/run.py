@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 
 from tue_cli import __version__
 from tue_cli.bench.cells import Cell
-from tue_cli.bench.cifar import kept_in, written_out
+from tue_cli.bench.cifar import detect_cifar, extract_images
 from tue_cli.bench.figures import COLOURS, Drawing, map_of, protective_effects
 from tue_cli.bench.layout import TABLES, Bench
-from tue_cli.bench.tables import NOTE, Results, Sheet, data, grid, markdown
+from tue_cli.bench.tables import NOTE, Results, ResultTable, data, grid, markdown
 from tue_cli.config import DEVICES, BenchSettings, setting
 from tue_cli.dataset.manifest import output_problem
 from tue_cli.errors import BadSetting, require
@@ -30,8 +30,8 @@ from tue_cli.train.checkpoint import write_output
 from tue_cli.verify.trials import Trial
 
 if TYPE_CHECKING:
-    from tue_cli.bench.cache import Dataset, Levels, Shelf
-    from tue_cli.engine.torch import Machine
+    from tue_cli.bench.cache import BenchCache, Dataset, Levels
+    from tue_cli.engine.torch import ComputeDevice
 
 
 @dataclass(frozen=True)
@@ -59,22 +59,22 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
     refuse_seed(spec.settings.seed)
     refuse_size(spec.settings.size)
     require("torch")
-    from tue_cli.bench.cache import Shelf, held, loaded
+    from tue_cli.bench.cache import BenchCache, acquire_lock, load_dataset
     from tue_cli.engine.torch import machine
 
     computer = machine(spec.device)
     began = time.monotonic()
     written: dict[str, Any] = {}
     for folder in spec.data:
-        if kept := kept_in(folder):
-            with held(spec.output, f"{kept}-data", wait=True):
-                yield from written_out(folder, spec.output / "data" / kept)
+        if kept := detect_cifar(folder):
+            with acquire_lock(spec.output, f"{kept}-data", wait=True):
+                yield from extract_images(folder, spec.output / "data" / kept)
             folder = spec.output / "data" / kept
-        dataset, failures = loaded(folder, spec.settings)
+        dataset, failures = load_dataset(folder, spec.settings)
         yield from failures
-        with held(spec.output, "settings", wait=True):
+        with acquire_lock(spec.output, "settings", wait=True):
             _claim(spec)
-        shelf = Shelf(spec.output, dataset, computer, spec.device)
+        shelf = BenchCache(spec.output, dataset, computer, spec.device)
         plan = Bench(spec.settings, dataset.name, dataset.key())
         sheets = [TABLES[name](plan) for name in spec.tables]
         entries = plan.ordered()
@@ -87,10 +87,12 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         }
         yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
         if not spec.dry_run:
-            yield from _measured(plan, shelf, dataset, computer, sheets)
-        with held(spec.output, "tables", wait=True):
+            yield from _measure(plan, shelf, dataset, computer, sheets)
+        with acquire_lock(spec.output, "tables", wait=True):
             results = _results(plan, shelf)
-            saved = [event for sheet in sheets for event in _written(sheet, results, spec.output)]
+            saved = [
+                event for sheet in sheets for event in _write_table(sheet, results, spec.output)
+            ]
         for sheet in sheets:
             yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
             written[sheet.name] = data(sheet, results)
@@ -126,27 +128,33 @@ def _claim(spec: BenchSpec) -> None:
     write_output(wanted.encode(), place)
 
 
-def _measured(
-    plan: Bench, shelf: Shelf, dataset: Dataset, computer: Machine, sheets: Sequence[Sheet]
+def _measure(
+    plan: Bench,
+    shelf: BenchCache,
+    dataset: Dataset,
+    computer: ComputeDevice,
+    sheets: Sequence[ResultTable],
 ) -> Iterator[Event]:
     """Train the victims that are missing; after each, the tables on disk are up to date."""
-    from tue_cli.bench.cache import held
+    from tue_cli.bench.cache import acquire_lock
 
     total, begun = len(plan.ordered()), time.monotonic()
     whole = _work(_missing(plan, shelf), shelf, len(dataset.labels))
     waiting = False
     while missing := _missing(plan, shelf):
         for key, cell, run in missing:
-            with held(shelf.folder, key) as mine:
+            with acquire_lock(shelf.folder, key) as mine:
                 if not mine or str(run.seed) in _seeds(shelf, key):
                     continue
                 # Who makes an arm's pictures takes long; who only loads them does not.
                 made = shelf.has_pictures(cell.arm)
-                with held(shelf.folder, shelf.name(cell.arm), wait=made) as alone:
+                with acquire_lock(shelf.folder, shelf.name(cell.arm), wait=made) as alone:
                     if not alone:
                         continue
                     pixels, weights = yield from shelf.pictures(cell.arm)
-                rate = yield from _tried(key, cell, run, pixels, weights, shelf, dataset, computer)
+                rate = yield from _train_victim(
+                    key, cell, run, pixels, weights, shelf, dataset, computer
+                )
             break
         else:
             if not waiting:
@@ -154,30 +162,30 @@ def _measured(
             waiting = True
             time.sleep(1)
             continue
-        with held(shelf.folder, "tables", wait=True):
+        with acquire_lock(shelf.folder, "tables", wait=True):
             for sheet in sheets:
-                list(_written(sheet, _results(plan, shelf), shelf.folder))
+                list(_write_table(sheet, _results(plan, shelf), shelf.folder))
         missing = _missing(plan, shelf)
         rest = _work(missing, shelf, len(dataset.labels))
         left = rest * (time.monotonic() - begun) / (whole - rest)
         yield Advanced(total - len(missing), total, rate, round(left, 1))
 
 
-def _tried(
+def _train_victim(
     key: str,
     cell: Cell,
     run: Trial,
     pixels: Levels,
     weights: str | None,
-    shelf: Shelf,
+    shelf: BenchCache,
     dataset: Dataset,
-    computer: Machine,
+    computer: ComputeDevice,
 ) -> Generator[Event, None, float]:
     """Train one victim, keep what became of it, and return the pictures a second it saw."""
-    from tue_cli.verify.trainer import tried
+    from tue_cli.verify.trainer import train_victim
 
     begun = time.monotonic()
-    result, _ = yield from tried(run, dataset.arms(pixels), computer)
+    result, _ = yield from train_victim(run, dataset.arms(pixels), computer)
     facts = {
         "arm": asdict(cell.arm),
         "victim": asdict(run) | {"seed": None},
@@ -192,12 +200,12 @@ def _tried(
     return rate
 
 
-def _missing(plan: Bench, shelf: Shelf) -> list[tuple[str, Cell, Trial]]:
+def _missing(plan: Bench, shelf: BenchCache) -> list[tuple[str, Cell, Trial]]:
     """Return the victims that nobody has trained yet."""
     return [entry for entry in plan.ordered() if str(entry[2].seed) not in _seeds(shelf, entry[0])]
 
 
-def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: int) -> float:
+def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: BenchCache, pictures: int) -> float:
     """Return about how much these victims take, with what must be made for them, in passes."""
     made: set[str] = set()
     work = 0.0
@@ -211,25 +219,27 @@ def _work(missing: Sequence[tuple[str, Cell, Trial]], shelf: Shelf, pictures: in
     return work
 
 
-def _seeds(shelf: Shelf, key: str) -> set[str]:
+def _seeds(shelf: BenchCache, key: str) -> set[str]:
     return set(shelf.cell(key).get("runs", {}))
 
 
-def _results(plan: Bench, shelf: Shelf) -> Results:
+def _results(plan: Bench, shelf: BenchCache) -> Results:
     found = {key: shelf.cell(key) for key in plan.cells}
     return {key: cell for key, cell in found.items() if cell}
 
 
-def _written(sheet: Sheet, results: Results, folder: Path) -> Iterator[Event]:
+def _write_table(sheet: ResultTable, results: Results, folder: Path) -> Iterator[Event]:
     """Write a table as Markdown and as JSON."""
     yield _saved(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
     as_json = json.dumps(data(sheet, results), indent=1) + "\n"
     yield _saved(as_json.encode(), folder / f"{sheet.name}.json")
 
 
-def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Iterator[Event]:
+def _figures(
+    plan: Bench, sheet: ResultTable, shelf: BenchCache, dataset: Dataset
+) -> Iterator[Event]:
     """Draw the paper's figures, each where what it shows was measured."""
-    from tue_cli.bench.cache import held
+    from tue_cli.bench.cache import acquire_lock
 
     results = _results(plan, shelf)
     drawings: dict[str, Drawing] = {}
@@ -239,15 +249,15 @@ def _figures(plan: Bench, sheet: Sheet, shelf: Shelf, dataset: Dataset) -> Itera
     if all(shelf.has_pictures(arm) for arm in (*arms.values(), plan.arm("TAP"))):
         every = dict.fromkeys(arms, dataset.pixels)
         for name, arm in arms.items():
-            with held(shelf.folder, shelf.name(arm), wait=True):
+            with acquire_lock(shelf.folder, shelf.name(arm), wait=True):
                 every[name], _ = yield from shelf.pictures(arm)
         # The paper does not say through whose eyes: here it is a net trained on clean pictures.
         eyes = plan.arm("TAP")
-        with held(shelf.folder, shelf.name(eyes), wait=True):
+        with acquire_lock(shelf.folder, shelf.name(eyes), wait=True):
             points = yield from shelf.mapped(eyes, every)
         drawings["figure-2"] = map_of(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
     mark = sheet.name.removeprefix("table-1-")
-    with held(shelf.folder, "tables", wait=True):
+    with acquire_lock(shelf.folder, "tables", wait=True):
         saved = [
             _saved(draw(), shelf.folder / f"{name}-{mark}.{kind}")
             for name, drawing in drawings.items()

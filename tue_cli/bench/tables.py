@@ -17,7 +17,7 @@ Results = Mapping[str, Mapping[str, Any]]
 
 
 @dataclass(frozen=True)
-class Place:
+class TableCell:
     """One place of a table."""
 
     key: str
@@ -27,7 +27,7 @@ class Place:
 
 
 @dataclass(frozen=True)
-class Sheet:
+class ResultTable:
     """One table, measured or not."""
 
     name: str
@@ -36,7 +36,7 @@ class Sheet:
     corner: str
     rows: tuple[str, ...]
     columns: tuple[str, ...]
-    places: Mapping[tuple[str, str], Place]
+    places: Mapping[tuple[str, str], TableCell]
     """By row and column."""
 
 
@@ -80,7 +80,7 @@ def published(*coordinates: str) -> float | None:
     return float(found)
 
 
-def shown(place: Place | None, results: Results) -> str:
+def format_cell(place: TableCell | None, results: Results) -> str:
     """Return a cell as it is printed; `NOTE` explains it."""
     if place is None:
         return ""
@@ -94,10 +94,10 @@ def shown(place: Place | None, results: Results) -> str:
     return f"{100 * result['mean']:.1f}{spread}{knew}{mark}{paper}"
 
 
-def grid(sheet: Sheet, results: Results) -> tuple[tuple[str, ...], ...]:
+def grid(sheet: ResultTable, results: Results) -> tuple[tuple[str, ...], ...]:
     """Return the rows of a table, each with its name first."""
     return tuple(
-        (row, *(shown(sheet.places.get((row, column)), results) for column in sheet.columns))
+        (row, *(format_cell(sheet.places.get((row, column)), results) for column in sheet.columns))
         for row in sheet.rows
     )
 
@@ -111,7 +111,7 @@ NOTE = (
 )
 
 
-def markdown(sheet: Sheet, results: Results) -> str:
+def markdown(sheet: ResultTable, results: Results) -> str:
     """Return a table in Markdown, with what its marks mean."""
     lines = [
         f"### {sheet.title}",
@@ -125,7 +125,7 @@ def markdown(sheet: Sheet, results: Results) -> str:
     return "\n".join(lines) + "\n"
 
 
-def data(sheet: Sheet, results: Results) -> dict[str, Any]:
+def data(sheet: ResultTable, results: Results) -> dict[str, Any]:
     """Return a table as JSON holds it: what is printed, and all that is known of each cell."""
     return {
         "title": sheet.title,

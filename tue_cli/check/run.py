@@ -66,7 +66,7 @@ def check(spec: CheckSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
     checked: list[Checked] = []
     try:
-        for result in ahead(expected, paired.files, _Look(spec, home), pool, 2 * threads):
+        for result in check_ahead(expected, paired.files, _Look(spec, home), pool, 2 * threads):
             checked.append(result)
             yield result
             rate = len(checked) / max(time.monotonic() - began, 1e-3)
@@ -85,7 +85,7 @@ def check(spec: CheckSpec) -> Generator[Event, None, None]:
             "manifest": str(home),
             "seconds": round(time.monotonic() - began, 3),
         },
-        said=tuple(summary.said(counts, len(paired.extra))),
+        said=tuple(summary.describe_counts(counts, len(paired.extra))),
     )
 
 
@@ -142,10 +142,10 @@ class _Look:
         resized = size is not None and now.size not in (size, size[::-1])
         if size and resized:
             notes.append("now {} × {}, was {} × {}".format(*now.size, *size))
-        left = residual.measure(original, found, whole) if original else None
+        left = residual.measure_residual(original, found, whole) if original else None
         if left:
             notes.extend(["turned upright"] if left.turned else [])
-            facts |= _measured(left, copy)
+            facts |= _describe_residual(left, copy)
             # An older record has no hash of the pixels, but figures that tell them as well.
             if not known and (facts["mean"], facts["psnr"]) == (copy.mean, copy.psnr):
                 return "rewritten"
@@ -177,7 +177,7 @@ class _Look:
             return None
 
 
-def _measured(left: residual.Remains, copy: Expected) -> dict[str, Any]:
+def _describe_residual(left: residual.NoiseResidual, copy: Expected) -> dict[str, Any]:
     """Return what is left of the noise, as facts."""
     facts: dict[str, Any] = {"mean": round(left.mean, 3), "psnr": round(left.psnr, 2)}
     if left.survival is not None:
@@ -197,7 +197,7 @@ def _refuse(spec: CheckSpec) -> None:
             raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling.")
 
 
-def ahead(
+def check_ahead(
     expected: Sequence[Expected],
     files: Mapping[Path, Path],
     look: Callable[[Expected, Path | None], Checked],

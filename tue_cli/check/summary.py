@@ -54,7 +54,7 @@ def tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Table]:
         yield _copies(some, sorted(wrong, key=_worst_first)[:listed])
 
 
-def said(counts: Mapping[str, Any], extra: int) -> Iterator[str]:
+def describe_counts(counts: Mapping[str, Any], extra: int) -> Iterator[str]:
     """Yield the result in sentences."""
     copies, wrong = _number(counts["checked"], "copy", "copies"), counts["mismatches"]
     if wrong:

@@ -82,10 +82,10 @@ def sample_crops(count: int, generator: torch.Generator) -> Crops:
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Shift each picture by up to 4 pixels over black and flip half of them; (N, C, H, W)."""
-    return cropped(pixels, sample_crops(len(pixels), generator))
+    return apply_crops(pixels, sample_crops(len(pixels), generator))
 
 
-def cropped(pixels: Tensor, crops: Crops) -> Tensor:
+def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
     """Return pictures (N, C, H, W), each shifted over black and flipped as drawn."""
     count, _, height, width = pixels.shape
     device = pixels.device
@@ -141,7 +141,7 @@ def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
     """
     padded = F.pad(pixels, (PADDING,) * 4)
     if move.device.type != "cpu":
-        return indexed(padded, move)
+        return shift_and_flip_by_index(padded, move)
     # Slices are cheap to differentiate, and on the CPU their numbers are at hand.
     top, left, flip = move.tolist()
     height, width = pixels.shape[-2:]
@@ -149,7 +149,7 @@ def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
     return moved.flip(-1) if flip else moved
 
 
-def indexed(padded: Tensor, move: Tensor) -> Tensor:
+def shift_and_flip_by_index(padded: Tensor, move: Tensor) -> Tensor:
     """Return what `shift_and_flip` does, of padded pixels, without reading the move on the host."""
     height, width = (side - 2 * PADDING for side in padded.shape[-2:])
     columns = torch.arange(width, device=padded.device)

@@ -44,7 +44,7 @@ def _deepened(cross: Tensor, of_a: Tensor, of_b: Tensor, settings: KernelSetting
     return kernel
 
 
-def learnt(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
+def fit_coefficients(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
     """Return the coefficients (M, C) after `time` steps of gradient descent from 0.
 
     The prediction for a picture is its kernel row times them. The loss is the mean square over the
@@ -56,7 +56,7 @@ def learnt(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
     return coefficients
 
 
-def learnt_with_one_more(
+def fit_with_last_picture(
     spectrum: Tensor, rows: Tensor, own: Tensor, targets: Tensor, target: Tensor, time: int
 ) -> tuple[Tensor, Tensor]:
     """Return `learnt`'s coefficients for N blocks that differ by their last picture.

@@ -18,7 +18,7 @@ Move = tuple[int, int, bool]
 STAY: Move = (PADDING, PADDING, False)
 
 
-def starts(shape: tuple[int, ...], seeds: list[int], radius: float) -> NDArray[np.float32]:
+def draw_starts(shape: tuple[int, ...], seeds: list[int], radius: float) -> NDArray[np.float32]:
     """Draw each picture's first delta, uniform in the ball, from its own seed."""
     draws = [np.random.Generator(np.random.Philox(seed)).random(shape[1:]) for seed in seeds]
     return ((2 * np.stack(draws) - 1) * radius).astype(np.float32)

@@ -20,8 +20,8 @@ from typing import NamedTuple
 
 from tue_cli.dataset.manifest import is_output, refuse_links
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
-from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, glance, read
-from tue_cli.images.sniff import recognise
+from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
+from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, identity_of
 from tue_cli.text import printable
 
@@ -190,8 +190,8 @@ def _is_picture_within(path: Path) -> bool:
     try:
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(opened, "rb") as file:  # noqa: PTH123
-            recognise(file.read(256))
-        glance(read(path))
+            sniff_format(file.read(256))
+        read_dimensions(read(path))
     except (OSError, PictureProblem):
         return False
     return True
@@ -221,8 +221,8 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
     names that differ in Unicode form are one. What its name says cannot be protected takes no part.
     """
     items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
-    found = _collision(items, folded)
-    if found and tells_case(output):
+    found = _collision(items, fold_path)
+    if found and is_case_sensitive(output):
         found = _collision(items, lambda relative: nfc(relative.as_posix()))
     if found:
         raise BadSetting(
@@ -245,12 +245,12 @@ def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Ite
     return None
 
 
-def folded(relative: Path) -> str:
+def fold_path(relative: Path) -> str:
     """Return a place as the least discerning file systems see it: no case, no Unicode form."""
     return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())
 
 
-def tells_case(folder: Path) -> bool:
+def is_case_sensitive(folder: Path) -> bool:
     """Say whether a folder, made or to be made, has `A` beside `a`; False where nothing tells.
 
     Nothing is written: the names that are there are looked for in the other case.
@@ -268,7 +268,7 @@ def tells_case(folder: Path) -> bool:
     return False
 
 
-def homes(items: Sequence[Item]) -> frozenset[Identity]:
+def find_source_folders(items: Sequence[Item]) -> frozenset[Identity]:
     """The folders that hold the originals, by name and, where that is a link, in truth."""
     folders = {item.source.parent for item in items}
     folders |= {Path(os.path.realpath(i.source)).parent for i in items if i.source.is_symlink()}
@@ -281,7 +281,7 @@ def homes(items: Sequence[Item]) -> frozenset[Identity]:
 
 def _refuse_originals(items: Sequence[Item], output: Path) -> None:
     """Refuse an output that leads back to the originals, by a link or a mount."""
-    originals = homes(items)
+    originals = find_source_folders(items)
     for parent in sorted({item.relative.parent for item in items}):
         folder = output / parent
         if _is_folder(folder) and identity_of(folder.stat()) in originals:

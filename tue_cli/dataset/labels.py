@@ -26,7 +26,7 @@ PASSED_OVER = 2
 Of fewer than seven keys, fewer."""
 
 
-def labelled(
+def assign_labels(
     found: Found, mode: str, note: Callable[[str], None] = lambda _: None
 ) -> tuple[Item, ...]:
     """The items with their classes.
@@ -50,7 +50,7 @@ def labelled(
         names = [parts[0] if len(parts) > 1 else name for parts in tiers]
         return tuple(replace(i, label=label) for i, label in zip(items, names, strict=True))
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
-        return _labelled_by(Path(mode), items, note)
+        return _read_label_table(Path(mode), items, note)
     raise BadSetting(
         f"--labels {printable(mode)} is unknown.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
@@ -95,7 +95,7 @@ def clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np
     return np.array([numbers.setdefault(int(n), len(numbers)) for n in nearest])
 
 
-def assign_keys(
+def assign_codes(
     classes: Iterable[str],
     available: Sequence[str],
     taken: Mapping[str, str],
@@ -146,7 +146,7 @@ def assign_keys(
     return {name: chosen[name] for name in wanted}
 
 
-def _labelled_by(
+def _read_label_table(
     table: Path, items: Sequence[Item], note: Callable[[str], None]
 ) -> tuple[Item, ...]:
     """The items with the classes that a CSV file gives them."""

@@ -97,7 +97,7 @@ def former_run(output: Path) -> dict[str, Any]:
     return runs[-1] if runs else {}
 
 
-def unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
+def read_unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
     """What a run that was stopped left here: its settings and its records; None where none did.
 
     Nothing is written or locked. Raises OutputProblem where the folder cannot be read.

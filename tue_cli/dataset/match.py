@@ -18,7 +18,7 @@ from tue_cli.dataset.discover import nfc
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.errors import BadSetting, NothingToDo
 from tue_cli.images.codec import SUFFIXES
-from tue_cli.images.residual import Facts
+from tue_cli.images.residual import CopyFacts
 from tue_cli.text import printable
 
 
@@ -33,7 +33,7 @@ class Expected:
     source_sha256: str
     sha256: str
     format: str | None
-    known: Facts | None
+    known: CopyFacts | None
     """What it was like."""
     mean: float | None
     """The mean change of its pixels, in levels."""
@@ -110,14 +110,14 @@ def _expected(record: dict[str, Any], folder: Path) -> Expected:
     )
 
 
-def _known(record: dict[str, Any]) -> Facts | None:
+def _known(record: dict[str, Any]) -> CopyFacts | None:
     size, kinds = record.get("size"), record.get("metadata")
     pixels = _text(record.get("pixels_sha256"))
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
         return None
     if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
         return None
-    return Facts((size[0], size[1]), tuple(kinds), pixels) if pixels and min(size) > 0 else None
+    return CopyFacts((size[0], size[1]), tuple(kinds), pixels) if pixels and min(size) > 0 else None
 
 
 def _inside(text: str, folder: Path) -> Path:

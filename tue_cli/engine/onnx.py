@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tue_cli.config import NoiseSettings
 from tue_cli.core import sampling
-from tue_cli.engine.torch import Floats, filled
+from tue_cli.engine.torch import Floats, pad_batch
 from tue_cli.errors import BadSetting, DeviceUnavailable, WeightsProblem
 from tue_cli.weights import Tensors, Weights
 
@@ -75,7 +75,7 @@ class OnnxEngine:
         refuse_method(method)
         self._noise = noise
         self._seed = seed
-        self._session, kind = opened(graph, weights.tensors, device)
+        self._session, kind = open_session(graph, weights.tensors, device)
         self.batch = min(batch, CPU_BATCH) if kind == "cpu" else batch
         self.description = f"ONNX Runtime, {PROVIDERS[kind][1]}"
         if kind == "cpu":
@@ -107,14 +107,16 @@ class OnnxEngine:
         deltas = []
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
-            batch = filled(pixels[part], self.batch)
-            start = filled(
-                sampling.starts(pixels[part].shape, seeds[part], noise.radius), self.batch
+            batch = pad_batch(pixels[part], self.batch)
+            start = pad_batch(
+                sampling.draw_starts(pixels[part].shape, seeds[part], noise.radius), self.batch
             )
             delta = np.clip(start, np.maximum(-batch, -radius), np.minimum(1 - batch, radius))
             for step in range(noise.steps):
                 drawn = moves[step * noise.samples : (step + 1) * noise.samples]
-                delta = self._run(self._next, batch, delta, filled(keys[part], self.batch), drawn)
+                delta = self._run(
+                    self._next, batch, delta, pad_batch(keys[part], self.batch), drawn
+                )
             deltas.append(delta[: len(pixels[part])])
         return np.concatenate(deltas)
 
@@ -131,7 +133,7 @@ class OnnxEngine:
         keys = np.zeros(self.batch, np.int64)
         for place in range(0, len(pixels), self.batch):
             part = pixels[place : place + self.batch]
-            batch = filled(part, self.batch)
+            batch = pad_batch(part, self.batch)
             seen = self._run(output, batch, np.zeros_like(batch), keys, [sampling.STAY])
             parts.append(seen[: len(part)])
         return np.concatenate(parts)
@@ -190,7 +192,9 @@ def runtime() -> Any:
     return onnxruntime
 
 
-def opened(graph: bytes, tensors: Tensors, device: str) -> tuple[onnxruntime.InferenceSession, str]:
+def open_session(
+    graph: bytes, tensors: Tensors, device: str
+) -> tuple[onnxruntime.InferenceSession, str]:
     """Open a graph on a device and return the session and the kind of device in force.
 
     Args:

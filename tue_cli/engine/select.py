@@ -56,7 +56,7 @@ def engine_for(
     """
     refuse_unknown(backend)
     if backend == "auto":
-        backend = choice(weights, method, device, pictures=pictures, former=former)
+        backend = choose_backend(weights, method, device, pictures=pictures, former=former)
     if backend == "onnx":
         require("onnxruntime")
         refuse_method(method)
@@ -72,7 +72,7 @@ def refuse_unknown(backend: str) -> None:
         raise BadSetting(f"There is no backend {backend!r}.", f"Choose {', '.join(BACKENDS)}.")
 
 
-def choice(
+def choose_backend(
     weights: Weights, method: str, device: str, *, pictures: int, former: str | None = None
 ) -> str:
     """Return `torch` or `onnx`: what is there, else what began the folder, else what is faster.

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.config import METHODS, NoiseSettings
-from tue_cli.core.sampling import starts
+from tue_cli.core.sampling import draw_starts
 from tue_cli.errors import BadSetting, DeviceUnavailable
 from tue_cli.weights import Weights, build
 
@@ -48,7 +48,7 @@ class Engine(Protocol):
 
 
 @dataclass(frozen=True)
-class Machine:
+class ComputeDevice:
     """Where torch computes, and how precisely."""
 
     device: torch.device
@@ -56,7 +56,7 @@ class Machine:
     description: str
 
 
-def machine(name: str = "auto") -> Machine:
+def machine(name: str = "auto") -> ComputeDevice:
     """Choose a device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; prove it by a small computation.
 
     Raises:
@@ -73,7 +73,7 @@ def machine(name: str = "auto") -> Machine:
     return _opened("cpu")
 
 
-def _opened(name: str) -> Machine:
+def _opened(name: str) -> ComputeDevice:
     import torch
 
     kind, _, number = name.partition(":")
@@ -100,7 +100,7 @@ def _opened(name: str) -> Machine:
         threads = torch.get_num_threads()
         title = f"CPU, {threads} thread{'s' * (threads > 1)}"
         dtype = torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
-    return Machine(device, dtype, f"{title}, {str(dtype).removeprefix('torch.')}")
+    return ComputeDevice(device, dtype, f"{title}, {str(dtype).removeprefix('torch.')}")
 
 
 class TorchEngine:
@@ -113,12 +113,12 @@ class TorchEngine:
         noise: NoiseSettings,
         *,
         seed: int,
-        machine: Machine,
+        machine: ComputeDevice,
         batch: int,
     ) -> None:
         from tue_cli.core.capture import Captured
         from tue_cli.methods import method_named
-        from tue_cli.nets.frozen import frozen
+        from tue_cli.nets.frozen import freeze
 
         self._perturb = method_named(method)
         self._noise = noise
@@ -130,7 +130,7 @@ class TorchEngine:
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
         roles = tuple(r for r in METHODS[method].roles if r != "score" or noise.score_ratio)
         self._nets = {
-            role: frozen(net.to(machine.device), machine.dtype)
+            role: freeze(net.to(machine.device), machine.dtype)
             for role, net in build(weights, roles).items()
         }
 
@@ -144,17 +144,17 @@ class TorchEngine:
         device = self._machine.device
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
-            start = starts(pixels[part].shape, seeds[part], self._noise.radius)
+            start = draw_starts(pixels[part].shape, seeds[part], self._noise.radius)
             # The same shifts and flips for every batch: a picture's noise is its own. They are
             # drawn on the CPU, whatever computes, so that every engine draws the same.
             generator = generator_at(self._seed, "perturb", 0, torch.device("cpu"))
             try:
                 delta = self._perturb(
                     self._nets,
-                    torch.from_numpy(filled(pixels[part], self.batch)).to(device),
-                    torch.from_numpy(filled(keys[part], self.batch)).to(device),
+                    torch.from_numpy(pad_batch(pixels[part], self.batch)).to(device),
+                    torch.from_numpy(pad_batch(keys[part], self.batch)).to(device),
                     self._noise,
-                    start=torch.from_numpy(filled(start, self.batch)).to(device),
+                    start=torch.from_numpy(pad_batch(start, self.batch)).to(device),
                     generator=generator,
                     run=self.run,
                 )
@@ -185,12 +185,12 @@ class TorchEngine:
         with torch.no_grad():
             for place in range(0, len(pixels), self.batch):
                 part = pixels[place : place + self.batch]
-                batch = torch.from_numpy(filled(part, self.batch)).to(self._machine.device)
+                batch = torch.from_numpy(pad_batch(part, self.batch)).to(self._machine.device)
                 parts.append(see(batch)[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
 
-def filled(part: NDArray[Any], batch: int) -> NDArray[Any]:
+def pad_batch(part: NDArray[Any], batch: int) -> NDArray[Any]:
     """Repeat the last row up to the fixed batch: kernels are chosen by shape, and another kernel
     rounds differently.
     """

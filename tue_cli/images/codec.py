@@ -119,23 +119,23 @@ def decode(source: bytes) -> Picture:
     return load(source).picture()
 
 
-def load(source: bytes) -> Loaded:
+def load(source: bytes) -> OpenPicture:
     """Decode a file and leave its pixels with Pillow, which takes four bytes for three.
 
     Raises:
         PictureProblem: as `decode` says.
     """
-    kind = sniff.recognise(source)
+    kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
-    with _told(kind, source):
+    with _translate_errors(kind, source):
         image = Image.open(io.BytesIO(source), formats=[kind])
         if image.width * image.height > MAX_PIXELS:
             raise _too_large()
         sniff.refuse(image, source)
-        return Loaded(image, kind, source)
+        return OpenPicture(image, kind, source)
 
 
-class Loaded:
+class OpenPicture:
     """A decoded file whose pixels are still Pillow's: to be looked at in strips, or taken out."""
 
     def __init__(self, image: Image.Image, kind: str, source: bytes) -> None:
@@ -165,7 +165,7 @@ class Loaded:
         Raises:
             PictureProblem: as `decode` says.
         """
-        with _told(self._kind, self._source):
+        with _translate_errors(self._kind, self._source):
             return self._picture()
 
     def _picture(self) -> Picture:
@@ -217,7 +217,7 @@ class Loaded:
 
 
 @contextmanager
-def _told(kind: str, source: bytes) -> Iterator[None]:
+def _translate_errors(kind: str, source: bytes) -> Iterator[None]:
     """Turn what a decoder raises into a problem with a reason."""
     try:
         yield
@@ -228,20 +228,20 @@ def _told(kind: str, source: bytes) -> Iterator[None]:
     except MemoryError as error:
         raise OutOfMemory from error
     except Exception as error:
-        if sniff.cut_short(kind, source):
+        if sniff.is_truncated(kind, source):
             raise PictureProblem("truncated", f"The {kind} ends too early.") from error
         if isinstance(error, UnidentifiedImageError):
             raise PictureProblem("unreadable", f"The header of the {kind} is damaged.") from error
         raise PictureProblem("unreadable", f"The {kind} is damaged: {error}") from error
 
 
-def glance(source: bytes) -> tuple[int, int]:
+def read_dimensions(source: bytes) -> tuple[int, int]:
     """Return a picture's width and height, by its header alone.
 
     Raises:
         PictureProblem: what `decode` says of it, as far as the header tells.
     """
-    kind = sniff.recognise(source)
+    kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
     try:
         with Image.open(io.BytesIO(source), formats=[kind]) as image:

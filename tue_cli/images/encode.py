@@ -19,7 +19,7 @@ from PIL import Image
 
 from tue_cli.errors import OutOfMemory, PictureProblem
 from tue_cli.images import jpeg, metadata
-from tue_cli.images.codec import FORMATS, Loaded, Picture, decode, load
+from tue_cli.images.codec import FORMATS, OpenPicture, Picture, decode, load
 
 SURVIVAL_FLOOR: Final = 0.8
 _SUFFIX_OF: Final = {
@@ -70,10 +70,10 @@ def encode(
         raise PictureProblem("alpha", "JPEG has no transparency; use --format png or webp.")
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
-    best: _Written | None = None
+    best: _EncodedFile | None = None
     decoded: Picture | None = None
     for options, note in _attempts(picture, kind, quality):
-        found, loaded = _tried(picture, protected, kind, options, note)
+        found, loaded = _try_encoding(picture, protected, kind, options, note)
         if best is None or found.survival > best.survival:
             best, decoded = found, None
         if best.survival >= SURVIVAL_FLOOR:
@@ -86,7 +86,7 @@ def encode(
     notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
         notes = (*notes, f"only {best.survival:.0%} of the protection survives in this {kind}")
-    with _written_as(kind):
+    with _translate_errors(kind):
         decoded = _as_before(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
 
@@ -134,30 +134,30 @@ def _finer(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, A
 
 
 @dataclass(frozen=True)
-class _Written:
+class _EncodedFile:
     data: bytes
     survival: float
     notes: tuple[str, ...]
 
 
-def _tried(
+def _try_encoding(
     picture: Picture,
     protected: NDArray[np.uint8],
     kind: str,
     options: dict[str, Any],
     note: str,
-) -> tuple[_Written, Loaded]:
+) -> tuple[_EncodedFile, OpenPicture]:
     """Write a file and read it back, as far as it takes to see what survives."""
     notes = [note] if note else []
-    with _written_as(kind):
-        data = _written(picture, protected, kind, options, notes)
+    with _translate_errors(kind):
+        data = _encode_file(picture, protected, kind, options, notes)
         loaded = load(data)
         survival = _survival(picture.pixels, protected, loaded)
-    return _Written(data, survival, tuple(notes)), loaded
+    return _EncodedFile(data, survival, tuple(notes)), loaded
 
 
 @contextmanager
-def _written_as(kind: str) -> Iterator[None]:
+def _translate_errors(kind: str) -> Iterator[None]:
     """Turn what an encoder raises, or a decoder of its file, into a problem with a reason."""
     try:
         yield
@@ -189,7 +189,7 @@ def _as_before(picture: Picture, kind: str, decoded: Picture) -> Picture:
     return replace(decoded, pixels=pixels, alpha=alpha)
 
 
-def _written(
+def _encode_file(
     picture: Picture,
     protected: NDArray[np.uint8],
     kind: str,
@@ -206,14 +206,14 @@ def _written(
         notes.extend(more)
         if not same and beside.dpi:
             options = {**options, "dpi": beside.dpi}
-        return jpeg.spliced_jpeg(_saved_jpeg(image, options), blocks, keep_jfif=not same)
+        return jpeg.splice_jpeg(_saved_jpeg(image, options), blocks, keep_jfif=not same)
     if kind == "PNG":
         blocks = beside.blocks if same else metadata.blocks_for_png(beside)
-        return metadata.spliced_png(_saved(image, kind, options), blocks)
+        return metadata.splice_png(_save_image(image, kind, options), blocks)
     if kind == "BMP":
         if picture.alpha is not None:
             return _bmp_with_alpha(planes, beside.dpi)
-        return _saved(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+        return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
     # A grey profile says nothing about the three channels that WebP makes of a grey picture.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
@@ -223,9 +223,9 @@ def _written(
         options = {**options, "xmp": beside.xmp}
     if beside.exif:
         with suppress(Exception):
-            return _saved(image, kind, {**options, "exif": beside.exif})
+            return _save_image(image, kind, {**options, "exif": beside.exif})
         notes.append("EXIF was damaged and could not be copied")
-    return _saved(image, kind, options)
+    return _save_image(image, kind, options)
 
 
 def _written_tiff(
@@ -234,14 +234,14 @@ def _written_tiff(
     tags, directories = metadata.tiff_tags(picture.metadata.exif)
     if picture.coding.predictor == 2 and options["compression"] != "raw":
         tags[317] = 2
-    data = _saved(image, "TIFF", {**options, "exif": tags})
+    data = _save_image(image, "TIFF", {**options, "exif": tags})
     with suppress(Exception):
         return metadata.tiff_with_directories(data, directories)
     notes.append("EXIF was damaged and could not be copied")
     return data
 
 
-def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
+def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
@@ -249,10 +249,10 @@ def _saved(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
 
 def _saved_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     try:
-        return _saved(image, "JPEG", options)
+        return _save_image(image, "JPEG", options)
     except OSError:
         # Pillow's buffer for a progressive file is too small for noise at the finest quality.
-        return _saved(image, "JPEG", {**options, "progressive": False})
+        return _save_image(image, "JPEG", {**options, "progressive": False})
 
 
 def _bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) -> bytes:
@@ -267,7 +267,9 @@ def _bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) 
     return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body
 
 
-def _survival(original: NDArray[np.uint8], protected: NDArray[np.uint8], loaded: Loaded) -> float:
+def _survival(
+    original: NDArray[np.uint8], protected: NDArray[np.uint8], loaded: OpenPicture
+) -> float:
     """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
 
     Pixels under alpha 0 have d = 0, so they count for nothing.

@@ -77,7 +77,7 @@ def refuse_tangled(source: bytes) -> None:
         raise tangled()
 
 
-def cut_short(source: bytes) -> bool:
+def is_truncated(source: bytes) -> bool:
     """Say whether the picture's own end marker, not a thumbnail's, is missing."""
     scans = [end for marker, _, end in segments(source) if marker == START_OF_SCAN]
     return not scans or source.find(b"\xff\xd9", scans[0]) < 0
@@ -194,7 +194,7 @@ def blocks_for_jpeg(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, .
     return tuple(blocks), tuple(notes)
 
 
-def spliced_jpeg(data: bytes, blocks: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
+def splice_jpeg(data: bytes, blocks: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
     """Put segments at the head of a fresh JPEG, after its JFIF header or in its place."""
     header = 2
     if data[2:4] == bytes((0xFF, APP0)):

@@ -297,7 +297,7 @@ def blocks_for_png(metadata: Metadata) -> tuple[bytes, ...]:
     return tuple(blocks)
 
 
-def spliced_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
+def splice_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
     """Put chunks right after the header of a PNG."""
     header = len(PNG_START) + 25
     return b"".join((data[:header], *blocks, data[header:]))

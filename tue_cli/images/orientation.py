@@ -33,7 +33,7 @@ def orientation(picture: Picture) -> int:
     return 1
 
 
-def turned(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
+def apply_orientation(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """Return pixels (H, W, C) turned as an orientation tag asks, which may swap H and W."""
     return pixels if turn == 1 else as_pixels(as_image(pixels).transpose(_TURNS[turn]))
 

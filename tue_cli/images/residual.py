@@ -15,9 +15,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tue_cli.images.codec import Picture
-from tue_cli.images.orientation import as_image, as_pixels, orientation, turned
+from tue_cli.images.orientation import apply_orientation, as_image, as_pixels, orientation
 from tue_cli.images.quality import PSNR_CAP
-from tue_cli.images.resize import shrink
+from tue_cli.images.resize import resize_to_square
 
 ROWS: Final = 128
 """Rows worked on at a time."""
@@ -30,7 +30,7 @@ _DENSITY: Final = frozenset({282, 283, 296})
 
 
 @dataclass(frozen=True)
-class Facts:
+class CopyFacts:
     """What a record keeps of a copy, to tell later what became of it."""
 
     size: tuple[int, int]
@@ -42,7 +42,7 @@ class Facts:
 
 
 @dataclass(frozen=True)
-class Remains:
+class NoiseResidual:
     """The change that a file still carries: d', the file less the original."""
 
     turned: bool
@@ -62,7 +62,7 @@ def size_of(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     return pixels.shape[1], pixels.shape[0]
 
 
-def facts(picture: Picture) -> Facts:
+def facts(picture: Picture) -> CopyFacts:
     """Return what a record keeps of a picture."""
     beside = picture.metadata
     kinds = {
@@ -72,7 +72,7 @@ def facts(picture: Picture) -> Facts:
         "xmp": bool(beside.xmp),
     }
     found = tuple(kind for kind, there in kinds.items() if there)
-    return Facts(size_of(picture.pixels), found, _pixels_sha256(picture))
+    return CopyFacts(size_of(picture.pixels), found, _pixels_sha256(picture))
 
 
 def small_rms(original: Picture, copy: Picture) -> float:
@@ -99,7 +99,9 @@ def _pixels_sha256(picture: Picture) -> str:
     return state.hexdigest()
 
 
-def measure(original: Picture, found: Picture, copy: Picture | None) -> Remains | None:
+def measure_residual(
+    original: Picture, found: Picture, copy: Picture | None
+) -> NoiseResidual | None:
     """Measure what a file still holds of the change from `original` to its intact `copy`.
 
     A file that was resized is compared at the smaller size, to which the larger pictures are
@@ -108,15 +110,15 @@ def measure(original: Picture, found: Picture, copy: Picture | None) -> Remains 
     turn, small_rms = _placed(original, found)
     if turn is None:
         return None
-    before, after = turned(original.pixels, turn), found.pixels
+    before, after = apply_orientation(original.pixels, turn), found.pixels
     size = min(size_of(before), size_of(after), key=math.prod)
     before, after = _resized(before, size), _resized(after, size)
     whole = None
     if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
-        whole = _resized(turned(copy.pixels, turn), size)
+        whole = _resized(apply_orientation(copy.pixels, turn), size)
     visible = None
     if original.alpha is not None:
-        visible = _resized(turned(original.alpha[..., None], turn), size) > 0
+        visible = _resized(apply_orientation(original.alpha[..., None], turn), size) > 0
     change = squares = left = total = 0.0
     for top in range(0, size[1], ROWS):
         rows = slice(top, top + ROWS)
@@ -132,8 +134,8 @@ def measure(original: Picture, found: Picture, copy: Picture | None) -> Remains 
             total += float(np.vdot(delta, delta))
     count = 3 * size[0] * size[1]
     psnr = 10 * math.log10(255**2 * count / squares) if squares else PSNR_CAP
-    return Remains(
-        turned=turn != 1,
+    return NoiseResidual(
+        apply_orientation=turn != 1,
         mean=change / count,
         psnr=min(psnr, PSNR_CAP),
         small_rms=small_rms,
@@ -148,7 +150,7 @@ def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
     """
     best, nearest, rms = None, LIKE, 0.0
     for turn in dict.fromkeys((1, orientation(original))):
-        if _same_shape(size_of(turned(original.pixels, turn)), size_of(found.pixels)):
+        if _same_shape(size_of(apply_orientation(original.pixels, turn)), size_of(found.pixels)):
             mean, these = _small(original, found, turn)
             if mean < nearest:
                 best, nearest, rms = turn, mean, these
@@ -157,12 +159,12 @@ def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
 
 def _small(original: Picture, found: Picture, turn: int) -> tuple[float, float]:
     """Return the mean and the root mean square of the difference at `SMALL` pixels, in levels."""
-    before = shrink(turned(original.pixels, turn), SMALL)
-    distance = np.abs(shrink(found.pixels, SMALL) - before) * 255
+    before = resize_to_square(apply_orientation(original.pixels, turn), SMALL)
+    distance = np.abs(resize_to_square(found.pixels, SMALL) - before) * 255
     weight = np.ones_like(distance)
     if original.alpha is not None:
         # What was transparent may have any colour by now.
-        weight = shrink(turned(original.alpha[..., None], turn), SMALL)
+        weight = resize_to_square(apply_orientation(original.alpha[..., None], turn), SMALL)
     total = max(float(weight.sum()), 1e-6)
     mean = float((weight * distance).sum()) / total
     return mean, math.sqrt(float((weight * distance * distance).sum()) / total)

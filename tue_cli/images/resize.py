@@ -19,7 +19,7 @@ ROUGH: Final = 10 / 255
 """Standard deviation of 3 x 3 pixels of the square, of their channels' mean, that hides noise."""
 
 
-def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
+def resize_to_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     """Squash a picture (H, W, C) to a square (3, size, size) in [0, 1], antialiased."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
@@ -29,7 +29,7 @@ def shrink(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
     return np.ascontiguousarray(planes.transpose(2, 0, 1))
 
 
-def masking(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
+def compute_mask(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
     """Return how much of its noise each pixel of a square gets, (1, s, s), from `smooth` to 1.
 
     Noise shows in a sky and not in leaves (contrast masking): the share grows with the standard
@@ -47,7 +47,9 @@ def masking(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:
     return share
 
 
-def lift(delta: NDArray[np.float32], pixels: NDArray[np.uint8], radius: float) -> NDArray[np.uint8]:
+def add_upsampled(
+    delta: NDArray[np.float32], pixels: NDArray[np.uint8], radius: float
+) -> NDArray[np.uint8]:
     """Add `delta` (3, s, s), in units of [0, 1], to a picture (H, W, C) of any size.
 
     Bicubic; no level moves by more than floor(radius * 255), and none leaves 0..255.

@@ -56,7 +56,7 @@ _UNSUPPORTED: Final = (
 )
 
 
-def recognise(source: bytes) -> str:
+def sniff_format(source: bytes) -> str:
     """Return Pillow's word for the format that the first bytes speak of."""
     if not source:
         raise PictureProblem("empty", "The file is empty.")
@@ -143,10 +143,10 @@ def is_deep_avif(source: bytes) -> bool:
     return at >= 0 and len(source) > at + 6 and bool(source[at + 6] & 0x40)
 
 
-def cut_short(kind: str, source: bytes) -> bool:
+def is_truncated(kind: str, source: bytes) -> bool:
     """Say whether the file ends before its own structure says so."""
     if kind == "JPEG":
-        return jpeg.cut_short(source)
+        return jpeg.is_truncated(source)
     if kind == "PNG":
         return all(chunk != b"IEND" for chunk, _ in metadata.png_chunks(source))
     if kind == "WEBP":

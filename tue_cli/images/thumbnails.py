@@ -18,7 +18,7 @@ from PIL import Image
 from tue_cli.errors import PictureProblem
 from tue_cli.images import codec
 from tue_cli.images.codec import Picture
-from tue_cli.images.orientation import as_image, orientation, turned
+from tue_cli.images.orientation import apply_orientation, as_image, orientation
 from tue_cli.text import printable
 
 SIDE: Final = 360
@@ -36,7 +36,7 @@ ROWS: Final = 256
 
 
 @dataclass(frozen=True)
-class Shown:
+class Thumbnails:
     """One picture in three views: PNG, or JPEG of quality 92 where a PNG would be large."""
 
     name: str
@@ -49,7 +49,7 @@ class Shown:
     """What was measured, such as `largest change 8 levels, PSNR 34.1 dB`."""
 
 
-def shown_pairs(original: Path, copy: Path, record: dict[str, Any]) -> Shown:
+def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumbnails:
     """Return the views of a picture and its copy; `record` is the copy's entry in the manifest.
 
     Raises:
@@ -57,15 +57,15 @@ def shown_pairs(original: Path, copy: Path, record: dict[str, Any]) -> Shown:
     """
     before = codec.decode(codec.read(original))
     after = codec.decode(codec.read(copy))
-    old = turned(before.pixels, orientation(before))
-    new = turned(after.pixels, orientation(after))
+    old = apply_orientation(before.pixels, orientation(before))
+    new = apply_orientation(after.pixels, orientation(after))
     if old.shape[:2] != new.shape[:2]:
         raise PictureProblem(
             "other-size",
             f"It has {old.shape[1]} × {old.shape[0]} pixels, its copy {new.shape[1]} × "
             f"{new.shape[0]}.",
         )
-    return Shown(
+    return Thumbnails(
         name=printable(record.get("path") or copy.name),
         before=_view(before),
         after=_view(after),
@@ -81,7 +81,7 @@ def full_difference(original: Path, copy: Path) -> bytes:
         PictureProblem: one of the two cannot be read.
     """
     before, after = codec.decode(codec.read(original)), codec.decode(codec.read(copy))
-    changed = turned(_difference(before.pixels, after.pixels), orientation(before))
+    changed = apply_orientation(_difference(before.pixels, after.pixels), orientation(before))
     file = io.BytesIO()
     as_image(changed).save(file, "PNG", compress_level=1)
     return file.getvalue()
@@ -121,9 +121,9 @@ def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[
 def _view(picture: Picture) -> bytes:
     """Return the view of a picture in its colours, on white where it is transparent."""
     turn = orientation(picture)
-    small = _small(turned(picture.pixels, turn))
+    small = _small(apply_orientation(picture.pixels, turn))
     if picture.alpha is not None:
-        mask = _small(turned(picture.alpha[..., None], turn))
+        mask = _small(apply_orientation(picture.alpha[..., None], turn))
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
     return _coded(small, picture.metadata.icc)
 

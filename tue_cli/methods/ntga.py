@@ -26,11 +26,11 @@ from torch import Tensor
 from tue_cli.config import KernelSettings, NoiseSettings, TrainSettings
 from tue_cli.core.batches import Pictures, batch_indices
 from tue_cli.core.capture import Run, eagerly
-from tue_cli.core.kernel import learnt, learnt_with_one_more, own_kernel, tangent_kernel
+from tue_cli.core.kernel import fit_coefficients, fit_with_last_picture, own_kernel, tangent_kernel
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import Term, gradient_of, pgd
 from tue_cli.methods.surrogate import FrozenNets
-from tue_cli.nets.block import Block
+from tue_cli.nets.block import NtgaBlock
 
 KERNEL = KernelSettings()
 
@@ -57,7 +57,7 @@ def perturb(
 ) -> Tensor:
     """Return delta, (N, 3, H, W): each picture, joining the block, makes the learner more wrong."""
     block = nets["block"]
-    assert isinstance(block, Block)
+    assert isinstance(block, NtgaBlock)
     shared = block.pixels + block.delta
     kernel = kernel_of(shared, shared)
     scale = kernel.diagonal().mean()
@@ -70,7 +70,7 @@ def perturb(
     def objective(moved: Tensor) -> Tensor:
         rows = kernel_of(moved, shared) @ basis / scale
         own = own_kernel(moved.flatten(1), KERNEL) / scale
-        known, last = learnt_with_one_more(spectrum, rows, own, targets, target, KERNEL.time)
+        known, last = fit_with_last_picture(spectrum, rows, own, targets, target, KERNEL.time)
         seen = kernel_of(moved, block.held_out) / scale
         logits = held_out @ known + seen[:, :, None] * last[:, None]
         wanted = block.held_out_labels.expand(len(moved), -1)
@@ -80,11 +80,11 @@ def perturb(
     return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
 
 
-def held_out_losses(block: Block, moved: Tensor) -> Tensor:
+def held_out_losses(block: NtgaBlock, moved: Tensor) -> Tensor:
     """Return the learner's cross-entropy on each held-out picture, given the block moved so."""
     kernel = kernel_of(moved, moved)
     scale = kernel.diagonal().mean().detach()
-    known = learnt(kernel / scale, targets_of(block.labels, block.classes), KERNEL.time)
+    known = fit_coefficients(kernel / scale, targets_of(block.labels, block.classes), KERNEL.time)
     logits = kernel_of(block.held_out, moved) / scale @ known
     return F.cross_entropy(logits, block.held_out_labels, reduction="none")
 
@@ -99,7 +99,7 @@ def fit_role(
 ) -> Iterator[Tensor]:
     """Choose the block and make its noise, a step of ascent at a time; yield the learner's loss."""
     block, noise = training.net, settings.noise
-    assert isinstance(block, Block)
+    assert isinstance(block, NtgaBlock)
     if not training.step:
         order = batch_indices(len(pictures), len(pictures), seed=settings.seed, step=0)
         block.fill(pictures, order)

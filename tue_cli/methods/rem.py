@@ -23,15 +23,17 @@ from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.methods.surrogate import (
     FrozenNets,
-    ascent,
+    ascend_loss,
+    average_over_moves,
     fit_on_own_noise,
     moves_for,
-    shifted,
     surrogate_of,
 )
 
 
-def hardened(loss: Objective, adversary: AdversarySettings, starts: Tensor) -> Objective:
+def make_adversarial_loss(
+    loss: Objective, adversary: AdversarySettings, starts: Tensor
+) -> Objective:
     """Return the loss where an adversary has moved the pixels, which are in [0, 1].
 
     At every call it begins at the next of `starts`, (M, 1, 3, H, W), for the whole batch.
@@ -40,7 +42,7 @@ def hardened(loss: Objective, adversary: AdversarySettings, starts: Tensor) -> O
 
     def objective(pixels: Tensor) -> Tensor:
         fixed = pixels.detach()
-        return loss(pixels + ascent(loss, fixed, adversary, next(rest).expand_as(fixed)))
+        return loss(pixels + ascend_loss(loss, fixed, adversary, next(rest).expand_as(fixed)))
 
     return objective
 
@@ -63,8 +65,8 @@ def perturb(
     def descend(
         pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, starts: Tensor
     ) -> Tensors:
-        loss = hardened(cross_entropy(surrogate_of(nets), labels), noise.inner, starts)
-        term = Term(gradient_of(shifted(loss, noise.samples, moves)), noise.step)
+        loss = make_adversarial_loss(cross_entropy(surrogate_of(nets), labels), noise.inner, starts)
+        term = Term(gradient_of(average_over_moves(loss, noise.samples, moves)), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
     moves = moves_for(noise, pixels, generator)

@@ -48,12 +48,12 @@ def surrogate_of(nets: FrozenNets) -> FrozenClassifier:
     return surrogate
 
 
-def snapped(delta: Tensor) -> Tensor:
+def quantize(delta: Tensor) -> Tensor:
     """Round to whole 8-bit levels, which is all that a file can hold."""
     return (delta * 255).round() / 255
 
 
-def shifted(loss: Objective, samples: int, moves: Tensor) -> Objective:
+def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objective:
     """Return the mean of a loss over shifts and flips of the pixels: at every call the next ones.
 
     Args:
@@ -79,11 +79,13 @@ def surrogate_term(
     surrogate: FrozenClassifier, labels: Tensor, noise: NoiseSettings, moves: Tensor
 ) -> Term:
     """Descend l(f'(t(x + delta)), y) over the next shifts and flips t at every step."""
-    loss = shifted(cross_entropy(surrogate, labels), noise.samples, moves)
+    loss = average_over_moves(cross_entropy(surrogate, labels), noise.samples, moves)
     return Term(gradient_of(loss), noise.step)
 
 
-def ascent(loss: Objective, pixels: Tensor, adversary: AdversarySettings, start: Tensor) -> Tensor:
+def ascend_loss(
+    loss: Objective, pixels: Tensor, adversary: AdversarySettings, start: Tensor
+) -> Tensor:
     """Return delta-a, of the pixels' shape, within the adversary's radius: the loss grows by it.
 
     Without a step it is the start, cut to the radius and the pixels' range.
@@ -126,7 +128,7 @@ def fit_on_own_noise(
 
     def attacked(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
         assert adversary is not None
-        return (pixels + ascent(cross_entropy(surrogate, labels), pixels, adversary, start),)
+        return (pixels + ascend_loss(cross_entropy(surrogate, labels), pixels, adversary, start),)
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
         surrogate.follow(net)
@@ -134,7 +136,7 @@ def fit_on_own_noise(
         delta = perturb(
             nets, pixels, labels, noise, start=start, generator=generator, run=run_noise
         )
-        pixels = crop_and_flip(pixels + snapped(delta), generator)
+        pixels = crop_and_flip(pixels + quantize(delta), generator)
         if adversary is not None:
             start = uniform_start(pixels, adversary.radius, generator)
             (pixels,) = run_adversary(attacked, pixels, labels, start)

@@ -16,7 +16,7 @@ from tue_cli.config import NoiseSettings
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.losses import cross_entropy_of_next
 from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.methods.surrogate import FrozenNets, moves_for, shifted, surrogate_of
+from tue_cli.methods.surrogate import FrozenNets, average_over_moves, moves_for, surrogate_of
 
 
 def perturb(
@@ -32,7 +32,9 @@ def perturb(
     """Return delta, (N, 3, H, W), that makes the surrogate see the class after the label's."""
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
-        loss = shifted(cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, moves)
+        loss = average_over_moves(
+            cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, moves
+        )
         term = Term(gradient_of(loss), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 

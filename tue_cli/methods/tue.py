@@ -26,9 +26,9 @@ from tue_cli.core.losses import cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
+    average_over_moves,
     fit_on_own_noise,
     moves_for,
-    shifted,
     surrogate_of,
     surrogate_term,
 )
@@ -76,7 +76,9 @@ def perturb(
         terms = [surrogate_term(surrogate, labels, noise, moves)]
         if noise.gray_ratio:
             # The same shifts and flips as in colour, as in a step of the graph.
-            loss = shifted(in_gray(cross_entropy(surrogate, labels)), noise.samples, moves)
+            loss = average_over_moves(
+                in_gray(cross_entropy(surrogate, labels)), noise.samples, moves
+            )
             terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
         if noise.score_ratio:
             score = nets["score"]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import NoiseSettings, TrainSettings
-from tue_cli.core.batches import Pictures, cropped, sample_crops
+from tue_cli.core.batches import Pictures, apply_crops, sample_crops
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import divergence
@@ -88,7 +88,7 @@ def fit_role(
 
     def loss(pixels: Tensor, drawn: Tensor, *crops: Tensor) -> Tensor:
         moved = (pixels + radius * patterns(drawn)).clamp(0, 1)
-        features = surrogate.features(cropped(moved, crops))
+        features = surrogate.features(apply_crops(moved, crops))
         return divergence(features, centres[(drawn + 1) % count]).mean()
 
     yield from fit(training, pictures, loss=loss, prepare=prepare)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from tue_cli.core.batches import Pictures
 
 
-class Block(nn.Module):
+class NtgaBlock(nn.Module):
     """A labelled block with its noise, `delta`, and held-out pictures; all of one size."""
 
     levels: Tensor

@@ -197,7 +197,7 @@ NETS: dict[str, Callable[[int, int, int], Classifier]] = {
 }
 
 
-def classifier(name: str, *, classes: int, width: int = 64, size: int = 32) -> Classifier:
+def build_classifier(name: str, *, classes: int, width: int = 64, size: int = 32) -> Classifier:
     """Build a net with fresh weights, drawn from torch's default generator.
 
     Args:

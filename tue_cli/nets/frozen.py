@@ -13,13 +13,13 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
 
-from tue_cli.nets.block import Block
+from tue_cli.nets.block import NtgaBlock
 from tue_cli.nets.classifiers import Classifier, ConvNorm
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 
 
-def folded(net: Classifier) -> Classifier:
+def fold_batch_norms(net: Classifier) -> Classifier:
     """Return a copy in eval mode, without parameter gradients, in which every batch norm behind a
     convolution is part of it: the same logits up to rounding, less memory traffic.
     """
@@ -54,7 +54,7 @@ class FrozenClassifier:
 
     def __init__(self, net: Classifier, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = channels_last(folded(net).to(dtype))
+        self.net = channels_last(fold_batch_norms(net).to(dtype))
 
     @torch.no_grad()
     def follow(self, net: Classifier) -> None:
@@ -103,14 +103,14 @@ class FrozenScore:
         return cast(Tensor, self.net(lowered, labels)).float()
 
 
-Frozen = FrozenClassifier | FrozenScore | Block | Patterns
+Frozen = FrozenClassifier | FrozenScore | NtgaBlock | Patterns
 
 
-def frozen(net: nn.Module, dtype: torch.dtype) -> Frozen:
+def freeze(net: nn.Module, dtype: torch.dtype) -> Frozen:
     """Return a net's frozen copy; what holds pictures or noise stays in float32."""
     if isinstance(net, ScoreNet):
         return FrozenScore(net, dtype)
-    if isinstance(net, Block | Patterns):
+    if isinstance(net, NtgaBlock | Patterns):
         return copy.deepcopy(net).requires_grad_(False)
     assert isinstance(net, Classifier)
     return FrozenClassifier(net, dtype)

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 
-class Block(nn.Module):
+class ResidualBlock(nn.Module):
     """x + conv(relu(conv(x) scaled and shifted by the class))."""
 
     def __init__(self, channels: int, classes: int) -> None:
@@ -36,9 +36,9 @@ class ScoreNet(nn.Module):
         super().__init__()
         self.sigma = sigma
         self.enter = nn.Conv2d(12, width, 3, padding=1)
-        self.fine = nn.ModuleList(Block(width, classes) for _ in range(2))
+        self.fine = nn.ModuleList(ResidualBlock(width, classes) for _ in range(2))
         self.down = nn.Conv2d(width, 2 * width, 2, 2)
-        self.coarse = nn.ModuleList(Block(2 * width, classes) for _ in range(3))
+        self.coarse = nn.ModuleList(ResidualBlock(2 * width, classes) for _ in range(3))
         self.up = nn.Conv2d(2 * width, 4 * width, 1)
         self.leave = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.leave.weight)

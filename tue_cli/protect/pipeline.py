@@ -47,7 +47,7 @@ _WITHOUT = {
 
 
 @dataclass(frozen=True)
-class Loaded:
+class LoadedTask:
     """A decoded picture on its way to the engine and back."""
 
     task: Task
@@ -105,7 +105,7 @@ class Pipeline:
             for task in tasks
         }
         writing: list[Future[Outcome]] = []
-        batch: list[Loaded] = []
+        batch: list[LoadedTask] = []
 
         def outcomes(results: Iterator[Outcome]) -> Iterator[Event]:
             for outcome in results:
@@ -124,14 +124,14 @@ class Pipeline:
             yield from outcomes(future.result() for future in writing)
             writing = submitted
 
-        for result in ahead(tasks, self._load, self._pool, self._threads):
+        for result in load_ahead(tasks, self._load, self._pool, self._threads):
             if isinstance(result, Large):
                 # One at a time: all before it is on the disk, and nothing else is taken up.
                 yield from flushed()
                 yield from flushed()
                 yield from outcomes(iter([self._alone(result.task)]))
                 continue
-            if not isinstance(result, Loaded):
+            if not isinstance(result, LoadedTask):
                 yield from outcomes(iter([result]))
                 continue
             batch.append(result)
@@ -182,13 +182,13 @@ class Pipeline:
         In this thread: another would keep what it freed for itself, and take as much once more.
         """
         loaded = self._load(task, alone=True)
-        if not isinstance(loaded, Loaded):
+        if not isinstance(loaded, LoadedTask):
             assert not isinstance(loaded, Large)
             return loaded
         (delta,), seconds = self._perturb([loaded])
         return self._write(loaded, delta, seconds)
 
-    def _load(self, task: Task, *, alone: bool = False) -> Loaded | Large | Skipped | Failed:
+    def _load(self, task: Task, *, alone: bool = False) -> LoadedTask | Large | Skipped | Failed:
         began = time.monotonic()
         source = task.item.source
         try:
@@ -197,7 +197,7 @@ class Pipeline:
             blocked = self._blocked(task, digest)
             if blocked is not None:
                 return blocked
-            if not alone and math.prod(codec.glance(data)) >= BATCH_PIXELS:
+            if not alone and math.prod(codec.read_dimensions(data)) >= BATCH_PIXELS:
                 return Large(task)
             status = source.stat()
             picture = codec.decode(data)
@@ -206,12 +206,12 @@ class Pipeline:
                 raise PictureProblem(
                     "in-the-way", "Its copy would meet that of another picture; rename it."
                 )
-            small = resize.shrink(picture.pixels, self._size)
+            small = resize.resize_to_square(picture.pixels, self._size)
         except (PictureProblem, MemoryError) as error:
             return _failed(source, error)
         except OSError as error:
             return Failed(source, "unreadable", f"It cannot be read: {error}.")
-        return Loaded(task, picture, small, digest, status, time.monotonic() - began)
+        return LoadedTask(task, picture, small, digest, status, time.monotonic() - began)
 
     def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture is not to be worked on, if it is not."""
@@ -231,7 +231,7 @@ class Pipeline:
             )
         return None
 
-    def _perturb(self, batch: list[Loaded]) -> tuple[Floats, float]:
+    def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""
         self._journal.refuse_loss()
         began = time.monotonic()
@@ -249,23 +249,23 @@ class Pipeline:
         self.engine_seconds += spent
         return deltas, spent / len(batch)
 
-    def _submit(self, batch: list[Loaded]) -> list[Future[Outcome]]:
+    def _submit(self, batch: list[LoadedTask]) -> list[Future[Outcome]]:
         deltas, seconds = self._perturb(batch)
         return [
             self._pool.submit(self._write, loaded, delta, seconds)
             for loaded, delta in zip(batch, deltas, strict=True)
         ]
 
-    def _write(self, loaded: Loaded, delta: Floats, engine_seconds: float) -> Outcome:
+    def _write(self, loaded: LoadedTask, delta: Floats, engine_seconds: float) -> Outcome:
         began = time.monotonic()
         task, picture, spec = loaded.task, loaded.picture, self._spec
         place = self._output / task.relative
         try:
-            delta = delta * resize.masking(loaded.small, spec.settings.smooth)
+            delta = delta * resize.compute_mask(loaded.small, spec.settings.smooth)
             # Nothing here holds the protected pixels, so that `encode` can let them go.
             encoded = encode.encode(
                 picture,
-                resize.lift(delta, picture.pixels, self._largest),
+                resize.add_upsampled(delta, picture.pixels, self._largest),
                 format=spec.format,
                 quality=spec.quality,
             )
@@ -305,18 +305,18 @@ class Pipeline:
         return Saved(task.item.source, place, record)
 
 
-def ahead(
+def load_ahead(
     tasks: Sequence[Task],
-    load: Callable[[Task], Loaded | Large | Skipped | Failed],
+    load: Callable[[Task], LoadedTask | Large | Skipped | Failed],
     pool: ThreadPoolExecutor,
     threads: int,
-) -> Iterator[Loaded | Large | Skipped | Failed]:
+) -> Iterator[LoadedTask | Large | Skipped | Failed]:
     """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
 
     How large the pictures to come are is guessed from the largest seen so far; before the first
     is seen, each thread loads one.
     """
-    coming: deque[Future[Loaded | Large | Skipped | Failed]] = deque()
+    coming: deque[Future[LoadedTask | Large | Skipped | Failed]] = deque()
     largest = place = 0
     while place < len(tasks) or coming:
         room = min(2 * BATCH, max(threads, BATCH_PIXELS // largest if largest else 0))
@@ -324,7 +324,7 @@ def ahead(
             coming.append(pool.submit(load, tasks[place]))
             place += 1
         result = coming.popleft().result()
-        if isinstance(result, Loaded):
+        if isinstance(result, LoadedTask):
             largest = max(largest, _pixels(result))
         yield result
 
@@ -340,7 +340,7 @@ def _as_read(encoded: encode.Encoded) -> codec.Picture:
     return codec.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
 
 
-def _pixels(loaded: Loaded) -> int:
+def _pixels(loaded: LoadedTask) -> int:
     return loaded.picture.pixels[..., 0].size
 
 

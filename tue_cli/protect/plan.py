@@ -201,7 +201,7 @@ def _refuse_unknown_labels(mode: str) -> None:
         )
 
 
-def labelled(
+def label_items(
     spec: ProtectSpec,
     found: discover.Found,
     weights: Weights,
@@ -216,7 +216,7 @@ def labelled(
         tops = {item.relative.parts[0] for item in found.items if len(item.relative.parts) > 1}
         # Where folders were classes before, the last one that is left still is one.
         again = spec.labels == "auto" and tops and tops <= journal.keys.keys()
-        return labels.labelled(found, "folders" if again else spec.labels, notes.append)
+        return labels.assign_labels(found, "folders" if again else spec.labels, notes.append)
     if "surrogate" not in METHODS[spec.settings.method].roles:
         raise BadSetting(
             f"--labels {spec.labels} looks through a surrogate's eyes, and {spec.settings.method} "
@@ -226,7 +226,7 @@ def labelled(
 
     count = clusters or min(10, len(weights.card.classes))
     clustered: Mapping[Path, str] = {}
-    seen, features = _seen(engine.features, found.items, weights, pool)
+    seen, features = _run_surrogate(engine.features, found.items, weights, pool)
     if seen:
         names = labels.cluster_labels(features, count, spec.settings.seed)
         clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
@@ -235,7 +235,7 @@ def labelled(
     )
 
 
-def _seen(
+def _run_surrogate(
     see: Callable[[Floats], Floats],
     items: Sequence[discover.Item],
     weights: Weights,
@@ -247,9 +247,9 @@ def _seen(
     def small(item: discover.Item) -> Floats | None:
         try:
             data = codec.read(item.source)
-            is_large = math.prod(codec.glance(data)) >= LARGE
+            is_large = math.prod(codec.read_dimensions(data)) >= LARGE
             with turn if is_large else nullcontext():
-                return resize.shrink(codec.decode(data).pixels, weights.card.size)
+                return resize.resize_to_square(codec.decode(data).pixels, weights.card.size)
         except (PictureProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
 
@@ -297,7 +297,7 @@ def nearness(
     for name in new:
         count = len(by_class[name])
         few += [by_class[name][place * count // LOOKED_AT] for place in range(LOOKED_AT)]
-    seen, logits = _seen(engine.logits, list(dict.fromkeys(few)), weights, pool)
+    seen, logits = _run_surrogate(engine.logits, list(dict.fromkeys(few)), weights, pool)
     if not seen:
         return {}
     odds = logits - logits.max(1, keepdims=True)
@@ -306,7 +306,7 @@ def nearness(
     return {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
 
 
-def planned(
+def plan_tasks(
     spec: ProtectSpec,
     items: Sequence[discover.Item],
     weights: Weights,
@@ -317,7 +317,7 @@ def planned(
     classes = {item.label for item in items}
     available = weights.card.classes
     if spec.key is None:
-        keys = labels.assign_keys(classes, available, journal.keys, near)
+        keys = labels.assign_codes(classes, available, journal.keys, near)
     elif spec.key not in available:
         raise BadSetting(
             f"The weights {weights.name} have no key {spec.key!r}.",
@@ -344,16 +344,16 @@ def _placed(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG.
     """
     discover.refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
-    taken = Counter(discover.folded(task.relative) for task in tasks)
+    taken = Counter(discover.fold_path(task.relative) for task in tasks)
 
     def has_place(task: Task) -> bool:
         gives_way = task.item.source.suffix.lower() in codec.UNSUPPORTED
-        return not gives_way or taken[discover.folded(task.relative)] == 1
+        return not gives_way or taken[discover.fold_path(task.relative)] == 1
 
     return tuple(replace(task, has_place=has_place(task)) for task in tasks)
 
 
-def outstanding(spec: ProtectSpec, tasks: Sequence[Task], journal: Journal) -> list[Task]:
+def select_pending(spec: ProtectSpec, tasks: Sequence[Task], journal: Journal) -> list[Task]:
     """Return the tasks that have no copy yet, where no original has changed since."""
     if spec.existing == "overwrite":
         return list(tasks)

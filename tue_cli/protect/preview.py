@@ -19,15 +19,15 @@ from tue_cli.dataset import discover
 from tue_cli.dataset.manifest import Journal, former_run
 from tue_cli.engine.select import engine_for
 from tue_cli.events import Done, Event, Failed, Looked, Note, Saved, Started
-from tue_cli.images.thumbnails import full_difference, shown_pairs
+from tue_cli.images.thumbnails import full_difference, make_thumbnails
 from tue_cli.protect.pipeline import BATCH, Pipeline
 from tue_cli.protect.plan import (
     ProtectSpec,
     Task,
     check,
-    labelled,
-    outstanding,
-    planned,
+    label_items,
+    plan_tasks,
+    select_pending,
     weights_for,
 )
 from tue_cli.protect.run import run_of
@@ -37,7 +37,7 @@ TRIED = 9
 """Pictures that may be tried where some cannot be protected."""
 
 
-def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
+def preview(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
     """Protect three of the pictures into `scratch`, show them, and tell time and visibility.
 
     Raises:
@@ -66,9 +66,9 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
         # Clusters and near keys need many pictures decoded, and three look the same without.
         clustered = spec.labels.partition(":")[0] == "cluster"
         named = replace(spec, labels="single") if clustered else spec
-        items = labelled(named, found, weights, engine, pool, former, [])
-        tasks = planned(named, items, weights, former)
-        left = outstanding(spec, tasks, former)
+        items = label_items(named, found, weights, engine, pool, former, [])
+        tasks = plan_tasks(named, items, weights, former)
+        left = select_pending(spec, tasks, former)
         yield Started("Looking", LOOKED_AT, "pictures", facts={"engine": engine.description})
         qualities: list[float] = []
         tried, spent = 0, 0.0
@@ -84,7 +84,7 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
                 for event in events:
                     if isinstance(event, Saved) and event.source is not None:
                         qualities.append(event.facts["psnr"])
-                        event = _looked(event, event.source, scratch)
+                        event = _load_preview(event, event.source, scratch)
                     if isinstance(event, Looked | Failed):
                         yield event
         if not qualities:
@@ -108,8 +108,8 @@ def look(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _looked(saved: Saved, source: Path, scratch: Path) -> Looked:
-    views = shown_pairs(source, saved.path, saved.facts)
+def _load_preview(saved: Saved, source: Path, scratch: Path) -> Looked:
+    views = make_thumbnails(source, saved.path, saved.facts)
     difference = scratch / f"{saved.path.stem}-difference.png"
     difference.write_bytes(full_difference(source, saved.path))
     facts = {**saved.facts, "difference": str(difference), "note": views.note}

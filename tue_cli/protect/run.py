@@ -29,13 +29,13 @@ from tue_cli.protect.plan import (
     ProtectSpec,
     Task,
     check,
-    labelled,
+    label_items,
     nearness,
-    outstanding,
-    planned,
+    plan_tasks,
+    select_pending,
     weights_for,
 )
-from tue_cli.report.write import reported
+from tue_cli.report.write import write_report
 from tue_cli.weights import Weights
 
 
@@ -69,15 +69,15 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         notes: list[str] = []
-        originals = discover.homes(found.items)
+        originals = discover.find_source_folders(found.items)
         journal = Journal(output, run_of(spec, weights, engine), spec.existing, originals)
         journal.recall()
-        items = labelled(spec, found, weights, engine, pool, journal, notes)
+        items = label_items(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
         if spec.dry_run:
             near = yield from nearness(spec, items, weights, engine, pool, journal)
-            tasks = planned(spec, items, weights, journal, near)
-            left = outstanding(spec, tasks, journal)
+            tasks = plan_tasks(spec, items, weights, journal, near)
+            left = select_pending(spec, tasks, journal)
             seconds = _estimate(left, weights, engine, spec, threads)
             facts = _facts(spec, output, weights, engine, tasks)
             yield Started("Would protect", len(left), "pictures", seconds, facts)
@@ -93,7 +93,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         with journal:
             try:
                 near = yield from nearness(spec, items, weights, engine, pool, journal)
-                tasks = planned(spec, items, weights, journal, near)
+                tasks = plan_tasks(spec, items, weights, journal, near)
                 facts = _facts(spec, output, weights, engine, tasks)
                 total = len(tasks) + len(found.refused)
                 yield Started("Protecting", total, "pictures", None, facts)
@@ -108,7 +108,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         yield from (Note(text) for text in work.warnings())
         if spec.report is not None:
             sources = {task.relative.as_posix(): task.item.source for task in tasks}
-            yield from reported(
+            yield from write_report(
                 spec.report,
                 read_manifest(output),
                 output,
@@ -165,10 +165,10 @@ def _estimate(
         began = time.monotonic()
         try:
             picture = codec.decode(codec.read(task.item.source))
-            small = resize.shrink(picture.pixels, weights.card.size)
+            small = resize.resize_to_square(picture.pixels, weights.card.size)
             encode.encode(
                 picture,
-                resize.lift(small * 0, picture.pixels, 1.0),
+                resize.add_upsampled(small * 0, picture.pixels, 1.0),
                 format=spec.format,
                 quality=spec.quality,
             )

@@ -21,7 +21,7 @@ TELL_SECONDS = 0.1
 
 
 @dataclass(frozen=True)
-class SurveySpec:
+class ScanSpec:
     """Which folder to look through, and how it would be protected."""
 
     folder: Path
@@ -29,21 +29,21 @@ class SurveySpec:
     labels: str = "auto"
 
 
-def survey(spec: SurveySpec) -> Generator[Event, None, None]:
+def scan_folder(spec: ScanSpec) -> Generator[Event, None, None]:
     """Tell what a folder holds, from names and a few headers; nothing is decoded or written.
 
     Raises:
         BadSetting: the folder cannot be protected, or not with these labels.
         NothingToDo: it holds no picture.
     """
-    yield from _walked(spec.folder)
+    yield from _walk_folder(spec.folder)
     output = spec.output or discover.default_output((spec.folder,))
     found = discover.discover((spec.folder,), output)
     notes: list[str] = []
     clustered = spec.labels.partition(":")[0] == "cluster"
-    items = found.items if clustered else labels.labelled(found, spec.labels, notes.append)
+    items = found.items if clustered else labels.assign_labels(found, spec.labels, notes.append)
     yield from (Note(text) for text in notes)
-    sizes, refused = yield from _glanced(items)
+    sizes, refused = yield from _sample_sizes(items)
     refused += Counter(reason for _, reason, _ in found.refused)
     classes = Counter(item.label for item in items)
     yield Done(
@@ -72,7 +72,7 @@ def count_pictures(folder: Path) -> int:
         return 0
 
 
-def _walked(folder: Path) -> Generator[Event, None, None]:
+def _walk_folder(folder: Path) -> Generator[Event, None, None]:
     """Say how many pictures there are so far, so that a walk through a whole disk can be left."""
     count, told = 0, time.monotonic()
     for _, _, names in os.walk(folder):
@@ -83,7 +83,7 @@ def _walked(folder: Path) -> Generator[Event, None, None]:
     yield Advanced(count, 0, 0.0)
 
 
-def _glanced(
+def _sample_sizes(
     items: Sequence[discover.Item],
 ) -> Generator[Event, None, tuple[list[tuple[int, int]], Counter[str]]]:
     """Return the sizes of a few pictures, and how many cannot be protected, by reason."""
@@ -96,7 +96,7 @@ def _glanced(
         if item.source.suffix.lower() in codec.UNSUPPORTED:
             continue
         try:
-            sizes.append(codec.glance(codec.read(item.source)))
+            sizes.append(codec.read_dimensions(codec.read(item.source)))
         except PictureProblem as problem:
             refused[problem.reason] += 1
         yield Advanced(len(items), 0, 0.0)
@@ -105,7 +105,7 @@ def _glanced(
 
 def _former(output: Path) -> dict[str, Any]:
     """Return what former runs left in the output: how far one came, or that one is finished."""
-    if (left := manifest.unfinished(output)) is not None:
+    if (left := manifest.read_unfinished(output)) is not None:
         run, records = left
         return {"unfinished": {"done": len(records), "run": run}}
     if (output / manifest.MANIFEST).is_file():

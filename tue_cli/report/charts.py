@@ -24,7 +24,7 @@ TOP, BOTTOM, LEFT, RIGHT = 14, 160, 36, 228
 """The plot inside a small chart; to its right the lines are named."""
 
 
-def with_interval(
+def add_interval(
     figure: Figures, value: str = "value", times: int = 1, digits: int = 0
 ) -> dict[str, Any]:
     """Return a figure that is in percent after `times`, and its 95 % interval where it has one.

@@ -20,7 +20,7 @@ from markupsafe import Markup
 from tue_cli.config import METHODS
 from tue_cli.errors import OutputProblem
 from tue_cli.images.encode import SURVIVAL_FLOOR
-from tue_cli.images.thumbnails import GAIN, Shown
+from tue_cli.images.thumbnails import GAIN, Thumbnails
 from tue_cli.report.charts import (
     BOTTOM,
     LEFT,
@@ -30,14 +30,14 @@ from tue_cli.report.charts import (
     TOP,
     TRAINED_ON,
     Figures,
+    add_interval,
     curve_panels,
     feature_maps,
     histograms,
     inside,
     percent,
-    with_interval,
 )
-from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
 
 BAR: Final = 24
@@ -49,7 +49,7 @@ LISTED: Final = 20
 def page(
     *,
     manifest: Figures,
-    pictures: Sequence[Shown],
+    pictures: Sequence[Thumbnails],
     result: Figures | None = None,
     embedding: Figures | None = None,
     command: str = "",
@@ -96,7 +96,7 @@ def write(html: str, path: Path) -> None:
         OutputProblem: the folder is missing or not writable, the disk is full.
     """
     try:
-        write_whole(html.encode("utf-8"), path)
+        write_atomically(html.encode("utf-8"), path)
     except (OSError, ValueError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = error.strerror if isinstance(error, OSError) else str(error)
@@ -126,9 +126,9 @@ def _headline(result: Figures) -> dict[str, Any]:
     marks = []
     if conclusive and weakest and weakest.get("value") is not None:
         name = f"weakest attack: {weakest['title']} ({weakest['victim']})"
-        marks.append({"name": name, **with_interval(weakest)})
+        marks.append({"name": name, **add_interval(weakest)})
     if conclusive and standard and not (weakest and weakest["attack"] == "std"):
-        marks.append({"name": "standard training", **with_interval(standard)})
+        marks.append({"name": "standard training", **add_interval(standard)})
     return {
         "conclusive": conclusive,
         "text": result["headline"] if conclusive else "Inconclusive",
@@ -144,7 +144,7 @@ def _attack(attack: Figures) -> dict[str, Any]:
     for kind, name in TRAINED_ON.items():
         accuracy = attack.get(kind)
         if accuracy and accuracy["mean"] is not None:
-            bars.append({"kind": kind, "name": name, **with_interval(accuracy, "mean", 100, 1)})
+            bars.append({"kind": kind, "name": name, **add_interval(accuracy, "mean", 100, 1)})
     floor = f"{attack['floor_name']} {percent(attack['floor'])}"
     protection = attack.get("protection")
     doubt = attack.get("inconclusive") or ("" if protection else "not measured")
@@ -156,7 +156,7 @@ def _attack(attack: Figures) -> dict[str, Any]:
         "floor": inside(100 * attack["floor"]),
         "floor_text": floor,
         "doubt": doubt,
-        "protection": with_interval(protection)["text"] if protection and not doubt else "",
+        "protection": add_interval(protection)["text"] if protection and not doubt else "",
         "summary": f"Accuracy after {attack['title']} of {attack['victim']}: "
         + ", ".join(f"{bar['name']} {bar['text']}" for bar in bars)
         + f"; {floor}.",

@@ -34,7 +34,7 @@ def refuse_report(path: Path) -> None:
         )
 
 
-def reported(
+def write_report(
     path: Path,
     manifest: dict[str, Any],
     protected: Path,
@@ -58,7 +58,7 @@ def reported(
     Raises:
         OutputProblem: it cannot be written.
     """
-    from tue_cli.images.thumbnails import shown_pairs
+    from tue_cli.images.thumbnails import make_thumbnails
     from tue_cli.report.page import page, write
 
     records = manifest["pictures"]
@@ -67,7 +67,7 @@ def reported(
         original = original_of(record)
         with suppress(PictureProblem):  # it was reported where it was met
             if original is not None:
-                pictures.append(shown_pairs(original, protected / record["path"], record))
+                pictures.append(make_thumbnails(original, protected / record["path"], record))
     html = page(
         manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
     )

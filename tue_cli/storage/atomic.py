@@ -52,7 +52,7 @@ def is_link(status: os.stat_result) -> bool:
     return stat.S_ISLNK(status.st_mode) or tag == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
 
 
-def write_whole(data: bytes, path: Path) -> None:
+def write_atomically(data: bytes, path: Path) -> None:
     """Write a file so that it appears whole or not at all; a link in its place is replaced.
 
     Raises:

@@ -33,7 +33,7 @@ class TooLarge(OSError):
 
 
 @contextmanager
-def opened(path: Path, limit: int) -> Iterator[BinaryIO]:
+def open_regular(path: Path, limit: int) -> Iterator[BinaryIO]:
     """Open a regular file of at most `limit` bytes for reading, never waiting for a pipe.
 
     Raises:
@@ -62,7 +62,7 @@ def read_file(path: Path, limit: int) -> bytes:
     Raises:
         OSError: as `opened` says.
     """
-    with opened(path, limit) as file:
+    with open_regular(path, limit) as file:
         data = file.read(limit + 1)
     if len(data) > limit:
         raise TooLarge(path, limit)

@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING, Any
 from tue_cli.config import TrainSettings
 from tue_cli.dataset.manifest import differences
 from tue_cli.errors import BadSetting, OutputProblem
-from tue_cli.storage.atomic import write_whole
-from tue_cli.storage.reading import opened
+from tue_cli.storage.atomic import write_atomically
+from tue_cli.storage.reading import open_regular
 
 if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
@@ -33,7 +33,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 @contextmanager
-def held_interrupt() -> Iterator[Callable[[], None]]:
+def defer_interrupt() -> Iterator[Callable[[], None]]:
     """Hold Ctrl-C back until the function that this gives is called, which raises `Interrupted`.
 
     A second Ctrl-C strikes at once. Where Ctrl-C means something else already (a thread, a process
@@ -69,7 +69,7 @@ def write_output(data: bytes, path: Path) -> None:
         OutputProblem: it cannot be written.
     """
     try:
-        write_whole(data, path)
+        write_atomically(data, path)
     except OSError as error:
         raise OutputProblem(
             f"{path} cannot be written: {error.strerror or error}.",
@@ -122,7 +122,7 @@ class Checkpoint:
         if not self.path.exists():
             return
         try:
-            with opened(self.path, MOST_BYTES) as file:
+            with open_regular(self.path, MOST_BYTES) as file:
                 state: dict[str, Any] = torch.load(file, weights_only=True)
             changed = differences(state["identity"], self._identity)
             if not changed:

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from tue_cli.dataset.manifest import output_problem, sha256
 from tue_cli.errors import BadSetting, WeightsProblem, require
 from tue_cli.events import Done, Event, Saved
-from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
 from tue_cli.weights import Weights, load
 
@@ -43,15 +43,15 @@ def export(spec: ExportSpec) -> Generator[Event, None, None]:
     output = spec.output or own
     if output.suffix != ".onnx":
         raise BadSetting(f"The output {printable(output)} is no ONNX file.", "Name it FILE.onnx.")
-    yield from exported(weights, output, beside=output.absolute() == own.absolute())
+    yield from write_graph(weights, output, beside=output.absolute() == own.absolute())
 
 
-def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event, None, None]:
+def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Event, None, None]:
     """Build, check, prove and write the graph; with `beside` it names the weights in their file."""
     require("torch", "onnx", "onnxruntime")
     import onnx
 
-    from tue_cli.engine.onnx_graph.parity import parity
+    from tue_cli.engine.onnx_graph.parity import measure_parity
     from tue_cli.engine.onnx_graph.step import point_to, put_in, step_graph
 
     model, whole = step_graph(weights), step_graph(weights)
@@ -61,7 +61,7 @@ def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event
         assert weights.path is not None
         point_to(model, weights.path)
     data: bytes = (model if beside else whole).SerializeToString(deterministic=True)
-    found = parity(runner(data, weights if beside else None), weights)
+    found = measure_parity(runner(data, weights if beside else None), weights)
     if not found.within:
         raise WeightsProblem(
             f"The graph of {weights.name} is not what torch computes: fields are "
@@ -72,7 +72,7 @@ def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event
         )
     try:
         output.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(data, output)
+        write_atomically(data, output)
     except OSError as error:
         raise output_problem(error, output.parent) from None
     yield Saved(None, output, {"bytes": len(data)})
@@ -97,9 +97,9 @@ def exported(weights: Weights, output: Path, *, beside: bool) -> Generator[Event
 
 def runner(data: bytes, weights: Weights | None) -> Any:
     """Return a function that runs a graph on the CPU; the tensors of `weights` are put in."""
-    from tue_cli.engine.onnx import opened
+    from tue_cli.engine.onnx import open_session
 
-    session, _ = opened(data, {} if weights is None else weights.tensors, "cpu")
+    session, _ = open_session(data, {} if weights is None else weights.tensors, "cpu")
     names = [output.name for output in session.get_outputs()]
 
     def run(values: Mapping[str, NDArray[Any]]) -> dict[str, NDArray[Any]]:

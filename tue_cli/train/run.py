@@ -30,13 +30,13 @@ from tue_cli.errors import (
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.images import codec, resize
 from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
-from tue_cli.train.checkpoint import Checkpoint, Interrupted, held_interrupt, write_output
+from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
 from tue_cli.weights import Card, fresh, pack, read
 
 if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
     from tue_cli.core.loop import Training
-    from tue_cli.engine.torch import Machine
+    from tue_cli.engine.torch import ComputeDevice
 
 REPORT_SECONDS = 5.0
 
@@ -68,7 +68,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     require("torch")
     from tue_cli.engine.torch import machine
     from tue_cli.methods import RECIPES as FITS
-    from tue_cli.nets.frozen import Frozen, frozen
+    from tue_cli.nets.frozen import Frozen, freeze
 
     settings = spec.settings
     _check(spec)
@@ -101,7 +101,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     nets: dict[str, Frozen] = {}
     out_of_time = False
     try:
-        with held_interrupt() as strike_if_interrupted:
+        with defer_interrupt() as strike_if_interrupted:
             for role, training in trainings.items():
                 curve, meter = checkpoint.curves[role], Meter(training.step)
                 checked = training.step
@@ -134,7 +134,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
                         break
                 if out_of_time:
                     break
-                nets[role] = frozen(training.net, computer.dtype)
+                nets[role] = freeze(training.net, computer.dtype)
     except (GeneratorExit, Interrupted):
         # These come between two steps; what else comes leaves half a step, not to be gone on from.
         checkpoint.write()
@@ -179,12 +179,12 @@ def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
 
 def _graph(output: Path) -> Iterator[Event]:
     """Write the weights' graph for ONNX Runtime beside them, or say why there is none."""
-    from tue_cli.train.export import exported
+    from tue_cli.train.export import write_graph
 
     graph = output.with_suffix(".onnx")
     graph.unlink(missing_ok=True)  # that of the weights that were here before
     try:
-        events = list(exported(read(output, name=output.stem), graph, beside=True))
+        events = list(write_graph(read(output, name=output.stem), graph, beside=True))
     except TueError as error:
         then = f" Then run `tue export {output}`." if isinstance(error, PackageMissing) else ""
         yield Note(f"No graph for ONNX Runtime was written. {error}{then}")
@@ -263,7 +263,7 @@ def _check(spec: TrainSpec) -> None:
 
 
 def trainings_of(
-    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: Machine
+    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: ComputeDevice
 ) -> dict[str, Training]:
     """Return the card's nets with fresh weights, by role, each at the start of its training."""
     from tue_cli.core.loop import Plan, Training
@@ -353,7 +353,7 @@ def load_pictures(
 
     def squashed(path: Path) -> Any:
         try:
-            return resize.shrink(codec.decode(codec.read(path)).pixels, size)
+            return resize.resize_to_square(codec.decode(codec.read(path)).pixels, size)
         except PictureProblem as problem:
             return Failed(path, problem.reason, problem.message)
 

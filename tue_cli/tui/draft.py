@@ -54,12 +54,12 @@ class Draft:
 
     def look(self) -> Generator[Event, None, None]:
         """Return the job that makes the pictures to look at; they live as long as the draft."""
-        from tue_cli.protect.preview import look
+        from tue_cli.protect.preview import preview
 
         if not self._scratch:
             self._scratch = tempfile.mkdtemp(prefix="tue-")
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
-        return look(self.spec, Path(tempfile.mkdtemp(dir=self._scratch)))
+        return preview(self.spec, Path(tempfile.mkdtemp(dir=self._scratch)))
 
     def protect(self) -> Generator[Event, None, None]:
         """Return the job that protects."""

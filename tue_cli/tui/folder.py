@@ -19,8 +19,8 @@ from textual.widgets.tree import TreeNode
 
 from tue_cli.events import Advanced, Done, Note
 from tue_cli.protect.plan import ProtectSpec
-from tue_cli.protect.scan import SurveySpec, count_pictures, survey
-from tue_cli.text import counted
+from tue_cli.protect.scan import ScanSpec, count_pictures, scan_folder
+from tue_cli.text import format_count
 from tue_cli.tui.draft import LABELS, Draft, resumed
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.run import RunScreen
@@ -160,8 +160,8 @@ class FolderScreen(Step):
         self._spec, self._facts = spec, {}
         self._say("Looking …", near(spec.paths[0]))
         self._offer()
-        wanted = SurveySpec(spec.paths[0], spec.output, spec.labels)
-        self._runner = Runner(self, partial(survey, wanted))
+        wanted = ScanSpec(spec.paths[0], spec.output, spec.labels)
+        self._runner = Runner(self, partial(scan_folder, wanted))
         self._runner.start()
 
     @on(Happened)
@@ -170,7 +170,7 @@ class FolderScreen(Step):
         if message.runner is not self._runner or self._spec is None:
             return
         if isinstance(event, Advanced):
-            self._say(f"Looking … {counted(event.done, 'picture')} so far")
+            self._say(f"Looking … {format_count(event.done, 'picture')} so far")
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
         elif isinstance(event, Done):

@@ -12,7 +12,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, Digits, Label, Static
 
 from tue_cli.events import Failed
-from tue_cli.text import duration, printable
+from tue_cli.text import format_duration, printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
 from tue_cli.tui.summary import Part, lines, named, near
@@ -89,7 +89,7 @@ class ResultScreen(Step):
             rows.append(())
         rows.append(named("copies", near(facts["output"]), WIDTH))
         rows.append(named("manifest", near(facts["manifest"]), WIDTH))
-        rows.append(named("time", duration(facts["seconds"]), WIDTH))
+        rows.append(named("time", format_duration(facts["seconds"]), WIDTH))
         return lines(*rows)
 
     def command(self) -> str:

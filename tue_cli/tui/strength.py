@@ -12,7 +12,7 @@ from textual.widgets import Button
 from tue_cli.errors import BadSetting, TueError
 from tue_cli.events import Done, Looked
 from tue_cli.protect.plan import check
-from tue_cli.text import counted, duration
+from tue_cli.text import format_count, format_duration
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.forms import Form
 from tue_cli.tui.pictures import Triptych
@@ -167,8 +167,8 @@ class StrengthScreen(Step):
             return
         facts = draft.estimate
         rows: list[tuple[Part, ...]] = [
-            named("time", (f"about {duration(facts['seconds'])}", "bold"), WIDTH),
-            named("", f"for {counted(facts['pictures'], 'picture')}", WIDTH),
+            named("time", (f"about {format_duration(facts['seconds'])}", "bold"), WIDTH),
+            named("", f"for {format_count(facts['pictures'], 'picture')}", WIDTH),
         ]
         if facts["psnr"] is not None:
             rows.append(named("visibility", (f"PSNR {facts['psnr']} dB", "bold"), WIDTH))

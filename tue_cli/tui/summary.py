@@ -9,7 +9,7 @@ from typing import Any
 from textual.content import Content
 
 from tue_cli.errors import TueError
-from tue_cli.text import counted, printable, size
+from tue_cli.text import format_count, printable, size
 
 REASONS = {
     "unsupported": "other kind of file",
@@ -56,14 +56,20 @@ def summary(facts: dict[str, Any]) -> Content:
     """Return what a survey found, with what is chosen for it."""
     formats = ", ".join(f"{count:,} {name}" for name, count in facts["formats"].items())
     rows: list[tuple[Part, ...]] = [
-        ((counted(facts["pictures"], "picture"), "bold $accent"), f"   {size(facts['bytes'])}"),
+        (
+            (format_count(facts["pictures"], "picture"), "bold $accent"),
+            f"   {size(facts['bytes'])}",
+        ),
         (formats,),
         *_range(facts["sizes"]),
     ]
     if left := facts.get("unfinished"):
         rows.append(
             (
-                (f"A run was stopped here after {counted(left['done'], 'picture')}. ", "$warning"),
+                (
+                    f"A run was stopped here after {format_count(left['done'], 'picture')}. ",
+                    "$warning",
+                ),
                 ("r goes on.", "bold $warning"),
             )
         )
@@ -93,7 +99,7 @@ def _classes(classes: dict[str, int]) -> tuple[Part, ...]:
         return (("Classes ", "$foreground-muted"), "by looks, when it runs")
     named = [f"{printable(name)} {count:,}" for name, count in list(classes.items())[:8]]
     more = [f"and {len(classes) - 8} more"] if len(classes) > 8 else []
-    title = counted(len(classes), "class")
+    title = format_count(len(classes), "class")
     return ((f"{title}  ", "bold"), ", ".join([*named, *more]))
 
 

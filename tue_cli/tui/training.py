@@ -16,7 +16,7 @@ from textual.widgets import Button, RichLog, Static
 
 from tue_cli.config import TrainSettings
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started
-from tue_cli.text import counted, duration, printable
+from tue_cli.text import format_count, format_duration, printable
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.commands import train_command
@@ -187,7 +187,7 @@ class TrainRun(WatchScreen):
         log = self.query_one("#log", RichLog)
         if isinstance(event, Started):
             for name, value in event.facts.items():
-                said = counted(len(value), "class") if isinstance(value, tuple) else str(value)
+                said = format_count(len(value), "class") if isinstance(value, tuple) else str(value)
                 log.write(Text.assemble((f"{name}  ", "dim"), printable(said)))
         elif isinstance(event, Metric):
             for value in event.values.values():
@@ -213,7 +213,9 @@ class TrainRun(WatchScreen):
             rows.append(named("The step Strength takes them as", "weights"))
         else:
             rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
-        rows.append(((f"Steps: {steps}; {duration(facts['seconds'])}", "$foreground-muted"),))
+        rows.append(
+            ((f"Steps: {steps}; {format_duration(facts['seconds'])}", "$foreground-muted"),)
+        )
         headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))

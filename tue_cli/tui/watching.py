@@ -11,7 +11,7 @@ from textual.containers import Horizontal, Vertical
 from textual.widgets import Button, Label, ProgressBar
 
 from tue_cli.events import Advanced, Event, Started
-from tue_cli.text import duration
+from tue_cli.text import format_duration
 from tue_cli.tui.panels import Choice, error_panel
 from tue_cli.tui.running import Ended, Happened, Runner
 from tue_cli.tui.steps import Step
@@ -33,7 +33,7 @@ class Progress(Vertical):
         """Take the total."""
         self._unit = event.unit
         self.query_one(ProgressBar).update(total=event.total or None, progress=0)
-        about = "" if event.seconds is None else f", about {duration(event.seconds)}"
+        about = "" if event.seconds is None else f", about {format_duration(event.seconds)}"
         self.say(f"0 of {event.total:,} {event.unit}{about}")
 
     def advanced(self, event: Advanced) -> None:
@@ -43,7 +43,7 @@ class Progress(Vertical):
         if event.rate:
             parts.append(f"{event.rate:,.1f} pictures a second")
         if event.seconds_left is not None and event.done < event.total:
-            parts.append(f"{duration(event.seconds_left)} left")
+            parts.append(f"{format_duration(event.seconds_left)} left")
         self.say("   ·   ".join(parts))
 
     def say(self, text: str) -> None:

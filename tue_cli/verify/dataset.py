@@ -10,12 +10,12 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.attacks.filters import degraded
+from tue_cli.attacks.filters import apply_filter
 from tue_cli.dataset.labels import cluster_labels
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
-from tue_cli.verify.pairs import Pair, drawn
+from tue_cli.verify.pairs import Pair, shuffle_by_class
 
 Levels = NDArray[np.uint8]
 """Pictures (N, 3, S, S)."""
@@ -24,7 +24,7 @@ SIZES_LOOKED_AT = 25
 
 
 @dataclass(frozen=True)
-class Arms:
+class VictimDataset:
     """The same training pictures three times, and the clean ones that victims are tested on.
 
     Pictures stand in an order that only the seed and their content decide.
@@ -54,7 +54,7 @@ class Arms:
         if alone:
             pixels = pixels[~first]
         labels = self.labels[~first] if alone else self.labels
-        return (degraded(pixels, degrade) if degrade else pixels), labels
+        return (apply_filter(pixels, degrade) if degrade else pixels), labels
 
     def digest(self) -> str:
         """Return a name that is the same for equal pictures and labels."""
@@ -71,7 +71,7 @@ class Arms:
         counts = np.bincount(self.test_labels, minlength=len(self.classes))
         return float(len(self.classes) ** 2 / (1 / counts).sum())
 
-    def relabelled(self, seed: int) -> Arms:
+    def relabelled(self, seed: int) -> VictimDataset:
         """Return the same pictures with labels that only their coarse colours decide.
 
         Somebody else's labels are not ours: as many groups as there are classes, by k-means on
@@ -83,7 +83,7 @@ class Arms:
         names = cluster_labels((coarse / 255).astype(np.float32), len(self.classes), seed)
         groups = {name: number for number, name in enumerate(dict.fromkeys(names))}
         labels = np.array([groups[name] for name in names], np.int64)
-        return Arms(
+        return VictimDataset(
             tuple(groups),
             self.clean,
             self.protected,
@@ -105,7 +105,7 @@ def working_size(pairs: Sequence[Pair]) -> int:
     return 32 if sides and float(np.median(sides)) <= 48 else 64
 
 
-def loaded(
+def load_victim_dataset(
     train: Sequence[Pair],
     held: Sequence[Pair],
     *,
@@ -114,7 +114,7 @@ def loaded(
     seed: int,
     pool: ThreadPoolExecutor,
     failed: Callable[[Failed], None],
-) -> Arms:
+) -> VictimDataset:
     """Decode every picture and squash it to `size` x `size`.
 
     Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
@@ -132,7 +132,7 @@ def loaded(
     """
 
     def small(pixels: NDArray[np.uint8]) -> Levels:
-        return np.rint(resize.shrink(pixels, size) * 255).astype(np.uint8)
+        return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
 
     def views(pair: Pair) -> tuple[Levels, Levels, Levels] | Failed:
         place = pair.original
@@ -144,14 +144,19 @@ def loaded(
             digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
             draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
             noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
-            random = small(resize.lift(noise, pixels, radius))
+            random = small(resize.add_upsampled(noise, pixels, radius))
             place = pair.copy
             return clean, small(codec.decode(codec.read(place)).pixels), random
         except PictureProblem as problem:
             return Failed(place, problem.reason, problem.message)
 
     def decoded(pairs: Sequence[Pair]) -> Iterator[tuple[str, tuple[Levels, Levels, Levels]]]:
-        ordered = [p for groups in drawn(pairs, seed).values() for group in groups for p in group]
+        ordered = [
+            p
+            for groups in shuffle_by_class(pairs, seed).values()
+            for group in groups
+            for p in group
+        ]
         for pair, result in zip(ordered, pool.map(views, ordered), strict=True):
             if isinstance(result, Failed):
                 failed(result)
@@ -171,7 +176,7 @@ def loaded(
     clean, protected, random = (
         np.stack([levels[arm] for _, levels in learned]) for arm in range(3)
     )
-    return Arms(
+    return VictimDataset(
         classes,
         clean,
         protected,

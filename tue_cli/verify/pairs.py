@@ -35,7 +35,7 @@ class Pair:
     """Of the original's file: its content, by which pictures are split and drawn."""
 
 
-def paired(
+def pair_copies(
     protected: Path, original: Path, manifest: dict[str, Any], pool: ThreadPoolExecutor
 ) -> tuple[list[Pair], list[Failed], int]:
     """Pair each copy with its original through the manifest, whatever has become of the copy since.
@@ -48,7 +48,7 @@ def paired(
     """
 
     def one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
-        copy, clean = protected / record["path"], original_of(record, original)
+        copy, clean = protected / record["path"], find_original(record, original)
         if clean is None:
             return Failed(copy, "outside", "The manifest points outside the folder.")
         try:
@@ -82,7 +82,7 @@ def paired(
     return pairs, failures, others
 
 
-def original_of(record: dict[str, Any], original: Path) -> Path | None:
+def find_original(record: dict[str, Any], original: Path) -> Path | None:
     """Return where the original of a manifest's picture lies below `original`; None where the
     manifest points out of that folder, or out of its own.
     """
@@ -121,7 +121,7 @@ def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) ->
     return pairs
 
 
-def drawn(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
+def shuffle_by_class(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pair]]]:
     """Return each class's pictures in an order that only seed and content decide.
 
     Pictures of one content stand together, as one group: a split must not part them.
@@ -147,7 +147,7 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], l
     """
     train: list[Pair] = []
     held: list[Pair] = []
-    for groups in drawn(pairs, seed).values():
+    for groups in shuffle_by_class(pairs, seed).values():
         if len(groups) < 2:
             continue
         count = min(len(groups) - 1, max(1, round(share * len(groups))))
@@ -157,23 +157,23 @@ def split(pairs: Sequence[Pair], share: float, seed: int) -> tuple[list[Pair], l
     return [pair for pair in train if pair.sha256 not in contents], held
 
 
-def limited(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
+def limit_pairs(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
     """Return about `most` pictures, each class in its proportion but never gone."""
     if len(pairs) <= most:
         return list(pairs)
     kept: list[Pair] = []
-    for groups in drawn(pairs, seed).values():
+    for groups in shuffle_by_class(pairs, seed).values():
         every = [pair for group in groups for pair in group]
         kept += every[: max(1, round(most * len(every) / len(pairs)))]
     return kept
 
 
-def divided(
+def split_pairs(
     spec: VerifySpec, manifest: dict[str, Any], pool: ThreadPoolExecutor, failures: list[Failed]
 ) -> Generator[Event, None, tuple[list[Pair], list[Pair], list[Pair]]]:
     """Return the copies with their originals, and all pictures to train on and to test on."""
     settings = spec.settings
-    pairs, unpaired, others = paired(spec.protected, spec.original, manifest, pool)
+    pairs, unpaired, others = pair_copies(spec.protected, spec.original, manifest, pool)
     yield from unpaired
     failures += unpaired
     if others:
@@ -195,7 +195,7 @@ def divided(
         largest = max(
             (sum(p.label == label for p in pairs) for label in {p.label for p in pairs}), default=1
         )
-        every += limited(background, largest, settings.seed)
+        every += limit_pairs(background, largest, settings.seed)
     train, held = split(every, settings.held_out, settings.seed)
     if spec.holdout is not None:
         tested = others_pictures(spec.holdout, pool, classes=True)
@@ -223,7 +223,9 @@ def divided(
     return pairs, train, held
 
 
-def too_little(pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair]) -> str | None:
+def explain_shortage(
+    pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair]
+) -> str | None:
     """Return why these pictures cannot tell anything, if they cannot."""
     learned, tested = {pair.label for pair in train}, {pair.label for pair in held}
     different = len({pair.sha256 for pair in pairs})
@@ -242,7 +244,7 @@ def too_little(pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair
     return None
 
 
-def without(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
+def drop_failed(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
     """Return the pairs of which no file failed."""
     lost = {failure.path for failure in failures}
     return [pair for pair in pairs if not {pair.original, pair.copy} & lost]

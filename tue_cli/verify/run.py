@@ -13,24 +13,30 @@ from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
 from tue_cli.protect.run import tool
-from tue_cli.report.write import reported
-from tue_cli.verify.dataset import Arms, loaded, working_size
-from tue_cli.verify.pairs import divided, limited, original_of, too_little, without
+from tue_cli.report.write import write_report
+from tue_cli.verify.dataset import VictimDataset, load_victim_dataset, working_size
+from tue_cli.verify.pairs import (
+    drop_failed,
+    explain_shortage,
+    find_original,
+    limit_pairs,
+    split_pairs,
+)
 from tue_cli.verify.request import VerifySpec, how_made, refuse, victim_name
 from tue_cli.verify.result import done, facts_of, row_of, table_of
-from tue_cli.verify.stats import FEWEST_PICTURES, Verdict, inconclusive, verdict
+from tue_cli.verify.stats import FEWEST_PICTURES, Verdict, inconclusive, judge_rows
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
-    Book,
     Group,
     Trial,
-    distinct,
+    TrialCache,
     epochs_of,
     groups_of,
+    unique_trials,
 )
 
 if TYPE_CHECKING:
-    from tue_cli.engine.torch import Machine
+    from tue_cli.engine.torch import ComputeDevice
     from tue_cli.verify.trainer import Costs
 
 ONE_SEED = (
@@ -49,7 +55,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     require("torch", *(["kornia"] if "ueraser" in spec.settings.attacks else []))
     refuse(spec)
     from tue_cli.engine.torch import machine
-    from tue_cli.verify.trainer import fitting, probed, refuse_victims
+    from tue_cli.verify.trainer import fit_time_budget, measure_costs, refuse_victims
 
     began = time.monotonic()
     computer = machine(spec.device)
@@ -59,19 +65,21 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
-        pairs, train, held = yield from divided(spec, manifest, pool, failures)
-        if (reason := too_little(pairs, train, held)) is not None:
-            yield from _told(spec, manifest, inconclusive(reason), failures, {"setup": made})
+        pairs, train, held = yield from split_pairs(spec, manifest, pool, failures)
+        if (reason := explain_shortage(pairs, train, held)) is not None:
+            yield from _report_verdict(
+                spec, manifest, inconclusive(reason), failures, {"setup": made}
+            )
             return
         settings, size = spec.settings, spec.settings.size or working_size(train)
         # The manifest also holds times, which another run of `tue protect` changes.
         copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
-        book = Book(f"{tool()}, {computer.description}, {copies}", resume=spec.resume)
-        costs = probed(settings, len({pair.label for pair in train}), size, computer)
+        book = TrialCache(f"{tool()}, {computer.description}, {copies}", resume=spec.resume)
+        costs = measure_costs(settings, len({pair.label for pair in train}), size, computer)
         if spec.seconds is not None:
             # What was fitted once is taken again, so that --resume finds its victims.
             task = f"{settings} at {size} pixels in {spec.seconds} s"
-            fitted = book.get(task) or fitting(spec.seconds, settings, costs)
+            fitted = book.get(task) or fit_time_budget(spec.seconds, settings, costs)
             book.put(task, fitted)
             settings = replace(settings, seen=fitted)
         most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
@@ -80,10 +88,10 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
                 f"{most} of {len(train)} training pictures are used, drawn by content: more would "
                 "take a larger --budget."
             )
-            held = limited(held, max(1000, round(len(held) * most / len(train))), settings.seed)
-            train = limited(train, most, settings.seed)
+            held = limit_pairs(held, max(1000, round(len(held) * most / len(train))), settings.seed)
+            train = limit_pairs(train, most, settings.seed)
         spoiled: list[Failed] = []
-        arms = loaded(
+        arms = load_victim_dataset(
             train,
             held,
             size=size,
@@ -94,19 +102,23 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
         )
         yield from spoiled
         failures += spoiled
-        whole = (without(spoiled, some) for some in (pairs, train, held))
-        if spoiled and (reason := too_little(*whole)) is not None:
-            yield from _told(spec, manifest, inconclusive(reason), failures, {"setup": made})
+        whole = (drop_failed(spoiled, some) for some in (pairs, train, held))
+        if spoiled and (reason := explain_shortage(*whole)) is not None:
+            yield from _report_verdict(
+                spec, manifest, inconclusive(reason), failures, {"setup": made}
+            )
             return
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
     groups = groups_of(settings, len(arms.labels))
     setup = _setup(settings, arms, groups, computer)
-    results = yield from _all_tried(spec, setup, distinct(groups), costs, arms, computer, book)
+    results = yield from _train_victims(
+        spec, setup, unique_trials(groups), costs, arms, computer, book
+    )
     chance = 1 / len(arms.classes)
     rows = [row_of(group, results, arms.tested(), chance) for group in groups]
-    judged = verdict(rows, chance)
+    judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
     setup |= {"time": f"{time.monotonic() - began:.0f} s", **made}
@@ -114,10 +126,10 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     facts = facts_of(judged, rows, groups, results, chance, epochs) | {"setup": setup}
     yield table_of(rows, chance)
     embedding = book.get(f"{arms.digest()}/embedding")
-    yield from _told(spec, manifest, judged, failures, facts, embedding)
+    yield from _report_verdict(spec, manifest, judged, failures, facts, embedding)
 
 
-def _told(
+def _report_verdict(
     spec: VerifySpec,
     manifest: dict[str, Any],
     judged: Verdict,
@@ -128,11 +140,11 @@ def _told(
     """Say what was found, on the page too where one was asked for."""
     finished = done(judged, facts, failures)
     if spec.report is not None:
-        yield from reported(
+        yield from write_report(
             spec.report,
             manifest,
             spec.protected,
-            lambda record: original_of(record, spec.original),
+            lambda record: find_original(record, spec.original),
             result=finished.facts,
             embedding=embedding,
             command=spec.command,
@@ -141,7 +153,7 @@ def _told(
 
 
 def _setup(
-    settings: VerifySettings, arms: Arms, groups: Sequence[Group], computer: Machine
+    settings: VerifySettings, arms: VictimDataset, groups: Sequence[Group], computer: ComputeDevice
 ) -> dict[str, Any]:
     """Return the plan, for people."""
     epochs = epochs_of(len(arms.labels), settings.seen)
@@ -160,17 +172,17 @@ def _setup(
     }
 
 
-def _all_tried(
+def _train_victims(
     spec: VerifySpec,
     setup: dict[str, Any],
     trials: Sequence[Trial],
     costs: Costs,
-    arms: Arms,
-    computer: Machine,
-    book: Book,
+    arms: VictimDataset,
+    computer: ComputeDevice,
+    book: TrialCache,
 ) -> Generator[Event, None, dict[Trial, dict[str, Any]]]:
     """Train what the book does not know yet, and return what became of every victim."""
-    from tue_cli.verify.trainer import embedding, tried
+    from tue_cli.verify.trainer import embedding, train_victim
 
     digest = arms.digest()
     work = {trial: trial.steps * costs[trial.kind] for trial in trials}
@@ -184,7 +196,7 @@ def _all_tried(
         yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims were trained before.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
-        results, victim = yield from tried(trial, arms, computer)
+        results, victim = yield from train_victim(trial, arms, computer)
         if spec.report is not None and trial == trials[0]:
             book.put(f"{digest}/embedding", embedding(victim, arms, computer))
         known[trial] = results

@@ -133,7 +133,7 @@ def inconclusive(*reasons: str) -> Verdict:
     return Verdict(f"Inconclusive: {reasons[0]}.", reasons, None, None, None)
 
 
-def verdict(rows: Sequence[Row], chance: float) -> Verdict:
+def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     """Judge by the weakest link among the attackers that could be measured.
 
     Standard training comes first in `rows`; where it can't be judged, nothing is.

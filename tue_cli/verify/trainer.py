@@ -13,11 +13,11 @@ import torch
 
 from tue_cli.config import AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.core.batches import Pictures
-from tue_cli.engine.torch import Machine
+from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
-from tue_cli.nets.classifiers import classifier
-from tue_cli.verify.dataset import Arms
-from tue_cli.verify.trials import Trial, distinct, groups_of
+from tue_cli.nets.classifiers import build_classifier
+from tue_cli.verify.dataset import VictimDataset
+from tue_cli.verify.trials import Trial, groups_of, unique_trials
 from tue_cli.verify.victim import Victim
 
 PROBED = 4
@@ -34,12 +34,14 @@ def refuse_victims(settings: VerifySettings) -> None:
     """Raise BadSetting for a victim that cannot be built; nothing is computed."""
     with torch.device("meta"):
         for victim in settings.victims:
-            classifier(victim.net, classes=2, width=victim.width, size=settings.size or 32)
+            build_classifier(victim.net, classes=2, width=victim.width, size=settings.size or 32)
 
 
-def probed(settings: VerifySettings, classes: int, size: int, computer: Machine) -> Costs:
+def measure_costs(
+    settings: VerifySettings, classes: int, size: int, computer: ComputeDevice
+) -> Costs:
     """Measure how long updates take here, by a few on pictures of noise."""
-    kinds = {trial.kind: trial for trial in distinct(groups_of(settings, 1))}
+    kinds = {trial.kind: trial for trial in unique_trials(groups_of(settings, 1))}
     costs = {}
     for kind, trial in kinds.items():
         batch = trial.victim.batch
@@ -54,15 +56,15 @@ def probed(settings: VerifySettings, classes: int, size: int, computer: Machine)
     return costs
 
 
-def fitting(seconds: float, settings: VerifySettings, costs: Costs) -> int:
+def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> int:
     """Return how many pictures victims can be shown so that all of them take so long."""
     groups = groups_of(replace(settings, seen=1_000_000), 1_000_000)
-    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in distinct(groups))
+    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in unique_trials(groups))
     return max(1, math.floor(seconds / a_picture))
 
 
-def tried(
-    trial: Trial, arms: Arms, computer: Machine
+def train_victim(
+    trial: Trial, arms: VictimDataset, computer: ComputeDevice
 ) -> Generator[Event, None, tuple[dict[str, Any], Victim]]:
     """Train one victim and return what became of it, as plain data, and itself."""
     if trial.other_labels:
@@ -87,7 +89,7 @@ def tried(
     return {**asdict(trained), "rate": round(rate, 1)}, victim
 
 
-def _victim(trial: Trial, classes: int, size: int, computer: Machine) -> Victim:
+def _victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim:
     adversary = AdversarySettings(radius=trial.radius, steps=trial.adversary_steps)
     return Victim(
         trial.victim,
@@ -101,7 +103,7 @@ def _victim(trial: Trial, classes: int, size: int, computer: Machine) -> Victim:
     )
 
 
-def embedding(victim: Victim, arms: Arms, computer: Machine) -> dict[str, Any]:
+def embedding(victim: Victim, arms: VictimDataset, computer: ComputeDevice) -> dict[str, Any]:
     """Return the report's t-SNE: a clean net's features of pictures, clean and protected."""
     from sklearn.manifold import TSNE
 

@@ -14,7 +14,7 @@ import platformdirs
 from tue_cli.attacks.registry import ATTACKS, Attack
 from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.errors import OutputProblem
-from tue_cli.storage.atomic import write_whole
+from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
 
 MOST_EPOCHS = 60
@@ -110,7 +110,7 @@ def groups_of(settings: VerifySettings, pictures: int) -> list[Group]:
     return groups
 
 
-def distinct(groups: Iterable[Group]) -> list[Trial]:
+def unique_trials(groups: Iterable[Group]) -> list[Trial]:
     """Return each trial once, in the order of work: all of the first seed before the next."""
     every = dict.fromkeys(
         trial for group in groups for trials in group.trials.values() for trial in trials
@@ -118,7 +118,7 @@ def distinct(groups: Iterable[Group]) -> list[Trial]:
     return sorted(every, key=lambda trial: trial.seed)
 
 
-class Book:
+class TrialCache:
     """What finished trials said, in one file of the user's cache, replaced whole after each."""
 
     def __init__(self, identity: str, *, resume: bool) -> None:
@@ -156,7 +156,7 @@ class Book:
         data = json.dumps(whole).encode()
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_whole(data, self._path)
+            write_atomically(data, self._path)
         except OSError as error:
             raise OutputProblem(
                 f"{self._path} cannot be written: {error.strerror or error}.",

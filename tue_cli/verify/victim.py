@@ -15,16 +15,16 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.attacks.augment import MIXINGS
+from tue_cli.attacks.augment import AUGMENTATIONS
 from tue_cli.config import AdversarySettings, VictimSettings
 from tue_cli.core.batches import Pictures, crop_and_flip, generator_at
 from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import uniform_start
-from tue_cli.engine.torch import Machine
-from tue_cli.methods.surrogate import ascent
-from tue_cli.nets.classifiers import Classifier, classifier
+from tue_cli.engine.torch import ComputeDevice
+from tue_cli.methods.surrogate import ascend_loss
+from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
 
 ATTACKED = 1000
@@ -34,7 +34,7 @@ TESTED = 500
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainingResult:
     """What became of a victim; accuracies are means over the classes, 0 to 1."""
 
     curve: tuple[float, ...]
@@ -62,7 +62,7 @@ class Attacker:
 
     def _moved(self, pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
         loss = cross_entropy(self.net, labels)
-        return (pixels + ascent(loss, pixels, self._adversary, start),)
+        return (pixels + ascend_loss(loss, pixels, self._adversary, start),)
 
 
 class Victim:
@@ -76,7 +76,7 @@ class Victim:
         size: int,
         steps: int,
         seed: int,
-        computer: Machine,
+        computer: ComputeDevice,
         adversary: AdversarySettings | None = None,
         mixing: str = "",
     ) -> None:
@@ -86,12 +86,12 @@ class Victim:
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = classifier(settings.net, classes=classes, width=settings.width, size=size)
+            net = build_classifier(settings.net, classes=classes, width=settings.width, size=size)
         self.net: Classifier = channels_last(net.to(computer.device))
         self._classes = classes
         self._computer = computer
         self._adversary = adversary
-        self._mixing = MIXINGS[mixing] if mixing else None
+        self._mixing = AUGMENTATIONS[mixing] if mixing else None
         plan = Plan(
             steps=steps,
             batch=settings.batch,
@@ -108,7 +108,7 @@ class Victim:
 
     def train(
         self, pictures: Pictures, test: Pictures, *, points: int
-    ) -> Generator[float, None, Trained]:
+    ) -> Generator[float, None, TrainingResult]:
         """Train to the last step, yielding the test accuracy at `points` places on the way.
 
         The same seed, pictures and machine give the same net.
@@ -125,7 +125,7 @@ class Victim:
             curve.append(balanced_accuracy(self.frozen(), test, self._classes))
             yield curve[-1]
             began = time.monotonic()
-        return Trained(
+        return TrainingResult(
             curve=tuple(curve),
             train=balanced_accuracy(self.frozen(), pictures, self._classes),
             attacked=self._attacked(pictures),

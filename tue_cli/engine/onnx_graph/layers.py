@@ -25,7 +25,7 @@ Backward = Callable[[str], str]
 """The name of the gradient with respect to a layer's output, to that with respect to its input."""
 
 
-class Sheet:
+class GraphBuilder:
     """Nodes, constants and the weights that they name; values are named, names are text."""
 
     def __init__(self) -> None:
@@ -42,7 +42,7 @@ class Sheet:
         self.nodes.append(helper.make_node(kind, list(inputs), names, **attributes))
         return name
 
-    def either(self, condition: str, write: Callable[[Sheet], str], other: str) -> str:
+    def either(self, condition: str, write: Callable[[GraphBuilder], str], other: str) -> str:
         """Write what `write` does behind a condition, where the other value stands if it is false.
 
         ONNX Runtime computes all that a graph holds, whatever is asked of it, but this.
@@ -81,7 +81,7 @@ class Sheet:
         return self.node("Shape", values, start=2, end=4)
 
 
-def forward(sheet: Sheet, module: nn.Module, name: str, x: str) -> tuple[str, Backward]:
+def forward(sheet: GraphBuilder, module: nn.Module, name: str, x: str) -> tuple[str, Backward]:
     """Write a layer, or layers in a row, and return its output and how to write its gradient.
 
     Args:
@@ -103,7 +103,7 @@ def forward(sheet: Sheet, module: nn.Module, name: str, x: str) -> tuple[str, Ba
 
 
 def convolve(
-    sheet: Sheet, conv: nn.Conv2d, weight: str, bias: str | None, x: str
+    sheet: GraphBuilder, conv: nn.Conv2d, weight: str, bias: str | None, x: str
 ) -> tuple[str, Backward]:
     """Write a convolution with the kernel and bias of these names."""
     stride, padding, kernel = (
@@ -141,12 +141,12 @@ def convolve(
     return y, backward
 
 
-def _conv(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _conv(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     bias = None if module.bias is None else sheet.weight(f"{name}.bias")
     return convolve(sheet, module, sheet.weight(f"{name}.weight"), bias, x)
 
 
-def _affine(sheet: Sheet, norm: nn.BatchNorm2d, name: str) -> tuple[str, str]:
+def _affine(sheet: GraphBuilder, norm: nn.BatchNorm2d, name: str) -> tuple[str, str]:
     """Write a batch norm in eval mode as a scale and a shift, each (C,)."""
     weight, bias, mean, variance = (
         sheet.weight(f"{name}.{part}") for part in ("weight", "bias", "running_mean", "running_var")
@@ -156,19 +156,19 @@ def _affine(sheet: Sheet, norm: nn.BatchNorm2d, name: str) -> tuple[str, str]:
     return scale, sheet.node("Sub", bias, sheet.node("Mul", mean, scale))
 
 
-def _conv_norm(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _conv_norm(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     scale, shift = _affine(sheet, module[1], f"{name}.1")
     weight = sheet.node("Mul", sheet.weight(f"{name}.0.weight"), sheet.rows(scale, 3))
     return convolve(sheet, module[0], weight, shift, x)
 
 
-def _norm(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _norm(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     scale, shift = (sheet.rows(values, 2) for values in _affine(sheet, module, name))
     y = sheet.node("Add", sheet.node("Mul", x, scale), shift)
     return y, lambda gradient: sheet.node("Mul", gradient, scale)
 
 
-def rectify(sheet: Sheet, x: str) -> tuple[str, Backward]:
+def rectify(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
     """Write a ReLU; its gradient is 0 where its output is."""
     y = sheet.node("Relu", x)
 
@@ -180,7 +180,7 @@ def rectify(sheet: Sheet, x: str) -> tuple[str, Backward]:
     return y, backward
 
 
-def _sequence(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _sequence(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     backwards = []
     for place, layer in module.named_children():
         x, backward = forward(sheet, layer, f"{name}.{place}", x)
@@ -194,11 +194,11 @@ def _sequence(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backwa
     return x, back
 
 
-def _same(_: Sheet, __: Any, ___: str, x: str) -> tuple[str, Backward]:
+def _same(_: GraphBuilder, __: Any, ___: str, x: str) -> tuple[str, Backward]:
     return x, lambda gradient: gradient
 
 
-def _residual(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _residual(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     left, left_back = forward(sheet, module.branch, f"{name}.branch", x)
     right, right_back = forward(sheet, module.shortcut, f"{name}.shortcut", x)
     y, relu_back = rectify(sheet, sheet.node("Add", left, right))
@@ -210,7 +210,7 @@ def _residual(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backwa
     return y, backward
 
 
-def _dense(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _dense(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     new, back = forward(sheet, module.branch, f"{name}.branch", x)
     inputs = module.branch[0].num_features
     first, rest, axis = sheet.integers(0), sheet.integers(inputs), sheet.integers(1)
@@ -223,13 +223,13 @@ def _dense(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]
     return sheet.node("Concat", x, new, axis=1), backward
 
 
-def _linear(sheet: Sheet, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _linear(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     weight, bias = sheet.weight(f"{name}.weight"), sheet.weight(f"{name}.bias")
     y = sheet.node("Gemm", x, weight, bias, transB=1)
     return y, lambda gradient: sheet.node("Gemm", gradient, weight)
 
 
-def _largest(sheet: Sheet, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _largest(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     kernel, stride, padding = (
         [int(n)] * 2 for n in (module.kernel_size, module.stride, module.padding)
     )
@@ -250,7 +250,7 @@ def _largest(sheet: Sheet, module: Any, _: str, x: str) -> tuple[str, Backward]:
     return y, backward
 
 
-def _average(sheet: Sheet, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _average(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     """Write an average over squares that do not overlap."""
     side = int(module.kernel_size)
     y = sheet.node("AveragePool", x, kernel_shape=[side] * 2, strides=[side] * 2)
@@ -275,7 +275,7 @@ def _average(sheet: Sheet, module: Any, _: str, x: str) -> tuple[str, Backward]:
     return y, backward
 
 
-LAYERS: dict[type[nn.Module], Callable[[Sheet, Any, str, str], tuple[str, Backward]]] = {
+LAYERS: dict[type[nn.Module], Callable[[GraphBuilder, Any, str, str], tuple[str, Backward]]] = {
     nn.Conv2d: _conv,
     ConvNorm: _conv_norm,
     nn.BatchNorm2d: _norm,
@@ -292,7 +292,7 @@ LAYERS: dict[type[nn.Module], Callable[[Sheet, Any, str, str], tuple[str, Backwa
 """The layers that can be written, each with its gradient."""
 
 
-def mean_over_pixels(sheet: Sheet, x: str) -> tuple[str, Backward]:
+def mean_over_pixels(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
     """Write the average over a picture, (N, C, H, W) to (N, C)."""
     axes = sheet.integers(2, 3)
     y = sheet.node("ReduceMean", x, axes, keepdims=0)
@@ -305,13 +305,13 @@ def mean_over_pixels(sheet: Sheet, x: str) -> tuple[str, Backward]:
     return y, backward
 
 
-def unshuffle(sheet: Sheet, x: str, channels: int) -> str:
+def unshuffle(sheet: GraphBuilder, x: str, channels: int) -> str:
     """Write torch's pixel_unshuffle by 2, of so many channels: (N, C, H, W) to (N, 4C, …)."""
     order: NDArray[np.int64] = np.arange(4 * channels).reshape(4, channels).T.ravel()
     deep = sheet.node("SpaceToDepth", x, blocksize=2)
     return sheet.node("Gather", deep, sheet.constant(order, np.int64), axis=1)
 
 
-def shuffle(sheet: Sheet, x: str) -> str:
+def shuffle(sheet: GraphBuilder, x: str) -> str:
     """Write torch's pixel_shuffle by 2."""
     return sheet.node("DepthToSpace", x, blocksize=2, mode="CRD")

@@ -67,7 +67,7 @@ class Parity:
         )
 
 
-def parity(run: Run, weights: Weights) -> Parity:
+def measure_parity(run: Run, weights: Weights) -> Parity:
     """Hold a graph against the nets of its weights."""
     size = weights.card.size
     roles = ("surrogate", "score") if _has_score(weights) else ("surrogate",)
@@ -117,7 +117,7 @@ def _case(
     """Return random inputs of the graph, and the moves that they hold."""
     random = np.random.default_rng(seed)
     pixels = random.random((count, 3, side, side), np.float32)
-    start = sampling.starts(pixels.shape, [seed + place for place in range(count)], RADIUS)
+    start = sampling.draw_starts(pixels.shape, [seed + place for place in range(count)], RADIUS)
     moves = sampling.moves(seed, samples)
     there, back = sampling.places(moves, side, side)
     values: dict[str, NDArray[Any]] = {
@@ -147,7 +147,7 @@ def _by_torch(
     leaf = (pixels + inputs["delta"]).requires_grad_()
     surrogate = nets["surrogate"]
     assert isinstance(surrogate, Classifier)
-    moved = torch.cat([_moved(leaf, move) for move in moves])
+    moved = torch.cat([_apply_move(leaf, move) for move in moves])
     logits = surrogate(moved)
 
     def pull_of(seen: Tensor) -> Tensor:
@@ -175,7 +175,7 @@ def _by_torch(
     return {name: value.detach().numpy() for name, value in results.items()}
 
 
-def _moved(pixels: Tensor, move: sampling.Move) -> Tensor:
+def _apply_move(pixels: Tensor, move: sampling.Move) -> Tensor:
     top, left, flip = move
     height, width = pixels.shape[-2:]
     frame = F.pad(pixels, (sampling.PADDING,) * 4)[..., top : top + height, left : left + width]

@@ -20,7 +20,7 @@ from tue_cli.core.batches import LUMA
 from tue_cli.engine.onnx import SEEN
 from tue_cli.engine.onnx_graph.layers import (
     Backward,
-    Sheet,
+    GraphBuilder,
     forward,
     mean_over_pixels,
     rectify,
@@ -28,7 +28,7 @@ from tue_cli.engine.onnx_graph.layers import (
     unshuffle,
 )
 from tue_cli.nets.classifiers import Classifier
-from tue_cli.nets.score import Block, ScoreNet
+from tue_cli.nets.score import ResidualBlock, ScoreNet
 from tue_cli.weights import Weights, fresh
 
 OPSET, IR = 20, 10
@@ -62,7 +62,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     Raises:
         BadSetting: a net with a layer that cannot be written.
     """
-    sheet = Sheet()
+    sheet = GraphBuilder()
     roles = tuple(
         role
         for role in ("surrogate", "score")
@@ -70,11 +70,11 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     )
     nets = fresh(weights.card, roles, seed=0)
     at = sheet.node("Add", "pixels", "delta")
-    moved = _moved(sheet, at)
+    moved = _apply_moves(sheet, at)
     wanted = _wanted(sheet, len(weights.card.classes))
     surrogate = nets["surrogate"]
     seen, features, logits = _surrogate(sheet, surrogate, moved, wanted)
-    pull = _moved_back(sheet, seen)
+    pull = _undo_moves(sheet, seen)
     gray_pull = sheet.either(
         sheet.node("Greater", "gray_step", sheet.constant(0)),
         lambda inner: _in_gray(inner, surrogate, moved, wanted),
@@ -86,14 +86,14 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
         "features": features,
         "logits": logits,
     }
-    alone = _stepped(sheet, _stepped(sheet, "delta", pull, "step"), gray_pull, "gray_step")
+    alone = _take_step(sheet, _take_step(sheet, "delta", pull, "step"), gray_pull, "gray_step")
     nexts = {"alone": alone}
     if "score" in nets:
         score, gradient = _score(sheet, nets["score"], at)
         results |= {"score": score, "score_gradient": gradient}
-        nexts["norm"] = _stepped(sheet, alone, gradient, "score_step")
-        nexts["ascent"] = _stepped(sheet, alone, sheet.node("Neg", score), "score_step")
-    results |= _projected(sheet, nexts)
+        nexts["norm"] = _take_step(sheet, alone, gradient, "score_step")
+        nexts["ascent"] = _take_step(sheet, alone, sheet.node("Neg", score), "score_step")
+    results |= _project(sheet, nexts)
     outputs = []
     for name, value in results.items():
         sheet.nodes.append(helper.make_node("Identity", [value], [name]))
@@ -117,7 +117,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     return model
 
 
-def _wanted(sheet: Sheet, classes: int) -> str:
+def _wanted(sheet: GraphBuilder, classes: int) -> str:
     """Write 1 at each picture's key and 0 elsewhere, (samples * N, K)."""
     numbers = sheet.constant(np.arange(classes), np.int64)
     keys = sheet.node("Unsqueeze", "keys", sheet.integers(1))
@@ -127,7 +127,7 @@ def _wanted(sheet: Sheet, classes: int) -> str:
     return sheet.node("Tile", ones, every)
 
 
-def _surrogate(sheet: Sheet, net: Any, x: str, wanted: str) -> tuple[str, str, str]:
+def _surrogate(sheet: GraphBuilder, net: Any, x: str, wanted: str) -> tuple[str, str, str]:
     """Write the gradient of l(f'(x), y) by x, and what is seen: features and logits."""
     assert isinstance(net, Classifier)
     centred = sheet.node("Sub", x, sheet.constant(0.5))
@@ -139,17 +139,17 @@ def _surrogate(sheet: Sheet, net: Any, x: str, wanted: str) -> tuple[str, str, s
     return body_back(mean_back(head_back(wrong))), features, logits
 
 
-def _in_gray(sheet: Sheet, net: Any, moved: str, wanted: str) -> str:
+def _in_gray(sheet: GraphBuilder, net: Any, moved: str, wanted: str) -> str:
     """Write the gradient, by the pixels, of the loss of the moved pictures without colours."""
     luma = sheet.constant(np.array(LUMA, np.float32)[:, None, None])
     plane = sheet.node("ReduceSum", sheet.node("Mul", moved, luma), sheet.integers(1), keepdims=1)
     gray = sheet.node("Expand", plane, sheet.node("Shape", moved))
     gradient, _, _ = _surrogate(sheet, net, gray, wanted)
     total = sheet.node("ReduceSum", gradient, sheet.integers(1), keepdims=1)
-    return _moved_back(sheet, sheet.node("Mul", total, luma))
+    return _undo_moves(sheet, sheet.node("Mul", total, luma))
 
 
-def _moved(sheet: Sheet, x: str) -> str:
+def _apply_moves(sheet: GraphBuilder, x: str) -> str:
     """Write every sample's move of every picture, (samples * N, 3, H, W); behind the last place of
     a picture lies one of black.
     """
@@ -161,7 +161,7 @@ def _moved(sheet: Sheet, x: str) -> str:
     return sheet.node("Reshape", first, shape)
 
 
-def _moved_back(sheet: Sheet, gradient: str) -> str:
+def _undo_moves(sheet: GraphBuilder, gradient: str) -> str:
     """Write the sum over the samples of their gradients, each where its picture's pixel was."""
     samples = sheet.node("Shape", "there", start=0, end=1)
     places = sheet.node("Shape", "there", start=1, end=2)
@@ -177,7 +177,7 @@ def _moved_back(sheet: Sheet, gradient: str) -> str:
     return sheet.node("Reshape", total, sheet.node("Shape", "pixels"))
 
 
-def _score(sheet: Sheet, net: Any, at: str) -> tuple[str, str]:
+def _score(sheet: GraphBuilder, net: Any, at: str) -> tuple[str, str]:
     """Write s(x, y), and the gradient of half its squared norm by x."""
     assert isinstance(net, ScoreNet)
 
@@ -208,9 +208,9 @@ def _score(sheet: Sheet, net: Any, at: str) -> tuple[str, str]:
     return score, shuffle(sheet, enter_back(gradient))
 
 
-def _block(sheet: Sheet, block: Any, name: str, x: str) -> tuple[str, Backward]:
+def _block(sheet: GraphBuilder, block: Any, name: str, x: str) -> tuple[str, Backward]:
     """Write a block of the score network, scaled and shifted by the key."""
-    assert isinstance(block, Block)
+    assert isinstance(block, ResidualBlock)
     film = sheet.node("Gather", sheet.weight(f"{name}.film.weight"), "keys")
     film = sheet.node("Unsqueeze", film, sheet.integers(2, 3))
     both = sheet.node("Split", film, outputs=2, axis=1, num_outputs=2)
@@ -226,11 +226,11 @@ def _block(sheet: Sheet, block: Any, name: str, x: str) -> tuple[str, Backward]:
     return sheet.node("Add", x, inner), backward
 
 
-def _stepped(sheet: Sheet, delta: str, gradient: str, step: str) -> str:
+def _take_step(sheet: GraphBuilder, delta: str, gradient: str, step: str) -> str:
     return sheet.node("Sub", delta, sheet.node("Mul", sheet.node("Sign", gradient), step))
 
 
-def _projected(sheet: Sheet, deltas: Mapping[str, str]) -> dict[str, str]:
+def _project(sheet: GraphBuilder, deltas: Mapping[str, str]) -> dict[str, str]:
     """Write each delta back into the ball and the pictures' range: one pair of bounds for both."""
     lower = sheet.node("Max", sheet.node("Neg", "pixels"), sheet.node("Neg", "radius"))
     upper = sheet.node("Min", sheet.node("Sub", sheet.constant(1), "pixels"), "radius")
