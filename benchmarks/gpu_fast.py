@@ -24,7 +24,7 @@ from tue_cli.core.capture import Captured, record_call, record_graph, recorded_b
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.torch import TorchEngine
-from tue_cli.methods import RECIPES
+from tue_cli.methods import FIT
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
@@ -166,7 +166,7 @@ def _trainings(bench: Bench) -> None:
         training = trainings_of(card, ("surrogate",), few, bench.computer)["surrogate"]
         bench.way = way
         with _deterministic(exact):
-            updates = RECIPES["tue"](
+            updates = FIT["tue"](
                 "surrogate", training, nets, bench.split.train, few, bench.computer.dtype
             )
             seconds = seconds_a_step(bench, updates)

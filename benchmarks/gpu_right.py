@@ -23,8 +23,8 @@ from tue_cli.core.capture import Captured, recorded_by
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import gradient_of
-from tue_cli.methods import RECIPES
-from tue_cli.methods.surrogate import classification
+from tue_cli.methods import FIT
+from tue_cli.methods.surrogate import make_training_loss
 from tue_cli.methods.tue import in_gray, perturb
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
@@ -123,7 +123,7 @@ def _fields(parts: Parts, device: torch.device, dtype: torch.dtype) -> dict[str,
     def loss(at: Tensor, of: Tensor) -> Tensor:
         if wide == torch.float64:
             return F.cross_entropy(net(at.to(wide)), of)
-        return classification(net, dtype)(at, of)
+        return make_training_loss(net, dtype)(at, of)
 
     fixed = Pictures((pixels * 255).round().to(torch.uint8), labels).to(device)
     update = Training(net, Plan(1, len(y), 0.1, "sgd", 0, "right"))
@@ -180,7 +180,7 @@ def _three_steps(bench: Bench, way: str) -> tuple[Tensor, str | None]:
     waits = None
     with recorded_by(WAYS[way]), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        losses = RECIPES["tue"](
+        losses = FIT["tue"](
             "surrogate", training, nets, bench.split.train, chosen, bench.computer.dtype
         )
         next(losses)

@@ -25,7 +25,7 @@ from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import uniform_start
-from tue_cli.methods import METHODS, RECIPES
+from tue_cli.methods import FIT, PERTURB
 from tue_cli.methods.surrogate import quantize
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.train.run import tensors_of, trainings_of
@@ -141,7 +141,7 @@ def _train_role(
             return fit_through_views(
                 training, nets, bench.split.train, chosen, bench.computer.dtype
             )
-        recipe = RECIPES[chosen.method]
+        recipe = FIT[chosen.method]
         return recipe(role, training, nets, bench.split.train, chosen, bench.computer.dtype)
 
     def begun(steps: int) -> Training:
@@ -248,7 +248,7 @@ def noise(bench: Bench, name: str) -> None:
     for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
         pixels, labels = train.batch(few)
         generator = generator_at(chosen.seed, "noise", number, bench.computer.device)
-        delta = METHODS[chosen.method](
+        delta = PERTURB[chosen.method](
             bench.nets[name],
             pixels,
             labels,

@@ -21,7 +21,7 @@ from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import uniform_start
-from tue_cli.methods.surrogate import FrozenNets, ascend_loss, classification, quantize
+from tue_cli.methods.surrogate import FrozenNets, ascend_loss, make_training_loss, quantize
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import FrozenClassifier
@@ -140,4 +140,4 @@ def fit_through_views(
         start = uniform_start(pixels, adversary.radius, generator)
         return run_adversary(attacked, pixels, labels, start)[0], labels
 
-    yield from fit(training, pictures, loss=classification(net, dtype), prepare=prepare)
+    yield from fit(training, pictures, loss=make_training_loss(net, dtype), prepare=prepare)

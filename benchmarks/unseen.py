@@ -45,10 +45,10 @@ from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.engine.torch import ComputeDevice, machine
 from tue_cli.train.run import load_pictures
 from tue_cli.verify.dataset import Levels, VictimDataset
-from tue_cli.verify.request import victim_name, victims_named
+from tue_cli.verify.request import format_victim, victims_named
 from tue_cli.verify.stats import FITTED, LEARNED
 from tue_cli.verify.trainer import train_victim
-from tue_cli.verify.trials import Trial, groups_of
+from tue_cli.verify.trials import Trial, build_groups
 from tue_cli.weights import load
 
 COLUMNS = (
@@ -388,7 +388,7 @@ def measure(args: argparse.Namespace) -> None:
             adversary_steps=args.adversary_steps,
             seed=seed,
         )
-        (group,) = groups_of(budget, TEN * args.per_class)
+        (group,) = build_groups(budget, TEN * args.per_class)
         first = (seed, number) == (0, 0)
         controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
         for arm in (*controls, *given):
@@ -404,7 +404,7 @@ def measure(args: argparse.Namespace) -> None:
                 "size": column.size,
                 "steps": trial.steps,
                 "ten": number,
-                "victim": victim_name(trial.victim),
+                "victim": format_victim(trial.victim),
                 "weights_sha256": weights and weights.sha256,
             }
             if (known := results.find(settings)) is None:

@@ -37,7 +37,7 @@ from tue_cli.core.batches import Pictures
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.engine.torch import machine
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
-from tue_cli.verify.pairs import others_pictures, split
+from tue_cli.verify.pairs import list_clean_pictures, split
 from tue_cli.verify.victim import Attacker, Victim
 
 PLAIN_BATCH = 64
@@ -58,7 +58,7 @@ def chosen(data: Path, per_class: int, work: Path) -> Path:
 def arms_of(source: Path, size: int) -> VictimDataset:
     """Return clean pictures and random noise, as `tue verify` holds them."""
     with ThreadPoolExecutor() as pool:
-        pairs = others_pictures(source, pool, classes=True)
+        pairs = list_clean_pictures(source, pool, classes=True)
         # Each is its own copy, so that random noise is drawn for it too.
         pairs = [type(p)(p.original, p.original, p.label, p.sha256) for p in pairs]
         train, held = split(pairs, 0.2, 0)

@@ -14,7 +14,7 @@ from torch import nn
 from tue_cli.config import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.core.loop import Plan, Training
-from tue_cli.methods import RECIPES as FITS
+from tue_cli.methods import FIT
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
@@ -113,7 +113,7 @@ def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, lis
     losses = {}
     for role, net in nets.items():
         training = Training(net, tiny_plan(role))
-        steps = FITS[recipe](role, training, helpers, toy, TINY, torch.float32)
+        steps = FIT[recipe](role, training, helpers, toy, TINY, torch.float32)
         losses[role] = [float(loss) for loss in steps]
         helpers[role] = freeze(net, torch.float32)
     tensors = {

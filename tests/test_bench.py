@@ -23,9 +23,9 @@ from tue_cli.bench.tables import (
     TableCell,
     data,
     format_cell,
+    get_published,
     markdown,
-    published,
-    summary,
+    summarize_runs,
 )
 from tue_cli.config import PRESETS, BenchSettings
 from tue_cli.core.batches import Pictures
@@ -280,7 +280,7 @@ def test_the_paper_protocol_is_the_published_one() -> None:
     ],
 )
 def test_the_paper_s_figures_are_found(coordinates: tuple[str, ...], figure: float | None) -> None:
-    assert published(*coordinates) == figure
+    assert get_published(*coordinates) == figure
 
 
 def run_of(accuracy: float, attacked: float | None = None) -> dict[str, Any]:
@@ -290,11 +290,17 @@ def run_of(accuracy: float, attacked: float | None = None) -> dict[str, Any]:
 def test_a_cell_shows_mean_spread_doubt_and_the_paper() -> None:
     place = TableCell("key", 29.2)
     assert format_cell(place, {}) == "– [29.20]"
-    two = summary({"0": run_of(0.2), "1": run_of(0.4)})
+    two = summarize_runs({"0": run_of(0.2), "1": run_of(0.4)})
     assert (two["n"], two["seeds"], two["peak"]) == (2, [0, 1], 0.9)
     assert format_cell(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
-    assert format_cell(TableCell("key"), {"key": summary({"0": run_of(0.2, 0.6)})}) == "20.0 (60)"
-    assert format_cell(TableCell("key"), {"key": summary({"0": run_of(0.2, 0.4)})}) == "20.0 (40)*"
+    assert (
+        format_cell(TableCell("key"), {"key": summarize_runs({"0": run_of(0.2, 0.6)})})
+        == "20.0 (60)"
+    )
+    assert (
+        format_cell(TableCell("key"), {"key": summarize_runs({"0": run_of(0.2, 0.4)})})
+        == "20.0 (40)*"
+    )
     sheet = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
     assert "| r | 30.0 ± 14.1 [29.20] |" in markdown(sheet, {"key": two})
     assert data(sheet, {"key": two})["cells"][0]["result"] == two

@@ -25,7 +25,7 @@ from tue_cli.core.capture import (
 )
 from tue_cli.core.pgd import uniform_start
 from tue_cli.engine.torch import ComputeDevice
-from tue_cli.methods import METHODS
+from tue_cli.methods import PERTURB
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import ConvNorm, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier
@@ -107,7 +107,7 @@ def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None
         toy = make_toy(count=6, seed=seed)
         pixels, labels = toy.batch(torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
         found = [
-            METHODS[name](
+            PERTURB[name](
                 tiny_frozen,
                 pixels,
                 labels,

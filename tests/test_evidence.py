@@ -19,12 +19,12 @@ from PIL import Image
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
-from tue_cli.verify.dataset import VictimDataset, load_victim_dataset, working_size
+from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
 from tue_cli.verify.pairs import (
     Pair,
     find_original,
     limit_pairs,
-    others_pictures,
+    list_clean_pictures,
     pair_copies,
     split,
 )
@@ -72,7 +72,7 @@ def arms_of(
     folder: Path, *, seed: int = 0, size: int = 32, radius: float = 8 / 255
 ) -> tuple[VictimDataset, list[Failed]]:
     """Return every picture as its own copy."""
-    pairs = [replace(p, copy=p.original) for p in others_pictures(folder, POOL, classes=True)]
+    pairs = [replace(p, copy=p.original) for p in list_clean_pictures(folder, POOL, classes=True)]
     train, held = split(pairs, 0.3, seed)
     failed: list[Failed] = []
     arms = load_victim_dataset(
@@ -145,14 +145,14 @@ def test_a_name_in_either_unicode_form_is_one_class(tmp_path: Path) -> None:
     manifest = copied(tmp_path / "in", tmp_path / "out")
     manifest["pictures"][0]["label"] = decomposed
     pairs, _, _ = pair_copies(tmp_path / "out", tmp_path / "in", manifest, POOL)
-    tested = others_pictures(tmp_path / "holdout", POOL, classes=True)
+    tested = list_clean_pictures(tmp_path / "holdout", POOL, classes=True)
     assert pairs[0].label == tested[0].label == composed
 
 
 def test_a_background_is_no_class_of_the_set(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "background" / "x.png", 0)
-    (own,) = others_pictures(tmp_path / "in", POOL, classes=True)
-    (other,) = others_pictures(tmp_path / "in", POOL, classes=False)
+    (own,) = list_clean_pictures(tmp_path / "in", POOL, classes=True)
+    (other,) = list_clean_pictures(tmp_path / "in", POOL, classes=False)
     assert own.label != other.label
 
 
@@ -325,7 +325,8 @@ def test_victims_see_small_pictures_small(tmp_path: Path) -> None:
     for side in (24, 48, 200):
         picture(tmp_path / str(side) / "x.png", side, size=(side, side + 20))
     sizes = {
-        pair.label: working_size([pair]) for pair in others_pictures(tmp_path, POOL, classes=True)
+        pair.label: choose_working_size([pair])
+        for pair in list_clean_pictures(tmp_path, POOL, classes=True)
     }
     assert sizes == {"24": 32, "48": 32, "200": 64}
 
@@ -334,4 +335,4 @@ def test_pipes_and_links_that_lead_nowhere_are_left_out(folder: Path) -> None:
     os.mkfifo(folder / "a" / "pipe.png")
     (folder / "a" / "lost.png").symlink_to(folder / "nowhere.png")
     (folder / "a" / "folder.png").mkdir()
-    assert len(others_pictures(folder, POOL, classes=True)) == 20
+    assert len(list_clean_pictures(folder, POOL, classes=True)) == 20

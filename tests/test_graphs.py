@@ -19,7 +19,7 @@ from tue_cli.engine.onnx_graph.step import put_in, step_graph
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem, WeightsProblem
 from tue_cli.events import Done
 from tue_cli.nets.classifiers import NETS
-from tue_cli.train.export import ExportSpec, export, runner
+from tue_cli.train.export import ExportSpec, export, make_runner
 from tue_cli.weights import Card, Weights, fresh, graph_of, pack, read
 
 CARD = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, 0.1, {})
@@ -56,7 +56,7 @@ def done(weights: Path, output: Path | None = None) -> Done:
 def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) -> None:
     card = replace(CARD, net=net, size=size)
     weights = random_weights(card, tmp_path / "w.safetensors")
-    found = measure_parity(runner(step_graph(weights).SerializeToString(), weights), weights)
+    found = measure_parity(make_runner(step_graph(weights).SerializeToString(), weights), weights)
     assert found.within, found
 
 
@@ -127,7 +127,7 @@ def test_a_graph_that_is_wrong_anywhere_is_not_within(kind: str, tmp_path: Path)
         last.op_type = "Add"
     else:
         last.op_type = "Sub"
-    assert not measure_parity(runner(wrong.SerializeToString(), weights), weights).within
+    assert not measure_parity(make_runner(wrong.SerializeToString(), weights), weights).within
 
 
 def test_weights_that_the_graph_does_not_follow_fail_the_export(tmp_path: Path) -> None:

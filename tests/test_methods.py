@@ -26,7 +26,7 @@ from tue_cli.core.loop import Plan, Training
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.errors import BadSetting
-from tue_cli.methods import METHODS, RECIPES, cuda, em, lsp, method_named, ntga, tue, uc
+from tue_cli.methods import FIT, PERTURB, cuda, em, lsp, method_named, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
     ascend_loss,
@@ -74,7 +74,7 @@ def perturb(
     seed: int = 0,
 ) -> Tensor:
     """Call a method as training does, with its start and its shifts drawn from one seed."""
-    return METHODS[name](
+    return PERTURB[name](
         nets,
         pixels,
         labels,
@@ -100,16 +100,16 @@ def batch(toy: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def test_what_is_known_of_methods_and_recipes_is_of_those_there_are() -> None:
-    assert {name for name, _ in VARIANTS} == set(METHODS) == set(config.METHODS)
-    assert set(RECIPES) == set(config.RECIPES)
+    assert {name for name, _ in VARIANTS} == set(PERTURB) == set(config.METHODS)
+    assert set(FIT) == set(config.RECIPES)
 
 
 def test_a_method_is_found_by_name_and_an_unknown_one_refused() -> None:
-    assert all(method_named(name) is method for name, method in METHODS.items())
+    assert all(method_named(name) is method for name, method in PERTURB.items())
     with pytest.raises(BadSetting) as caught:
         method_named("tuee")
     assert "tuee" in caught.value.message
-    assert all(name in caught.value.remedy for name in METHODS)
+    assert all(name in caught.value.remedy for name in PERTURB)
 
 
 @every_variant
@@ -201,7 +201,7 @@ def test_no_step_returns_the_start(
 ) -> None:
     pixels, labels = batch
     start = 0.5 * uniform_start(pixels, RADIUS, generator_at(0, "start", 0, CPU))
-    found = METHODS[name](
+    found = PERTURB[name](
         frozen_of[name],
         pixels,
         labels,
@@ -310,7 +310,7 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     for move in sample_moves(NOISE.steps, generator_at(3, "perturb", 0, CPU)):
         seen.add(int(shift_and_flip(places, move)[0, 0, 5, 7]))
     pixels = torch.full((2, 3, size, size), 0.5)
-    delta = METHODS[name](
+    delta = PERTURB[name](
         nets,
         pixels,
         torch.tensor([0, 1]),
@@ -392,7 +392,7 @@ def test_training_a_surrogate_lowers_its_loss(
     name: str, tiny_settings: TrainSettings, toy: Pictures
 ) -> None:
     training = Training(fresh_net("surrogate"), plan_of(tiny_settings, "surrogate"))
-    losses = list(RECIPES[name]("surrogate", training, {}, toy, tiny_settings, torch.float32))
+    losses = list(FIT[name]("surrogate", training, {}, toy, tiny_settings, torch.float32))
     assert len(losses) == training.plan.steps
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
@@ -402,7 +402,7 @@ def test_a_role_s_training_resumes_bit_for_bit(
     name: str, role: str, tiny_frozen: FrozenNets, tiny_settings: TrainSettings, toy: Pictures
 ) -> None:
     def losses(training: Training, count: int | None = None) -> list[float]:
-        steps = RECIPES[name](role, training, tiny_frozen, toy, tiny_settings, torch.float32)
+        steps = FIT[name](role, training, tiny_frozen, toy, tiny_settings, torch.float32)
         return [float(loss) for loss in itertools.islice(steps, count)]
 
     whole, first, second = (
@@ -428,7 +428,7 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
 
     def losses(name: str) -> list[float]:
         training = Training(net(), plan)
-        steps = RECIPES[name]("surrogate", training, {}, toy, chosen, torch.float32)
+        steps = FIT[name]("surrogate", training, {}, toy, chosen, torch.float32)
         return [float(loss) for loss in steps]
 
     def bare(adversary: AdversarySettings | None) -> list[float]:
@@ -469,7 +469,7 @@ def test_a_role_trains_in_bf16(
 
     def losses(chosen: TrainSettings, dtype: torch.dtype) -> list[float]:
         training = Training(fresh_net(role), plan_of(tiny_settings, role, 2))
-        steps = RECIPES[name](role, training, lowered, toy, chosen, dtype)
+        steps = FIT[name](role, training, lowered, toy, chosen, dtype)
         found = [float(loss) for loss in steps]
         assert all(p.dtype == torch.float32 for p in training.net.parameters())
         return found
@@ -538,9 +538,7 @@ def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
     net = Patterns(count=2, size=16)
     training = Training(net, plan_of(chosen, "patterns", 120))
     losses = list(
-        RECIPES["uc"](
-            "patterns", training, {"surrogate": surrogate}, pictures, chosen, torch.float32
-        )
+        FIT["uc"]("patterns", training, {"surrogate": surrogate}, pictures, chosen, torch.float32)
     )
     assert sum(losses[-30:]) < 0.98 * sum(losses[:30])
     pixels, labels = pictures.batch(torch.arange(8))
@@ -678,7 +676,7 @@ def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
     keys = torch.arange(12)
     whole = perturb(name, {}, pixels, keys)
     start = uniform_start(pixels, NOISE.radius, generator_at(0, "start", 0, CPU))
-    few = METHODS[name](
+    few = PERTURB[name](
         {},
         pixels[5:8],
         keys[5:8],
@@ -694,7 +692,7 @@ def test_ntga_s_block_makes_its_learner_wrong(tiny_settings: TrainSettings, toy:
     assert isinstance(block, NtgaBlock)
     chosen = replace(tiny_settings, noise=PUBLISHED["ntga"])
     training = Training(block, plan_of(chosen, "block"))
-    losses = list(RECIPES["ntga"]("block", training, {}, toy, chosen, torch.float32))
+    losses = list(FIT["ntga"]("block", training, {}, toy, chosen, torch.float32))
     assert len(losses) == 10
     assert losses == sorted(losses)
     clean = ntga.held_out_losses(block, block.pixels).mean()

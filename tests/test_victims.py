@@ -14,7 +14,7 @@ from tue_cli.core.batches import Pictures
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import BadSetting
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.verify.trials import groups_of, unique_trials
+from tue_cli.verify.trials import build_groups, unique_trials
 from tue_cli.verify.victim import Attacker, TrainingResult, Victim, balanced_accuracy
 
 CPU = ComputeDevice(torch.device("cpu"), torch.float32, "CPU")
@@ -105,7 +105,7 @@ def test_accuracy_counts_classes_and_not_pictures() -> None:
 
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> None:
-    for group in groups_of(BUDGETS[budget], 4000):
+    for group in build_groups(BUDGETS[budget], 4000):
         for clean, protected, random in zip(
             *(group.trials[arm] for arm in ("clean", "protected", "random")), strict=True
         ):
@@ -121,7 +121,7 @@ def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> 
 
 def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
     settings = VerifySettings(attacks=("std", "early", "part20", "part40"), seeds=2)
-    trials = unique_trials(groups_of(settings, 500))
+    trials = unique_trials(build_groups(settings, 500))
     # A seed: clean, protected and random; for each part protected, random and the floor.
     assert len(trials) == 2 * (3 + 2 * 3)
     assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)

@@ -103,7 +103,7 @@ class Console:
         if not self._json and not self._quiet:
             for table in tables:
                 _print_table(table)
-            for sentence in said or _listed(facts):
+            for sentence in said or _format_facts(facts):
                 _print(printable(sentence))
         return facts
 
@@ -202,7 +202,7 @@ def _print_table(table: Table) -> None:
         raise stdout_problem(error) from None
 
 
-def _listed(facts: dict[str, Any]) -> Iterator[str]:
+def _format_facts(facts: dict[str, Any]) -> Iterator[str]:
     """Return each fact that says something, as a line."""
     for name, value in facts.items():
         if value not in (None, "", {}):

@@ -16,8 +16,8 @@ import numpy as np
 from filelock import FileLock, Timeout
 from numpy.typing import NDArray
 
-from tue_cli.bench.cells import Arm, key_of
-from tue_cli.bench.tables import summary
+from tue_cli.bench.cells import Arm, hash_settings
+from tue_cli.bench.tables import summarize_runs
 from tue_cli.config import METHODS, BenchSettings
 from tue_cli.core.sampling import draw_starts, seed_at
 from tue_cli.dataset.manifest import output_problem
@@ -57,7 +57,7 @@ class Dataset:
     def key(self) -> str:
         """Return a name that is the same for equal pictures and labels."""
         arrays = (self.pixels, self.labels, self.test, self.test_labels)
-        return key_of(self.classes, [_digest(array) for array in arrays])
+        return hash_settings(self.classes, [_digest(array) for array in arrays])
 
     def arms(self, protected: Levels) -> VictimDataset:
         """Return what a victim may be trained on, where the pictures were protected so."""
@@ -160,7 +160,7 @@ class BenchCache:
         try:
             kept: dict[str, Any] = parse_json(read_file(self._place(key), MOST_STATE))
             # What its runs cannot be summed up from is damaged, and is measured again.
-            return {**kept, **summary(kept["runs"])}
+            return {**kept, **summarize_runs(kept["runs"])}
         except (OSError, ValueError, LookupError, TypeError, AttributeError, ArithmeticError):
             return {}
 
@@ -171,7 +171,7 @@ class BenchCache:
             OutputProblem: the file cannot be written.
         """
         runs = {**self.cell(key).get("runs", {}), str(seed): dict(run)}
-        kept = {**summary(runs), **facts, "runs": runs}
+        kept = {**summarize_runs(runs), **facts, "runs": runs}
         self._write(self._place(key), json.dumps(kept, indent=1).encode() + b"\n")
 
     def name(self, arm: Arm) -> str:
@@ -189,7 +189,11 @@ class BenchCache:
         """Return an arm's weights, trained now where they are not on the shelf."""
         if arm.training is None:
             return netless(arm.method, self._dataset.classes, self._dataset.pixels.shape[-1])
-        path = self.folder / "weights" / f"{key_of(self._key, asdict(arm.training))}.safetensors"
+        path = (
+            self.folder
+            / "weights"
+            / f"{hash_settings(self._key, asdict(arm.training))}.safetensors"
+        )
         if not path.exists() or path.with_suffix(".checkpoint").exists():
             yield Note(f"{arm.name}: training its weights.")
             spec = TrainSpec(

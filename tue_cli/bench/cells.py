@@ -20,7 +20,7 @@ COST = {"vgg16": 0.6, "resnet18": 1.0, "resnet50": 2.3, "densenet121": 2.0, "wrn
 """About how much a pass takes, in passes of a ResNet-18 of the same width."""
 
 
-def key_of(*parts: Any) -> str:
+def hash_settings(*parts: Any) -> str:
     """Return a name that is the same for equal settings."""
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:20]
 
@@ -39,7 +39,7 @@ class Arm:
 
     def key(self, data: str) -> str:
         """Return a name for its pictures, which is the same for equal settings and pictures."""
-        return key_of(data, {**asdict(self), "name": ""})
+        return hash_settings(data, {**asdict(self), "name": ""})
 
     def passes(self) -> tuple[float, float]:
         """Return about how many passes its training takes, and its noise a picture."""
@@ -69,7 +69,7 @@ class Cell:
 
     def key(self, data: str) -> str:
         """Return its name, which does not hang on how many victims there are."""
-        return key_of(self.arm.key(data), asdict(replace(self.trial, seed=0)))
+        return hash_settings(self.arm.key(data), asdict(replace(self.trial, seed=0)))
 
     def runs(self) -> list[Trial]:
         """Return its victims."""
@@ -82,7 +82,7 @@ class Cell:
         return trial.steps * victim.batch * (3 + trial.adversary_steps) * COST[victim.net]
 
 
-def arm_of(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
+def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     """Return a named arm at a budget, its surrogate a net; `changes` are those of an ablation.
 
     `sigma` changes the score network, everything else the noise.

@@ -102,7 +102,7 @@ def protective_effects(sheet: ResultTable, results: Results, row: str = "4/255")
     return drawing
 
 
-def map_of(points: Mapping[str, Sequence[Point]], title: str) -> Drawing:
+def draw_map(points: Mapping[str, Sequence[Point]], title: str) -> Drawing:
     """Return Figure 2: a map of pictures, a colour for each kind of them, a key of `COLOURS`."""
     drawing, side = Drawing(460, 480), 400.0
     every = [point for some in points.values() for point in some]

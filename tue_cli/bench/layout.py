@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.bench.cells import Arm, Cell, arm_of
-from tue_cli.bench.tables import ResultTable, TableCell, published
+from tue_cli.bench.cells import Arm, Cell, make_arm
+from tue_cli.bench.tables import ResultTable, TableCell, get_published
 from tue_cli.config import BenchSettings, VictimSettings
 from tue_cli.verify.trials import Trial
 
@@ -34,7 +34,7 @@ class Bench:
 
     def arm(self, name: str, net: str = "resnet18", **changes: Any) -> Arm:
         """Return an arm at the preset's budget; `arm_of` says what the arguments are."""
-        return arm_of(self.settings, name, net, **changes)
+        return make_arm(self.settings, name, net, **changes)
 
     def place(
         self, arm: Arm, attack: str = "std", victim: str = "resnet18", paper: float | None = None
@@ -95,7 +95,7 @@ class Bench:
             level = str(round(ATTACKS[ways[row]].radius * 255))
             paper = None
             if not ATTACKS[ways[row]].degrade:
-                paper = published("1", self.dataset, "resnet18", column, "resnet18", level)
+                paper = get_published("1", self.dataset, "resnet18", column, "resnet18", level)
             return self.place(self.arm(column), ways[row], paper=paper)
 
         return self._sheet("table-1", "Table 1: methods", "training", ways, ARMS, place)
@@ -105,7 +105,7 @@ class Bench:
 
         def place(row: str, column: str) -> TableCell:
             net = _net(row)
-            paper = published("2", self.dataset, "resnet18", column, net, "4")
+            paper = get_published("2", self.dataset, "resnet18", column, net, "4")
             return self.place(self.arm(column), "at4", net, paper)
 
         arms = ("clean", "EM", "REM", "TUE")
@@ -121,7 +121,7 @@ class Bench:
             net, victim = _net(row.split(", ")[0]), _net(column)
             method = row.split(", ")[1]
             level = "4" if adversarial else "0"
-            paper = published(str(number), self.dataset, net, method, victim, level)
+            paper = get_published(str(number), self.dataset, net, method, victim, level)
             return self.place(self.arm(method, net), "at4" if adversarial else "std", victim, paper)
 
         rows = [f"{VICTIMS[net]}, {name}" for net in SURROGATES for name in ("EM", "REM", "TUE")]

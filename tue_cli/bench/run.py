@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from tue_cli import __version__
 from tue_cli.bench.cells import Cell
 from tue_cli.bench.cifar import detect_cifar, extract_images
-from tue_cli.bench.figures import COLOURS, Drawing, map_of, protective_effects
+from tue_cli.bench.figures import COLOURS, Drawing, draw_map, protective_effects
 from tue_cli.bench.layout import TABLES, Bench
 from tue_cli.bench.tables import NOTE, Results, ResultTable, data, grid, markdown
 from tue_cli.config import DEVICES, BenchSettings, setting
@@ -230,9 +230,9 @@ def _results(plan: Bench, shelf: BenchCache) -> Results:
 
 def _write_table(sheet: ResultTable, results: Results, folder: Path) -> Iterator[Event]:
     """Write a table as Markdown and as JSON."""
-    yield _saved(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
+    yield _save_file(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
     as_json = json.dumps(data(sheet, results), indent=1) + "\n"
-    yield _saved(as_json.encode(), folder / f"{sheet.name}.json")
+    yield _save_file(as_json.encode(), folder / f"{sheet.name}.json")
 
 
 def _figures(
@@ -255,18 +255,18 @@ def _figures(
         eyes = plan.arm("TAP")
         with acquire_lock(shelf.folder, shelf.name(eyes), wait=True):
             points = yield from shelf.mapped(eyes, every)
-        drawings["figure-2"] = map_of(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
+        drawings["figure-2"] = draw_map(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
     mark = sheet.name.removeprefix("table-1-")
     with acquire_lock(shelf.folder, "tables", wait=True):
         saved = [
-            _saved(draw(), shelf.folder / f"{name}-{mark}.{kind}")
+            _save_file(draw(), shelf.folder / f"{name}-{mark}.{kind}")
             for name, drawing in drawings.items()
             for kind, draw in (("svg", drawing.svg), ("png", drawing.png))
         ]
     yield from saved
 
 
-def _saved(content: bytes, path: Path) -> Saved:
+def _save_file(content: bytes, path: Path) -> Saved:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(content, path)
     return Saved(None, path, {"bytes": len(content)})

@@ -40,7 +40,7 @@ class ResultTable:
     """By row and column."""
 
 
-def summary(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+def summarize_runs(runs: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return n, mean, spread and seeds of a cell's runs, by seed; accuracies from 0 to 1.
 
     `spread` is the standard deviation, None for one run. `attacked` is the least that an
@@ -67,7 +67,7 @@ def _published() -> dict[str, Any]:
     return figures
 
 
-def published(*coordinates: str) -> float | None:
+def get_published(*coordinates: str) -> float | None:
     """Return a figure of the paper's tables, in percent, or None where it has none.
 
     The coordinates: table (`1` to `6`), dataset, surrogate, method, victim, radius in levels.

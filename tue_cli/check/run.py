@@ -75,7 +75,7 @@ def check(spec: CheckSpec) -> Generator[Event, None, None]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     yield from summary.tables(checked, spec.listed)
-    yield from summary.advice(checked, has_originals=spec.original is not None)
+    yield from summary.suggest_next_steps(checked, has_originals=spec.original is not None)
     counts = summary.counts(checked)
     yield Done(
         {

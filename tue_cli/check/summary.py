@@ -70,7 +70,7 @@ def describe_counts(counts: Mapping[str, Any], extra: int) -> Iterator[str]:
         yield f"{_number(extra, 'other file', 'other files')} beside them; -v names each."
 
 
-def advice(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
+def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
     """Yield what a person could do to learn more."""
     touched = [result for result in checked if result.state in TOUCHED]
     if touched and not has_originals:

@@ -18,16 +18,16 @@ def tangent_kernel(a: Tensor, b: Tensor, settings: KernelSettings) -> Tensor:
     """
     weight, bias = settings.weight_variance, settings.bias_variance
     of_a, of_b = (weight * rows.square().mean(1) + bias for rows in (a, b))
-    return _deepened(weight * a @ b.T / a.shape[1] + bias, of_a[:, None], of_b, settings)
+    return _apply_layers(weight * a @ b.T / a.shape[1] + bias, of_a[:, None], of_b, settings)
 
 
 def own_kernel(a: Tensor, settings: KernelSettings) -> Tensor:
     """Return the diagonal (N,) of `tangent_kernel(a, a)`, of (N, D)."""
     of_a = settings.weight_variance * a.square().mean(1) + settings.bias_variance
-    return _deepened(of_a, of_a, of_a, settings)
+    return _apply_layers(of_a, of_a, of_a, settings)
 
 
-def _deepened(cross: Tensor, of_a: Tensor, of_b: Tensor, settings: KernelSettings) -> Tensor:
+def _apply_layers(cross: Tensor, of_a: Tensor, of_b: Tensor, settings: KernelSettings) -> Tensor:
     """Return the kernel, of the covariances of the first layer: between and with themselves."""
     weight, bias = settings.weight_variance, settings.bias_variance
 

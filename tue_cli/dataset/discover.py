@@ -68,7 +68,7 @@ def default_output(paths: Sequence[Path]) -> Path:
 
     Raises BadSetting where there is no such one folder.
     """
-    folders = {absolute(path if _is_folder(path) else path.parent) for path in paths}
+    folders = {make_absolute(path if _is_folder(path) else path.parent) for path in paths}
     if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
         raise BadSetting("There are several inputs.", "Name the output folder with -o.")
     folder = folders.pop()
@@ -101,7 +101,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
         elif len(folders) == 1:
             entries.extend(_walk(path, Path(), output))
         else:
-            entries.extend(_walk(path, Path(absolute(path).name), output))
+            entries.extend(_walk(path, Path(make_absolute(path).name), output))
     # A set, for a picture may be named beside the folder that holds it.
     entries = sorted(
         set(entries),
@@ -291,7 +291,7 @@ def _refuse_originals(items: Sequence[Item], output: Path) -> None:
             )
 
 
-def absolute(path: Path) -> Path:
+def make_absolute(path: Path) -> Path:
     """`path` without `..`, its symlinks not resolved."""
     return Path(os.path.abspath(path))  # noqa: PTH100 - resolve() would lose a symlink's name
 

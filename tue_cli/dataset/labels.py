@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.dataset.discover import Found, Item, absolute, nfc
+from tue_cli.dataset.discover import Found, Item, make_absolute, nfc
 from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_STATE, read_file, why
 from tue_cli.text import printable
@@ -64,10 +64,10 @@ def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list
     """
     if count < 1:
         raise BadSetting(f"--labels cluster:{count} asks for no cluster.", "Ask for one or more.")
-    return [f"cluster-{number:02d}" for number in clusters(features, count, seed)]
+    return [f"cluster-{number:02d}" for number in cluster_features(features, count, seed)]
 
 
-def clusters(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
+def cluster_features(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
     """Return the cluster (N,) of each row of `features` (N, D), by k-means.
 
     At most `count` of them, numbered from 0 in order of appearance; deterministic.
@@ -153,7 +153,7 @@ def _read_label_table(
     # The later spelling wins: a path from the input folder before one from the working folder.
     spellings: dict[str, Item] = {}
     spellings |= {nfc(item.source.as_posix()): item for item in items}
-    spellings |= {nfc(absolute(item.source).as_posix()): item for item in items}
+    spellings |= {nfc(make_absolute(item.source).as_posix()): item for item in items}
     spellings |= {nfc(item.relative.as_posix()): item for item in items}
     counts = Counter(item.source.name for item in items)
     for item in items:
@@ -208,5 +208,5 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
 
 def _input_name(items: Sequence[Item]) -> str:
     """The name of the folder that all items' places count from."""
-    roots = {absolute(item.source.parents[len(item.relative.parts) - 1]) for item in items}
+    roots = {make_absolute(item.source.parents[len(item.relative.parts) - 1]) for item in items}
     return (roots.pop().name if len(roots) == 1 else "") or "pictures"

@@ -83,7 +83,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
         raise _corrupt(path, "parts of it are missing or of the wrong kind")
     if not all(_is_record(entry) for entry in pictures):
         raise _corrupt(path, "a picture's entry is incomplete, or leads outside the folder")
-    manifest["pictures"] = [_telling(entry) for entry in pictures]
+    manifest["pictures"] = [_drop_invalid(entry) for entry in pictures]
     manifest["summary"] = _summary(manifest.get("summary"))
     return manifest
 
@@ -315,7 +315,7 @@ class Journal:
             self._work.sync()
         self._file.write(f"{_line(record)}\n".encode())
         self._file.flush()
-        with self._work.tolerant("syncing"):
+        with self._work.tolerate("syncing"):
             os.fsync(self._file.fileno())
 
     def _entered(self, relative: Path) -> Folder:
@@ -414,7 +414,7 @@ class Journal:
         """
         books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
         records, keys = self.records, self.keys
-        wanted = _deciding(self._run)
+        wanted = _select_deciding(self._run)
         last = wanted
         for entry in self.entries():
             if _is_record(entry):
@@ -422,7 +422,7 @@ class Journal:
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
             else:
-                last = _deciding(entry["run"])
+                last = _select_deciding(entry["run"])
                 records, keys = books.setdefault(_line(last), ({}, {}))
                 keys.update(entry.get("keys", {}))
         self.records, self.keys = books.get(_line(wanted), ({}, {}))
@@ -502,12 +502,12 @@ def _lines(journal: Path) -> Iterator[dict[str, Any]]:
         with contextlib.suppress(ValueError):
             entry = parse_json(line)
             if _is_record(entry):
-                yield _telling(entry)
+                yield _drop_invalid(entry)
             elif isinstance(entry, dict) and _is_run(entry.get("run")):
                 yield {"run": entry["run"]}
 
 
-def _deciding(run: dict[str, Any]) -> dict[str, Any]:
+def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:
     """What of a run must be the same for another to go on from it."""
     return {name: value for name, value in run.items() if name not in _MAKER}
 
@@ -540,7 +540,7 @@ def _are_keys(keys: Any) -> bool:
     return isinstance(keys, dict) and all(is_name(text) for pair in keys.items() for text in pair)
 
 
-def _telling(record: Record) -> Record:
+def _drop_invalid(record: Record) -> Record:
     """A record without the fields that only tell something and are of the wrong kind."""
     return {
         name: value

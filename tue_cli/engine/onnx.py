@@ -30,7 +30,7 @@ CPU_BATCH = 8
 SEEN = ("features", "logits")
 """The graph's outputs that are what the surrogate sees."""
 
-METHODS = ("tue", "em")
+GRAPH_METHODS = ("tue", "em")
 """The methods whose noise is a descent of what the graph holds."""
 
 PROVIDERS = {
@@ -44,10 +44,10 @@ PROVIDERS = {
 
 def refuse_method(method: str) -> None:
     """Raise BadSetting for a method that the graph does not hold."""
-    if method not in METHODS:
+    if method not in GRAPH_METHODS:
         raise BadSetting(
             f"The method {method!r} is not made for ONNX Runtime.",
-            f"Use --backend torch, or one of {', '.join(METHODS)}.",
+            f"Use --backend torch, or one of {', '.join(GRAPH_METHODS)}.",
         )
 
 
@@ -79,7 +79,7 @@ class OnnxEngine:
         self.batch = min(batch, CPU_BATCH) if kind == "cpu" else batch
         self.description = f"ONNX Runtime, {PROVIDERS[kind][1]}"
         if kind == "cpu":
-            self.description += f", {threads()} thread{'s' * (threads() > 1)}"
+            self.description += f", {count_threads()} thread{'s' * (count_threads() > 1)}"
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
         self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
@@ -169,7 +169,7 @@ class OnnxEngine:
         return result
 
 
-def threads() -> int:
+def count_threads() -> int:
     """Return how many threads a step is computed on: OMP_NUM_THREADS, or one a processor."""
     wanted = os.environ.get("OMP_NUM_THREADS", "")
     if wanted.isdecimal() and int(wanted):
@@ -242,7 +242,7 @@ def _session(
 ) -> onnxruntime.InferenceSession | None:
     onnxruntime = runtime()
     options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads()
+    options.intra_op_num_threads = count_threads()
     options.use_deterministic_compute = True
     # Threads that spin slow other work, the decoding of the next pictures for one.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 from tue_cli.config import NoiseSettings
-from tue_cli.engine.onnx import METHODS, OnnxEngine, refuse_method
+from tue_cli.engine.onnx import GRAPH_METHODS, OnnxEngine, refuse_method
 from tue_cli.engine.torch import Engine, TorchEngine, machine
 from tue_cli.errors import BadSetting, WeightsProblem, is_installed, require
 from tue_cli.weights import Weights, graph_of
@@ -81,8 +81,8 @@ def choose_backend(
     to do (`MANY`). Otherwise ONNX Runtime is: it starts at once, and its float32 is no slower.
     """
     if not is_installed("torch"):
-        return "onnx" if method in METHODS else "torch"
-    if method not in METHODS or not is_installed("onnxruntime") or not _has_graph(weights):
+        return "onnx" if method in GRAPH_METHODS else "torch"
+    if method not in GRAPH_METHODS or not is_installed("onnxruntime") or not _has_graph(weights):
         return "torch"
     if former is not None and former.partition(",")[0] in BACKENDS:
         return former.partition(",")[0]

@@ -206,7 +206,7 @@ def _encode_file(
         notes.extend(more)
         if not same and beside.dpi:
             options = {**options, "dpi": beside.dpi}
-        return jpeg.splice_jpeg(_saved_jpeg(image, options), blocks, keep_jfif=not same)
+        return jpeg.splice_jpeg(_save_jpeg(image, options), blocks, keep_jfif=not same)
     if kind == "PNG":
         blocks = beside.blocks if same else metadata.blocks_for_png(beside)
         return metadata.splice_png(_save_image(image, kind, options), blocks)
@@ -247,7 +247,7 @@ def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes
     return file.getvalue()
 
 
-def _saved_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
+def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     try:
         return _save_image(image, "JPEG", options)
     except OSError:

@@ -107,18 +107,18 @@ def measure_residual(
     A file that was resized is compared at the smaller size, to which the larger pictures are
     brought by Lanczos. None where it shows something else: cropped, redrawn, another picture.
     """
-    turn, small_rms = _placed(original, found)
+    turn, small_rms = _find_orientation(original, found)
     if turn is None:
         return None
     before, after = apply_orientation(original.pixels, turn), found.pixels
     size = min(size_of(before), size_of(after), key=math.prod)
-    before, after = _resized(before, size), _resized(after, size)
+    before, after = _resize(before, size), _resize(after, size)
     whole = None
     if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
-        whole = _resized(apply_orientation(copy.pixels, turn), size)
+        whole = _resize(apply_orientation(copy.pixels, turn), size)
     visible = None
     if original.alpha is not None:
-        visible = _resized(apply_orientation(original.alpha[..., None], turn), size) > 0
+        visible = _resize(apply_orientation(original.alpha[..., None], turn), size) > 0
     change = squares = left = total = 0.0
     for top in range(0, size[1], ROWS):
         rows = slice(top, top + ROWS)
@@ -135,7 +135,7 @@ def measure_residual(
     count = 3 * size[0] * size[1]
     psnr = 10 * math.log10(255**2 * count / squares) if squares else PSNR_CAP
     return NoiseResidual(
-        apply_orientation=turn != 1,
+        turned=turn != 1,
         mean=change / count,
         psnr=min(psnr, PSNR_CAP),
         small_rms=small_rms,
@@ -143,7 +143,7 @@ def measure_residual(
     )
 
 
-def _placed(original: Picture, found: Picture) -> tuple[int | None, float]:
+def _find_orientation(original: Picture, found: Picture) -> tuple[int | None, float]:
     """Return how the original must be turned to lie as the file does, and the small difference.
 
     None if the file shows something else.
@@ -200,7 +200,7 @@ def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _resized(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     if size_of(pixels) == size:
         return pixels
     return as_pixels(as_image(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -158,10 +158,10 @@ def is_truncated(kind: str, source: bytes) -> bool:
         while (size := int.from_bytes(source[at : at + 4], "big")) > 0 and at < len(source):
             at += size
         return at > len(source)
-    return _tiff_cut_short(source)
+    return _is_tiff_truncated(source)
 
 
-def _tiff_cut_short(source: bytes) -> bool:
+def _is_tiff_truncated(source: bytes) -> bool:
     try:
         with Image.open(io.BytesIO(source), formats=["TIFF"]) as image:
             tags = image.tag_v2  # type: ignore[attr-defined]

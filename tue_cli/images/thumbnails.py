@@ -69,7 +69,7 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
         name=printable(record.get("path") or copy.name),
         before=_view(before),
         after=_view(after),
-        difference=_coded(_small(_difference(old, new))),
+        difference=_encode_image(_small(_difference(old, new))),
         note=_note(record),
     )
 
@@ -125,7 +125,7 @@ def _view(picture: Picture) -> bytes:
     if picture.alpha is not None:
         mask = _small(apply_orientation(picture.alpha[..., None], turn))
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
-    return _coded(small, picture.metadata.icc)
+    return _encode_image(small, picture.metadata.icc)
 
 
 def _small(pixels: NDArray[np.uint8]) -> Image.Image:
@@ -139,7 +139,7 @@ def _small(pixels: NDArray[np.uint8]) -> Image.Image:
     return image
 
 
-def _coded(image: Image.Image, icc: bytes = b"") -> bytes:
+def _encode_image(image: Image.Image, icc: bytes = b"") -> bytes:
     profile = {"icc_profile": icc} if 0 < len(icc) < LARGE_PROFILE else {}
     file = io.BytesIO()
     image.save(file, "PNG", optimize=True, **profile)

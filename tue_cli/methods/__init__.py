@@ -1,6 +1,6 @@
 """The protection methods, by name: two literals, so that what there is can be seen.
 
-What is known of them without torch is in `settings.METHODS` and `settings.RECIPES`.
+What is known of them without torch is in `config.METHODS` and `config.RECIPES`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from tue_cli.methods.surrogate import FrozenNets, Perturb
 Fit = Callable[[str, Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[Tensor]]
 """Role, its training, the nets trained before it, pictures, settings and precision to losses."""
 
-METHODS: dict[str, Perturb] = {
+PERTURB: dict[str, Perturb] = {
     "tue": tue.perturb,
     "em": em.perturb,
     "rem": rem.perturb,
@@ -32,7 +32,7 @@ METHODS: dict[str, Perturb] = {
 }
 """What makes each method's noise."""
 
-RECIPES: dict[str, Fit] = {
+FIT: dict[str, Fit] = {
     "tue": tue.fit_role,
     "em": em.fit_role,
     "rem": rem.fit_role,
@@ -45,6 +45,6 @@ RECIPES: dict[str, Fit] = {
 
 def method_named(name: str) -> Perturb:
     """Return a method's noise, or raise BadSetting with the names there are."""
-    if name not in METHODS:
-        raise BadSetting(f"There is no method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
-    return METHODS[name]
+    if name not in PERTURB:
+        raise BadSetting(f"There is no method {name!r}.", f"Choose one of {', '.join(PERTURB)}.")
+    return PERTURB[name]

@@ -10,7 +10,7 @@ from torch import Tensor
 from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Pictures, crop_and_flip
 from tue_cli.core.loop import Training, fit
-from tue_cli.methods.surrogate import FrozenNets, classification
+from tue_cli.methods.surrogate import FrozenNets, make_training_loss
 from tue_cli.nets.classifiers import Classifier
 
 
@@ -27,6 +27,6 @@ def fit_role(
     yield from fit(
         training,
         pictures,
-        loss=classification(training.net, dtype),
+        loss=make_training_loss(training.net, dtype),
         prepare=lambda pixels, labels, generator: (crop_and_flip(pixels, generator), labels),
     )

@@ -21,7 +21,7 @@ from tue_cli.core.pgd import pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     fit_on_own_noise,
-    moves_for,
+    sample_eot_moves,
     surrogate_of,
     surrogate_term,
 )
@@ -43,7 +43,7 @@ def perturb(
         term = surrogate_term(surrogate_of(nets), labels, noise, moves)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
-    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]
+    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
 
 
 def fit_role(

@@ -26,7 +26,7 @@ from tue_cli.methods.surrogate import (
     ascend_loss,
     average_over_moves,
     fit_on_own_noise,
-    moves_for,
+    sample_eot_moves,
     surrogate_of,
 )
 
@@ -69,7 +69,7 @@ def perturb(
         term = Term(gradient_of(average_over_moves(loss, noise.samples, moves)), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
-    moves = moves_for(noise, pixels, generator)
+    moves = sample_eot_moves(noise, pixels, generator)
     like = pixels.new_empty((len(moves), 1, *pixels.shape[1:]))
     starts = uniform_start(like, noise.inner_radius, generator)
     return run(descend, pixels, labels, start, moves, starts)[0]

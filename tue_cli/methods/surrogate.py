@@ -70,7 +70,7 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
     return objective
 
 
-def moves_for(noise: NoiseSettings, pixels: Tensor, generator: torch.Generator) -> Tensor:
+def sample_eot_moves(noise: NoiseSettings, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the shifts and flips of all steps of a noise, on the pixels' device."""
     return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
 
@@ -94,7 +94,7 @@ def ascend_loss(
     return pgd(pixels, [term], radius=adversary.radius, steps=adversary.steps, start=start)
 
 
-def classification(net: Classifier, dtype: torch.dtype) -> Loss:
+def make_training_loss(net: Classifier, dtype: torch.dtype) -> Loss:
     """Return the mean cross-entropy of a net in training, computed in a precision."""
 
     def loss(pixels: Tensor, labels: Tensor) -> Tensor:
@@ -142,4 +142,4 @@ def fit_on_own_noise(
             (pixels,) = run_adversary(attacked, pixels, labels, start)
         return pixels, labels
 
-    yield from fit(training, pictures, loss=classification(net, dtype), prepare=prepare)
+    yield from fit(training, pictures, loss=make_training_loss(net, dtype), prepare=prepare)

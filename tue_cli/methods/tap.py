@@ -16,7 +16,7 @@ from tue_cli.config import NoiseSettings
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.losses import cross_entropy_of_next
 from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.methods.surrogate import FrozenNets, average_over_moves, moves_for, surrogate_of
+from tue_cli.methods.surrogate import FrozenNets, average_over_moves, sample_eot_moves, surrogate_of
 
 
 def perturb(
@@ -38,4 +38,4 @@ def perturb(
         term = Term(gradient_of(loss), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
-    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]
+    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]

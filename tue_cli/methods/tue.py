@@ -28,7 +28,7 @@ from tue_cli.methods.surrogate import (
     FrozenNets,
     average_over_moves,
     fit_on_own_noise,
-    moves_for,
+    sample_eot_moves,
     surrogate_of,
     surrogate_term,
 )
@@ -86,7 +86,7 @@ def perturb(
             terms.append(score_term(score, labels, noise))
         return (pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start),)
 
-    return run(descend, pixels, labels, start, moves_for(noise, pixels, generator))[0]
+    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
 
 
 def fit_score(

@@ -268,7 +268,7 @@ def _run_surrogate(
     return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
-def nearness(
+def measure_nearness(
     spec: ProtectSpec,
     items: Sequence[discover.Item],
     weights: Weights,
@@ -330,7 +330,7 @@ def plan_tasks(
     else:
         keys = dict.fromkeys(classes, spec.key)
     tasks = tuple(
-        Task(item, _renamed(item.relative, spec.format), keys[item.label]) for item in items
+        Task(item, _change_suffix(item.relative, spec.format), keys[item.label]) for item in items
     )
     tasks = _placed(tasks, journal.output)
     if spec.existing == "error":
@@ -366,7 +366,7 @@ def select_pending(spec: ProtectSpec, tasks: Sequence[Task], journal: Journal) -
     return [task for task in tasks if not has_copy(task)]
 
 
-def _renamed(relative: Path, form: str) -> Path:
+def _change_suffix(relative: Path, form: str) -> Path:
     """Return where a copy goes: another format changes the extension, and only then."""
     suffix = relative.suffix.lower()
     fits = form == "keep" or suffix == SUFFIX[form]

@@ -30,7 +30,7 @@ from tue_cli.protect.plan import (
     select_pending,
     weights_for,
 )
-from tue_cli.protect.run import run_of
+from tue_cli.protect.run import describe_run
 
 LOOKED_AT = 3
 TRIED = 9
@@ -61,7 +61,7 @@ def preview(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
-        former = Journal(output, run_of(spec, weights, engine), "skip")
+        former = Journal(output, describe_run(spec, weights, engine), "skip")
         former.recall()
         # Clusters and near keys need many pictures decoded, and three look the same without.
         clustered = spec.labels.partition(":")[0] == "cluster"
@@ -72,7 +72,7 @@ def preview(spec: ProtectSpec, scratch: Path) -> Generator[Event, None, None]:
         yield Started("Looking", LOOKED_AT, "pictures", facts={"engine": engine.description})
         qualities: list[float] = []
         tried, spent = 0, 0.0
-        places = _spread(tasks, TRIED)
+        places = _pick_evenly(tasks, TRIED)
         with Journal(scratch, {}, "overwrite") as journal:
             while tried < len(places) and len(qualities) < LOOKED_AT:
                 few = places[tried : tried + LOOKED_AT - len(qualities)]
@@ -116,7 +116,7 @@ def _load_preview(saved: Saved, source: Path, scratch: Path) -> Looked:
     return Looked(source, saved.path, views.before, views.after, views.difference, facts)
 
 
-def _spread(tasks: Sequence[Task], most: int) -> list[Task]:
+def _pick_evenly(tasks: Sequence[Task], most: int) -> list[Task]:
     """Return at most so many, evenly spread, the first of them farthest apart."""
     most = min(most, len(tasks))
     places = [round(number * (len(tasks) - 1) / max(1, most - 1)) for number in range(most)]

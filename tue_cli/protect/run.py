@@ -30,7 +30,7 @@ from tue_cli.protect.plan import (
     Task,
     check,
     label_items,
-    nearness,
+    measure_nearness,
     plan_tasks,
     select_pending,
     weights_for,
@@ -70,12 +70,12 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
     try:
         notes: list[str] = []
         originals = discover.find_source_folders(found.items)
-        journal = Journal(output, run_of(spec, weights, engine), spec.existing, originals)
+        journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
         journal.recall()
         items = label_items(spec, found, weights, engine, pool, journal, notes)
         yield from (Note(text) for text in notes)
         if spec.dry_run:
-            near = yield from nearness(spec, items, weights, engine, pool, journal)
+            near = yield from measure_nearness(spec, items, weights, engine, pool, journal)
             tasks = plan_tasks(spec, items, weights, journal, near)
             left = select_pending(spec, tasks, journal)
             seconds = _estimate(left, weights, engine, spec, threads)
@@ -92,7 +92,7 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
             return
         with journal:
             try:
-                near = yield from nearness(spec, items, weights, engine, pool, journal)
+                near = yield from measure_nearness(spec, items, weights, engine, pool, journal)
                 tasks = plan_tasks(spec, items, weights, journal, near)
                 facts = _facts(spec, output, weights, engine, tasks)
                 total = len(tasks) + len(found.refused)
@@ -131,10 +131,10 @@ def protect(spec: ProtectSpec) -> Generator[Event, None, None]:
         pool.shutdown(wait=True, cancel_futures=True)
 
 
-def run_of(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
+def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
     """Return what decides the copies' bytes and, with `tool` and `algorithm`, who made them."""
     return {
-        "tool": tool(),
+        "tool": describe_tool(),
         "algorithm": ALGORITHM,
         "engine": engine.kind,
         "weights": {"name": weights.name, "sha256": weights.sha256},
@@ -182,7 +182,7 @@ def _estimate(
     return None
 
 
-def tool() -> dict[str, str]:
+def describe_tool() -> dict[str, str]:
     """Return the version and the sha256 of tue's own sources."""
     state = hashlib.sha256()
     root = Path(tue_cli.__file__).parent

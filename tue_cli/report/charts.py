@@ -32,13 +32,13 @@ def add_interval(
     As places on a line of 0..100, and as words.
     """
     middle = times * figure[value]
-    place, text = inside(middle), f"{middle:.{digits}f}\N{NO-BREAK SPACE}%"
+    place, text = clip_percent(middle), f"{middle:.{digits}f}\N{NO-BREAK SPACE}%"
     if figure.get("low") is None or figure.get("high") is None:
         return {"value": place, "low": None, "high": None, "text": text}
     low, high = times * figure["low"], times * figure["high"]
     between = "–" if low >= 0 else " to "
     text += f" ({low:.{digits}f}{between}{high:.{digits}f})".replace("-", "\N{MINUS SIGN}")
-    return {"value": place, "low": inside(low), "high": inside(high), "text": text}
+    return {"value": place, "low": clip_percent(low), "high": clip_percent(high), "text": text}
 
 
 def curve_panels(result: Figures) -> list[dict[str, Any]]:
@@ -77,7 +77,7 @@ def _curve(attack: Figures, curves: Mapping[str, Any], top: float) -> dict[str, 
         "title": attack["title"],
         "victim": attack["victim"],
         "lines": lines,
-        "names": _apart(names),
+        "names": _space_out(names),
         "ticks": ticks,
         "epochs": (max(1, round(epochs / tests)), epochs),
         "floor": y(attack["floor"]),
@@ -86,7 +86,7 @@ def _curve(attack: Figures, curves: Mapping[str, Any], top: float) -> dict[str, 
     }
 
 
-def _apart(names: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _space_out(names: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Move names down until none lies on another; a letter is about 7 wide, a line 13 high."""
     placed: list[dict[str, Any]] = []
     for name in sorted(names, key=lambda name: name["y"]):
@@ -121,7 +121,7 @@ def feature_maps(embedding: Figures) -> dict[str, Any]:
             if len(classes) <= COLOURS
         ]
         count = len(embedding[kind])
-        return {"title": title, "paths": paths, "names": _apart(names), "count": count}
+        return {"title": title, "paths": paths, "names": _space_out(names), "count": count}
 
     return {
         "title": embedding["title"],
@@ -174,6 +174,6 @@ def percent(share: float) -> str:
     return f"{100 * share:.3g}\N{NO-BREAK SPACE}%"
 
 
-def inside(percent: float) -> float:
+def clip_percent(percent: float) -> float:
     """Return a place on a line of 0..100."""
     return round(min(max(percent, 0), 100), 2)

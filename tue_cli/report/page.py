@@ -31,10 +31,10 @@ from tue_cli.report.charts import (
     TRAINED_ON,
     Figures,
     add_interval,
+    clip_percent,
     curve_panels,
     feature_maps,
     histograms,
-    inside,
     percent,
 )
 from tue_cli.storage.atomic import write_atomically
@@ -65,7 +65,7 @@ def page(
         undefined=StrictUndefined,
         trim_blocks=True,
         lstrip_blocks=True,
-        finalize=_spelt,
+        finalize=_escape_text,
     )
     environment.filters["data"] = _data
     attacks = [_attack(attack) for attack in (result or {}).get("attacks", ())]
@@ -106,7 +106,7 @@ def write(html: str, path: Path) -> None:
         ) from error
 
 
-def _spelt(value: Any) -> Any:
+def _escape_text(value: Any) -> Any:
     """Spell out what text must not hold: control characters, undecodable bytes, turned writing."""
     if isinstance(value, Markup) or not isinstance(value, str):
         return value
@@ -153,7 +153,7 @@ def _attack(attack: Figures) -> dict[str, Any]:
         "victim": attack["victim"],
         "bars": bars,
         "cells": {bar["kind"]: bar["text"] for bar in bars},
-        "floor": inside(100 * attack["floor"]),
+        "floor": clip_percent(100 * attack["floor"]),
         "floor_text": floor,
         "doubt": doubt,
         "protection": add_interval(protection)["text"] if protection and not doubt else "",

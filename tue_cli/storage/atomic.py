@@ -221,7 +221,7 @@ class Folder:
                 file.flush()
                 if like is not None and DESCRIPTORS:
                     self._liken(opened, like)
-                with self.tolerant("syncing"):
+                with self.tolerate("syncing"):
                     os.fsync(opened)
                 written = aside.status(scratch)
                 if written is None or identity_of(written) != identity_of(os.fstat(opened)):
@@ -240,9 +240,9 @@ class Folder:
         self.sync()
 
     def _liken(self, file: int | str, like: os.stat_result) -> None:
-        with self.tolerant("permissions"):
+        with self.tolerate("permissions"):
             os.chmod(file, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IWUSR)  # noqa: PTH101
-        with self.tolerant("times"):
+        with self.tolerate("times"):
             os.utime(file, ns=(like.st_mtime_ns, like.st_mtime_ns))
 
     def unlink(self, name: str) -> None:
@@ -259,7 +259,7 @@ class Folder:
     def sync(self) -> None:
         """Wait until the folder's entries are on disk; Windows does not know this."""
         if self._descriptor is not None:
-            with self.tolerant("syncing"):
+            with self.tolerate("syncing"):
                 os.fsync(self._descriptor)
 
     def lock(self, name: str) -> int:
@@ -271,7 +271,7 @@ class Folder:
         """
         opened = self.open(name, os.O_RDWR | os.O_CREAT)
         try:
-            with self.tolerant("locks"):
+            with self.tolerate("locks"):
                 _lock(opened)
             status = self.status(name)
             if status is None or identity_of(status) != identity_of(os.fstat(opened)):
@@ -294,7 +294,7 @@ class Folder:
                 self.unlink(name)
 
     @contextmanager
-    def tolerant(self, what: str) -> Iterator[None]:
+    def tolerate(self, what: str) -> Iterator[None]:
         """Go on where the file system does not do `what`, and remember it in `refused`."""
         try:
             yield

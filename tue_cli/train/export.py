@@ -61,7 +61,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
         assert weights.path is not None
         point_to(model, weights.path)
     data: bytes = (model if beside else whole).SerializeToString(deterministic=True)
-    found = measure_parity(runner(data, weights if beside else None), weights)
+    found = measure_parity(make_runner(data, weights if beside else None), weights)
     if not found.within:
         raise WeightsProblem(
             f"The graph of {weights.name} is not what torch computes: fields are "
@@ -95,7 +95,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
     )
 
 
-def runner(data: bytes, weights: Weights | None) -> Any:
+def make_runner(data: bytes, weights: Weights | None) -> Any:
     """Return a function that runs a graph on the CPU; the tensors of `weights` are put in."""
     from tue_cli.engine.onnx import open_session
 

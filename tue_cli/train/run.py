@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from tue_cli import __version__
 from tue_cli.config import DEVICES, RECIPES, TrainSettings, setting
-from tue_cli.engine.onnx import METHODS
+from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
     NothingToDo,
@@ -67,12 +67,12 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     """
     require("torch")
     from tue_cli.engine.torch import machine
-    from tue_cli.methods import RECIPES as FITS
+    from tue_cli.methods import FIT
     from tue_cli.nets.frozen import Frozen, freeze
 
     settings = spec.settings
     _check(spec)
-    roles, fit_role = RECIPES[settings.method], FITS[settings.method]
+    roles, fit_role = RECIPES[settings.method], FIT[settings.method]
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
@@ -153,7 +153,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         data = pack(card, tensors_of(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
-        if settings.method in METHODS:
+        if settings.method in GRAPH_METHODS:
             yield from _graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()

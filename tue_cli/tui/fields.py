@@ -15,7 +15,7 @@ from typing import Any, TypeVar
 from tue_cli.attacks.registry import attacks_named
 from tue_cli.config import VictimSettings
 from tue_cli.errors import BadSetting
-from tue_cli.verify.request import victim_name, victims_named
+from tue_cli.verify.request import format_victim, victims_named
 
 Record = TypeVar("Record")
 
@@ -107,7 +107,7 @@ def _written(value: Any, *, in_levels: bool) -> str:
     if isinstance(value, bool):
         return "yes" if value else "no"
     if isinstance(value, tuple):
-        return ",".join(victim_name(v) if isinstance(v, VictimSettings) else v for v in value)
+        return ",".join(format_victim(v) if isinstance(v, VictimSettings) else v for v in value)
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 

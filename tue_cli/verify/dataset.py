@@ -94,7 +94,7 @@ class VictimDataset:
         )
 
 
-def working_size(pairs: Sequence[Pair]) -> int:
+def choose_working_size(pairs: Sequence[Pair]) -> int:
     """Return at how many pixels a side victims see pictures: 32 or 64, as the pictures are."""
     sides = []
     for pair in pairs[:SIZES_LOOKED_AT]:

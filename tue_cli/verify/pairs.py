@@ -90,7 +90,7 @@ def find_original(record: dict[str, Any], original: Path) -> Path | None:
     return original / source if is_below(source) and is_below(record["path"]) else None
 
 
-def others_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
+def list_clean_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
     """Return clean pictures below a folder: one class a subfolder, or all of them background.
 
     Raises:
@@ -185,7 +185,7 @@ def split_pairs(
     copies = {record["sha256"] for record in manifest["pictures"]}
     if spec.background is not None:
         known = {pair.sha256 for pair in pairs} | copies
-        background = others_pictures(spec.background, pool, classes=False)
+        background = list_clean_pictures(spec.background, pool, classes=False)
         background = [pair for pair in background if pair.sha256 not in known]
         if not background:
             raise BadSetting(
@@ -198,7 +198,7 @@ def split_pairs(
         every += limit_pairs(background, largest, settings.seed)
     train, held = split(every, settings.held_out, settings.seed)
     if spec.holdout is not None:
-        tested = others_pictures(spec.holdout, pool, classes=True)
+        tested = list_clean_pictures(spec.holdout, pool, classes=True)
         labels = {pair.label for pair in pairs}
         strange = sorted({pair.label for pair in tested} - labels)
         if strange:

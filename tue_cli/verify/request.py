@@ -98,12 +98,12 @@ def victims_named(text: str) -> tuple[VictimSettings, ...]:
     return tuple(dict.fromkeys(victims))
 
 
-def victim_name(victim: VictimSettings) -> str:
+def format_victim(victim: VictimSettings) -> str:
     """Return a victim as it is asked for: its net and its share of the published width."""
     return f"{victim.net}:{victim.width / 64:g}"
 
 
-def how_made(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
+def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
     """Return the radius of the copies' noise and, for people, how they were made.
 
     Where nothing bounds it, it is the usual radius: random noise of any other would be no control.

@@ -7,7 +7,7 @@ from dataclasses import asdict, replace
 from typing import Any
 
 from tue_cli.events import Done, Failed, Table
-from tue_cli.verify.request import victim_name
+from tue_cli.verify.request import format_victim
 from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 from tue_cli.verify.trials import Group, Trial
 
@@ -32,7 +32,7 @@ def row_of(
     return Row(
         attack=group.name,
         title=group.attack.title,
-        victim=victim_name(group.victim),
+        victim=format_victim(group.victim),
         clean=accuracy("clean"),
         protected=accuracy("protected"),
         random=accuracy("random"),

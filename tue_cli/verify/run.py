@@ -12,9 +12,9 @@ from tue_cli.config import VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
-from tue_cli.protect.run import tool
+from tue_cli.protect.run import describe_tool
 from tue_cli.report.write import write_report
-from tue_cli.verify.dataset import VictimDataset, load_victim_dataset, working_size
+from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
 from tue_cli.verify.pairs import (
     drop_failed,
     explain_shortage,
@@ -22,7 +22,7 @@ from tue_cli.verify.pairs import (
     limit_pairs,
     split_pairs,
 )
-from tue_cli.verify.request import VerifySpec, how_made, refuse, victim_name
+from tue_cli.verify.request import VerifySpec, format_victim, read_provenance, refuse
 from tue_cli.verify.result import done, facts_of, row_of, table_of
 from tue_cli.verify.stats import FEWEST_PICTURES, Verdict, inconclusive, judge_rows
 from tue_cli.verify.trials import (
@@ -30,8 +30,8 @@ from tue_cli.verify.trials import (
     Group,
     Trial,
     TrialCache,
-    epochs_of,
-    groups_of,
+    build_groups,
+    count_epochs,
     unique_trials,
 )
 
@@ -61,7 +61,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     computer = machine(spec.device)
     refuse_victims(spec.settings)
     manifest = read_manifest(spec.protected)
-    radius, made = how_made(spec.protected, manifest)
+    radius, made = read_provenance(spec.protected, manifest)
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
@@ -71,10 +71,12 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
                 spec, manifest, inconclusive(reason), failures, {"setup": made}
             )
             return
-        settings, size = spec.settings, spec.settings.size or working_size(train)
+        settings, size = spec.settings, spec.settings.size or choose_working_size(train)
         # The manifest also holds times, which another run of `tue protect` changes.
         copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
-        book = TrialCache(f"{tool()}, {computer.description}, {copies}", resume=spec.resume)
+        book = TrialCache(
+            f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume
+        )
         costs = measure_costs(settings, len({pair.label for pair in train}), size, computer)
         if spec.seconds is not None:
             # What was fitted once is taken again, so that --resume finds its victims.
@@ -111,7 +113,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
-    groups = groups_of(settings, len(arms.labels))
+    groups = build_groups(settings, len(arms.labels))
     setup = _setup(settings, arms, groups, computer)
     results = yield from _train_victims(
         spec, setup, unique_trials(groups), costs, arms, computer, book
@@ -122,7 +124,7 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
     setup |= {"time": f"{time.monotonic() - began:.0f} s", **made}
-    epochs = epochs_of(len(arms.labels), settings.seen)
+    epochs = count_epochs(len(arms.labels), settings.seen)
     facts = facts_of(judged, rows, groups, results, chance, epochs) | {"setup": setup}
     yield table_of(rows, chance)
     embedding = book.get(f"{arms.digest()}/embedding")
@@ -156,9 +158,9 @@ def _setup(
     settings: VerifySettings, arms: VictimDataset, groups: Sequence[Group], computer: ComputeDevice
 ) -> dict[str, Any]:
     """Return the plan, for people."""
-    epochs = epochs_of(len(arms.labels), settings.seen)
+    epochs = count_epochs(len(arms.labels), settings.seen)
     return {
-        "victims": ", ".join(victim_name(victim) for victim in settings.victims),
+        "victims": ", ".join(format_victim(victim) for victim in settings.victims),
         "attackers": ", ".join(settings.attacks),
         "picture size": f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
         "training pictures": len(arms.labels),

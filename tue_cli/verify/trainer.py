@@ -17,7 +17,7 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.verify.dataset import VictimDataset
-from tue_cli.verify.trials import Trial, groups_of, unique_trials
+from tue_cli.verify.trials import Trial, build_groups, unique_trials
 from tue_cli.verify.victim import Victim
 
 PROBED = 4
@@ -41,7 +41,7 @@ def measure_costs(
     settings: VerifySettings, classes: int, size: int, computer: ComputeDevice
 ) -> Costs:
     """Measure how long updates take here, by a few on pictures of noise."""
-    kinds = {trial.kind: trial for trial in unique_trials(groups_of(settings, 1))}
+    kinds = {trial.kind: trial for trial in unique_trials(build_groups(settings, 1))}
     costs = {}
     for kind, trial in kinds.items():
         batch = trial.victim.batch
@@ -58,7 +58,7 @@ def measure_costs(
 
 def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> int:
     """Return how many pictures victims can be shown so that all of them take so long."""
-    groups = groups_of(replace(settings, seen=1_000_000), 1_000_000)
+    groups = build_groups(replace(settings, seen=1_000_000), 1_000_000)
     a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in unique_trials(groups))
     return max(1, math.floor(seconds / a_picture))
 

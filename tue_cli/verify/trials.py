@@ -64,19 +64,19 @@ class Group:
     """Arm -> trials; `floor` where it is not chance."""
 
 
-def epochs_of(pictures: int, seen: int) -> int:
+def count_epochs(pictures: int, seen: int) -> int:
     """Return how often each of the training pictures comes up."""
     return max(1, min(MOST_EPOCHS, round(seen / max(1, pictures))))
 
 
-def groups_of(settings: VerifySettings, pictures: int) -> list[Group]:
+def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
     """Return every attacker on every kind of victim; groups may share trials.
 
     Args:
         settings: what was asked for, attackers by their keys in `ATTACKS`.
         pictures: how many training pictures there are.
     """
-    epochs = epochs_of(pictures, settings.seen)
+    epochs = count_epochs(pictures, settings.seen)
     groups = []
     for victim in settings.victims:
         for name in settings.attacks:

@@ -168,7 +168,7 @@ def _norm(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Bac
     return y, lambda gradient: sheet.node("Mul", gradient, scale)
 
 
-def rectify(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
+def relu(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
     """Write a ReLU; its gradient is 0 where its output is."""
     y = sheet.node("Relu", x)
 
@@ -194,14 +194,14 @@ def _sequence(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str,
     return x, back
 
 
-def _same(_: GraphBuilder, __: Any, ___: str, x: str) -> tuple[str, Backward]:
+def _identity(_: GraphBuilder, __: Any, ___: str, x: str) -> tuple[str, Backward]:
     return x, lambda gradient: gradient
 
 
 def _residual(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     left, left_back = forward(sheet, module.branch, f"{name}.branch", x)
     right, right_back = forward(sheet, module.shortcut, f"{name}.shortcut", x)
-    y, relu_back = rectify(sheet, sheet.node("Add", left, right))
+    y, relu_back = relu(sheet, sheet.node("Add", left, right))
 
     def backward(gradient: str) -> str:
         gradient = relu_back(gradient)
@@ -229,7 +229,7 @@ def _linear(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, B
     return y, lambda gradient: sheet.node("Gemm", gradient, weight)
 
 
-def _largest(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _max_pool(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     kernel, stride, padding = (
         [int(n)] * 2 for n in (module.kernel_size, module.stride, module.padding)
     )
@@ -250,7 +250,7 @@ def _largest(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Bac
     return y, backward
 
 
-def _average(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _average_pool(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     """Write an average over squares that do not overlap."""
     side = int(module.kernel_size)
     y = sheet.node("AveragePool", x, kernel_shape=[side] * 2, strides=[side] * 2)
@@ -279,15 +279,15 @@ LAYERS: dict[type[nn.Module], Callable[[GraphBuilder, Any, str, str], tuple[str,
     nn.Conv2d: _conv,
     ConvNorm: _conv_norm,
     nn.BatchNorm2d: _norm,
-    nn.ReLU: lambda sheet, _, __, x: rectify(sheet, x),
+    nn.ReLU: lambda sheet, _, __, x: relu(sheet, x),
     nn.Sequential: _sequence,
-    nn.Identity: _same,
-    nn.Dropout: _same,
+    nn.Identity: _identity,
+    nn.Dropout: _identity,
     Residual: _residual,
     Dense: _dense,
     nn.Linear: _linear,
-    nn.MaxPool2d: _largest,
-    nn.AvgPool2d: _average,
+    nn.MaxPool2d: _max_pool,
+    nn.AvgPool2d: _average_pool,
 }
 """The layers that can be written, each with its gradient."""
 

@@ -23,7 +23,7 @@ from tue_cli.engine.onnx_graph.layers import (
     GraphBuilder,
     forward,
     mean_over_pixels,
-    rectify,
+    relu,
     shuffle,
     unshuffle,
 )
@@ -71,7 +71,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     nets = fresh(weights.card, roles, seed=0)
     at = sheet.node("Add", "pixels", "delta")
     moved = _apply_moves(sheet, at)
-    wanted = _wanted(sheet, len(weights.card.classes))
+    wanted = _one_hot(sheet, len(weights.card.classes))
     surrogate = nets["surrogate"]
     seen, features, logits = _surrogate(sheet, surrogate, moved, wanted)
     pull = _undo_moves(sheet, seen)
@@ -117,7 +117,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
     return model
 
 
-def _wanted(sheet: GraphBuilder, classes: int) -> str:
+def _one_hot(sheet: GraphBuilder, classes: int) -> str:
     """Write 1 at each picture's key and 0 elsewhere, (samples * N, K)."""
     numbers = sheet.constant(np.arange(classes), np.int64)
     keys = sheet.node("Unsqueeze", "keys", sheet.integers(1))
@@ -216,7 +216,7 @@ def _block(sheet: GraphBuilder, block: Any, name: str, x: str) -> tuple[str, Bac
     both = sheet.node("Split", film, outputs=2, axis=1, num_outputs=2)
     scale, shift = sheet.node("Add", both, sheet.constant(1)), f"{both}:1"
     inner, first_back = forward(sheet, block.first, f"{name}.first", x)
-    inner, relu_back = rectify(sheet, sheet.node("Add", sheet.node("Mul", inner, scale), shift))
+    inner, relu_back = relu(sheet, sheet.node("Add", sheet.node("Mul", inner, scale), shift))
     inner, second_back = forward(sheet, block.second, f"{name}.second", inner)
 
     def backward(gradient: str) -> str:
