@@ -31,7 +31,7 @@ class Arm:
 
     name: str
     method: str
-    """Of `settings.METHODS`; `random` is noise without a method, nothing leaves pictures clean."""
+    """Of `config.METHODS`; `random` is noise without a method, nothing leaves pictures clean."""
     noise: NoiseSettings
     training: TrainSettings | None
     seed: int
