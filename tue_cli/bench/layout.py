@@ -33,7 +33,7 @@ class Bench:
         """By key, in the order in which the tables ask for them."""
 
     def arm(self, name: str, net: str = "resnet18", **changes: Any) -> Arm:
-        """Return an arm at the preset's budget; `arm_of` says what the arguments are."""
+        """Return an arm at the preset's budget; `make_arm` says what the arguments are."""
         return make_arm(self.settings, name, net, **changes)
 
     def place(

@@ -59,7 +59,7 @@ def fit_coefficients(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
 def fit_with_last_picture(
     spectrum: Tensor, rows: Tensor, own: Tensor, targets: Tensor, target: Tensor, time: int
 ) -> tuple[Tensor, Tensor]:
-    """Return `learnt`'s coefficients for N blocks that differ by their last picture.
+    """Return `fit_coefficients`' result for N blocks that differ by their last picture.
 
     All but the last picture are written in the eigenbasis of their kernel, where a step of the N
     descents costs N * M * C instead of N * M^2 * C.

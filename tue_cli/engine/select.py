@@ -45,7 +45,7 @@ def engine_for(
         method: of `methods.METHODS`.
         noise: what noise.
         seed: the run's.
-        backend: `torch`, `onnx`, or `auto` for what `choice` says.
+        backend: `torch`, `onnx`, or `auto` for what `choose_backend` says.
         device: as `--device` says; it is used or refused, never replaced.
         batch: pictures the engine takes at once.
         pictures: how many there are.

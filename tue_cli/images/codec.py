@@ -1,7 +1,7 @@
 """One picture: its pixels and all that is needed to write it back; read and decode a file.
 
 Pixels stay in stored order (the orientation tag is copied, not applied). A file that cannot be
-protected is a `PictureProblem` with a reason: `recognise` says which. `scale` fits the pixels to
+protected is a `PictureProblem` with a reason: `sniff` says which. `resize` fits the pixels to
 the nets, `encode` writes them back; folders and what was done before are elsewhere.
 """
 

@@ -1,6 +1,6 @@
 """Between a picture's own size and the square that the nets see.
 
-`shrink` makes the square; `masking` says where in it noise would be seen; `lift` brings the
+`resize_to_square` makes the square; `compute_mask` says where in it noise would be seen; `add_upsampled` brings the
 protection made for it back to full size and adds it within the radius.
 """
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 STRIP: Final = 128
-"""Rows that `lift` works on at a time."""
+"""Rows that `add_upsampled` works on at a time."""
 ROUGH: Final = 10 / 255
 """Standard deviation of 3 x 3 pixels of the square, of their channels' mean, that hides noise."""
 

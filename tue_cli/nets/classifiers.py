@@ -38,7 +38,7 @@ class Pointwise(nn.Conv2d):
 
 
 class ConvNorm(nn.Sequential):
-    """A convolution without bias and its batch norm: the pair that `folded` makes one."""
+    """A convolution without bias and its batch norm: the pair that `fold_batch_norms` joins."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1) -> None:
         super().__init__(

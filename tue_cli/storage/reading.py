@@ -57,10 +57,10 @@ def open_regular(path: Path, limit: int) -> Iterator[BinaryIO]:
 
 
 def read_file(path: Path, limit: int) -> bytes:
-    """Return the bytes of a file that `opened` opens, which may not grow beyond the limit.
+    """Return the bytes of a file that `open_regular` opens, which may not grow beyond the limit.
 
     Raises:
-        OSError: as `opened` says.
+        OSError: as `open_regular` says.
     """
     with open_regular(path, limit) as file:
         data = file.read(limit + 1)

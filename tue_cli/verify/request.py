@@ -77,7 +77,7 @@ def refuse(spec: VerifySpec) -> None:
 
 
 def victims_named(text: str) -> tuple[VictimSettings, ...]:
-    """Return the victims that are asked for with commas between, as `victim_name` writes them.
+    """Return the victims that are asked for with commas between, as `format_victim` writes them.
 
     Raises:
         BadSetting: one of them has no width that can be.

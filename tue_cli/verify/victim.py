@@ -80,7 +80,7 @@ class Victim:
         adversary: AdversarySettings | None = None,
         mixing: str = "",
     ) -> None:
-        """`mixing` is a key of `MIXINGS`, or nothing; `steps` are updates of the net.
+        """`mixing` is a key of `AUGMENTATIONS`, or nothing; `steps` are updates of the net.
 
         Raises BadSetting where there is no such net, or none for pictures of this size.
         """
