@@ -27,7 +27,7 @@ ARMS = ("", "--smooth 1", "--smooth 0.1", "--radius 4")
 WANTED = 32.0
 """Decibels of PSNR that every copy is to have."""
 PLAIN, FULL = 0.25, 0.999
-"""Shares of the noise, by `resize.compute_mask`, below and above which a place is smooth or rough."""
+"""Shares of the noise, by `compute_mask`, below and above which a place is smooth or rough."""
 SHOWN, SIDE = 12, (320, 240)
 
 

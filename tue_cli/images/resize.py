@@ -1,7 +1,7 @@
 """Between a picture's own size and the square that the nets see.
 
-`resize_to_square` makes the square; `compute_mask` says where in it noise would be seen; `add_upsampled` brings the
-protection made for it back to full size and adds it within the radius.
+`resize_to_square` makes the square; `compute_mask` says where in it noise would be seen;
+`add_upsampled` brings the noise made for it back to full size and adds it within the radius.
 """
 
 from __future__ import annotations
