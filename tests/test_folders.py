@@ -240,6 +240,20 @@ def test_overlaps_are_refused_before_any_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", ["in/a", "in/a/new", "in/.hidden/new", "in"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_output_within_a_linked_folder_is_refused(
+    tmp_path: Path, output: str, finished: bool
+) -> None:
+    plant(tmp_path, "in/a/l/b/0.png", "in/b/0.png", "in/a/own.png", "in/.hidden/1.png", "x/2.png")
+    (tmp_path / "x/l").symlink_to("../in")
+    if finished:
+        plant(tmp_path, f"in/{MANIFEST}", f"in/a/{MANIFEST}")
+    with pytest.raises(BadSetting, match="is or lies inside") as caught:
+        discover([tmp_path / "x"], tmp_path / output)
+    assert str(tmp_path / "x/l") in caught.value.message
+
+
 def test_an_output_beside_a_single_file_is_no_overlap(tmp_path: Path) -> None:
     plant(tmp_path, "in/a.jpg")
     assert places(discover([tmp_path / "in/a.jpg"], tmp_path / "in/out")) == ["a.jpg"]

@@ -134,7 +134,11 @@ class _Entry(NamedTuple):
 
 
 def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
-    """Every entry below a folder, except the folders that are entered."""
+    """Every entry below a folder, except the folders that are entered.
+
+    Raises BadSetting where a link or a mount leads to the output, or to what it lies in.
+    """
+    outer = _identities_above(output)
     pending: list[tuple[Path, Path, frozenset[tuple[int, int]]]] = [(root, below, frozenset())]
     while pending:
         folder, place, above = pending.pop()
@@ -145,9 +149,11 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
             message = f"The folder cannot be read: {error.strerror}."
             yield _Entry("refused", folder, place, "unreadable-folder", message)
             continue
+        if here in outer:
+            raise _overlap(output, f"is or lies inside {printable(folder)}, a part of the input")
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
-        elif folder != root and (is_output(folder) or _same(folder, output)):
+        elif folder != root and is_output(folder):
             yield _Entry("ignored", folder, place, "already-protected output")
         else:
             for path in paths:
@@ -208,10 +214,24 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
         found = f"holds the input folder {printable(folder)}"
     else:
         return
-    raise BadSetting(
+    raise _overlap(output, found)
+
+
+def _overlap(output: Path, found: str) -> BadSetting:
+    return BadSetting(
         f"The output folder {printable(output)} {found}.",
         "Choose a folder apart from the input with -o: originals are never touched.",
     )
+
+
+def _identities_above(output: Path) -> frozenset[Identity]:
+    """Return the output and all folders that it lies in, as far as they are there."""
+    output = Path(os.path.realpath(output))
+    found = set()
+    for folder in (output, *output.parents):
+        with suppress(OSError):
+            found.add(identity_of(folder.stat()))
+    return frozenset(found)
 
 
 def refuse_collisions(items: Iterable[Item], output: Path) -> None:
