@@ -254,6 +254,17 @@ def test_an_output_within_a_linked_folder_is_refused(
     assert str(tmp_path / "x/l") in caught.value.message
 
 
+@pytest.mark.parametrize("given_paths", [[".tue", "b"], [".TUE", "b"], ["c"], ["d"]])
+def test_a_name_that_tue_keeps_for_itself_is_refused(
+    tmp_path: Path, given_paths: list[str]
+) -> None:
+    plant(tmp_path, f"c/{MANIFEST}/x.png", f"d/{MANIFEST.upper()}/x.png", "b/y.png")
+    plant(tmp_path / given_paths[0], "z.png")
+    with pytest.raises(BadSetting, match="keeps its own files") as caught:
+        discover([tmp_path / path for path in given_paths], tmp_path / "out")
+    assert "Rename" in caught.value.remedy
+
+
 def test_an_output_beside_a_single_file_is_no_overlap(tmp_path: Path) -> None:
     plant(tmp_path, "in/a.jpg")
     assert places(discover([tmp_path / "in/a.jpg"], tmp_path / "in/out")) == ["a.jpg"]

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.dataset.manifest import is_output, refuse_links
+from tue_cli.dataset.manifest import MANIFEST, WORK, is_output, refuse_links
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
@@ -119,6 +119,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
             f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
             f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
         )
+    _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
@@ -232,6 +233,19 @@ def _identities_above(output: Path) -> frozenset[Identity]:
         with suppress(OSError):
             found.add(identity_of(folder.stat()))
     return frozenset(found)
+
+
+def _refuse_own_names(items: Iterable[Item]) -> None:
+    """Refuse a copy where tue keeps the state of its run, whatever the case of the names."""
+    own = {fold_path(Path(name)) for name in (WORK, MANIFEST)}
+    for item in items:
+        first = Path(item.relative.parts[0])
+        if fold_path(first) in own:
+            raise BadSetting(
+                f"The copy of {printable(item.source)} would lie at {printable(item.relative)} in "
+                "the output, where tue keeps its own files.",
+                f"Rename {printable(first)}.",
+            )
 
 
 def refuse_collisions(items: Iterable[Item], output: Path) -> None:
