@@ -39,6 +39,7 @@ from tue_cli.options import (
     Score,
     ScoreMode,
     Verbose,
+    folder_of,
     lasting,
     noise_of,
     paths_of,
@@ -98,7 +99,13 @@ def protect(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where the copies go; default <folder>-protected."),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=folder_of,
+            metavar="<path>",
+            help="Where the copies go; default <folder>-protected.",
+        ),
     ] = None,
     labels: Annotated[
         str,
@@ -510,7 +517,14 @@ def bench(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where results are kept, and gone on with.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=folder_of,
+            metavar="<path>",
+            help="Where results are kept, and gone on with.",
+        ),
     ],
     table: Annotated[
         list[str],
