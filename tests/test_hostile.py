@@ -443,6 +443,30 @@ def test_a_table_into_a_closed_stdout_ends_in_a_sentence(finished: Path, tmp_pat
     assert "Exception ignored" not in ran.stderr
 
 
+@pytest.mark.parametrize("place", ["tue_cli.cli.app", "tue_cli.console.Console.run"])
+def test_an_interruption_before_any_work_is_a_sentence(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupts(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupts)
+    assert tue("check", "x", capsys=capsys) == (ExitCode.INTERRUPTED, "Interrupted.\n")
+
+
+def test_an_interruption_while_tue_is_loaded_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    ran = subprocess.run(
+        [*TUE, "check", "x"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (ExitCode.INTERRUPTED, "Interrupted.\n")
+
+
 def test_an_error_that_nobody_foresaw_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
