@@ -34,6 +34,24 @@ def test_a_file_appears_whole_with_the_permissions_of_a_new_one(tmp_path: Path) 
     assert names(tmp_path) == {"plain", "page.html"}
 
 
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such permissions")
+def test_an_unfinished_file_is_private_and_a_finished_one_as_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    modes: list[int] = []
+
+    def chmod(*_: object) -> None:
+        modes.extend(path.stat().st_mode & 0o777 for path in tmp_path.glob("scratch-*"))
+        change(*_)  # type: ignore[arg-type]
+
+    change = os.chmod
+    monkeypatch.setattr(os, "chmod", chmod)
+    for mode, expected in ((0o640, 0o640), (0o600, 0o600), (0o444, 0o644)):
+        write_atomically(b"new", tmp_path / "page.html", mode)
+        assert (tmp_path / "page.html").stat().st_mode & 0o777 == expected & ~atomic._UMASK
+    assert modes and set(modes) == {0o600}
+
+
 def test_a_copy_gets_the_time_and_the_permissions_of_its_original(tmp_path: Path) -> None:
     original = tmp_path / "original"
     original.touch(mode=0o640)

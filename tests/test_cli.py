@@ -93,6 +93,8 @@ def test_a_list_on_stdin_names_the_pictures(
         (("protect", "/no/such/place"), 2, "does not exist"),
         (("protect", ""), 2, "empty"),
         (("protect", "IN", "--radius", "-1"), 2, "radius"),
+        (("protect", "IN", "-o", ""), 2, "-o is empty"),
+        (("bench", "--data", "IN", "-o", ""), 2, "-o is empty"),
         (("protect", "IN", "--weights", "nosuch"), 4, "no weights"),
         (("protect", "IN", "--device", "cuda:99", "--weights", "TINY"), 4, "--device cpu"),
         (("protect", "IN", "--backend", "caffe"), 2, "onnx"),

@@ -240,6 +240,31 @@ def test_overlaps_are_refused_before_any_work(
     assert sorted(tmp_path.rglob("*")) == before
 
 
+@pytest.mark.parametrize("output", ["in/a", "in/a/new", "in/.hidden/new", "in"])
+@pytest.mark.parametrize("finished", [True, False])
+def test_an_output_within_a_linked_folder_is_refused(
+    tmp_path: Path, output: str, finished: bool
+) -> None:
+    plant(tmp_path, "in/a/l/b/0.png", "in/b/0.png", "in/a/own.png", "in/.hidden/1.png", "x/2.png")
+    (tmp_path / "x/l").symlink_to("../in")
+    if finished:
+        plant(tmp_path, f"in/{MANIFEST}", f"in/a/{MANIFEST}")
+    with pytest.raises(BadSetting, match="is or lies inside") as caught:
+        discover([tmp_path / "x"], tmp_path / output)
+    assert str(tmp_path / "x/l") in caught.value.message
+
+
+@pytest.mark.parametrize("given_paths", [[".tue", "b"], [".TUE", "b"], ["c"], ["d"]])
+def test_a_name_that_tue_keeps_for_itself_is_refused(
+    tmp_path: Path, given_paths: list[str]
+) -> None:
+    plant(tmp_path, f"c/{MANIFEST}/x.png", f"d/{MANIFEST.upper()}/x.png", "b/y.png")
+    plant(tmp_path / given_paths[0], "z.png")
+    with pytest.raises(BadSetting, match="keeps its own files") as caught:
+        discover([tmp_path / path for path in given_paths], tmp_path / "out")
+    assert "Rename" in caught.value.remedy
+
+
 def test_an_output_beside_a_single_file_is_no_overlap(tmp_path: Path) -> None:
     plant(tmp_path, "in/a.jpg")
     assert places(discover([tmp_path / "in/a.jpg"], tmp_path / "in/out")) == ["a.jpg"]

@@ -407,6 +407,66 @@ def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
     assert b"cannot be written" in again.stderr and b"Exception ignored" not in again.stderr
 
 
+def test_stderr_that_is_closed_stops_no_work(photos: Path, twin: Path, tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    command = [*TUE, "protect", str(photos), "--labels", "single", "--steps", "1"]
+    command += ["--weights", str(twin), "-o"]
+    output = tmp_path / "out"
+    ran = subprocess.run(
+        [*command, str(output)], stdout=subprocess.PIPE, stderr=writer, check=False
+    )
+    assert ran.returncode == ExitCode.OK and (output / MANIFEST).exists()
+    assert b"protected: 3" in ran.stdout
+    # Neither can be told of, and the exit code alone is left to tell it.
+    both = subprocess.run(
+        [*command, str(tmp_path / "both")], stdout=writer, stderr=writer, check=False
+    )
+    wrong = subprocess.run(
+        [*TUE, "check", str(tmp_path / "none")], stdout=writer, stderr=writer, check=False
+    )
+    os.close(writer)
+    assert (both.returncode, wrong.returncode) == (ExitCode.ENVIRONMENT, ExitCode.USAGE)
+
+
+def test_a_table_into_a_closed_stdout_ends_in_a_sentence(finished: Path, tmp_path: Path) -> None:
+    output = Path(shutil.copytree(finished, tmp_path / "out"))
+    next(output.glob("*.jpg")).unlink()
+    reader, writer = os.pipe()
+    os.close(reader)
+    ran = subprocess.run(
+        [*TUE, "check", str(output)], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
+    )
+    os.close(writer)
+    assert ran.returncode == ExitCode.ENVIRONMENT and "cannot be written" in ran.stderr
+    assert_is_a_sentence(ran.stderr)
+    assert "Exception ignored" not in ran.stderr
+
+
+@pytest.mark.parametrize("place", ["tue_cli.cli.app", "tue_cli.console.Console.run"])
+def test_an_interruption_before_any_work_is_a_sentence(
+    place: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupts(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(place, interrupts)
+    assert tue("check", "x", capsys=capsys) == (ExitCode.INTERRUPTED, "Interrupted.\n")
+
+
+def test_an_interruption_while_tue_is_loaded_is_a_sentence(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text("raise KeyboardInterrupt")
+    ran = subprocess.run(
+        [*TUE, "check", "x"],
+        env={**os.environ, "PYTHONPATH": os.pathsep.join((str(tmp_path), str(ROOT)))},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert (ran.returncode, ran.stderr) == (ExitCode.INTERRUPTED, "Interrupted.\n")
+
+
 def test_an_error_that_nobody_foresaw_is_a_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -19,6 +19,8 @@ from tue_cli.errors import OutputProblem, PictureProblem
 from tue_cli.images.metadata import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
 from tue_cli.report.page import page, write
+from tue_cli.report.write import write_report
+from tue_cli.storage import atomic
 
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
     bundled.astronaut()[20:120, 150:310]  # type: ignore[no-untyped-call]
@@ -312,3 +314,25 @@ def test_a_full_disk_keeps_the_former_page(tmp_path: Path, monkeypatch: pytest.M
     with pytest.raises(OutputProblem, match="Free some space"):
         write("new", path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("report.html", "old")]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such permissions")
+@pytest.mark.parametrize(("modes", "expected"), [((0o600, 0o644), 0o600), ((0o644, 0o640), 0o640)])
+def test_who_may_read_the_page_may_read_every_original_on_it(
+    tmp_path: Path, modes: tuple[int, ...], expected: int
+) -> None:
+    names = [f"{number}.png" for number, _ in enumerate(modes)]
+    for name, mode in zip(names, modes, strict=True):
+        saved(tmp_path / name, ASTRONAUT).chmod(mode)
+    records = [record(path=name) for name in names]
+    list(
+        write_report(
+            tmp_path / "page.html",
+            manifest(*records),
+            tmp_path,
+            lambda one: tmp_path / one["path"],
+        )
+    )
+    html = tmp_path / "page.html"
+    assert html.read_text().count("data:image") >= 2
+    assert html.stat().st_mode & 0o777 == expected & ~atomic._UMASK

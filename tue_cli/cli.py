@@ -11,9 +11,10 @@ import warnings
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, NoReturn
 
 import typer
+from typer.core import TyperGroup
 
 from tue_cli import __version__
 from tue_cli.config import (
@@ -39,6 +40,7 @@ from tue_cli.options import (
     Score,
     ScoreMode,
     Verbose,
+    folder_of,
     lasting,
     noise_of,
     paths_of,
@@ -47,8 +49,21 @@ from tue_cli.options import (
     training_of,
 )
 
+
+class _Commands(TyperGroup):
+    """The commands, which Ctrl-C ends with a sentence also before a job runs."""
+
+    def invoke(self, ctx: Any) -> Any:
+        """Run one; typer alone would end it in silence."""
+        try:
+            return super().invoke(ctx)
+        except KeyboardInterrupt:
+            _end_interrupted()
+
+
 app = typer.Typer(
     name="tue",
+    cls=_Commands,
     help="Protect pictures from being learned from.",
     no_args_is_help=False,
     pretty_exceptions_show_locals=False,
@@ -98,7 +113,13 @@ def protect(
     ],
     output: Annotated[
         Path | None,
-        typer.Option("-o", "--output", help="Where the copies go; default <folder>-protected."),
+        typer.Option(
+            "-o",
+            "--output",
+            parser=folder_of,
+            metavar="<path>",
+            help="Where the copies go; default <folder>-protected.",
+        ),
     ] = None,
     labels: Annotated[
         str,
@@ -510,7 +531,14 @@ def bench(
         ),
     ],
     output: Annotated[
-        Path, typer.Option("-o", "--output", help="Where results are kept, and gone on with.")
+        Path,
+        typer.Option(
+            "-o",
+            "--output",
+            parser=folder_of,
+            metavar="<path>",
+            help="Where results are kept, and gone on with.",
+        ),
     ],
     table: Annotated[
         list[str],
@@ -586,6 +614,8 @@ def main(arguments: list[str] | None = None) -> Any:
             app(arguments, prog_name="tue")
         finally:
             _flush()
+    except KeyboardInterrupt:
+        _end_interrupted()
     except Exception as error:
         from tue_cli.console import print_error
 
@@ -593,6 +623,12 @@ def main(arguments: list[str] | None = None) -> Any:
         with suppress(OSError):  # stderr may be full too
             print_error(told)
         sys.exit(told.exit_code)
+
+
+def _end_interrupted() -> NoReturn:
+    with suppress(OSError):
+        typer.echo("Interrupted.", err=True)
+    sys.exit(ExitCode.INTERRUPTED)
 
 
 def _flush() -> None:

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
-from rich.console import Console as Terminal
+from rich.console import Console as RichConsole
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 from rich.text import Text
@@ -34,6 +35,19 @@ from tue_cli.text import format_duration, printable
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
+
+
+class Terminal(RichConsole):
+    """A stream whose reader may go away: rich alone would end the command with the exit code 1."""
+
+    def on_broken_pipe(self) -> None:
+        """Say nothing more on stderr, for the work goes on; of stdout raise what was met."""
+        if not self.stderr:
+            raise  # rich calls this while it handles the error
+        self.quiet = True
+        # The interpreter would fail over what is still to be written.
+        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
+            os.dup2(nowhere.fileno(), self.file.fileno())
 
 
 class Console:

@@ -126,6 +126,17 @@ def training_of(preset: str, sizes: dict[str, int | None]) -> TrainSettings:
     return replace(TRAININGS[preset], **given)
 
 
+def folder_of(text: str) -> Path:
+    """Return the folder that -o names.
+
+    Raises:
+        BadSetting: an empty name, which would be the folder that one is in.
+    """
+    if not text:
+        raise BadSetting("The output folder -o is empty.", "Write . for the folder you are in.")
+    return Path(text)
+
+
 def paths_of(paths: list[str]) -> tuple[Path, ...]:
     """Replace - by the paths that stdin lists.
 

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.dataset.manifest import is_output, refuse_links
+from tue_cli.dataset.manifest import MANIFEST, WORK, is_output, refuse_links
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
@@ -119,6 +119,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
             f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
             f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
         )
+    _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
@@ -134,7 +135,11 @@ class _Entry(NamedTuple):
 
 
 def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
-    """Every entry below a folder, except the folders that are entered."""
+    """Every entry below a folder, except the folders that are entered.
+
+    Raises BadSetting where a link or a mount leads to the output, or to what it lies in.
+    """
+    outer = _identities_above(output)
     pending: list[tuple[Path, Path, frozenset[tuple[int, int]]]] = [(root, below, frozenset())]
     while pending:
         folder, place, above = pending.pop()
@@ -145,9 +150,11 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
             message = f"The folder cannot be read: {error.strerror}."
             yield _Entry("refused", folder, place, "unreadable-folder", message)
             continue
+        if here in outer:
+            raise _overlap(output, f"is or lies inside {printable(folder)}, a part of the input")
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
-        elif folder != root and (is_output(folder) or _same(folder, output)):
+        elif folder != root and is_output(folder):
             yield _Entry("ignored", folder, place, "already-protected output")
         else:
             for path in paths:
@@ -208,10 +215,37 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
         found = f"holds the input folder {printable(folder)}"
     else:
         return
-    raise BadSetting(
+    raise _overlap(output, found)
+
+
+def _overlap(output: Path, found: str) -> BadSetting:
+    return BadSetting(
         f"The output folder {printable(output)} {found}.",
         "Choose a folder apart from the input with -o: originals are never touched.",
     )
+
+
+def _identities_above(output: Path) -> frozenset[Identity]:
+    """Return the output and all folders that it lies in, as far as they are there."""
+    output = Path(os.path.realpath(output))
+    found = set()
+    for folder in (output, *output.parents):
+        with suppress(OSError):
+            found.add(identity_of(folder.stat()))
+    return frozenset(found)
+
+
+def _refuse_own_names(items: Iterable[Item]) -> None:
+    """Refuse a copy where tue keeps the state of its run, whatever the case of the names."""
+    own = {fold_path(Path(name)) for name in (WORK, MANIFEST)}
+    for item in items:
+        first = Path(item.relative.parts[0])
+        if fold_path(first) in own:
+            raise BadSetting(
+                f"The copy of {printable(item.source)} would lie at {printable(item.relative)} in "
+                "the output, where tue keeps its own files.",
+                f"Rename {printable(first)}.",
+            )
 
 
 def refuse_collisions(items: Iterable[Item], output: Path) -> None:

@@ -89,14 +89,14 @@ def page(
     )
 
 
-def write(html: str, path: Path) -> None:
-    """Write the page so that it appears whole or not at all.
+def write(html: str, path: Path, mode: int = 0o666) -> None:
+    """Write the page so that it appears whole or not at all, with a mode less the umask.
 
     Raises:
         OutputProblem: the folder is missing or not writable, the disk is full.
     """
     try:
-        write_atomically(html.encode("utf-8"), path)
+        write_atomically(html.encode("utf-8"), path, mode)
     except (OSError, ValueError) as error:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = error.strerror if isinstance(error, OSError) else str(error)

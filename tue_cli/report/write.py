@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -44,7 +45,7 @@ def write_report(
     embedding: dict[str, Any] | None = None,
     command: str = "",
 ) -> Iterator[Event]:
-    """Write the page, with a few of the pictures, evenly spread.
+    """Write the page, with a few of the pictures, evenly spread; who may read it may read them.
 
     Args:
         path: where it goes.
@@ -62,14 +63,23 @@ def write_report(
     from tue_cli.report.page import page, write
 
     records = manifest["pictures"]
-    pictures = []
+    pictures, mode = [], 0o666
     for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
         original = original_of(record)
         with suppress(PictureProblem):  # it was reported where it was met
             if original is not None:
                 pictures.append(make_thumbnails(original, protected / record["path"], record))
+                mode &= _mode_of(original)
     html = page(
         manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
     )
-    write(html, path)
+    write(html, path, mode)
     yield Saved(None, path, {"bytes": len(html.encode())})
+
+
+def _mode_of(original: Path) -> int:
+    """Return who may read an original: the user alone where that is not to be known."""
+    try:
+        return stat.S_IMODE(original.stat().st_mode)
+    except OSError:
+        return 0o600

@@ -32,6 +32,10 @@ _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _ENTER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 # A pipe must not be waited for; that it is none is checked once it is open.
 _OPEN: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | _NO_LINK
+_PUBLIC: Final = 0o666
+_UMASK: Final = os.umask(0o077)
+"""What the user lets nobody else have of new files; it can only be read by being set."""
+os.umask(_UMASK)
 _REFUSALS: Final = frozenset(
     getattr(errno, name)
     for name in ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
@@ -52,15 +56,17 @@ def is_link(status: os.stat_result) -> bool:
     return stat.S_ISLNK(status.st_mode) or tag == getattr(stat, "IO_REPARSE_TAG_MOUNT_POINT", -1)
 
 
-def write_atomically(data: bytes, path: Path) -> None:
+def write_atomically(data: bytes, path: Path, mode: int = _PUBLIC) -> None:
     """Write a file so that it appears whole or not at all; a link in its place is replaced.
+
+    The umask takes from the `mode`, as it does where any file is made.
 
     Raises:
         OSError: as the file system gave it; a former file stays as it was.
         ValueError: the path holds a zero byte.
     """
     with Folder(path.parent) as folder:
-        folder.write(data, path.name)
+        folder.write(data, path.name, mode=mode)
 
 
 class Folder:
@@ -201,33 +207,32 @@ class Folder:
         *,
         aside: Folder | None = None,
         like: os.stat_result | None = None,
+        mode: int = _PUBLIC,
     ) -> None:
         """Write a file so that it appears whole or not at all.
 
-        Until then it lies in `aside`, or here, for nobody but the user to read where `like` is
-        given; then it has the permissions and the time of `like`.
+        Until then it lies in `aside`, or here, for nobody but the user to read; then it has the
+        permissions and the time of `like` or, without one, `mode` less the umask.
 
         Raises:
             OSError: as the file system gave it; a former file stays as it was.
         """
         aside = aside or self
         scratch = f"{SCRATCH}{secrets.token_hex(8)}"
-        opened = aside.open(
-            scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o666 if like is None else 0o600
-        )
+        opened = aside.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
         try:
             with open(opened, "wb") as file:  # noqa: PTH123
                 file.write(data)
                 file.flush()
-                if like is not None and DESCRIPTORS:
-                    self._liken(opened, like)
+                if DESCRIPTORS:
+                    self._liken(opened, like, mode)
                 with self.tolerate("syncing"):
                     os.fsync(opened)
                 written = aside.status(scratch)
                 if written is None or identity_of(written) != identity_of(os.fstat(opened)):
                     raise _error(errno.ENOENT, aside.path / scratch)
-            if like is not None and not DESCRIPTORS:
-                self._liken(aside._at(scratch)[0], like)
+            if not DESCRIPTORS:
+                self._liken(aside._at(scratch)[0], like, mode)
             source, source_folder = aside._at(scratch)
             target, target_folder = self._at(name)
             os.replace(  # noqa: PTH105 - a Path knows no descriptor
@@ -239,9 +244,13 @@ class Folder:
             raise
         self.sync()
 
-    def _liken(self, file: int | str, like: os.stat_result) -> None:
+    def _liken(self, file: int | str, like: os.stat_result | None, mode: int) -> None:
+        """Give a finished file the permissions, and the time, that it shall have."""
+        mode = mode & ~_UMASK if like is None else stat.S_IMODE(like.st_mode) & 0o777
         with self.tolerate("permissions"):
-            os.chmod(file, stat.S_IMODE(like.st_mode) & 0o777 | stat.S_IWUSR)  # noqa: PTH101
+            os.chmod(file, mode | stat.S_IWUSR)  # noqa: PTH101
+        if like is None:
+            return
         with self.tolerate("times"):
             os.utime(file, ns=(like.st_mtime_ns, like.st_mtime_ns))
 
