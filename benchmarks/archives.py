@@ -36,7 +36,7 @@ class Split(NamedTuple):
 
 
 def read_split(path: Path, size: int, *, part: slice = slice(None)) -> Split:
-    """Return the pictures of an archive of train/CLASS/ and test/ or val/CLASS/, squashed to size.
+    """Return an archive's pictures, of train/CLASS/ and test/ or val/CLASS/, as squares.
 
     Args:
         path: a tar archive, compressed or not.

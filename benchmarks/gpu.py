@@ -2,22 +2,23 @@
 
     python benchmarks/gpu.py DATA --out DIR --minutes 9 [--done DIR] [--rehearse]
 
-DATA is an archive, read as it is, and decides what is done, the most telling first:
+DATA is an archive; its name decides what is run, the most informative steps first:
 
 - cifar-10.tar.xz: every way of running held against float64 (`right`); surrogate A, the paper's
-  own, with its score network; noise for all pictures by TUE and EM, and victims of full width:
-  clean, TUE, EM, standardly and adversarially trained (the paper's Table 1); timings (`fast`);
-  then, as long as there is time, random noise, 2/255, TUE without score, REM-lite (half the steps,
-  one sample, an adversary of five steps), a second seed, PGD-10.
+  own, with its score network; noise for all images by TUE and EM, and victims at full width (the
+  paper's Table 1): TUE and clean by standard and adversarial training, EM by standard training;
+  timings (`fast`); then, as time allows, EM by adversarial training, random noise, 2/255, TUE
+  without score, REM-lite (half the steps, one sample, an adversary of five steps), a second seed,
+  PGD-10.
 - tiny-imagenet-50a.tar.xz: surrogate B, trained through grey, resizing and JPEG.
 - tiny-imagenet-50b.tar.xz: `unseen.py`, with victims of full width, for the packaged weights and
   for A and B, where these lie in --done.
 
 A run never passes --minutes. Before a training starts, a few steps tell how long it will take; one
 that does not fit is shortened, and its row says so. Rows are written to DIR/rows.jsonl as they are
-known, weights in half precision and in parts (`--join NAME` puts them together). A cell whose row
-lies in --done is skipped, and a step that fails leaves a row that says why. `--rehearse` does the
-same at toy size, on any machine, in a minute; `--predict` says what each step should take.
+known, weights in half precision and in parts (`--join NAME` puts them together). A cell that
+--done has complete is skipped, and a step that fails leaves a row that says why. `--rehearse` does
+the same at toy size, on any machine, in a minute; `--predict` says what each step should take.
 
 A machine with torch and CUDA needs no installing; what it may lack is one small wheel:
 
@@ -164,7 +165,7 @@ def victims(
     while missing and fitting() < wanted / 2:
         missing.pop()
     if not missing:
-        record.note(f"no time for victims at {cells[0]['radius']}/255: {an_epoch:.1f} s an epoch")
+        record.note(f"victims at {cells[0]['radius']}/255 do not fit: {an_epoch:.1f} s an epoch")
         return
     epochs = max(1, min(wanted, fitting()))
     for cell in missing:
@@ -370,7 +371,7 @@ def stop(bench: Bench) -> None:
     """End the run where it is: its time is over, and what it has is written."""
     bench.end_children()
     record.say(summary(bench.rows.made))
-    record.say("Stopped at the limit; what was under way is lost.")
+    record.say("Stopped at the time limit; the unfinished step is lost.")
     os._exit(0)
 
 

@@ -27,7 +27,7 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.nets.frozen import Frozen
 
 WAYS: dict[str, Record] = {"eager": record_call, "captured": record_graph}
-"""How what repeats is run. `eager` copies its inputs and results as a graph does."""
+"""Execution modes. `eager` copies inputs and results, as a graph does."""
 
 
 class Clock:
@@ -58,7 +58,7 @@ class Bench:
     computer: ComputeDevice
     rehearse: bool
     way: str = "captured"
-    """How what repeats is run; a capture that fails is warned of and runs eagerly."""
+    """Execution mode; if a capture fails, a warning says so and it runs eagerly."""
     children: list[subprocess.Popen[str]] = field(default_factory=list)
     nets: dict[str, dict[str, Frozen]] = field(default_factory=dict)
     """The frozen nets of each surrogate that there is, by role."""
@@ -103,7 +103,7 @@ class Bench:
     def call(
         self, command: Sequence[str], seconds: float, **environment: str
     ) -> tuple[int | None, str, str]:
-        """Run a command for so long at most; return its code, None at the limit, and its words."""
+        """Run a command with a time limit; return exit code (None at the limit), stdout, stderr."""
         child = subprocess.Popen(
             list(command),
             env={**record.environment(min(16, os.cpu_count() or 1)), **environment},

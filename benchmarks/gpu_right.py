@@ -1,7 +1,7 @@
 """The first step of a GPU run: is what it computes right, in every way of running?
 
-Gradients by pixels and by weights and one step of the noise are held against float64 on the CPU;
-trainings on noise of their own are held against themselves, run again and run eagerly.
+Gradients with respect to pixels and weights, and one noise step, are compared with float64 on the
+CPU; a captured training is compared with a repeat and with eager training.
 """
 
 from __future__ import annotations
@@ -34,8 +34,8 @@ from tue_cli.weights import Card
 
 CPU = torch.device("cpu")
 LIMITS = {torch.float32: 0.05, torch.bfloat16: 0.25}
-"""How far a field may be from float64's, in their norms. Rounding turns some ReLUs over, each of
-which is a percent of a narrow net; what is computed wrongly is as far away as it is long."""
+"""Largest relative error against float64. Rounding flips some ReLUs, each worth a percent in a
+narrow net; a wrong computation has an error near 1."""
 PICTURES = 16
 
 Parts = tuple[Classifier, ScoreNet, Tensor, Tensor]

@@ -1,7 +1,7 @@
-"""Training a surrogate on what attackers make of its noise: grey, half size and back, JPEG.
+"""Training a surrogate through filters: grayscale, half size and back, JPEG.
 
-One of four views falls to each quarter of a batch, the first of them the picture itself; from one
-step of the noise to the next they move on, so that each picture's noise meets all of them.
+Each quarter of a batch gets one of four views, the first being the identity; the views rotate at
+each noise step, so that each picture's noise meets all of them.
 """
 
 from __future__ import annotations

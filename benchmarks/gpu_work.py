@@ -1,6 +1,4 @@
-"""How much arithmetic each step of a GPU run takes, counted on the nets themselves, and so about
-how long: what the plan is made from, before there is a GPU.
-"""
+"""Counts each step's FLOPs on the nets themselves, and predicts its time from them."""
 
 from __future__ import annotations
 
@@ -33,7 +31,7 @@ class Budget:
     em_steps: int
     """Training steps of the surrogate of EM, and of others that are for comparison alone."""
     batch: int
-    """Pictures a step of a victim."""
+    """Batch size of a victim."""
     epochs: int
     """Of a standard victim."""
     adversarial_epochs: int
@@ -95,7 +93,7 @@ TOY = Budget(
 def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
     """Return the operations a picture, of a ResNet-18 and of a score network.
 
-    `gradient` and `score gradient` are by pixels, `update` and `score update` by weights.
+    The gradients are with respect to pixels, the updates with respect to weights.
     """
     with torch.device("meta"):  # shapes alone
         net = build_classifier("resnet18", classes=10, width=width, size=size)

@@ -1,4 +1,4 @@
-"""What hostile files and surroundings can do to tue: nothing, counted case by case.
+"""Fuzz tue with hostile files and surroundings, and count what goes wrong.
 
     python benchmarks/hostile.py                          # each fuzzer for a minute, and the memory
     python benchmarks/hostile.py --only state --minutes 10
@@ -7,11 +7,12 @@
 `mutants` changes bytes of pictures in every format, decodes them and protects what decodes.
 `metadata` draws directories, claims and offsets that no program would write. `state` damages the
 manifest, the journal, the labels and the weights of a finished folder, and runs `tue protect` and
-`tue check` on it. What may come of a case: a picture or its reason, an exit code and one sentence.
-Anything else is wrong, and so is a case that takes long; it is kept in --keep, and the exit code is
-1. `links` and `faults` (`hostile_places.py`) plant links where an output has its files, refuse
-system calls, remove folders and kill; a trial that goes wrong is told with the --seed that repeats
-it. `memory` protects a JPEG of 150 megapixels, one and then three at once, and tells the peak.
+`tue check` on it. Allowed outcomes: a picture or the reason for its failure; a documented exit code
+and one sentence. Anything else is wrong, and so is a case that takes long; it is kept in --keep,
+and the exit code is 1. `links` and `faults` (`hostile_places.py`) plant links where an output has
+its files, refuse system calls, remove folders and kill; a trial that goes wrong is told with the
+--seed that repeats it. `memory` protects a JPEG of 150 megapixels, one and then three at once, and
+tells the peak.
 """
 
 from __future__ import annotations

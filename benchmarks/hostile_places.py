@@ -5,7 +5,7 @@ Each trial runs the command in a process of its own and a folder of its own. POS
 - `links`: links, second names, pipes, files and folders are planted where an output has its own,
   before the run or in its midst.
 - `faults`: system calls are refused or fail, folders are removed or moved away, or the run is
-  killed; then the same command, undisturbed, must end with the copies of a run that never was.
+  killed; then the same command, undisturbed, must produce the copies of an undisturbed run.
 """
 
 from __future__ import annotations
@@ -358,7 +358,7 @@ def failing(
         plan[call] = (number, first, 10**9 if refused else draw.choice((1, 3, 10**9)))
     ended = protect(originals, output, plan=plan)
     wrong = ended.complaint()
-    if not wrong and refused and (ended.code or ended.said.count("file system does not") != 1):
+    if not wrong and refused and (ended.code or ended.said.count("file system lacks") != 1):
         wrong = f"exit {ended.code}, not one note: {ended.said[-500:]}"
     return f"{plan}", wrong
 

@@ -33,7 +33,7 @@ def commit() -> str:
 
 
 def read(path: Path) -> Iterator[Row]:
-    """Yield a file's rows; a last line that was cut off is left out."""
+    """Yield a file's rows; lines that are not JSON objects, such as one cut off, are skipped."""
     for line in path.read_text(encoding="utf-8").splitlines():
         try:
             row = json.loads(line)

@@ -61,7 +61,7 @@ def test_inputs_of_another_shape_are_not_replayed() -> None:
 
 def test_a_capture_that_fails_is_warned_of_once_and_the_function_is_called() -> None:
     run = recording(refuse)
-    with pytest.warns(RuntimeWarning, match="slower: no graph today"):
+    with pytest.warns(RuntimeWarning, match="slowly: no graph today"):
         assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -74,10 +74,10 @@ def refuse(function: Function, inputs: Sequence[Tensor]) -> Replay:
 
 
 def test_without_cuda_a_graph_cannot_be_recorded_and_nothing_is_lost() -> None:
-    with pytest.raises(RuntimeError, match="the cpu has no graphs"):
+    with pytest.raises(RuntimeError, match="cpu has no CUDA graphs"):
         record_graph(add, (torch.ones(3), torch.ones(3)))
     run = recording(record_graph)
-    with pytest.warns(RuntimeWarning, match="so this runs slower: the cpu has no graphs"):
+    with pytest.warns(RuntimeWarning, match="more slowly: cpu has no CUDA graphs"):
         assert run(add, torch.ones(3), torch.ones(3))[0].tolist() == [2.0] * 3
 
 

@@ -372,7 +372,7 @@ def test_a_picture_named_beside_its_folder_counts_once(tmp_path: Path) -> None:
 
 def test_two_files_of_one_name_collide(tmp_path: Path) -> None:
     plant(tmp_path, "one/a.jpg", "two/a.jpg")
-    with pytest.raises(BadSetting, match="same place"):
+    with pytest.raises(BadSetting, match="same path"):
         discover([tmp_path / "one/a.jpg", tmp_path / "two/a.jpg"], tmp_path / "out")
 
 
@@ -586,7 +586,7 @@ def test_a_tree_either_collides_or_gets_places_that_stay_apart(names: set[str]) 
             (Path(folder) / "out/N").hardlink_to(Path(folder) / "out/n")
         folded = {name.casefold() for name in names}
         if len(folded) < len(names):
-            with pytest.raises(BadSetting, match="same place"):
+            with pytest.raises(BadSetting, match="same path"):
                 discover([photos], Path(folder) / "out")
         else:
             assert len(discover([photos], Path(folder) / "out").items) == len(names)

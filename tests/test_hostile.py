@@ -584,7 +584,7 @@ def test_noise_that_is_no_number_stops_the_run(
     sha256 = hashlib.sha256(path.read_bytes()).hexdigest()
     path.with_suffix(".onnx").write_bytes(graph.replace(weights.sha256.encode(), sha256.encode()))
     code, said = protected(photos, tmp_path / "out", path, capsys)
-    assert code == ExitCode.ENVIRONMENT and "not a number" in said
+    assert code == ExitCode.ENVIRONMENT and "computed NaN" in said
     assert_is_a_sentence(said)
 
 

@@ -469,7 +469,7 @@ def test_a_format_that_would_make_two_copies_one_is_refused(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     shutil.copy(photos / "everyday" / "cat.png", photos / "everyday" / "coffee.png")
-    with pytest.raises(BadSetting, match="same place"):
+    with pytest.raises(BadSetting, match="same path"):
         run(spec_of(photos, tmp_path / "out", tiny_weights, format="png"))
 
 

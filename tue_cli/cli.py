@@ -654,9 +654,10 @@ def _unforeseen(error: Exception) -> TueError:
         return TueError("There is not enough memory.", "Use fewer --jobs, or smaller pictures.")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
-        return TueError(f"The system refused something: {where}{error.strerror or error}.")
+        return TueError(
+            f"The operating system reported an error: {where}{error.strerror or error}."
+        )
     return TueError(
         f"This should not have happened: {type(error).__name__}: {str(error)[:300]}.",
-        "What was finished is kept. TUE_DEBUG=1 before the command shows where it was; please "
-        "report it.",
+        "Finished work is kept. Please report this, with the traceback that TUE_DEBUG=1 shows.",
     )

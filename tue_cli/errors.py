@@ -106,8 +106,8 @@ def stdout_problem(error: Exception) -> OutputProblem:
     """Return the error to raise where stdout is full, or was closed by its reader."""
     why = (isinstance(error, OSError) and error.strerror) or str(error)
     return OutputProblem(
-        f"What is printed cannot be written: {why}.",
-        "What was finished is kept; the same command goes on.",
+        f"Cannot write to stdout: {why}.",
+        "Finished work is kept; run the same command to continue.",
     )
 
 

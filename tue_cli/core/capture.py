@@ -15,8 +15,8 @@ from torch import Tensor
 
 Tensors = tuple[Tensor, ...]
 Function = Callable[..., Tensors]
-"""Tensors to tensors. It reads what changes between two calls from its arguments alone, draws
-nothing, and needs no value on the host."""
+"""Tensors to tensors. All that changes between two calls is an argument; it draws nothing but
+dropout, and reads no value back to the host."""
 
 Replay = Callable[[], Tensors]
 """Runs a recorded function on what its inputs hold now."""
@@ -40,7 +40,7 @@ def eagerly(function: Function, *inputs: Tensor) -> Tensors:
 def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Capture a function's kernels on CUDA; RuntimeError where that cannot be done."""
     if not inputs[0].is_cuda:
-        raise RuntimeError(f"the {inputs[0].device.type} has no graphs")
+        raise RuntimeError(f"{inputs[0].device.type} has no CUDA graphs")
     former = torch.cuda.current_stream(inputs[0].device)
     try:
         return _captured(function, inputs)
@@ -99,8 +99,8 @@ class Captured:
     """Runs one function: the first call records it, later calls with inputs of the same shapes
     replay it.
 
-    Every call must pass the same function. On devices other than CUDA, for other shapes, or after
-    recording has failed (one warning says so), the function is simply called.
+    Every call must pass the same function. Without CUDA (but for `recorded_by`), for other shapes,
+    or after recording has failed (with one warning), the function is called directly.
     """
 
     def __init__(self, device: torch.device, *, keeps: Sequence[Tensor] = ()) -> None:
@@ -136,7 +136,7 @@ class Captured:
         except (RuntimeError, AssertionError) as error:
             self._record = None
             warnings.warn(
-                f"No CUDA graph could be captured, so this runs slower: {str(error)[:200]}",
+                f"CUDA graph capture failed; running step by step, more slowly: {str(error)[:200]}",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -260,9 +260,9 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
         found = _collision(items, lambda relative: nfc(relative.as_posix()))
     if found:
         raise BadSetting(
-            f"{printable(found[0].source)} and {printable(found[1].source)} would get the same "
-            "place in the output.",
-            "Rename one of them, or protect them into two outputs.",
+            f"{printable(found[0].source)} and {printable(found[1].source)} would have the same "
+            "path in the output.",
+            "Rename one of them, or use a separate output for each.",
         )
 
 

@@ -69,7 +69,7 @@ def tangled() -> PictureProblem:
     """Return the problem of a picture whose metadata nobody could have written in earnest."""
     return PictureProblem(
         "metadata",
-        "Its metadata are damaged, or far larger than a picture's; save it anew without them.",
+        "Its metadata is damaged or too large; save the picture again without it.",
     )
 
 

@@ -38,10 +38,10 @@ ALGORITHM = 1
 """To be raised by hand with every change after which the same picture, key, weights and settings
 give other bytes. Copies of a former one stay as they are; each record holds its own."""
 _WITHOUT = {
-    "permissions": "copies have the permissions that it gives them",
-    "times": "copies have the times at which they were written",
-    "locks": "nothing keeps a second run out of the folder",
-    "syncing": "a power cut may cost the last copies",
+    "permissions": "permissions were not kept",
+    "times": "modification times were not kept",
+    "locks": "a second run is not locked out",
+    "syncing": "a power cut may lose the last copies",
 }
 """What it means that the output's file system does not do such a thing."""
 
@@ -162,7 +162,7 @@ class Pipeline:
         """Yield what a person should know about the copies."""
         if self._journal.refused:
             lacking = "; ".join(_WITHOUT[what] for what in sorted(self._journal.refused))
-            yield f"The output's file system does not do all that was asked of it: {lacking}."
+            yield f"The output's file system lacks some features: {lacking}."
         records = self._journal.records.values()
         if older := sum(record.get("algorithm") != ALGORITHM for record in records):
             yield (
@@ -204,7 +204,7 @@ class Pipeline:
             del data
             if not task.has_place:
                 raise PictureProblem(
-                    "in-the-way", "Its copy would meet that of another picture; rename it."
+                    "in-the-way", "Another picture's copy has this name; rename the picture."
                 )
             small = resize.resize_to_square(picture.pixels, self._size)
         except (PictureProblem, MemoryError) as error:
@@ -242,7 +242,7 @@ class Pipeline:
         )
         if not np.isfinite(deltas).all():
             raise DeviceUnavailable(
-                f"{self._engine.description} made noise that is not a number.",
+                f"{self._engine.description} computed NaN as noise.",
                 "Use --device cpu, another --backend or other weights.",
             )
         spent = time.monotonic() - began

@@ -26,7 +26,7 @@ SCRATCH: Final = "scratch-"
 """What the name of an unfinished file begins with."""
 
 Identity = tuple[int, int]
-"""Device and number of a file or folder, which stay when it is renamed."""
+"""Device and inode, which survive a rename."""
 
 _NO_LINK: Final = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0)
 _ENTER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
@@ -41,7 +41,7 @@ _REFUSALS: Final = frozenset(
     for name in ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
     if hasattr(errno, name)
 )
-"""How file systems say that they do not do such a thing."""
+"""Errors of an unsupported operation."""
 
 
 def identity_of(status: os.stat_result) -> Identity:
