@@ -20,6 +20,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -30,9 +31,11 @@ from tue_cli.bench.cifar import CIFAR_LAYOUTS
 from tue_cli.bench.run import BenchSpec, bench
 from tue_cli.cli import main
 from tue_cli.config import PRESETS
-from tue_cli.dataset.manifest import MANIFEST, WORK
+from tue_cli.dataset import manifest
+from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem
 from tue_cli.images import codec, metadata
+from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
@@ -332,6 +335,73 @@ def test_a_corrupt_line_of_a_journal_ends_in_a_sentence(
     code, said = protected(photos, output, twin, capsys)
     assert code in (ExitCode.OK, ExitCode.USAGE, ExitCode.ENVIRONMENT), said
     assert_is_a_sentence(said)
+
+
+@pytest.mark.parametrize("line", ["", " ", "{", "x" * 2_000], ids=["empty", "space", "{", "x"])
+def test_a_journal_of_lines_that_are_no_entries_is_given_up_early(
+    line: str, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / WORK).mkdir()
+    with (tmp_path / WORK / "journal.jsonl").open("w", encoding="ascii") as file:
+        file.write(f"{line}\n" * 990 + '{"run": {"engine": "x"}}\n')
+    assert former_run(tmp_path) == {"engine": "x"}
+    with (tmp_path / WORK / "journal.jsonl").open("a", encoding="ascii") as file:
+        file.write(f"{line}\n" * 50_000)
+    with (
+        mock.patch.object(manifest, "_parse_line", wraps=manifest._parse_line) as parsed,
+        pytest.raises(BadSetting, match="more than 1,000 lines"),
+    ):
+        former_run(tmp_path)
+    assert parsed.call_count < 1_100
+
+
+def test_a_long_line_of_a_journal_is_not_read_at_once(tmp_path: Path) -> None:
+    (tmp_path / WORK).mkdir()
+    (tmp_path / WORK / "journal.jsonl").write_bytes(bytes(100_000_000) + b'\n{"run": {}}\n')
+    tracemalloc.start()
+    assert former_run(tmp_path) == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("data", [b" [[" + b"[]," * 100_000, b'{"x": [' + b"[]," * 100_000])
+def test_a_manifest_of_lists_is_refused_before_it_is_parsed(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(data + b"[]]}")
+    with (
+        mock.patch.object(manifest, "parse_json", side_effect=AssertionError),
+        pytest.raises(BadSetting, match="not a manifest of tue"),
+    ):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place", [MANIFEST, f"{WORK}/journal.jsonl"])
+def test_state_and_tables_that_are_too_large_are_refused_with_the_limit(
+    place: str, photos: Path, twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "out" / place
+    large.parent.mkdir(parents=True)
+    with large.open("wb") as file:
+        file.truncate(300_000_000)  # sparse
+    code, said = protected(photos, tmp_path / "out", twin, capsys)
+    assert code == ExitCode.USAGE and "more than 256,000,000 bytes" in " ".join(said.split())
+    assert_is_a_sentence(said)
+    table = large.rename(tmp_path / "table.csv")
+    with table.open("wb") as file:
+        file.truncate(65_000_000)
+    common = ("-o", tmp_path / "other", "--weights", twin, "--labels", table)
+    code, said = tue("protect", photos, *common, capsys=capsys)
+    assert code == ExitCode.USAGE and "more than 64,000,000 bytes" in " ".join(said.split())
+    assert_is_a_sentence(said)
+
+
+def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tue_cli.options.MOST_LIST", 100)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
+    with pytest.raises(BadSetting, match="more than 100 bytes"):
+        paths_of(["-"])
 
 
 @PIPES
