@@ -395,6 +395,17 @@ def test_state_and_tables_that_are_too_large_are_refused_with_the_limit(
     assert_is_a_sentence(said)
 
 
+def test_a_class_with_a_zero_byte_is_refused_with_its_line(
+    photos: Path, twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{path.name},x" for path in sorted(photos.iterdir())]
+    (tmp_path / "t.csv").write_text("\n".join([*rows[:-1], rows[-1] + "\0y"]), encoding="utf-8")
+    common = ("-o", tmp_path / "out", "--weights", twin, "--labels", tmp_path / "t.csv")
+    code, said = tue("protect", photos, *common, capsys=capsys)
+    assert code == ExitCode.USAGE and f"Line {len(rows)} of" in said
+    assert_is_a_sentence(said)
+
+
 def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tue_cli.dataset.discover import Found, Item, make_absolute, nfc
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_LIST, read_file, why
+from tue_cli.storage.reading import MOST_LIST, is_name, read_file, why
 from tue_cli.text import printable
 
 _ROUNDS = 100
@@ -194,6 +194,12 @@ def _rows(table: Path) -> Iterator[tuple[str, str]]:
             raise BadSetting(
                 f"Line {line} of {printable(table)} has no class.",
                 "Write every row as `path,class`, with a comma between.",
+            )
+        if not is_name(row[class_at]):
+            raise BadSetting(
+                f"Line {line} of {printable(table)} names a class that no folder could be called: "
+                f"{printable(row[class_at].strip()[:80])}.",
+                "Give it a name without NUL.",
             )
         yield row[path_at], row[class_at].strip()
 
