@@ -635,11 +635,16 @@ def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flat(former), _flat(run)
     parts = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        f"{_short(name)} was {_short(repr(before.get(name)))} and is now "
+        f"{_short(repr(now.get(name)))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
