@@ -709,6 +709,14 @@ def test_a_training_that_cannot_work_is_refused_before_any_work(
     assert not list(tmp_path.glob("w.*"))
 
 
+@pytest.mark.parametrize("output", [".", "..", "/", "weights.bin"])
+def test_weights_are_not_written_to_what_is_no_safetensors_file(
+    output: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSetting, match="no safetensors file"):
+        list(train(train_spec(photos, Path(output))))
+
+
 def test_no_class_is_trained_without_a_picture(photos: Path, tmp_path: Path) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(BadSetting, match="empty"):

@@ -213,11 +213,11 @@ class Meter:
 
 
 def _check(spec: TrainSpec) -> None:
-    checkpoint = spec.output.with_suffix(".checkpoint")
-    if spec.output.suffix != ".safetensors":
+    if spec.output.suffix != ".safetensors":  # a folder may have no name to put another suffix to
         raise BadSetting(
-            f"The output {spec.output.name} is no safetensors file.", "Name it FILE.safetensors."
+            f"The output {spec.output} is no safetensors file.", "Name it FILE.safetensors."
         )
+    checkpoint = spec.output.with_suffix(".checkpoint")
     if checkpoint.exists() and not spec.resume:
         raise BadSetting(
             f"An unfinished training lies in {checkpoint}.",
