@@ -40,6 +40,14 @@ SHIPPED = next((p for p in (_HERE / "_weights", _HERE.parent / "weights") if p.i
 """Where the packaged weights lie: inside the wheel, or at the top of a checkout."""
 
 
+class MisfitField(ValueError):
+    """A field of a card says what no weights can be."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"its card has a {name} that cannot be")
+        self.name = name
+
+
 @dataclass(frozen=True)
 class Card:
     """What a weights file is, stored inside it."""
@@ -68,7 +76,7 @@ class Card:
             raise ValueError("its card has other fields")
         for name, fits in _FITS.items():
             if not fits(fields[name]):
-                raise ValueError(f"its card has a {name} that cannot be")
+                raise MisfitField(name)
         return Card(**{**fields, "classes": tuple(fields["classes"])})
 
 
