@@ -33,7 +33,7 @@ from tue_cli.cli import main
 from tue_cli.config import PRESETS
 from tue_cli.dataset import manifest
 from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
-from tue_cli.errors import BadSetting, ExitCode, PictureProblem
+from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
 from tue_cli.images import codec, metadata
 from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
@@ -609,9 +609,52 @@ def test_noise_that_is_no_number_stops_the_run(
     assert_is_a_sentence(said)
 
 
-def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
-    from tue_cli.errors import WeightsProblem
+def folders_of(photos: Path, folder: Path) -> Path:
+    """The pictures in two folders, a class each."""
+    for place, path in enumerate(sorted(photos.iterdir())):
+        (folder / f"{place % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"{place % 2}")
+    return folder
 
+
+@pytest.mark.parametrize("labels", ["folders", "cluster:2"])
+def test_weights_that_overflow_are_refused_where_pictures_are_seen(
+    labels: str, tiny: Weights, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {
+        name: np.clip(array * 1e30, -3e38, 3e38).astype(array.dtype)
+        if array.dtype == np.float32
+        else array
+        for name, array in tiny.tensors.items()
+    }
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), tensors))
+    folder = folders_of(photos, tmp_path / "in")
+    common = ("-o", tmp_path / "out", "--labels", labels, "--steps", 1, "--weights", path)
+    code, said = tue("protect", folder, *common, "--backend", "torch", capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT and "not finite" in said and "--weights" in said
+    assert_is_a_sentence(said)
+
+
+def test_logits_too_far_apart_to_be_compared_are_refused(
+    twin: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "tue_cli.engine.torch.TorchEngine.logits",
+        lambda _, pixels: np.tile(np.array([[3e38, -3e38, 0]], np.float32), (len(pixels), 1)),
+    )
+    folder = folders_of(photos, tmp_path / "in")
+    common = ("-o", tmp_path / "out", "--labels", "folders", "--steps", 1, "--weights", twin)
+    code, said = tue("protect", folder, *common, "--backend", "torch", capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT and "not finite" in said
+    assert_is_a_sentence(said)
+
+
+def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
     # 1024 channels would take 11 GB.
     large = replace(tiny, card=replace(tiny.card, width=1024))
     with pytest.raises(WeightsProblem, match="no usable surrogate"):
