@@ -23,6 +23,7 @@ from typing import Any
 from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import save
@@ -652,6 +653,43 @@ def test_logits_too_far_apart_to_be_compared_are_refused(
     code, said = tue("protect", folder, *common, "--backend", "torch", capsys=capsys)
     assert code == ExitCode.ENVIRONMENT and "not finite" in said
     assert_is_a_sentence(said)
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": lambda tensors: {},
+    "float16": lambda tensors: {n: a.astype(np.float16) for n, a in tensors.items()},
+    "float64": lambda tensors: {
+        n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in tensors.items()
+    },
+    "renamed": lambda tensors: {f"x{n}": a for n, a in tensors.items()},
+    "one renamed": lambda tensors: {n.replace("head", "hand"): a for n, a in tensors.items()},
+    "flat": lambda tensors: {n: a.reshape(-1) for n, a in tensors.items()},
+    "score alone": lambda tensors: {n: a for n, a in tensors.items() if n.startswith("score.")},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_no_graph_is_written_of_weights_that_hold_no_usable_net(
+    name: str, tiny: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), DAMAGE[name](dict(tiny.tensors))))
+    code, said = tue("export", path, capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT, said
+    assert "no usable" in " ".join(said.split()) or "as float" in " ".join(said.split())
+    assert_is_a_sentence(said)
+    assert not path.with_suffix(".onnx").exists()
+
+
+def test_a_graph_that_is_not_sound_is_a_sentence(
+    twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.shape_inference.InferenceError("two shapes")
+
+    monkeypatch.setattr("onnx.checker.check_model", refuse)
+    with pytest.raises(WeightsProblem, match="two shapes"):
+        list(write_graph(read(twin, name="w"), tmp_path / "w.onnx", beside=False))
 
 
 def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
