@@ -20,8 +20,10 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
+from unittest import mock
 
 import numpy as np
+import onnx
 import pytest
 from PIL import Image
 from safetensors.numpy import save
@@ -30,9 +32,11 @@ from tue_cli.bench.cifar import CIFAR_LAYOUTS
 from tue_cli.bench.run import BenchSpec, bench
 from tue_cli.cli import main
 from tue_cli.config import PRESETS
-from tue_cli.dataset.manifest import MANIFEST, WORK
-from tue_cli.errors import BadSetting, ExitCode, PictureProblem
+from tue_cli.dataset import manifest
+from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
+from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
 from tue_cli.images import codec, metadata
+from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
@@ -334,6 +338,84 @@ def test_a_corrupt_line_of_a_journal_ends_in_a_sentence(
     assert_is_a_sentence(said)
 
 
+@pytest.mark.parametrize("line", ["", " ", "{", "x" * 2_000], ids=["empty", "space", "{", "x"])
+def test_a_journal_of_lines_that_are_no_entries_is_given_up_early(
+    line: str, finished: Path, tmp_path: Path
+) -> None:
+    (tmp_path / WORK).mkdir()
+    with (tmp_path / WORK / "journal.jsonl").open("w", encoding="ascii") as file:
+        file.write(f"{line}\n" * 990 + '{"run": {"engine": "x"}}\n')
+    assert former_run(tmp_path) == {"engine": "x"}
+    with (tmp_path / WORK / "journal.jsonl").open("a", encoding="ascii") as file:
+        file.write(f"{line}\n" * 50_000)
+    with (
+        mock.patch.object(manifest, "_parse_line", wraps=manifest._parse_line) as parsed,
+        pytest.raises(BadSetting, match="more than 1,000 lines"),
+    ):
+        former_run(tmp_path)
+    assert parsed.call_count < 1_100
+
+
+def test_a_long_line_of_a_journal_is_not_read_at_once(tmp_path: Path) -> None:
+    (tmp_path / WORK).mkdir()
+    (tmp_path / WORK / "journal.jsonl").write_bytes(bytes(100_000_000) + b'\n{"run": {}}\n')
+    tracemalloc.start()
+    assert former_run(tmp_path) == {}
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 10_000_000
+
+
+@pytest.mark.parametrize("data", [b" [[" + b"[]," * 100_000, b'{"x": [' + b"[]," * 100_000])
+def test_a_manifest_of_lists_is_refused_before_it_is_parsed(data: bytes, tmp_path: Path) -> None:
+    (tmp_path / MANIFEST).write_bytes(data + b"[]]}")
+    with (
+        mock.patch.object(manifest, "parse_json", side_effect=AssertionError),
+        pytest.raises(BadSetting, match="not a manifest of tue"),
+    ):
+        read_manifest(tmp_path)
+
+
+@pytest.mark.parametrize("place", [MANIFEST, f"{WORK}/journal.jsonl"])
+def test_state_and_tables_that_are_too_large_are_refused_with_the_limit(
+    place: str, photos: Path, twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    large = tmp_path / "out" / place
+    large.parent.mkdir(parents=True)
+    with large.open("wb") as file:
+        file.truncate(300_000_000)  # sparse
+    code, said = protected(photos, tmp_path / "out", twin, capsys)
+    assert code == ExitCode.USAGE and "more than 256,000,000 bytes" in " ".join(said.split())
+    assert_is_a_sentence(said)
+    table = large.rename(tmp_path / "table.csv")
+    with table.open("wb") as file:
+        file.truncate(65_000_000)
+    common = ("-o", tmp_path / "other", "--weights", twin, "--labels", table)
+    code, said = tue("protect", photos, *common, capsys=capsys)
+    assert code == ExitCode.USAGE and "more than 64,000,000 bytes" in " ".join(said.split())
+    assert_is_a_sentence(said)
+
+
+def test_a_class_with_a_zero_byte_is_refused_with_its_line(
+    photos: Path, twin: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rows = [f"{path.name},x" for path in sorted(photos.iterdir())]
+    (tmp_path / "t.csv").write_text("\n".join([*rows[:-1], rows[-1] + "\0y"]), encoding="utf-8")
+    common = ("-o", tmp_path / "out", "--weights", twin, "--labels", tmp_path / "t.csv")
+    code, said = tue("protect", photos, *common, capsys=capsys)
+    assert code == ExitCode.USAGE and f"Line {len(rows)} of" in said
+    assert_is_a_sentence(said)
+
+
+def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("tue_cli.options.MOST_LIST", 100)
+    monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
+    with pytest.raises(BadSetting, match="more than 100 bytes"):
+        paths_of(["-"])
+
+
 @PIPES
 @pytest.mark.parametrize("place", [MANIFEST, f"{WORK}/journal.jsonl"])
 def test_a_pipe_in_the_place_of_state_is_refused_at_once(
@@ -588,9 +670,89 @@ def test_noise_that_is_no_number_stops_the_run(
     assert_is_a_sentence(said)
 
 
-def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
-    from tue_cli.errors import WeightsProblem
+def folders_of(photos: Path, folder: Path) -> Path:
+    """The pictures in two folders, a class each."""
+    for place, path in enumerate(sorted(photos.iterdir())):
+        (folder / f"{place % 2}").mkdir(parents=True, exist_ok=True)
+        shutil.copy(path, folder / f"{place % 2}")
+    return folder
 
+
+@pytest.mark.parametrize("labels", ["folders", "cluster:2"])
+def test_weights_that_overflow_are_refused_where_pictures_are_seen(
+    labels: str, tiny: Weights, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors = {
+        name: np.clip(array * 1e30, -3e38, 3e38).astype(array.dtype)
+        if array.dtype == np.float32
+        else array
+        for name, array in tiny.tensors.items()
+    }
+    path = tmp_path / "large.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), tensors))
+    folder = folders_of(photos, tmp_path / "in")
+    common = ("-o", tmp_path / "out", "--labels", labels, "--steps", 1, "--weights", path)
+    code, said = tue("protect", folder, *common, "--backend", "torch", capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT and "not finite" in said and "--weights" in said
+    assert_is_a_sentence(said)
+
+
+def test_logits_too_far_apart_to_be_compared_are_refused(
+    twin: Path,
+    photos: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(
+        "tue_cli.engine.torch.TorchEngine.logits",
+        lambda _, pixels: np.tile(np.array([[3e38, -3e38, 0]], np.float32), (len(pixels), 1)),
+    )
+    folder = folders_of(photos, tmp_path / "in")
+    common = ("-o", tmp_path / "out", "--labels", "folders", "--steps", 1, "--weights", twin)
+    code, said = tue("protect", folder, *common, "--backend", "torch", capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT and "not finite" in said
+    assert_is_a_sentence(said)
+
+
+DAMAGE: dict[str, Callable[[dict[str, Any]], dict[str, Any]]] = {
+    "none": lambda tensors: {},
+    "float16": lambda tensors: {n: a.astype(np.float16) for n, a in tensors.items()},
+    "float64": lambda tensors: {
+        n: a.astype(np.float64) if a.dtype == np.float32 else a for n, a in tensors.items()
+    },
+    "renamed": lambda tensors: {f"x{n}": a for n, a in tensors.items()},
+    "one renamed": lambda tensors: {n.replace("head", "hand"): a for n, a in tensors.items()},
+    "flat": lambda tensors: {n: a.reshape(-1) for n, a in tensors.items()},
+    "score alone": lambda tensors: {n: a for n, a in tensors.items() if n.startswith("score.")},
+}
+
+
+@pytest.mark.parametrize("name", DAMAGE)
+def test_no_graph_is_written_of_weights_that_hold_no_usable_net(
+    name: str, tiny: Weights, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(sealed(tiny.card.to_json(), DAMAGE[name](dict(tiny.tensors))))
+    code, said = tue("export", path, capsys=capsys)
+    assert code == ExitCode.ENVIRONMENT, said
+    assert "no usable" in " ".join(said.split()) or "as float" in " ".join(said.split())
+    assert_is_a_sentence(said)
+    assert not path.with_suffix(".onnx").exists()
+
+
+def test_a_graph_that_is_not_sound_is_a_sentence(
+    twin: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise onnx.shape_inference.InferenceError("two shapes")
+
+    monkeypatch.setattr("onnx.checker.check_model", refuse)
+    with pytest.raises(WeightsProblem, match="two shapes"):
+        list(write_graph(read(twin, name="w"), tmp_path / "w.onnx", beside=False))
+
+
+def test_a_net_larger_than_its_tensors_is_refused_before_it_is_built(tiny: Weights) -> None:
     # 1024 channels would take 11 GB.
     large = replace(tiny, card=replace(tiny.card, width=1024))
     with pytest.raises(WeightsProblem, match="no usable surrogate"):

@@ -709,6 +709,49 @@ def test_a_training_that_cannot_work_is_refused_before_any_work(
     assert not list(tmp_path.glob("w.*"))
 
 
+@pytest.mark.parametrize(
+    ("changes", "option"),
+    [
+        ({"sigma": 11.0}, "--sigma"),
+        ({"score_width": 1025}, "--score-width"),
+        ({"width": 1025}, "--width"),
+        ({"width": 3}, "--width"),
+        ({"size": 1028}, "--size"),
+        ({"net": "x"}, "--net"),
+    ],
+)
+def test_weights_that_could_not_be_read_are_refused_before_any_picture_is(
+    changes: dict[str, object],
+    option: str,
+    photos: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.delattr("tue_cli.train.run.load_pictures")
+    spec = train_spec(photos, tmp_path / "w.safetensors")
+    settings = replace(spec.settings, **changes)  # type: ignore[arg-type]
+    with pytest.raises(BadSetting, match=f"Give another {option}: "):
+        list(train(replace(spec, settings=settings)))
+
+
+def test_more_classes_than_weights_may_have_are_refused_before_training(
+    photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tue_cli.weights.MOST_CLASSES", 1)
+    monkeypatch.delattr("tue_cli.train.run.trainings_of")
+    monkeypatch.setattr("tue_cli.train.run._check", lambda _: None)
+    with pytest.raises(BadSetting, match="2 classes"):
+        list(train(train_spec(photos, tmp_path / "w.safetensors")))
+
+
+@pytest.mark.parametrize("output", [".", "..", "/", "weights.bin"])
+def test_weights_are_not_written_to_what_is_no_safetensors_file(
+    output: str, photos: Path, tmp_path: Path
+) -> None:
+    with pytest.raises(BadSetting, match="no safetensors file"):
+        list(train(train_spec(photos, Path(output))))
+
+
 def test_no_class_is_trained_without_a_picture(photos: Path, tmp_path: Path) -> None:
     (photos / "empty").mkdir()
     with pytest.raises(BadSetting, match="empty"):

@@ -18,6 +18,7 @@ from tue_cli.dataset.manifest import (
     MANIFEST,
     WORK,
     Journal,
+    differences,
     is_output,
     output_problem,
     read_manifest,
@@ -608,3 +609,10 @@ def test_a_planted_scratch_file_is_removed_and_its_target_stays(
         journal.finish({})
     assert (tmp_path / "original").read_bytes() == b"precious"
     assert files(output) == {"a.jpg", MANIFEST}
+
+
+def test_differences_are_told_in_short() -> None:
+    told = differences({"format": "x" * 10**6, "y" * 10**6: 1}, {"format": "keep"})
+    assert "format was 'xxx" in told and "and is now 'keep'" in told
+    assert len(told) < 400
+    assert differences({"radius": 8}, {"radius": 16}) == "radius was 8 and is now 16"

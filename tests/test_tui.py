@@ -673,6 +673,15 @@ def test_verifying_and_training_are_reached_from_the_first_screen(photos: Path) 
     drive(TueApp(photos), SMALL, steps)
 
 
+def test_a_dot_may_be_typed_where_weights_go(photos: Path) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(TrainScreen(photos))
+        await write(pilot, "output", ".")
+        await reads(pilot, "tue train", "-o .")
+
+    drive(TueApp(), SMALL, steps)
+
+
 def test_without_colours_pictures_and_text_are_there(
     photos: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

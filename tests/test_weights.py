@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import struct
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -241,6 +242,48 @@ def test_a_truncated_file_is_refused(kept: int, tiny_weights: Path, tmp_path: Pa
     path = tmp_path / "cut.safetensors"
     path.write_bytes(tiny_weights.read_bytes()[:kept])
     assert str(path) in refused(path).message
+
+
+def test_a_file_of_another_length_than_its_header_says_is_not_read(
+    tiny_weights: Path, tmp_path: Path
+) -> None:
+    path = tmp_path / "long.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    with path.open("r+b") as file:
+        file.truncate(400_000_000)  # sparse
+    tracemalloc.start()
+    message = refused(path).message
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert "400,000,000" in message and peak < 100_000_000
+
+
+@pytest.mark.parametrize(
+    "entry",
+    [
+        5,
+        {},
+        {"data_offsets": [0]},
+        {"data_offsets": [8, 0]},
+        {"data_offsets": [0, True]},
+        {"data_offsets": [-4, 0]},
+        {"data_offsets": [0, 1 << 62]},
+        {"dtype": "F99"},
+        {"dtype": []},
+    ],
+)
+def test_a_tensor_that_cannot_be_is_refused_before_it_is_read(
+    entry: Any, tiny_weights: Path, tmp_path: Path
+) -> None:
+    data = tiny_weights.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    name = next(name for name in header if name != "__metadata__")
+    header[name] = {**header[name], **entry} if entry and isinstance(entry, dict) else entry
+    text = json.dumps(header).encode()
+    path = tmp_path / "odd.safetensors"
+    path.write_bytes(len(text).to_bytes(8, "little") + text + data[8 + length :])
+    assert "a tensor that cannot be" in refused(path).message
 
 
 @pytest.mark.parametrize(

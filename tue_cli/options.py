@@ -21,7 +21,7 @@ from tue_cli.config import (
     TrainSettings,
 )
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_STATE
+from tue_cli.storage.reading import MOST_LIST
 
 NAMES = ", ".join(METHODS)
 PROTECT, TRAIN = ProtectSettings(), TrainSettings()
@@ -152,9 +152,12 @@ def paths_of(paths: list[str]) -> tuple[Path, ...]:
             continue
         if sys.stdin is None:
             raise BadSetting("There is no stdin to read a list from.", "Name the pictures.")
-        data = sys.stdin.buffer.read(MOST_STATE + 1)
-        if len(data) > MOST_STATE:
-            raise BadSetting("The list on stdin has no end.", "Write one path a line.")
+        data = sys.stdin.buffer.read(MOST_LIST + 1)
+        if len(data) > MOST_LIST:
+            raise BadSetting(
+                f"The list on stdin has more than {MOST_LIST:,} bytes, the most that is read.",
+                "Write one path a line, or name the folder that holds the pictures.",
+            )
         lines = data.split(b"\0") if b"\0" in data else data.splitlines()
         result += [Path(os.fsdecode(line)) for line in lines if line]
     if not result:

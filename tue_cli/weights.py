@@ -31,9 +31,21 @@ MOST_BYTES, MOST_HEADER = 1 << 32, 1 << 24
 MOST_CLASSES, WIDEST, LARGEST = 10_000, 1024, 1024
 """Keys, channels of a first stage, pixels a side: sixteen times what is published, and less."""
 
+_DTYPES = ("BOOL", *(f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)))
+_DTYPES += ("F16", "F32", "F64")
+"""The types of tensors that NumPy has, as safetensors calls them."""
+
 _HERE = Path(__file__).parent
 SHIPPED = next((p for p in (_HERE / "_weights", _HERE.parent / "weights") if p.is_dir()), _HERE)
 """Where the packaged weights lie: inside the wheel, or at the top of a checkout."""
+
+
+class MisfitField(ValueError):
+    """A field of a card says what no weights can be."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(f"its card has a {name} that cannot be")
+        self.name = name
 
 
 @dataclass(frozen=True)
@@ -64,7 +76,7 @@ class Card:
             raise ValueError("its card has other fields")
         for name, fits in _FITS.items():
             if not fits(fields[name]):
-                raise ValueError(f"its card has a {name} that cannot be")
+                raise MisfitField(name)
         return Card(**{**fields, "classes": tuple(fields["classes"])})
 
 
@@ -205,14 +217,18 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
             if not 0 < length <= MOST_HEADER:
                 raise damaged("it is no safetensors file")
             head = file.read(length)
-            metadata = _metadata(head)
+            header, metadata = _parse_header(head)
             if "card" not in metadata:
                 raise WeightsProblem(
                     f"{path} is a safetensors file without a card: it holds no weights of tue's.",
                     "Make weights with `tue train`.",
                 )
             card = Card.from_json(metadata["card"])
-            data = b"".join((start, head, file.read()))
+            whole = 8 + length + _count_bytes(header)
+            if (size := os.fstat(file.fileno()).st_size) != whole:
+                raise damaged(f"it has {size:,} bytes, and its header tells of {whole:,}")
+            file.seek(0)
+            data = file.read(whole)
         tensors = parse(data)
     except OSError as error:
         raise WeightsProblem(
@@ -234,15 +250,34 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     return Weights(name, card, tensors, found, path)
 
 
-def _metadata(head: bytes) -> dict[str, str]:
-    """Return what a safetensors header says of the file; ValueError where it is none."""
+def _parse_header(head: bytes) -> tuple[dict[str, Any], dict[str, str]]:
+    """Return a safetensors header and what it says of the file; ValueError where it is none."""
     header = parse_json(head)
     metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(
         isinstance(value, str) for value in metadata.values()
     ):
         raise ValueError("it is no safetensors file")
-    return metadata
+    return header, metadata
+
+
+def _count_bytes(header: dict[str, Any]) -> int:
+    """Return how many bytes of tensors a header tells of; ValueError where they cannot be."""
+    ends = [0]
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (
+            isinstance(offsets, list)
+            and len(offsets) == 2
+            and all(_is_whole(offset, 0, MOST_BYTES) for offset in offsets)
+            and offsets[0] <= offsets[1]
+            and entry.get("dtype") in _DTYPES
+        ):
+            raise ValueError("its header tells of a tensor that cannot be")
+        ends.append(offsets[1])
+    return max(ends)
 
 
 NETLESS = "none"

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from tue_cli.dataset.discover import Found, Item, make_absolute, nfc
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_STATE, read_file, why
+from tue_cli.storage.reading import MOST_LIST, is_name, read_file, why
 from tue_cli.text import printable
 
 _ROUNDS = 100
@@ -184,26 +184,36 @@ def _read_label_table(
 
 def _rows(table: Path) -> Iterator[tuple[str, str]]:
     """Path and class of every row that is not blank."""
-    try:
-        text = read_file(table, MOST_STATE).decode("utf-8-sig", "surrogateescape")
-        reader = csv.reader(io.StringIO(text, newline=""))
-        rows = [(reader.line_num, row) for row in reader if any(row)]
-    except (OSError, csv.Error) as error:
-        raise BadSetting(
-            f"The labels {printable(table)} cannot be read: {why(error)}.", "Name a CSV file."
-        ) from error
     path_at, class_at = 0, 1
-    header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-    if "path" in header and "class" in header:
-        path_at, class_at = header.index("path"), header.index("class")
-        del rows[0]
-    for line, row in rows:
+    for number, (line, row) in enumerate(_cells(table)):
+        header = [cell.strip().lower() for cell in row] if number == 0 else []
+        if "path" in header and "class" in header:
+            path_at, class_at = header.index("path"), header.index("class")
+            continue
         if len(row) <= max(path_at, class_at) or not row[class_at].strip():
             raise BadSetting(
                 f"Line {line} of {printable(table)} has no class.",
                 "Write every row as `path,class`, with a comma between.",
             )
+        if not is_name(row[class_at]):
+            raise BadSetting(
+                f"Line {line} of {printable(table)} names a class that no folder could be called: "
+                f"{printable(row[class_at].strip()[:80])}.",
+                "Give it a name without NUL.",
+            )
         yield row[path_at], row[class_at].strip()
+
+
+def _cells(table: Path) -> Iterator[tuple[int, list[str]]]:
+    """Line and cells of every row that is not blank."""
+    try:
+        text = read_file(table, MOST_LIST).decode("utf-8-sig", "surrogateescape")
+        reader = csv.reader(io.StringIO(text, newline=""))
+        yield from ((reader.line_num, row) for row in reader if any(row))
+    except (OSError, csv.Error) as error:
+        raise BadSetting(
+            f"The labels {printable(table)} cannot be read: {why(error)}.", "Name a CSV file."
+        ) from error
 
 
 def _input_name(items: Sequence[Item]) -> str:

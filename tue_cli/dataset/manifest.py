@@ -12,6 +12,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -21,7 +22,17 @@ from typing import Any, BinaryIO, Self
 
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.storage.atomic import SCRATCH, Folder, Identity, identity_of, is_link
-from tue_cli.storage.reading import MOST_STATE, is_below, is_name, parse_json, read_file, why
+from tue_cli.storage.reading import (
+    MOST_STATE,
+    NotAFile,
+    TooLarge,
+    is_below,
+    is_name,
+    open_regular,
+    parse_json,
+    read_file,
+    why,
+)
 from tue_cli.text import printable
 
 MANIFEST = "tue-manifest.json"
@@ -35,6 +46,8 @@ _MAKER = ("tool", "algorithm")
 """What of a run tells who made its copies, and does not decide whether another may go on."""
 _FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What of a file system's errors no other copy escapes either."""
+_LONGEST_LINE, _MOST_ODD = 1_000_000, 1_000
+"""Bytes of a journal's line, which has about a thousand, and its lines that are no entries."""
 _FIELDS = ("path", "source_sha256", "sha256", "label", "key")
 
 Record = dict[str, Any]
@@ -62,7 +75,11 @@ def read_manifest(output: Path) -> dict[str, Any]:
     """
     path = output if os.path.isfile(output) else output / MANIFEST  # noqa: PTH113 - never raises
     try:
-        manifest = parse_json(read_file(path, MOST_STATE))
+        data = read_file(path, MOST_STATE)
+        # Millions of lists would take gigabytes to be told from a manifest.
+        nested = data.count(b"[") + data.count(b"{") > 50_000 + len(data) // 25
+        begins = re.match(rb"(\xef\xbb\xbf)?\s*\{", data)
+        manifest = parse_json(data) if begins and not nested else None
     except FileNotFoundError:
         raise BadSetting(
             f"{printable(output)} has no {MANIFEST}.",
@@ -490,21 +507,39 @@ def _suppressed(action: Callable[[], object]) -> None:
 def _lines(journal: Path) -> Iterator[dict[str, Any]]:
     """A journal's runs and records, oldest first; none where there is no journal.
 
-    A line that is neither, such as the half of one that a kill leaves, is passed over.
+    A line that is neither, such as the half of one that a kill leaves, is passed over. Raises
+    BadSetting where there are more of those than any kills leave, or the journal is too large.
     """
+    odd = 0
     try:
-        lines = read_file(journal, MOST_STATE).splitlines()
+        with open_regular(journal, MOST_STATE) as file:
+            while line := file.readline(_LONGEST_LINE):
+                entry = _parse_line(line)
+                if entry is not None:
+                    yield entry
+                    continue
+                odd += 1
+                if odd > _MOST_ODD:
+                    raise _corrupt(journal, f"more than {_MOST_ODD:,} lines of it are no entries")
     except FileNotFoundError:
         return
+    except (NotAFile, TooLarge) as error:
+        raise _corrupt(journal, why(error)) from error
     except OSError as error:
         raise output_problem(error, journal.parent.parent) from error
-    for line in lines:
-        with contextlib.suppress(ValueError):
-            entry = parse_json(line)
-            if _is_record(entry):
-                yield _drop_invalid(entry)
-            elif isinstance(entry, dict) and _is_run(entry.get("run")):
-                yield {"run": entry["run"]}
+
+
+def _parse_line(line: bytes) -> dict[str, Any] | None:
+    """A run or a record of a journal; None for what is neither."""
+    if line.isspace():
+        return None
+    with contextlib.suppress(ValueError):
+        entry = parse_json(line)
+        if _is_record(entry):
+            return _drop_invalid(entry)
+        if isinstance(entry, dict) and _is_run(entry.get("run")):
+            return {"run": entry["run"]}
+    return None
 
 
 def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:
@@ -600,11 +635,16 @@ def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flat(former), _flat(run)
     parts = [
-        f"{name} was {before.get(name)!r} and is now {now.get(name)!r}"
+        f"{_short(name)} was {_short(repr(before.get(name)))} and is now "
+        f"{_short(repr(now.get(name)))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else f"{text[:79]}…"
 
 
 def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -265,7 +265,18 @@ def _run_surrogate(
         if smalls:
             seen += [item for item, _ in smalls]
             rows.append(see(np.stack([pixels for _, pixels in smalls])))
+            _refuse_overflow(rows[-1], weights)
     return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def _refuse_overflow(values: Floats, weights: Weights) -> None:
+    """Raise WeightsProblem where what the surrogate makes of pictures is not finite."""
+    if not np.isfinite(values).all():
+        raise WeightsProblem(
+            f"The weights {weights.name} see numbers in the pictures that are not finite: theirs "
+            "are too large.",
+            "Choose other weights with --weights, or make some with `tue train`.",
+        )
 
 
 def measure_nearness(
@@ -300,10 +311,14 @@ def measure_nearness(
     seen, logits = _run_surrogate(engine.logits, list(dict.fromkeys(few)), weights, pool)
     if not seen:
         return {}
-    odds = logits - logits.max(1, keepdims=True)
-    odds -= np.log(np.exp(odds).sum(1, keepdims=True))
     labels_seen = np.array([item.label for item in seen])
-    return {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
+    with np.errstate(over="ignore", invalid="ignore"):
+        odds = logits - logits.max(1, keepdims=True)
+        odds -= np.log(np.exp(odds).sum(1, keepdims=True))
+        near = {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
+    for values in near.values():
+        _refuse_overflow(values, weights)
+    return near
 
 
 def plan_tasks(

@@ -14,8 +14,10 @@ from typing import Any, BinaryIO, Final
 
 DEEPEST: Final = 50
 """Lists and objects within each other; what tue writes itself has six."""
-MOST_STATE: Final = 1 << 30
-"""Bytes of a manifest, a journal or a table: those of a million pictures."""
+MOST_STATE: Final = 256_000_000
+"""Bytes of a manifest or a journal, which have about a thousand a picture."""
+MOST_LIST: Final = 64_000_000
+"""Bytes of a table or list of paths: those of half a million pictures."""
 
 
 class NotAFile(OSError):
@@ -29,7 +31,9 @@ class TooLarge(OSError):
     """A file of more bytes than any that is meant to be here."""
 
     def __init__(self, path: Path, limit: int) -> None:
-        super().__init__(errno.EFBIG, f"it has more than {limit:,} bytes", str(path))
+        super().__init__(
+            errno.EFBIG, f"it has more than {limit:,} bytes, the most that is read", str(path)
+        )
 
 
 @contextmanager

@@ -7,6 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.dataset.manifest import output_problem, sha256
@@ -14,7 +15,7 @@ from tue_cli.errors import BadSetting, WeightsProblem, require
 from tue_cli.events import Done, Event, Saved
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
-from tue_cli.weights import Weights, load
+from tue_cli.weights import Weights, build, load
 
 
 @dataclass(frozen=True)
@@ -54,9 +55,17 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
     from tue_cli.engine.onnx_graph.parity import measure_parity
     from tue_cli.engine.onnx_graph.step import point_to, put_in, step_graph
 
-    model, whole = step_graph(weights), step_graph(weights)
-    put_in(whole, weights)
-    onnx.checker.check_model(whole, full_check=True)
+    _refuse_unusable(weights)
+    try:
+        model, whole = step_graph(weights), step_graph(weights)
+        put_in(whole, weights)
+        onnx.checker.check_model(whole, full_check=True)
+    except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
+        reason = printable(" ".join(str(error).split())[:160])
+        raise WeightsProblem(
+            f"The graph of {weights.name} is not sound: {reason}.",
+            "Nothing was written. Use --backend torch with these weights.",
+        ) from None
     if beside:
         assert weights.path is not None
         point_to(model, weights.path)
@@ -93,6 +102,19 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
             f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
         ),
     )
+
+
+def _refuse_unusable(weights: Weights) -> None:
+    """Raise WeightsProblem for weights that the graph's nets cannot be built from."""
+    score = any(name.startswith("score.") for name in weights.tensors)
+    build(weights, ("surrogate", "score") if score else ("surrogate",))
+    for name, array in weights.tensors.items():
+        if array.dtype not in (np.float32, np.int64):
+            raise WeightsProblem(
+                f"The weights {weights.name} hold {printable(name[:80])} as {array.dtype}, and a "
+                "graph is written of float32 and int64.",
+                "Copy the file again, or make it anew with `tue train`.",
+            )
 
 
 def make_runner(data: bytes, weights: Weights | None) -> Any:

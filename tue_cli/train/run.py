@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli import __version__
-from tue_cli.config import DEVICES, RECIPES, TrainSettings, setting
+from tue_cli.config import DEVICES, NETS, RECIPES, TrainSettings, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
@@ -31,7 +31,16 @@ from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, S
 from tue_cli.images import codec, resize
 from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
-from tue_cli.weights import Card, fresh, pack, read
+from tue_cli.weights import (
+    LARGEST,
+    MOST_CLASSES,
+    WIDEST,
+    Card,
+    MisfitField,
+    fresh,
+    pack,
+    read,
+)
 
 if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
@@ -76,16 +85,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
-    card = Card(
-        method=settings.method,
-        net=settings.net,
-        width=settings.width,
-        size=settings.size,
-        classes=classes,
-        score_width=settings.score_width,
-        sigma=settings.sigma,
-        training={},
-    )
+    card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
     trainings = trainings_of(card, roles, settings, computer)
     checkpoint = Checkpoint(
@@ -213,11 +213,11 @@ class Meter:
 
 
 def _check(spec: TrainSpec) -> None:
-    checkpoint = spec.output.with_suffix(".checkpoint")
-    if spec.output.suffix != ".safetensors":
+    if spec.output.suffix != ".safetensors":  # a folder may have no name to put another suffix to
         raise BadSetting(
-            f"The output {spec.output.name} is no safetensors file.", "Name it FILE.safetensors."
+            f"The output {spec.output} is no safetensors file.", "Name it FILE.safetensors."
         )
+    checkpoint = spec.output.with_suffix(".checkpoint")
     if checkpoint.exists() and not spec.resume:
         raise BadSetting(
             f"An unfinished training lies in {checkpoint}.",
@@ -248,6 +248,7 @@ def _check(spec: TrainSpec) -> None:
             "be.",
             "Give 0 steps or more and a radius of 0 to 255.",
         )
+    _make_card(settings, ("a", "b"))  # the classes are known when the pictures are
     if spec.limit is not None and spec.limit < 1:
         raise BadSetting(f"A limit of {spec.limit} pictures leaves none.", "Choose 1 or more.")
     folder = spec.output.parent
@@ -260,6 +261,42 @@ def _check(spec: TrainSpec) -> None:
         raise OutputProblem(
             f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
         ) from None
+
+
+def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
+    """Return the card of weights to be; BadSetting where tue would refuse to read them."""
+    card = Card(
+        method=settings.method,
+        net=settings.net,
+        width=settings.width,
+        size=settings.size,
+        classes=classes,
+        score_width=settings.score_width,
+        sigma=settings.sigma,
+        training={},
+    )
+    try:
+        return Card.from_json(card.to_json())
+    except MisfitField as error:
+        if error.name == "classes":
+            raise BadSetting(
+                f"There are {len(classes):,} classes, and weights have {MOST_CLASSES:,} at most.",
+                "Train on fewer class folders.",
+            ) from None
+        raise BadSetting(
+            f"A {error.name.replace('_', ' ')} of {getattr(settings, error.name)} cannot be.",
+            f"Give another --{error.name.replace('_', '-')}: {_RANGES[error.name]}.",
+        ) from None
+
+
+_RANGES = {
+    "net": f"one of {', '.join(NETS)}",
+    "width": f"4 to {WIDEST}",
+    "size": f"a multiple of 4 from 16 to {LARGEST}",
+    "score_width": f"1 to {WIDEST}",
+    "sigma": "more than 0, and 10 at most",
+}
+"""What weights may be, by the option that says it."""
 
 
 def trainings_of(

@@ -112,7 +112,9 @@ class TrainScreen(Step):
         self._sound = spec is not None
         if spec is not None:
             if spec.output != self._spec.output:
-                left = spec.output.with_suffix(".checkpoint").exists()
+                # What is typed may be a folder without a name, such as a dot.
+                named = bool(spec.output.name)
+                left = named and spec.output.with_suffix(".checkpoint").exists()
                 message.form.field("resume").fill("yes" if left else "no")
                 spec = replace(spec, resume=left)
             self._spec = spec
