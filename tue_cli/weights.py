@@ -73,7 +73,7 @@ class Card:
         """Read a card; ValueError where it is none, or says what no weights can be."""
         fields = parse_json(text)
         if not isinstance(fields, dict) or fields.keys() != _FITS.keys():
-            raise ValueError("its card has other fields")
+            raise ValueError("its card has missing or unknown fields")
         for name, fits in _FITS.items():
             if not fits(fields[name]):
                 raise MisfitField(name)
@@ -244,7 +244,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
         )
     seal = hashlib.sha256((digest(tensors) + metadata["card"]).encode()).hexdigest()
     if seal != metadata.get("seal"):
-        raise damaged("its seal is another's")
+        raise damaged("its checksum does not match")
     if not all(np.isfinite(array).all() for array in tensors.values()):
         raise damaged("it holds numbers that are not finite")
     return Weights(name, card, tensors, found, path)

@@ -162,7 +162,7 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
 def link_in_the_way(path: Path) -> OutputProblem:
     """The error to raise where a link stands in the place of a file or folder of the output."""
     return OutputProblem(
-        f"{printable(path)} is a link, and in an output no link is followed.",
+        f"{printable(path)} is a link; tue follows no links inside an output.",
         "Remove it, or choose another folder with -o.",
     )
 
@@ -550,7 +550,7 @@ def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:
 def _lost(path: Path) -> OutputProblem:
     return OutputProblem(
         f"{printable(path)} was removed or replaced while tue was writing.",
-        "See what did that, then run the same command again: copies that are left are kept.",
+        "Find out why, then run the same command again; the remaining copies are kept.",
     )
 
 

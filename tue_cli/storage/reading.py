@@ -74,7 +74,7 @@ def read_file(path: Path, limit: int) -> bytes:
 
 
 def parse_json(text: bytes | str) -> Any:
-    """Return what JSON says; a number that is not finite, which JSON cannot say, is None.
+    """Parse JSON; NaN, Infinity and numbers too large for a float become None.
 
     Raises:
         ValueError: it is no JSON, or is nested deeper than `DEEPEST`.
