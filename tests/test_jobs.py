@@ -292,8 +292,8 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     run(spec)
     before = copies(tmp_path / "out")
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
-    for place in ("protect", "pipeline"):
-        monkeypatch.setattr(f"tue_cli.jobs.{place}.ALGORITHM", ALGORITHM + 1)
+    for place in ("run", "pipeline"):
+        monkeypatch.setattr(f"tue_cli.protect.{place}.ALGORITHM", ALGORITHM + 1)
     monkeypatch.setattr("tue_cli.protect.run.__version__", "99")
     events = run(spec)
     assert done(events)["protected"] == 1 and done(events)["already_done"] == 6
