@@ -476,7 +476,7 @@ def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
     with ran.stderr:
         said = ran.stderr.read().decode()
     assert ran.wait() == ExitCode.ENVIRONMENT, said
-    assert "cannot be written" in said
+    assert "Cannot write to stdout" in said
     assert_is_a_sentence(said)
     assert "Exception ignored" not in said
     if not Path("/dev/full").exists():
@@ -486,7 +486,7 @@ def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
             [*command, str(tmp_path / "full")], stdout=full, stderr=subprocess.PIPE, check=False
         )
     assert again.returncode == ExitCode.ENVIRONMENT
-    assert b"cannot be written" in again.stderr and b"Exception ignored" not in again.stderr
+    assert b"Cannot write to stdout" in again.stderr and b"Exception ignored" not in again.stderr
 
 
 def test_stderr_that_is_closed_stops_no_work(photos: Path, twin: Path, tmp_path: Path) -> None:
@@ -520,7 +520,7 @@ def test_a_table_into_a_closed_stdout_ends_in_a_sentence(finished: Path, tmp_pat
         [*TUE, "check", str(output)], stdout=writer, stderr=subprocess.PIPE, text=True, check=False
     )
     os.close(writer)
-    assert ran.returncode == ExitCode.ENVIRONMENT and "cannot be written" in ran.stderr
+    assert ran.returncode == ExitCode.ENVIRONMENT and "Cannot write to stdout" in ran.stderr
     assert_is_a_sentence(ran.stderr)
     assert "Exception ignored" not in ran.stderr
 
