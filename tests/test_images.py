@@ -537,7 +537,7 @@ def test_a_header_that_asks_for_too_much_is_refused_before_decoding(
 ) -> None:
     source = picture_file("PNG", "RGB")
     monkeypatch.setattr(codec, "MAX_PIXELS", 128 * 96 - 1)
-    monkeypatch.setattr(codec, "Loaded", lambda *_: pytest.fail("was decoded"))
+    monkeypatch.setattr(codec, "OpenPicture", lambda *_: pytest.fail("was decoded"))
     assert reason(source) == "too-large"
 
 
