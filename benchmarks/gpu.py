@@ -132,7 +132,7 @@ def warm_compiler(bench: Bench) -> None:
 
 
 def surrogate_a(bench: Bench) -> None:
-    """Train the paper's own surrogate with its score network, and make its noise."""
+    """Train the paper's own surrogate with its score network."""
     seconds = {"score": SCORE, "surrogate": 0.42 * bench.clock.left()}
     full.surrogate(bench, "TUE", seconds, keep="A")
 

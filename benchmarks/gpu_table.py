@@ -95,7 +95,6 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
     trainings: dict[str, Training] = {}
     figures: dict[str, Any] = {}
     for role in roles:
-        # A control shares what it does not change.
         trainings[role], figures[role] = _train_role(
             bench, card, role, nets, chosen, seconds[role], name
         )

@@ -44,7 +44,7 @@ class MisfitField(ValueError):
     """A field of a card says what no weights can be."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(f"its card has a {name} that cannot be")
+        super().__init__(f"its card has an invalid {name}")
         self.name = name
 
 
@@ -275,7 +275,7 @@ def _count_bytes(header: dict[str, Any]) -> int:
             and offsets[0] <= offsets[1]
             and entry.get("dtype") in _DTYPES
         ):
-            raise ValueError("its header tells of a tensor that cannot be")
+            raise ValueError("its header describes an impossible tensor")
         ends.append(offsets[1])
     return max(ends)
 

@@ -71,7 +71,7 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
 
 
 def sample_eot_moves(noise: NoiseSettings, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the shifts and flips of all steps of a noise, on the pixels' device."""
+    """Draw the EoT samples (a shift and a flip each) of all steps, on the pixels' device."""
     return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
 
 
