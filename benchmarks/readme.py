@@ -1,18 +1,23 @@
 """Write the README's figures from the committed results, so that no figure is typed.
 
-python benchmarks/readme.py
+python -m benchmarks.readme
 """
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import protection as protection_benchmark
+from benchmarks import unseen as unseen_benchmark
+from benchmarks import visibility as visibility_benchmark
+from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.summary import spread
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "protection-tiny": "ten Tiny ImageNet classes that the weights never saw",
     "protection-cifar": "CIFAR-10, on which the weights were trained",
@@ -41,12 +46,19 @@ def shown(figures: dict[str, Any] | None) -> str:
     return f"{mean} ({100 * figures['min']:.1f}–{100 * figures['max']:.1f})"
 
 
+def rows_of(name: str) -> list[Row]:
+    """Return the rows of a committed results file."""
+    return list(read_rows(RESULTS / f"{name}.jsonl"))
+
+
+def cells_of(name: str) -> dict[tuple[str, int], Row]:
+    """Return a file's rows by cell and number of threads."""
+    return {(row["cell"], row["hardware"]["threads"]): row for row in rows_of(name)}
+
+
 def protection() -> str:
     """Return what the copies leave of a victim's accuracy, and what making them costs."""
-    summaries = {
-        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]
-        for name in TITLES
-    }
+    summaries = {name: protection_benchmark.summary(rows_of(name)) for name in TITLES}
     measured = {row["arm"] for rows in summaries.values() for row in rows}
     columns = [arm for arm in ARMS if arm in measured]
     titles = " | ".join(ARMS[arm] for arm in columns)
@@ -61,17 +73,27 @@ def protection() -> str:
             arms = {arm: rows.get((size, adversary, arm)) for arm in columns}
             figures = [shown(row and row["accuracy"]) for row in arms.values()]
             lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", *speeds()])
+    speed = cells_of("speed")
+    return "\n".join(
+        [
+            *lines,
+            "",
+            *engines(speed.items()),
+            commands(speed["speed: photos", 1], speed["speed: memory", 1]),
+            kills(rows_of("resume")),
+            machine(speed["speed: photos", 1]["hardware"]),
+            gray(speed["speed: gray", 1]),
+            rem(speed["speed: rem", 1]),
+        ]
+    )
 
 
-def speeds() -> list[str]:
-    """Return what is known of speed, memory and resuming, as a list; n and hardware with it."""
-    result = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
-    cells = {(c["settings"]["section"], c["settings"]["threads"]): c for c in result["cells"]}
+def engines(rows: Iterable[tuple[tuple[str, int], Row]]) -> list[str]:
+    """Return how fast the engine is, a line for each number of threads."""
     lines = []
-    for (section, threads), cell in sorted(cells.items()):
-        if section == "engine":
-            rate, ratio = cell["pictures_a_second"]["engine, whole step"], cell["ratios"]
+    for (cell, threads), row in sorted(rows, key=lambda item: item[0]):
+        if cell == "speed: engine":
+            rate, ratio = row["pictures_a_second"]["engine, whole step"], row["ratios"]
             surrogate = ratio["engine over plain, surrogate's term"]["median"]
             whole = ratio["engine over plain, whole step"]["median"]
             lines.append(
@@ -80,18 +102,20 @@ def speeds() -> list[str]:
                 f"the surrogate's term, {whole:.1f} times for the paper's whole step "
                 f"(n = {rate['n']})."
             )
-    photos, memory = cells["photos", 1], cells["memory", 1]
-    lines.append(
-        f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
-        f"{photos['wall_seconds']['median']:.1f} s on one thread, of which "
-        f"{100 * photos['outside_engine_of_process']['median']:.0f} % outside the engine, most of "
-        f"it starting up (n = {photos['wall_seconds']['n']})."
-    )
+    return lines
+
+
+def commands(photos: Row, memory: Row) -> str:
+    """Return what the command takes on a hundred photographs, and the memory for a thousand."""
     peaks = {
         title: memory["backends"][name]
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
-    lines.append(
+    return (
+        f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
+        f"{photos['wall_seconds']['median']:.1f} s on one thread, of which "
+        f"{100 * photos['outside_engine_of_process']['median']:.0f} % outside the engine, most of "
+        f"it starting up (n = {photos['wall_seconds']['n']}).\n"
         "- Peak memory for 1,000 photographs, likewise: "
         + " and ".join(
             f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title}, "
@@ -100,33 +124,46 @@ def speeds() -> list[str]:
         )
         + " (n = 1)."
     )
-    resume = json.loads((RESULTS / "resume.json").read_text(encoding="utf-8"))
-    cut = [cell for cell in resume["cells"] if cell["equal"]]
-    lines.append(
-        f"- Killed with `kill -9` at random moments and resumed: {len(cut)} of "
-        f"{len(resume['cells'])} trees equal the uninterrupted one, byte for byte."
+
+
+def kills(rows: list[Row]) -> str:
+    """Return how many runs that were killed and resumed ended as an uninterrupted one."""
+    cut = [row for row in rows if row["cell"] == "resume: kill"]
+    return (
+        "- Killed with `kill -9` at random moments and resumed: "
+        f"{sum(row['equal'] for row in cut)} of {len(cut)} trees equal the uninterrupted one, byte "
+        "for byte."
     )
-    hardware = photos["hardware"]
-    lines.append(
+
+
+def machine(hardware: dict[str, Any]) -> str:
+    """Return where most of the speeds were measured."""
+    return (
         f"- All on {hardware['cores']} cores of an {hardware['cpu']} "
         f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}; how busy the machine "
         "was is in the results."
     )
-    gray, rem = cells["gray", 1], cells["rem", 1]
-    ratio = gray["ratios"]["time with grey over without"]
-    lines.append(
+
+
+def gray(row: Row) -> str:
+    """Return what the term in grey takes."""
+    ratio = row["ratios"]["time with grey over without"]
+    return (
         f"- The term in grey makes the engine's step {ratio['median']:.2f} times as long "
-        f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {gray['hardware']['cpu']})."
+        f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {row['hardware']['cpu']})."
     )
-    ratio, hardware = rem["ratios"]["engine over plain, rem"], rem["hardware"]
-    lines.append(
-        f"- Noise of `rem` in {rem['settings']['noise']['steps']} steps: "
-        f"{rem['pictures_a_second']['engine, rem']['median']:.1f} pictures a second, "
+
+
+def rem(row: Row) -> str:
+    """Return how fast the noise of rem is made."""
+    ratio, hardware = row["ratios"]["engine over plain, rem"], row["hardware"]
+    return (
+        f"- Noise of `rem` in {row['settings']['noise']['steps']} steps: "
+        f"{row['pictures_a_second']['engine, rem']['median']:.1f} pictures a second, "
         f"{ratio['median']:.1f} times its published loop written plainly "
         f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
         f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
     )
-    return lines
 
 
 EARLIER = ", with `--gray 0 --smooth 1` and the farthest keys"
@@ -135,11 +172,11 @@ EARLIER = ", with `--gray 0 --smooth 1` and the farthest keys"
 
 def verification() -> str:
     """Return what is known of `tue verify` itself, and what it said of the packaged weights."""
-    result = json.loads((RESULTS / "verification.json").read_text(encoding="utf-8"))
-    quick, trainer = result["quick"], result["trainer"]
-    speed, fewer = result["throughput"], result["throughput_of_quick"]
+    rows = rows_of("verification")
+    (quick,) = (row for row in rows if row["cell"] == "verify: quick")
+    controls = {row["settings"]["kind"]: row for row in rows if row["cell"] == "verify: nothing"}
     lines = ["| attacker | originals | random noise | copies | protection |", "|" + "---|" * 5]
-    for name, row in quick["attacks"].items():
+    for name, row in quick["verdict"]["attacks"].items():
         cells = [f"{100 * row[arm]:.1f}" for arm in ("clean", "random", "protected")]
         part = row["protection"]
         said = (
@@ -148,34 +185,56 @@ def verification() -> str:
             else (f"inconclusive: {row['inconclusive']}")
         )
         lines.append(f"| `{name}` | {' | '.join(cells)} | {said} |")
-    hardware = result["quick_hardware"]
+    hardware = quick["hardware"]
     lines += [
         "",
-        f"What `tue verify --budget quick` said of {quick['pictures']} pictures of CIFAR-10"
-        f"{'' if 'gray_ratio' in quick else EARLIER}, in "
-        f"{quick['seconds']['median'] / 60:.0f} minutes, on {hardware['cores']} cores of an "
-        f"{hardware['cpu']}: *{quick['headline']}* (n = {quick['runs']}.)",
+        f"What `tue verify --budget quick` said of {quick['settings']['pictures']} pictures of "
+        f"CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER}, in "
+        f"{quick['seconds'] / 60:.0f} minutes, on {hardware['cores']} cores of an "
+        f"{hardware['cpu']}: *{quick['verdict']['headline']}* (n = {quick['n']}.)",
         *(
-            f"{told}: {_protection(result[name])}."
+            f"{told}: {_protection(controls[name]['verdict'])}."
             for name, told in CONTROLS.items()
-            if name in result
+            if name in controls
         ),
         "",
-        f"Its trainer is right: on {trainer['pictures']} pictures its control reaches "
-        f"{100 * trainer['accuracy']['clean']['mean']:.1f} %, a plain loop of other code "
-        f"{100 * trainer['accuracy']['plain loop']['mean']:.1f} % at the same budget, and "
-        f"random noise costs {trainer['random_costs_points']:.1f} points "
-        f"(n = {trainer['accuracy']['clean']['n']} seeds). Adversarial training with the papers' "
-        f"{speed['adversary_steps']} steps runs at {100 * speed['ratio']['median']:.0f} % of the "
-        f"bare attack's pace, with the {fewer['adversary_steps']} of `quick` at "
-        f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each).",
+        trainer(rows),
     ]
     return "\n".join(lines)
 
 
+def trainer(rows: list[Row]) -> str:
+    """Return whether the trainer of `tue verify` is right, and how fast it is."""
+    victims = [row for row in rows if row["cell"] == "verify: trainer"]
+    accuracy = {
+        kind: spread(row["accuracy"] for row in victims if row["settings"]["kind"] == kind)
+        for kind in ("clean", "plain loop", "random")
+    }
+    costs = accuracy["clean"]["mean"] - accuracy["random"]["mean"]
+    speed, fewer = (
+        next(
+            row
+            for row in rows
+            if row["cell"] == "verify: throughput" and row["settings"]["adversary_steps"] == steps
+        )
+        for steps in (10, 5)
+    )
+    return (
+        f"Its trainer is right: on {victims[0]['settings']['pictures']} pictures its control "
+        f"reaches {100 * accuracy['clean']['mean']:.1f} %, a plain loop of other code "
+        f"{100 * accuracy['plain loop']['mean']:.1f} % at the same budget, and "
+        f"random noise costs {100 * costs:.1f} points "
+        f"(n = {accuracy['clean']['n']} seeds). Adversarial training with the papers' "
+        f"{speed['settings']['adversary_steps']} steps runs at "
+        f"{100 * speed['ratio']['median']:.0f} % of the bare attack's pace, with the "
+        f"{fewer['settings']['adversary_steps']} of `quick` at "
+        f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each)."
+    )
+
+
 CONTROLS = {
-    "plain_copies": "What it says of plain copies of the originals",
-    "shuffled_keys": "And of copies of which each has the noise of a random class",
+    "plain copies": "What it says of plain copies of the originals",
+    "shuffled keys": "And of copies of which each has the noise of a random class",
 }
 """Copies that protect little or nothing."""
 
@@ -189,12 +248,11 @@ def _protection(facts: dict[str, Any]) -> str:
 
 def runtimes() -> str:
     """Return how ONNX Runtime's noise compares with torch's, and how soon and fast it comes."""
-    result = json.loads((RESULTS / "runtimes.json").read_text(encoding="utf-8"))
-    cells = {(c["settings"]["section"], c["hardware"]["threads"]): c for c in result["cells"]}
-    same, start, speed = (cells[name, 1] for name in ("agreement", "start", "speed"))
-    seconds = start["seconds"]
+    cells = cells_of("runtimes")
+    same, start, speed = (cells[f"runtimes: {name}", 1] for name in ("agreement", "start", "speed"))
+    seconds, runtime = start["command_seconds"], speed["runtime"]
     lines = [
-        f"- ONNX Runtime's noise, on {same['pictures']} pictures of CIFAR-10: after one step "
+        f"- ONNX Runtime's noise, on {same['n']} pictures of CIFAR-10: after one step "
         f"{100 * same['one_step_equal']:.3f} % of it is torch's; after "
         f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % is within one "
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times torch's.",
@@ -220,8 +278,8 @@ def runtimes() -> str:
     )
     hardware = speed["hardware"]
     lines.append(
-        f"- On one thread of an {hardware['cpu']}, {result['cells'][0]['runtime']['package']} "
-        f"{result['cells'][0]['runtime']['version']} on the CPU, beside other work."
+        f"- On one thread of an {hardware['cpu']}, {runtime['package']} {runtime['version']} "
+        "on the CPU, beside other work."
     )
     return "\n".join(lines)
 
@@ -236,22 +294,20 @@ WAYS = (
 
 def unseen() -> str:
     """Return what every attacker learns from ten classes at a time that the weights never saw."""
-    import unseen as benchmark
-
-    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
-    found = benchmark.columns(cells, str(index()["default"]))
-    settings, hardware = cells[0]["settings"], cells[0]["hardware"]
-    tens = sorted({cell["settings"]["ten"] for cell in cells})
-    hours = sum(cell["seconds"] for cell in cells) / 3600
-    precisions = " and ".join(sorted({cell["hardware"]["dtype"] for cell in cells}))
+    rows = rows_of("unseen")
+    found = unseen_benchmark.columns(rows, str(index()["default"]))
+    settings, hardware = rows[0]["settings"], rows[0]["hardware"]
+    tens = sorted({row["settings"]["ten"] for row in rows})
+    hours = sum(row["seconds"] for row in rows) / 3600
+    precisions = " and ".join(sorted({row["hardware"]["dtype"] for row in rows}))
     said = [
-        benchmark.tabled(found),
+        unseen_benchmark.tabled(found),
         "",
-        f"The lowest that says something: {benchmark.lowest(found)}. {len(tens)} tens of Tiny "
-        f"ImageNet, {settings['per_class']} training pictures a class; behind a victim stands the "
-        f"share of the published width. Standard victims make {settings['steps']} updates of 64 "
-        "pictures. Accuracies are means over n victims, in brackets the worse ten's score and the "
-        "better one's. *Random costs*: points that random noise takes from the originals' "
+        f"The lowest that says something: {unseen_benchmark.lowest(found)}. {len(tens)} tens of "
+        f"Tiny ImageNet, {settings['per_class']} training pictures a class; behind a victim stands "
+        f"the share of the published width. Standard victims make {settings['steps']} updates of "
+        "64 pictures. Accuracies are means over n victims, in brackets the worse ten's score and "
+        "the better one's. *Random costs*: points that random noise takes from the originals' "
         "accuracy, of one victim. *Knew attacked*: the least that an adversarial victim, on "
         "originals or copies, knew of its own attacked pictures. A score with * says nothing: its "
         "victims had learned too little. All victims of this table and the next took "
@@ -263,24 +319,19 @@ def unseen() -> str:
 
 def levers() -> str:
     """Return what each way of making the noise buys."""
-    import unseen as benchmark
-
-    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
-    default = str(index()["default"])
-    tables = [benchmark.compared(cells, [default + way for way in ways]) for ways in WAYS]
+    rows, default = rows_of("unseen"), str(index()["default"])
+    tables = [unseen_benchmark.compared(rows, [default + way for way in ways]) for ways in WAYS]
     return "\n\n".join(tables)
 
 
 def visibility() -> str:
     """Return how visible the noise is, and where."""
-    import visibility as benchmark
-
-    cells = json.loads((RESULTS / "visibility.json").read_text(encoding="utf-8"))["cells"]
+    rows = rows_of("visibility")
     return "\n".join(
         [
-            benchmark.tabled(cells),
+            visibility_benchmark.tabled(rows),
             "",
-            f"{cells[0]['pictures']} photographs of about 500 × 375: medians, and the least and "
+            f"{rows[0]['n']} photographs of about 500 × 375: medians, and the least and "
             "the most. *Smooth* and *rough*: mean change of a pixel, in levels of 255, where the "
             "picture, as protecting judges it, hides less than a quarter of the noise and where it "
             "hides all.",
@@ -289,24 +340,23 @@ def visibility() -> str:
 
 
 def methods() -> str:
-    """Return table 1 of `tue bench`, and at which budget it was measured."""
+    """Return table 1 of `benchmarks.paper`, and at which budget it was measured."""
     folder = RESULTS / "bench-mini"
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    cells = json.loads((folder / "table-1-cifar-10.json").read_text(encoding="utf-8"))["cells"]
-    known = [cell["result"] for cell in cells if cell["result"]]
+    rows = rows_of("bench-mini/rows")
     _, _, *lines = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8").splitlines()
-    runs = [run for result in known for run in result["runs"].values()]
-    hours = sum(run["wall_seconds"] for run in runs) / 3600
+    hours = sum(row["wall_seconds"] for row in rows) / 3600
     steps, attacked = (settings[name] for name in ("victim_steps", "adversarial_steps"))
+    hardware = rows[0]["hardware"]
     lines += [
         "",
-        f"`tue bench --preset mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: "
-        f"surrogates and victims are a ResNet-18 of width {settings['width']}, surrogates trained "
-        f"for {settings['steps']} steps, victims for {steps} ({attacked} against an adversary), "
-        f"{settings['batch']} pictures each. Every class has its own key, and TUE no term in "
-        "grey, as in the papers. "
-        f"{len(runs)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
-        f"({known[0]['hardware']}).",
+        f"`python -m benchmarks.paper --preset mini` on {rows[0]['pictures']} pictures of "
+        f"CIFAR-10: surrogates and victims are a ResNet-18 of width {settings['width']}, "
+        f"surrogates trained for {settings['steps']} steps, victims for {steps} ({attacked} "
+        f"against an adversary), {settings['batch']} pictures each. Every class has its own key, "
+        "and TUE no term in grey, as in the papers. "
+        f"{len(rows)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
+        f"({hardware['system']}, {hardware['device']}).",
     ]
     return "\n".join(lines)
 
