@@ -186,11 +186,11 @@ class Data:
 
     def __init__(self, arguments: argparse.Namespace, classes: tuple[str, ...]) -> None:
         """`classes` are the names of the folders."""
-        self._arguments = arguments
         self._pictures = copied(
             arguments.data, classes, arguments.per_class, arguments.test_per_class, arguments.work
         )
         self._read = cache(self._reading)
+        self._copies = cache(lambda arm: protected(arm, self._pictures, arguments))
 
     def arms(self, arm: Arm, size: int) -> VictimDataset:
         """Return the pictures of an arm at a size."""
@@ -200,7 +200,7 @@ class Data:
         if arm.kind == "random":
             changed = add_random_noise(self._pictures / "train", size)
         elif arm.kind == "protected":
-            changed = self._read(protected(arm, self._pictures, self._arguments), size)[1]
+            changed = self._read(self._copies(arm), size)[1]
         return VictimDataset(classes, clean, changed, changed, labels, test, test_labels)
 
     def _reading(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:

@@ -47,8 +47,8 @@ def shown(figures: dict[str, Any] | None) -> str:
 
 
 def rows_of(name: str) -> list[Row]:
-    """Return the rows of a committed results file."""
-    return list(read_rows(RESULTS / f"{name}.jsonl"))
+    """Return the rows of a committed results file, of each key the last."""
+    return list({row["key"]: row for row in read_rows(RESULTS / f"{name}.jsonl")}.values())
 
 
 def cells_of(name: str) -> dict[tuple[str, int], Row]:

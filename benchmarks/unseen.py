@@ -145,9 +145,9 @@ class Ten:
 
     def __init__(self, number: int, args: argparse.Namespace) -> None:
         """`number` says which ten."""
-        self._args = args
         self._source, self._held = ten_of(args.data, number, args.per_class, args.work)
         self._read = cache(self._reading)
+        self._copies = cache(lambda arm: copies_of(self._source, arm, args))
 
     def _reading(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
         classes, pictures, failed = load_pictures(folder, size)
@@ -164,7 +164,7 @@ class Ten:
             noise = np.random.default_rng(0).integers(-RADIUS, RADIUS + 1, clean.shape, np.int16)
             random = (clean + noise).clip(0, 255).astype(np.uint8)
         elif arm not in CONTROLS:
-            protected = self._read(copies_of(self._source, arm, self._args), size)[1]
+            protected = self._read(self._copies(arm), size)[1]
         return VictimDataset(classes, clean, protected, random, labels, test, test_labels)
 
 

@@ -27,7 +27,7 @@ from benchmarks.paper.tables import (
     markdown,
     summarize,
 )
-from benchmarks.rows import Rows, read_rows
+from benchmarks.rows import read_rows
 from tue_cli.core.batches import Pictures
 from tue_cli.engine.torch import machine
 from tue_cli.errors import BadSetting, OutputProblem
@@ -405,19 +405,6 @@ def test_a_row_that_was_cut_off_is_measured_again(
     events = list(bench(spec_of(pictures, output, "1")))
     assert len([event for event in events if isinstance(event, Advanced)]) == 1
     assert means(output) == means(whole[0])
-
-
-def test_rows_of_two_processes_are_found_by_both(tmp_path: Path) -> None:
-    one, two = (Rows(tmp_path / "rows.jsonl") for _ in range(2))
-    one.add("cell", {"a": 1}, seed=0, n=1, seconds=0.0, accuracy=0.5)
-    two.add("cell", {"a": 2}, seed=0, n=1, seconds=0.0, failed="no memory")
-    assert two.find("cell", {"a": 1}) and one.lacks("cell", {"a": 2})
-    # The last one counts.
-    two.add("cell", {"a": 1}, seed=0, n=1, seconds=0.0, accuracy=0.25)
-    assert (one.find("cell", {"a": 1}) or {})["accuracy"] == 0.25
-    assert len(one.written()) == 3
-    # What an earlier run has in another folder is known too.
-    assert not Rows(tmp_path / "new" / "rows.jsonl", done=tmp_path).lacks("cell", {"a": 1})
 
 
 @pytest.mark.parametrize(
