@@ -1,6 +1,8 @@
-"""Write the README's figures from the committed results, so that no figure is typed.
+"""Write the figures of README and docs from the committed results, so that no figure is typed.
 
 python benchmarks/readme.py
+
+A block of figures stands between two markers, in whichever page it belongs to.
 """
 
 from __future__ import annotations
@@ -22,12 +24,12 @@ ARMS = {
     "clean": "originals",
     "random": "random noise",
     "protected:keys=farthest": "copies",
-    "protected:keys=in-order": "keys in order",
+    "protected:keys=in-order": "codes in order",
     "protected:keys=farthest:score=0": "`--score 0`",
 }
 """What the training pictures were, and the column's title; a column nobody measured is left out.
 
-`protection.py` makes the paper's noise, without a term in grey.
+`protection.py` makes the paper's noise, without the grayscale term.
 """
 
 
@@ -76,26 +78,25 @@ def speeds() -> list[str]:
             whole = ratio["engine over plain, whole step"]["median"]
             lines.append(
                 f"- Engine, {threads} thread{'s' * (threads > 1)}, 10 steps: "
-                f"{rate['median']:.0f} pictures a second; {surrogate:.1f} times the plain loop for "
-                f"the surrogate's term, {whole:.1f} times for the paper's whole step "
-                f"(n = {rate['n']})."
+                f"{rate['median']:.0f} pictures per second, {whole:.1f} times the speed of a plain "
+                f"loop; {surrogate:.1f} times with the surrogate term alone (n = {rate['n']})."
             )
     photos, memory = cells["photos", 1], cells["memory", 1]
     lines.append(
         f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
-        f"{photos['wall_seconds']['median']:.1f} s on one thread, of which "
-        f"{100 * photos['outside_engine_of_process']['median']:.0f} % outside the engine, most of "
-        f"it starting up (n = {photos['wall_seconds']['n']})."
+        f"{photos['wall_seconds']['median']:.1f} s on one thread, "
+        f"{100 * photos['outside_engine_of_process']['median']:.0f} % of it outside the engine, "
+        f"mostly for starting up (n = {photos['wall_seconds']['n']})."
     )
     peaks = {
         title: memory["backends"][name]
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
     lines.append(
-        "- Peak memory for 1,000 photographs, likewise: "
+        "- Peak memory of the same command for 1,000 photographs: "
         + " and ".join(
-            f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title}, "
-            f"{facts['ratio']['median']:.2f} times that for 100"
+            f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title} "
+            f"({facts['ratio']['median']:.2f} times that for 100)"
             for title, facts in peaks.items()
         )
         + " (n = 1)."
@@ -104,33 +105,33 @@ def speeds() -> list[str]:
     cut = [cell for cell in resume["cells"] if cell["equal"]]
     lines.append(
         f"- Killed with `kill -9` at random moments and resumed: {len(cut)} of "
-        f"{len(resume['cells'])} trees equal the uninterrupted one, byte for byte."
+        f"{len(resume['cells'])} outputs equal that of the uninterrupted run, byte for byte."
     )
     hardware = photos["hardware"]
     lines.append(
-        f"- All on {hardware['cores']} cores of an {hardware['cpu']} "
-        f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}; how busy the machine "
-        "was is in the results."
+        f"- Hardware of all of these: {hardware['cores']} cores of an {hardware['cpu']} "
+        f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}. The results record "
+        "the load of the machine."
     )
     gray, rem = cells["gray", 1], cells["rem", 1]
     ratio = gray["ratios"]["time with grey over without"]
     lines.append(
-        f"- The term in grey makes the engine's step {ratio['median']:.2f} times as long "
+        f"- The grayscale term makes the engine's step {ratio['median']:.2f} times as long "
         f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {gray['hardware']['cpu']})."
     )
     ratio, hardware = rem["ratios"]["engine over plain, rem"], rem["hardware"]
     lines.append(
         f"- Noise of `rem` in {rem['settings']['noise']['steps']} steps: "
-        f"{rem['pictures_a_second']['engine, rem']['median']:.1f} pictures a second, "
-        f"{ratio['median']:.1f} times its published loop written plainly "
+        f"{rem['pictures_a_second']['engine, rem']['median']:.1f} pictures per second, "
+        f"{ratio['median']:.1f} times the speed of its published loop "
         f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
         f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
     )
     return lines
 
 
-EARLIER = ", with `--gray 0 --smooth 1` and the farthest keys"
-"""What is said of a figure of the noise that was the default before."""
+EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
+"""What is said of a figure of the noise that was once the default."""
 
 
 def verification() -> str:
@@ -151,33 +152,35 @@ def verification() -> str:
     hardware = result["quick_hardware"]
     lines += [
         "",
-        f"What `tue verify --budget quick` said of {quick['pictures']} pictures of CIFAR-10"
-        f"{'' if 'gray_ratio' in quick else EARLIER}, in "
-        f"{quick['seconds']['median'] / 60:.0f} minutes, on {hardware['cores']} cores of an "
-        f"{hardware['cpu']}: *{quick['headline']}* (n = {quick['runs']}.)",
+        f"The result of `tue verify --budget quick` for {quick['pictures']} pictures of CIFAR-10"
+        f"{'' if 'gray_ratio' in quick else EARLIER}: *{quick['headline']}* It took "
+        f"{quick['seconds']['median'] / 60:.0f} minutes on {hardware['cores']} cores of an "
+        f"{hardware['cpu']} (n = {quick['runs']}).",
+        "",
         *(
-            f"{told}: {_protection(result[name])}."
+            f"- {told}: {_protection(result[name])}."
             for name, told in CONTROLS.items()
             if name in result
         ),
         "",
-        f"Its trainer is right: on {trainer['pictures']} pictures its control reaches "
-        f"{100 * trainer['accuracy']['clean']['mean']:.1f} %, a plain loop of other code "
+        f"The trainer of `tue verify` agrees with a plain loop that shares no code with it: on "
+        f"{trainer['pictures']} pictures its victims of the originals reach "
+        f"{100 * trainer['accuracy']['clean']['mean']:.1f} %, those of the plain loop "
         f"{100 * trainer['accuracy']['plain loop']['mean']:.1f} % at the same budget, and "
         f"random noise costs {trainer['random_costs_points']:.1f} points "
         f"(n = {trainer['accuracy']['clean']['n']} seeds). Adversarial training with the papers' "
         f"{speed['adversary_steps']} steps runs at {100 * speed['ratio']['median']:.0f} % of the "
-        f"bare attack's pace, with the {fewer['adversary_steps']} of `quick` at "
+        f"speed of the attack alone; with the {fewer['adversary_steps']} steps of `quick`, at "
         f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each).",
     ]
     return "\n".join(lines)
 
 
 CONTROLS = {
-    "plain_copies": "What it says of plain copies of the originals",
-    "shuffled_keys": "And of copies of which each has the noise of a random class",
+    "plain_copies": "Unprotected copies of the originals",
+    "shuffled_keys": "Copies that each have the noise of a random class",
 }
-"""Copies that protect little or nothing."""
+"""Copies that should protect little or nothing."""
 
 
 def _protection(facts: dict[str, Any]) -> str:
@@ -194,34 +197,36 @@ def runtimes() -> str:
     same, start, speed = (cells[name, 1] for name in ("agreement", "start", "speed"))
     seconds = start["seconds"]
     lines = [
-        f"- ONNX Runtime's noise, on {same['pictures']} pictures of CIFAR-10: after one step "
-        f"{100 * same['one_step_equal']:.3f} % of it is torch's; after "
-        f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % is within one "
-        f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times torch's.",
+        f"- Noise of ONNX Runtime against that of torch, on {same['pictures']} pictures of "
+        f"CIFAR-10: after one step {100 * same['one_step_equal']:.3f} % of the values are equal; "
+        f"after {same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are "
+        f"within one level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} "
+        "times that with torch.",
         f"- One photograph (`--gray 0 --smooth 1`) of {start['photograph'].replace('x', '×')}, "
         f"from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
-        f"Runtime, {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
+        f"Runtime and {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
     ]
     widths = sorted(speed["widths"].items(), key=lambda item: int(item[0]))
     titles = {
-        "torch frozen, float32": "torch as it comes, with frozen parameters, in float32",
-        "torch engine, float32": "this tool's torch engine in float32",
-        "torch engine, bfloat16": "the same in bfloat16",
+        "torch frozen, float32": "plain torch with frozen parameters in float32",
+        "torch engine, float32": "tue's torch engine in float32",
+        "torch engine, bfloat16": "that engine in bfloat16",
     }
     paces = "; ".join(
-        ", ".join(f"{facts['onnx_over'][name]['median']:.2f}" for _, facts in widths)
+        " and ".join(f"{facts['onnx_over'][name]['median']:.2f}" for _, facts in widths)
         + f" times that of {title}"
         for name, title in titles.items()
     )
     n = widths[0][1]["pictures_a_second"]["onnx, float32"]["n"]
     lines.append(
-        f"- ONNX Runtime's pace for surrogates of width {', '.join(w for w, _ in widths)}: {paces} "
-        f"(n = {n})."
+        f"- Speed of ONNX Runtime for surrogates of width {' and '.join(w for w, _ in widths)}: "
+        f"{paces} (n = {n})."
     )
     hardware = speed["hardware"]
     lines.append(
-        f"- On one thread of an {hardware['cpu']}, {result['cells'][0]['runtime']['package']} "
-        f"{result['cells'][0]['runtime']['version']} on the CPU, beside other work."
+        f"- Hardware: one thread of an {hardware['cpu']} that did other work too, with "
+        f"{result['cells'][0]['runtime']['package']} {result['cells'][0]['runtime']['version']} on "
+        "the CPU."
     )
     return "\n".join(lines)
 
@@ -247,16 +252,16 @@ def unseen() -> str:
     said = [
         benchmark.tabled(found),
         "",
-        f"The lowest that says something: {benchmark.lowest(found)}. {len(tens)} tens of Tiny "
-        f"ImageNet, {settings['per_class']} training pictures a class; behind a victim stands the "
-        f"share of the published width. Standard victims make {settings['steps']} updates of 64 "
-        "pictures. Accuracies are means over n victims, in brackets the worse ten's score and the "
-        "better one's. *Random costs*: points that random noise takes from the originals' "
-        "accuracy, of one victim. *Knew attacked*: the least that an adversarial victim, on "
-        "originals or copies, knew of its own attacked pictures. A score with * says nothing: its "
-        "victims had learned too little. All victims of this table and the next took "
-        f"{hours:.1f} hours of one thread of two machines with an {hardware['cpu']}, beside other "
-        f"work, in {precisions}.",
+        f"The lowest conclusive score: {benchmark.lowest(found)}. The data are {len(tens)} sets of "
+        f"ten classes of Tiny ImageNet, with {settings['per_class']} training pictures per class. "
+        "The number after a victim's name is its share of the published width. Standard victims "
+        f"make {settings['steps']} updates with a batch size of 64. Accuracies are means over n "
+        "victims; the brackets hold the scores of the two sets of classes. *Random noise costs*: "
+        "how many points of accuracy random noise costs, from one victim. *Robust training "
+        "accuracy*: the lowest accuracy of an adversarially trained victim on its own attacked "
+        "training pictures. A score with * is inconclusive: its victims had learned too little. "
+        f"All victims of this table and the next took {hours:.1f} hours of one thread on two "
+        f"machines with an {hardware['cpu']} that did other work too, in {precisions}.",
     ]
     return "\n".join(said)
 
@@ -280,38 +285,82 @@ def visibility() -> str:
         [
             benchmark.tabled(cells),
             "",
-            f"{cells[0]['pictures']} photographs of about 500 × 375: medians, and the least and "
-            "the most. *Smooth* and *rough*: mean change of a pixel, in levels of 255, where the "
-            "picture, as protecting judges it, hides less than a quarter of the noise and where it "
-            "hides all.",
+            f"{cells[0]['pictures']} photographs of about 500 × 375: median, minimum and maximum. "
+            "*Smooth areas* and *textured areas*: the mean change of a pixel, in levels of 255, "
+            "where the mask without its lower limit is below a quarter and where it is 1.",
         ]
     )
 
 
 def methods() -> str:
-    """Return table 1 of `tue bench`, and at which budget it was measured."""
+    """Return the paper's table 1 in miniature, and at which budget it was measured."""
     folder = RESULTS / "bench-mini"
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
     cells = json.loads((folder / "table-1-cifar-10.json").read_text(encoding="utf-8"))["cells"]
     known = [cell["result"] for cell in cells if cell["result"]]
-    _, _, *lines = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8").splitlines()
+    table = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8").splitlines()
+    lines = [line for line in table if line.startswith("|")]
     runs = [run for result in known for run in result["runs"].values()]
     hours = sum(run["wall_seconds"] for run in runs) / 3600
     steps, attacked = (settings[name] for name in ("victim_steps", "adversarial_steps"))
     lines += [
         "",
-        f"`tue bench --preset mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: "
-        f"surrogates and victims are a ResNet-18 of width {settings['width']}, surrogates trained "
-        f"for {settings['steps']} steps, victims for {steps} ({attacked} against an adversary), "
-        f"{settings['batch']} pictures each. Every class has its own key, and TUE no term in "
-        "grey, as in the papers. "
+        "Test accuracy in percent on clean pictures: mean and standard deviation over the seeds. "
+        "In parentheses: the robust training accuracy of an adversarially trained victim. In "
+        "brackets: the paper's figure. \\* The robust training accuracy is below 50 %: the victim "
+        "has learned too little for the figure to say anything about protection.",
+        "",
+        f"Preset `mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: surrogates and "
+        f"victims are a ResNet-18 of width {settings['width']}. Surrogates are trained for "
+        f"{settings['steps']} steps, victims for {steps} ({attacked} in adversarial training), "
+        f"with a batch size of {settings['batch']}. As in the papers, each class has its own code "
+        "and TUE has no grayscale term. "
         f"{len(runs)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
         f"({known[0]['hardware']}).",
     ]
     return "\n".join(lines)
 
 
+HEADLINE = {
+    "std": "Trains as usual",
+    "gray": "Removes the colours",
+    "jpeg50": "Compresses to JPEG, quality 50",
+    "jpeg10": "Compresses to JPEG, quality 10",
+    "ueraser": "Augments strongly (UEraser-lite)",
+}
+"""Attackers that the README shows: usual ones, and the one that undoes most."""
+
+
+def summary() -> str:
+    """Return five rows of `unseen`, for somebody who reads nothing else."""
+    import unseen as benchmark
+
+    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
+    found = benchmark.columns(cells, str(index()["default"]))
+    victim = "resnet18:0.125, 32 px"
+    titles = "| what the attacker does | originals | copies | protection | n |"
+    lines = [titles, "|" + "---|" * 5]
+    for name, title in HEADLINE.items():
+        row = found[f"{name}, {victim}"]
+        tens = row["scores_of_tens"]
+        lines.append(
+            f"| {title} | {100 * row['clean']:.1f} % | {100 * row['protected']:.1f} % | "
+            f"{row['score']:.0f} % ({tens['min']:.0f} to {tens['max']:.0f}) | {row['n']} |"
+        )
+    doubtful = found[f"at2, {victim}"]
+    lines += [
+        "",
+        "Accuracy on clean pictures after training on the originals or on the copies, a mean over "
+        "n victims. The brackets hold the lowest and the highest of the sets of ten classes. "
+        "Adversarial training seems to undo nearly everything: at a radius of 2/255, "
+        f"{100 * doubtful['protected']:.1f} % for {100 * doubtful['clean']:.1f} %. These small "
+        "victims learn too little from it to be sure.",
+    ]
+    return "\n".join(lines)
+
+
 BLOCKS = {
+    "summary": summary,
     "unseen": unseen,
     "levers": levers,
     "methods": methods,
@@ -323,19 +372,29 @@ BLOCKS = {
 
 
 def markers(name: str) -> tuple[str, str]:
-    """Return what stands before and after a block in the README."""
+    """Return what stands before and after a block in its page."""
     return f"<!-- {name}: benchmarks/readme.py -->\n", f"\n<!-- end of {name} -->\n"
+
+
+def page_of(name: str) -> Path:
+    """Return the one page that holds a block.
+
+    Raises:
+        SystemExit: no page holds it, or several do.
+    """
+    pages = [*ROOT.glob("README.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/README.md")]
+    holding = [page for page in pages if markers(name)[0] in page.read_text(encoding="utf-8")]
+    if len(holding) != 1:
+        raise SystemExit(f"{len(holding)} pages hold the block {name!r}; one should.")
+    return holding[0]
 
 
 def main() -> None:
     """Replace what lies between each pair of markers."""
-    path = ROOT / "README.md"
-    text = path.read_text(encoding="utf-8")
     for name, block in BLOCKS.items():
-        start, end = markers(name)
-        before, rest = text.split(start)
-        text = before + start + block() + end + rest.split(end)[1]
-    path.write_text(text, encoding="utf-8")
+        page, (start, end) = page_of(name), markers(name)
+        before, rest = page.read_text(encoding="utf-8").split(start)
+        page.write_text(before + start + block() + end + rest.split(end)[1], encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -311,8 +311,8 @@ def tabled(found: dict[str, record.Facts]) -> str:
                 told(row) + spread,
             ]
         )
-    head = ["attacker, victim, size", "originals", "random costs", "copies", "knew attacked", "n"]
-    return record.table([*head, "score"], lines)
+    head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
+    return record.table([*head, "robust training accuracy", "n", "score"], lines)
 
 
 def compared(cells: Sequence[record.Facts], arms: Sequence[str]) -> str:

@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def tabled(cells: list[record.Facts]) -> str:
     """Return the ways side by side as a Markdown table."""
-    head = ["`tue protect`", "PSNR, dB", f"at {WANTED:g} or more", "SSIM", "smooth", "rough"]
+    head = ["`tue protect`", "PSNR, dB", f"at {WANTED:g} or more", "SSIM"]
     lines = [
         [
             f"`{cell['settings']['options']}`" if cell["settings"]["options"] else "defaults",
@@ -145,7 +145,7 @@ def tabled(cells: list[record.Facts]) -> str:
         ]
         for cell in sorted(cells, key=lambda cell: ARMS.index(cell["settings"]["options"]))
     ]
-    return record.table(head, lines)
+    return record.table([*head, "smooth areas", "textured areas"], lines)
 
 
 if __name__ == "__main__":
