@@ -286,8 +286,9 @@ def visibility() -> str:
             benchmark.tabled(cells),
             "",
             f"{cells[0]['pictures']} photographs of about 500 × 375: median, minimum and maximum. "
-            "*Smooth areas* and *textured areas*: the mean change of a pixel, in levels of 255, "
-            "where the mask without its lower limit is below a quarter and where it is 1.",
+            "*Smooth areas* are those where `--smooth 0` would leave less than a quarter of the "
+            "noise, *textured areas* those where it would leave all of it. The columns hold the "
+            "mean change of a pixel there, in levels of 255.",
         ]
     )
 
@@ -322,11 +323,11 @@ def methods() -> str:
 
 
 HEADLINE = {
-    "std": "Trains as usual",
-    "gray": "Removes the colours",
-    "jpeg50": "Compresses to JPEG, quality 50",
-    "jpeg10": "Compresses to JPEG, quality 10",
-    "ueraser": "Augments strongly (UEraser-lite)",
+    "std": "trains as usual",
+    "gray": "removes the colours first",
+    "jpeg50": "compresses to JPEG of quality 50 first",
+    "jpeg10": "compresses to JPEG of quality 10 first",
+    "ueraser": "augments strongly (UEraser-lite)",
 }
 """Attackers that the README shows: usual ones, and the one that undoes most."""
 
@@ -338,7 +339,7 @@ def summary() -> str:
     cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
     found = benchmark.columns(cells, str(index()["default"]))
     victim = "resnet18:0.125, 32 px"
-    titles = "| what the attacker does | originals | copies | protection | n |"
+    titles = "| the attacker … | originals | copies | protection | n |"
     lines = [titles, "|" + "---|" * 5]
     for name, title in HEADLINE.items():
         row = found[f"{name}, {victim}"]
@@ -350,11 +351,11 @@ def summary() -> str:
     doubtful = found[f"at2, {victim}"]
     lines += [
         "",
-        "Accuracy on clean pictures after training on the originals or on the copies, a mean over "
-        "n victims. The brackets hold the lowest and the highest of the sets of ten classes. "
-        "Adversarial training seems to undo nearly everything: at a radius of 2/255, "
-        f"{100 * doubtful['protected']:.1f} % for {100 * doubtful['clean']:.1f} %. These small "
-        "victims learn too little from it to be sure.",
+        "The figures are means over n classifiers, for classes that the weights never saw. The "
+        f"brackets hold the lowest and the highest of {tens['n']} sets of ten classes. Adversarial "
+        f"training (radius 2/255) gives {100 * doubtful['clean']:.1f} % on originals and "
+        f"{100 * doubtful['protected']:.1f} % on copies. That is inconclusive, because such small "
+        "classifiers learn little from it, but expect it to undo most of the protection.",
     ]
     return "\n".join(lines)
 

@@ -133,7 +133,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def tabled(cells: list[record.Facts]) -> str:
     """Return the ways side by side as a Markdown table."""
-    head = ["`tue protect`", "PSNR, dB", f"at {WANTED:g} or more", "SSIM"]
+    head = ["`tue protect`", "PSNR, dB", f"copies at {WANTED:g} dB or more", "SSIM"]
     lines = [
         [
             f"`{cell['settings']['options']}`" if cell["settings"]["options"] else "defaults",
