@@ -44,7 +44,7 @@ def shown(figures: dict[str, Any] | None) -> str:
 
 
 def protection() -> str:
-    """Return what the copies leave of a victim's accuracy, and what making them costs."""
+    """Return what the copies leave of a victim's accuracy."""
     summaries = {
         name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]
         for name in TITLES
@@ -63,11 +63,11 @@ def protection() -> str:
             arms = {arm: rows.get((size, adversary, arm)) for arm in columns}
             figures = [shown(row and row["accuracy"]) for row in arms.values()]
             lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} |")
-    return "\n".join([*lines, "", *speeds()])
+    return "\n".join(lines)
 
 
-def speeds() -> list[str]:
-    """Return what is known of speed, memory and resuming, as a list; n and hardware with it."""
+def speed() -> str:
+    """Return what is known of speed, memory and resuming, with n and hardware."""
     result = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
     cells = {(c["settings"]["section"], c["settings"]["threads"]): c for c in result["cells"]}
     lines = []
@@ -109,7 +109,7 @@ def speeds() -> list[str]:
     )
     hardware = photos["hardware"]
     lines.append(
-        f"- Hardware of all of these: {hardware['cores']} cores of an {hardware['cpu']} "
+        f"- Hardware of the lines above: {hardware['cores']} cores of an {hardware['cpu']} "
         f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}. The results record "
         "the load of the machine."
     )
@@ -127,7 +127,7 @@ def speeds() -> list[str]:
         f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
         f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
     )
-    return lines
+    return "\n".join(lines)
 
 
 EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
@@ -366,6 +366,7 @@ BLOCKS = {
     "levers": levers,
     "methods": methods,
     "protection": protection,
+    "speed": speed,
     "verification": verification,
     "visibility": visibility,
     "runtimes": runtimes,
