@@ -47,16 +47,17 @@ from typing import Any
 
 BEGAN = time.monotonic()  # loading torch takes of the time too
 
-import gpu_table as full
-import record
 import torch
-from archives import read_split
-from gpu_bench import Bench, Clock
-from gpu_fast import fast
-from gpu_right import right
-from gpu_work import FULL, RATES, TOY, predicted
-from rows import Row, Rows
 
+from benchmarks import gpu_table as full
+from benchmarks.archives import read_split
+from benchmarks.gpu_bench import Bench, Clock
+from benchmarks.gpu_fast import fast
+from benchmarks.gpu_right import right
+from benchmarks.gpu_work import FULL, RATES, TOY, predicted
+from benchmarks.rows import Row, Rows, describe_hardware
+from benchmarks.script import note, say
+from benchmarks.summary import table
 from tue_cli.engine.torch import machine
 from tue_cli.errors import DeviceUnavailable
 
@@ -118,11 +119,10 @@ def cifar(bench: Bench) -> None:
 def warm_compiler(bench: Bench) -> None:
     """Compile in a process beside the run what `fast` will compile: the cache is shared."""
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
-    code = f"import gpu_fast; gpu_fast.warm_up({width}, {batch})"
-    path = os.pathsep.join([str(Path(__file__).parent), *sys.path])
+    code = f"from benchmarks import gpu_fast; gpu_fast.warm_up({width}, {batch})"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": import_path()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -167,7 +167,7 @@ def victims(
     while missing and fitting() < wanted / 2:
         missing.pop()
     if not missing:
-        record.note(f"victims at {cells[0]['radius']}/255 do not fit: {an_epoch:.1f} s an epoch")
+        note(f"victims at {cells[0]['radius']}/255 do not fit: {an_epoch:.1f} s an epoch")
         return
     epochs = max(1, min(wanted, fitting()))
     for cell in missing:
@@ -184,7 +184,7 @@ def made(bench: Bench, name: str) -> None:
 def control(bench: Bench, name: str) -> None:
     """Train another surrogate and victims of its noise, if half of its training fits."""
     if bench.clock.left() < 0.5 * seconds_of(name) and not bench.rehearse:
-        record.note(f"no time for {name}")
+        note(f"no time for {name}")
         return
     for radius in (0, 4):
         like = [full.cell_of(bench, "TUE", radius)]
@@ -205,18 +205,16 @@ def wide(bench: Bench) -> None:
 
 def unseen(bench: Bench) -> None:
     """Measure protection on classes that no weights saw, by `unseen.py`, while there is time."""
-    data = bench.work / "data"
+    data = bench.work / bench.archive.name.partition(".")[0]
     with tarfile.open(bench.archive, "r|*") as archive:
         archive.extractall(data, filter="data")
     (data,) = [place.parent for place in data.rglob("train")]
     own = [name for name in ("A", "B") if full.kept(bench, name)]
-    earlier = bench.done / "unseen-gpu.json" if bench.done else None
-    if earlier is not None and earlier.exists():
-        (bench.out / earlier.name).write_bytes(earlier.read_bytes())
-    command = [sys.executable, str(Path(__file__).with_name("unseen.py")), "--data", str(data)]
+    command = [sys.executable, "-m", "benchmarks.unseen", "--data", str(data)]
     command += ["--arms", ",".join([*own, "cifar10"]), "--device", bench.computer.device.type]
-    command += ["--results", str(bench.out), "--name", "unseen-gpu", "--work", str(bench.work)]
-    command += ["--threads", str(min(16, os.cpu_count() or 1))]
+    command += ["--results", str(bench.out), "--name", bench.rows.path.stem]
+    command += ["--done", str(bench.done)] if bench.done else []
+    command += ["--work", str(bench.work), "--threads", str(min(16, os.cpu_count() or 1))]
     if bench.rehearse:
         command += ["--victim", "resnet18:0.0625", "--per-class", "4", "--seen", "40"]
         command += ["--columns", "std", "--tens", "0", "--seeds", "0"]
@@ -224,13 +222,15 @@ def unseen(bench: Bench) -> None:
         columns = "std,gray,jpeg10,jpeg50,resize,blur,std/64,at2,at4"
         command += ["--victim", "resnet18:1", "--seeds", "0", "--columns", columns]
     seconds = bench.clock.left() - full.SPARE
-    code, _, noted = bench.call(command, seconds, TUE_WEIGHTS=str(bench.work))
-    record.note(f"unseen.py ended with {code}: {noted[-2000:]}")
-    for cell in record.Results(bench.out, "unseen-gpu").cells():
-        settings = {**cell["settings"], "data": bench.archive.name.partition(".")[0]}
-        if bench.rows.find("unseen", settings) is None:
-            figures = {name: cell[name] for name in ("accuracy", "train", "fitted", "seconds")}
-            bench.rows.add("unseen", settings, **figures, n=1, seed=settings["seed"])
+    code, _, noted = bench.call(
+        command, seconds, TUE_WEIGHTS=str(bench.work), PYTHONPATH=import_path()
+    )
+    note(f"unseen.py ended with {code}: {noted[-2000:]}")
+
+
+def import_path() -> str:
+    """Return the PYTHONPATH of a process that imports what this one can."""
+    return os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
 
 
 PLANS: dict[str, Callable[[Bench], None]] = {
@@ -246,7 +246,7 @@ def summary(rows: list[Row]) -> str:
     order = ("failed", "victim", "surrogate", "unseen", "right", "timing", "noise")
     ranked = sorted(rows, key=lambda row: next(n for n, k in enumerate(order) if k in row["cell"]))
     shown = ranked[: LINES - 4]
-    text = record.table(["cell", "what", "figures", "seconds"], [line_of(row) for row in shown])
+    text = table(["cell", "what", "figures", "seconds"], [line_of(row) for row in shown])
     missing = len(ranked) - len(shown)
     return text + (f"\n\n{missing} more rows are in rows.jsonl." if missing else "")
 
@@ -287,7 +287,7 @@ def foreseen() -> str:
         for name, work, fast_, slow in predicted(50_000)
     ]
     low, high = RATES
-    return record.table(["step", "PFLOP", f"seconds at {high:.0f}-{low:.0f} TFLOP/s"], lines)
+    return table(["step", "PFLOP", f"seconds at {high:.0f}-{low:.0f} TFLOP/s"], lines)
 
 
 def parsed() -> argparse.Namespace:
@@ -311,7 +311,7 @@ def main() -> None:
     """Do what the command line says."""
     args = parsed()
     if args.predict:
-        record.say(foreseen())
+        say(foreseen())
         return
     if args.out is None:
         raise SystemExit("Say where to write with --out DIR.")
@@ -333,19 +333,19 @@ def main() -> None:
     budget = TOY if args.rehearse else FULL
     # Before CUDA is, for processes are forked to read it.
     pictures = None if plan is unseen else read_split(args.data, budget.training.size)
-    record.note(f"{args.data.name} is read, {time.monotonic() - BEGAN:.0f} s from the start")
+    note(f"{args.data.name} is read, {time.monotonic() - BEGAN:.0f} s from the start")
     try:
         computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
     except DeviceUnavailable:
         raise SystemExit("No CUDA GPU can be used here. --rehearse needs none.") from None
-    facts = record.hardware(
+    facts = describe_hardware(
         threads=torch.get_num_threads(),
         dtype=str(computer.dtype).removeprefix("torch."),
         device=computer.description,
     )
     warnings.simplefilter("default")
     with tempfile.TemporaryDirectory(prefix="tue-gpu-") as work:
-        rows = Rows(args.out / "rows.jsonl", done=args.done, facts={"hardware": facts})
+        rows = Rows(args.out / "rows.jsonl", facts={"hardware": facts}, done=args.done)
         bench = Bench(
             archive=args.data,
             read=pictures,
@@ -366,14 +366,14 @@ def main() -> None:
         finally:
             end.cancel()
             bench.end_children()
-            record.say(summary(rows.made))
+            say(summary(rows.written()))
 
 
 def stop(bench: Bench) -> None:
     """End the run where it is: its time is over, and what it has is written."""
     bench.end_children()
-    record.say(summary(bench.rows.made))
-    record.say("Stopped at the time limit; the unfinished step is lost.")
+    say(summary(bench.rows.written()))
+    say("Stopped at the time limit; the unfinished step is lost.")
     os._exit(0)
 
 

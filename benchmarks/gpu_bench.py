@@ -15,12 +15,13 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
-import record
 import torch
-from archives import Split
-from gpu_work import Budget
-from rows import Rows
 
+from benchmarks.archives import Split
+from benchmarks.command import environment as environment_of
+from benchmarks.gpu_work import Budget
+from benchmarks.rows import Rows
+from benchmarks.script import note
 from tue_cli.core.batches import Pictures
 from tue_cli.core.capture import Record, record_call, record_graph, recorded_by
 from tue_cli.engine.torch import ComputeDevice
@@ -82,7 +83,7 @@ class Bench:
     @cached_property
     def data_name(self) -> str:
         """A name for the training pictures, the same for the same ones."""
-        pixels = self.split.train.pixels.cpu().numpy()
+        pixels = self.split.train.pixels.cpu().numpy().tobytes()
         return f"{self.archive.name.partition('.')[0]}, {hashlib.sha256(pixels).hexdigest()[:12]}"
 
     def running(self) -> AbstractContextManager[None]:
@@ -91,12 +92,14 @@ class Bench:
 
     def attempt(self, name: str, step: Callable[[], object]) -> None:
         """Do a step; where it fails, write a row that says so, and let the run go on."""
+        began = time.monotonic()
         try:
             step()
         except Exception as error:
-            record.note(traceback.format_exc())
+            note(traceback.format_exc())
             told = f"{type(error).__name__}: {str(error)[:300]}"
-            self.rows.add("failed", {"step": name}, failed=told, seed=0, n=1)
+            seconds = round(time.monotonic() - began, 2)
+            self.rows.add("failed", {"step": name}, failed=told, seed=0, n=1, seconds=seconds)
             if self.computer.device.type == "cuda":
                 torch.cuda.empty_cache()
 
@@ -106,7 +109,7 @@ class Bench:
         """Run a command with a time limit; return exit code (None at the limit), stdout, stderr."""
         child = subprocess.Popen(
             list(command),
-            env={**record.environment(min(16, os.cpu_count() or 1)), **environment},
+            env={**environment_of(min(16, os.cpu_count() or 1)), **environment},
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
             text=True,

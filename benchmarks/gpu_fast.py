@@ -7,18 +7,18 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
-import record
 import torch
-from gpu_bench import WAYS, Bench
-from gpu_table import PROBE, seconds_a_step
-from gpu_work import bf16_rate, flops
 from PIL import Image
 from torch import Tensor, nn
 
-from tue_cli.config import NoiseSettings
+from benchmarks.command import TUE, protect_command, summary_of
+from benchmarks.gpu_bench import WAYS, Bench
+from benchmarks.gpu_table import PROBE, seconds_a_step
+from benchmarks.gpu_work import bf16_rate, flops
+from benchmarks.noise import noise_of
 from tue_cli.core.batches import generator_at
 from tue_cli.core.capture import Captured, record_call, record_graph, recorded_by
 from tue_cli.core.losses import cross_entropy
@@ -26,7 +26,7 @@ from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.torch import TorchEngine
 from tue_cli.methods import FIT
 from tue_cli.methods.tue import perturb
-from tue_cli.nets.classifiers import build_classifier
+from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
 from tue_cli.train.run import trainings_of
@@ -34,7 +34,7 @@ from tue_cli.weights import Card, Weights, fresh
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
-TERMS = {
+TERMS: dict[str, dict[str, Any]] = {
     "surrogate": {"score_ratio": 0.0, "gray_ratio": 0.0},
     "surrogate, score": {"gray_ratio": 0.0},
     "surrogate, grey": {"score_ratio": 0.0},
@@ -56,10 +56,14 @@ def fast(bench: Bench, seconds: float) -> None:
     def left() -> float:
         return end - time.monotonic()
 
+    began = time.monotonic()
     rate = bf16_rate(bench.budget.side, bench.computer.device, lambda run: bench.timed(run)[0])
     asked = {"side": bench.budget.side}
     if bench.rows.lacks("timing: bf16 product", asked):
-        bench.rows.add("timing: bf16 product", asked, tflops=round(rate, 2), seed=0, n=1)
+        seconds = round(time.monotonic() - began, 2)
+        bench.rows.add(
+            "timing: bf16 product", asked, tflops=round(rate, 2), seed=0, n=1, seconds=seconds
+        )
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
     for way in WAYS:
         _noise(bench, width, batch, "all", way, rate)
@@ -105,7 +109,7 @@ def _noise(
     recorder: Any = None,
 ) -> None:
     """Time the noise of one batch, in ten steps, on the device alone."""
-    noise = replace(NoiseSettings(steps=bench.budget.noise_steps), **TERMS[terms])
+    noise = noise_of(steps=bench.budget.noise_steps, **TERMS[terms])
     asked = {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps}
     if not bench.rows.lacks("timing: noise", asked):
         return
@@ -199,7 +203,7 @@ def _engine(bench: Bench) -> None:
             engine = TorchEngine(
                 Weights("timed", card, tensors, ""),
                 "tue",
-                NoiseSettings(),
+                noise_of(),
                 seed=0,
                 machine=bench.computer,
                 batch=batch,
@@ -230,12 +234,10 @@ def _protect(bench: Bench, seconds: float) -> None:
     options = ["--backend", "torch", *(["--steps", "1"] if bench.rehearse else [])]
     for source in (ROOT / "assets/photos", originals):
         output = bench.work / f"{source.name}-protected"
-        command = record.protect_command(
-            source, output, weights="cifar10", device=device, options=options
-        )
+        command = protect_command(source, output, weights="cifar10", device=device, options=options)
         began = time.monotonic()
         code, said, noted = bench.call(command, max(1.0, end - began))
-        summary = record.summary_of(said)
+        summary = summary_of(said)
         figures = {name: summary.get(name) for name in ("protected", "failed", "engine_seconds")}
         bench.rows.add(
             "timing: tue protect",
@@ -254,7 +256,7 @@ def _verify(bench: Bench, seconds: float) -> None:
     originals, copies = bench.work / "originals", bench.work / "originals-protected"
     device = bench.computer.device.type
     budget = "1s" if bench.rehearse else "quick"
-    command = [*record.TUE, "verify", str(copies), "--original", str(originals)]
+    command = [*TUE, "verify", str(copies), "--original", str(originals)]
     command += ["--budget", budget, "--device", device, "--json"]
     command += ["--attacks", "std", "--victim", "resnet18:0.0625"] if bench.rehearse else []
     began = time.monotonic()
@@ -264,7 +266,7 @@ def _verify(bench: Bench, seconds: float) -> None:
         "timing: tue verify",
         {"budget": budget, "device": device, "pictures": count},
         code=code,
-        verdict=record.summary_of(said).get("verdict"),
+        verdict=summary_of(said).get("verdict"),
         said=noted[-300:],
         n=1,
         seed=0,
@@ -320,7 +322,7 @@ def compile_net(
     loss = cross_entropy(frozen, torch.arange(batch, device=device) % 10)
     before = gradient_of(loss)(pixels)
     try:
-        frozen.net = torch.compile(plain, backend=backend)
+        frozen.net = cast(Classifier, torch.compile(plain, backend=backend))
         after = gradient_of(loss)(pixels)
         apart = float((after - before).norm() / before.norm())
         if not apart <= 0.1:

@@ -11,13 +11,13 @@ import math
 import time
 import warnings
 
-import record
 import torch
-from gpu_bench import WAYS, Bench
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tue_cli.config import NoiseSettings
+from benchmarks.gpu_bench import WAYS, Bench
+from benchmarks.noise import noise_of
+from benchmarks.script import note
 from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured, recorded_by
 from tue_cli.core.loop import Plan, Training, fit
@@ -76,7 +76,7 @@ def right(bench: Bench) -> None:
             )
     good["captured"] &= _trains_alike(bench)
     bench.way = "captured" if good["captured"] else "eager"
-    record.note(f"right: {good}; the run goes on {bench.way}")
+    note(f"right: {good}; the run goes on {bench.way}")
 
 
 def _parts(bench: Bench) -> Parts:
@@ -114,7 +114,7 @@ def _fields(parts: Parts, device: torch.device, dtype: torch.dtype) -> dict[str,
         {"surrogate": surrogate, "score": field},
         x,
         y,
-        NoiseSettings(steps=1),
+        noise_of(steps=1),
         start=torch.zeros_like(x),
         generator=generator_at(0, "perturb", 0, CPU),
         run=Captured(device),

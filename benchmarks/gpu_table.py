@@ -12,13 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import record
 import torch
-from gpu_bench import Bench
-from gpu_views import fit_through_views
-from gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
 from torch import Tensor
 
+from benchmarks.gpu_bench import Bench
+from benchmarks.gpu_views import fit_through_views
+from benchmarks.gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
+from benchmarks.script import note
 from tue_cli.config import RECIPES as ROLES
 from tue_cli.config import AdversarySettings, TrainSettings, VictimSettings
 from tue_cli.core.batches import Pictures, generator_at
@@ -102,7 +102,7 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
     bench.nets[name] = nets
     parts = []
     if keep:
-        training = {
+        training: dict[str, Any] = {
             "settings": asdict(chosen),
             "data": {"name": bench.data_name},
             "figures": figures,
@@ -151,7 +151,7 @@ def _train_role(
     a_step = seconds_a_step(bench, fit(begun(PROBE)))
     most = min(seconds, bench.clock.left() - SPARE)
     steps = max(1, min(wanted, int(0.95 * most / a_step)))
-    record.note(f"{name}, {role}: {steps} of {wanted} steps, about {steps * a_step:.0f} s")
+    note(f"{name}, {role}: {steps} of {wanted} steps, about {steps * a_step:.0f} s")
     training, losses, began = begun(steps), [], time.monotonic()
     with bench.running():
         for loss in fit(training):
@@ -333,14 +333,14 @@ def finished(bench: Bench, cell: dict[str, Any]) -> dict[str, Any] | None:
 def seconds_an_epoch(bench: Bench, cell: dict[str, Any]) -> float:
     """Return about how long an epoch of a victim takes."""
     train = bench.split.train
-    an_epoch = -(-len(train) // cell["batch"])
+    an_epoch: int = -(-len(train) // cell["batch"])
     probe = made_by(bench, {**cell, "epochs": PROBE / an_epoch})
     return OVERHEAD * an_epoch * seconds_a_step(bench, probe.updates(train))
 
 
 def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
     """Train a victim for so many epochs, which may be fewer than asked, and write its row."""
-    record.note(f"victim of {cell['arm']} at {cell['radius']}/255: {epochs} epochs")
+    note(f"victim of {cell['arm']} at {cell['radius']}/255: {epochs} epochs")
     began = last = time.monotonic()
     trained, curve, longest = None, [], 0.0
     with bench.running():
@@ -355,7 +355,7 @@ def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
                 break
             longest, last = max(longest, time.monotonic() - last), time.monotonic()
     if not curve:
-        record.note("no time for its first epoch")
+        note("no time for its first epoch")
         return
     spent = trained.seconds if trained else time.monotonic() - began
     shown = len(curve) * len(bench.split.train)

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from benchmarks.noise import published_noise
+from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import gradient_of
 from tue_cli.nets.classifiers import build_classifier
@@ -71,7 +72,7 @@ TOY = Budget(
         score_steps=4,
         steps=4,
         batch=8,
-        noise=NoiseSettings(steps=2, gray_ratio=0.0),
+        noise=published_noise(steps=2),
         adversary=AdversarySettings(steps=1),
     ),
     em_steps=2,
@@ -106,7 +107,7 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
 
     def update_score() -> None:
         noise = torch.randn_like(pixels)
-        score_matching(score, pixels, labels, sigma=0.1, noise=noise).sum().backward()
+        score_matching(score, pixels, labels, sigma=0.1, noise=noise).sum().backward()  # type: ignore[no-untyped-call]
 
     counted: dict[str, Callable[[], object]] = {
         "gradient": lambda: gradient_of(cross_entropy(frozen, labels))(pixels),
@@ -178,13 +179,13 @@ def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, fl
     ]
     fixed = {"starting, reading the archive, right": 50.0, "fast": 80.0}
     slow, fast = RATES
+
+    def seconds(name: str, work: float, count: int, rate: float) -> float:
+        return fixed.get(name) or max(work / rate / 1e12, LEAST * count)
+
     return [
-        (
-            name,
-            work / 1e15,
-            *(fixed.get(name) or max(work / rate / 1e12, LEAST * count) for rate in (fast, slow)),
-        )
-        for name, work, count in steps
+        (step[0], step[1] / 1e15, seconds(*step, rate=fast), seconds(*step, rate=slow))
+        for step in steps
     ]
 
 

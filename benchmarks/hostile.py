@@ -1,8 +1,8 @@
 """Fuzz tue with hostile files and surroundings, and count what goes wrong.
 
-    python benchmarks/hostile.py                          # each fuzzer for a minute, and the memory
-    python benchmarks/hostile.py --only state --minutes 10
-    python benchmarks/hostile.py --only memory            # the figure that the README has
+    python -m benchmarks.hostile                          # each fuzzer for a minute, and the memory
+    python -m benchmarks.hostile --only state --minutes 10
+    python -m benchmarks.hostile --only memory            # the figure that the README has
 
 `mutants` changes bytes of pictures in every format, decodes them and protects what decodes.
 `metadata` draws directories, claims and offsets that no program would write. `state` damages the
@@ -32,14 +32,15 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-import hostile_places
 import numpy as np
-import record
 from PIL import Image
 
+from benchmarks import hostile_places, script
+from benchmarks.command import run_protect
 from tue_cli.cli import main as tue
 from tue_cli.dataset.manifest import MANIFEST, WORK
 from tue_cli.errors import PictureProblem, WeightsProblem
@@ -90,7 +91,7 @@ class Cases:
             self.wrong += 1
             self._keep.mkdir(parents=True, exist_ok=True)
             (self._keep / name).write_bytes(data)
-            record.note(f"{name}: {type(error).__name__}: {str(error)[:200]}")
+            script.note(f"{name}: {type(error).__name__}: {str(error)[:200]}")
         finally:
             signal.alarm(0)
         self.counts[word] += 1
@@ -181,7 +182,7 @@ def mutants(cases: Cases, draw: random.Random, place: Path) -> None:
     for number in cases.going():
         name = draw.choice(list(sources))
         data = mutant(sources[name], draw)
-        cases.run(f"{number}-{name}", data, lambda data=data: protected(data))
+        cases.run(f"{number}-{name}", data, partial(protected, data))
 
 
 # --- metadata --------------------------------------------------------------------------------
@@ -222,7 +223,7 @@ def text(draw: random.Random, room: int) -> bytes:
 
 def resources(draw: random.Random, room: int) -> bytes:
     """Return Photoshop's blocks, which may claim anything."""
-    parts = []
+    parts: list[bytes] = []
     while sum(map(len, parts)) < room:
         size = draw.choice((0, 1, 40, 1 << 31))
         code = draw.choice((0x409, 0x40C, 0x3ED, 0x404))
@@ -262,7 +263,7 @@ def metadata_cases(cases: Cases, draw: random.Random, place: Path) -> None:
     plain = pictures()
     for number in cases.going():
         data = laden(draw, plain)
-        cases.run(f"{number}-metadata", data, lambda data=data: protected(data))
+        cases.run(f"{number}-metadata", data, partial(protected, data))
 
 
 # --- state -----------------------------------------------------------------------------------
@@ -388,10 +389,10 @@ def state(cases: Cases, draw: random.Random, place: Path) -> None:
         if what == "weights":
             commands = []
         for command in commands:
-            cases.run(f"{number}-{what}", data, lambda command=command: ended(*command))
+            cases.run(f"{number}-{what}", data, partial(ended, *command))
         if tree(source) != before:
             cases.wrong += 1
-            record.note(f"{number}-{what}: an original was changed")
+            script.note(f"{number}-{what}: an original was changed")
             before = tree(source)
         shutil.rmtree(output)
 
@@ -421,7 +422,7 @@ def memory(cases: Cases, draw: random.Random, place: Path) -> None:
         shutil.copy(path, place / "three" / f"{number}.jpg")
     for name, jobs in (("one", 1), ("three", 4)):
         options = ("--labels", "single", "--steps", "1", "--backend", "onnx", "--jobs", str(jobs))
-        facts = record.run_protect(
+        facts = run_protect(
             place / name,
             place / f"{name}-out",
             weights="cifar10",
@@ -441,13 +442,13 @@ def memory(cases: Cases, draw: random.Random, place: Path) -> None:
 def surroundings(kind: str) -> Callable[[Cases, random.Random, Path], None]:
     """Return a fuzzer of `hostile_places.py`."""
 
-    def fuzz(cases: Cases, _: random.Random, place: Path) -> None:
+    def fuzz(cases: Cases, draw: random.Random, place: Path) -> None:
         trials = hostile_places.KINDS[kind](place, cases.seed)
         for _, (what, wrong) in zip(cases.going(), trials, strict=False):
             cases.counts["WRONG" if wrong else "well"] += 1
             if wrong:
                 cases.wrong += 1
-                record.note(f"{kind}, {what}: {wrong}")
+                script.note(f"{kind}, {what}: {wrong}")
 
     return fuzz
 
@@ -477,9 +478,9 @@ def main() -> int:
         cases = Cases(arguments.minutes, arguments.keep / name, arguments.seed)
         with tempfile.TemporaryDirectory(prefix="hostile-") as folder:
             FUZZERS[name](cases, random.Random(arguments.seed), Path(folder))
-        record.say(f"{name}: {sum(cases.counts.values())} cases, {cases.wrong} wrong")
+        script.say(f"{name}: {sum(cases.counts.values())} cases, {cases.wrong} wrong")
         for word, count in sorted(cases.counts.items()):
-            record.say(f"  {count:6} {word}")
+            script.say(f"  {count:6} {word}")
         wrong += cases.wrong
     return bool(wrong)
 

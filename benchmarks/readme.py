@@ -1,6 +1,6 @@
 """Write the figures of README and docs from the committed results, so that no figure is typed.
 
-python benchmarks/readme.py
+python -m benchmarks.readme
 
 A block of figures stands between two markers, in whichever page it belongs to.
 """
@@ -8,13 +8,18 @@ A block of figures stands between two markers, in whichever page it belongs to.
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
+from benchmarks import protection as protection_benchmark
+from benchmarks import unseen as unseen_benchmark
+from benchmarks import visibility as visibility_benchmark
+from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.summary import spread
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
-RESULTS = ROOT / "benchmarks" / "results"
 TITLES = {
     "protection-tiny": "ten Tiny ImageNet classes that the weights never saw",
     "protection-cifar": "CIFAR-10, on which the weights were trained",
@@ -43,12 +48,19 @@ def shown(figures: dict[str, Any] | None) -> str:
     return f"{mean} ({100 * figures['min']:.1f}–{100 * figures['max']:.1f})"
 
 
+def rows_of(name: str) -> list[Row]:
+    """Return the rows of a committed results file."""
+    return list(read_rows(RESULTS / f"{name}.jsonl"))
+
+
+def cells_of(name: str) -> dict[tuple[str, int], Row]:
+    """Return a file's rows by cell and number of threads."""
+    return {(row["cell"], row["hardware"]["threads"]): row for row in rows_of(name)}
+
+
 def protection() -> str:
     """Return what the copies leave of a victim's accuracy."""
-    summaries = {
-        name: json.loads((RESULTS / f"{name}.json").read_text(encoding="utf-8"))["summary"]
-        for name in TITLES
-    }
+    summaries = {name: protection_benchmark.summary(rows_of(name)) for name in TITLES}
     measured = {row["arm"] for rows in summaries.values() for row in rows}
     columns = [arm for arm in ARMS if arm in measured]
     titles = " | ".join(ARMS[arm] for arm in columns)
@@ -68,12 +80,25 @@ def protection() -> str:
 
 def speed() -> str:
     """Return what is known of speed, memory and resuming, with n and hardware."""
-    result = json.loads((RESULTS / "speed.json").read_text(encoding="utf-8"))
-    cells = {(c["settings"]["section"], c["settings"]["threads"]): c for c in result["cells"]}
+    rows = cells_of("speed")
+    return "\n".join(
+        [
+            *engines(rows.items()),
+            commands(rows["speed: photos", 1], rows["speed: memory", 1]),
+            kills(rows_of("resume")),
+            machine(rows["speed: photos", 1]["hardware"]),
+            gray(rows["speed: gray", 1]),
+            rem(rows["speed: rem", 1]),
+        ]
+    )
+
+
+def engines(rows: Iterable[tuple[tuple[str, int], Row]]) -> list[str]:
+    """Return how fast the engine is, a line for each number of threads."""
     lines = []
-    for (section, threads), cell in sorted(cells.items()):
-        if section == "engine":
-            rate, ratio = cell["pictures_a_second"]["engine, whole step"], cell["ratios"]
+    for (cell, threads), row in sorted(rows, key=lambda item: item[0]):
+        if cell == "speed: engine":
+            rate, ratio = row["pictures_a_second"]["engine, whole step"], row["ratios"]
             surrogate = ratio["engine over plain, surrogate's term"]["median"]
             whole = ratio["engine over plain, whole step"]["median"]
             lines.append(
@@ -81,18 +106,20 @@ def speed() -> str:
                 f"{rate['median']:.0f} pictures per second, {whole:.1f} times the speed of a plain "
                 f"loop; {surrogate:.1f} times with the surrogate term alone (n = {rate['n']})."
             )
-    photos, memory = cells["photos", 1], cells["memory", 1]
-    lines.append(
-        f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
-        f"{photos['wall_seconds']['median']:.1f} s on one thread, "
-        f"{100 * photos['outside_engine_of_process']['median']:.0f} % of it outside the engine, "
-        f"mostly for starting up (n = {photos['wall_seconds']['n']})."
-    )
+    return lines
+
+
+def commands(photos: Row, memory: Row) -> str:
+    """Return what the command takes on a hundred photographs, and the memory for a thousand."""
     peaks = {
         title: memory["backends"][name]
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
-    lines.append(
+    return (
+        f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
+        f"{photos['wall_seconds']['median']:.1f} s on one thread, "
+        f"{100 * photos['outside_engine_of_process']['median']:.0f} % of it outside the engine, "
+        f"mostly for starting up (n = {photos['wall_seconds']['n']}).\n"
         "- Peak memory of the same command for 1,000 photographs: "
         + " and ".join(
             f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title} "
@@ -101,33 +128,46 @@ def speed() -> str:
         )
         + " (n = 1)."
     )
-    resume = json.loads((RESULTS / "resume.json").read_text(encoding="utf-8"))
-    cut = [cell for cell in resume["cells"] if cell["equal"]]
-    lines.append(
-        f"- Killed with `kill -9` at random moments and resumed: {len(cut)} of "
-        f"{len(resume['cells'])} outputs equal that of the uninterrupted run, byte for byte."
+
+
+def kills(rows: list[Row]) -> str:
+    """Return how many runs that were killed and resumed ended as an uninterrupted one."""
+    cut = [row for row in rows if row["cell"] == "resume: kill"]
+    return (
+        "- Killed with `kill -9` at random moments and resumed: "
+        f"{sum(row['equal'] for row in cut)} of {len(cut)} outputs equal that of the "
+        "uninterrupted run, byte for byte."
     )
-    hardware = photos["hardware"]
-    lines.append(
+
+
+def machine(hardware: dict[str, Any]) -> str:
+    """Return where most of the speeds were measured."""
+    return (
         f"- Hardware of the lines above: {hardware['cores']} cores of an {hardware['cpu']} "
         f"({', '.join(hardware['bfloat16_by'])}), torch {hardware['torch']}. The results record "
         "the load of the machine."
     )
-    gray, rem = cells["gray", 1], cells["rem", 1]
-    ratio = gray["ratios"]["time with grey over without"]
-    lines.append(
+
+
+def gray(row: Row) -> str:
+    """Return what the grayscale term takes."""
+    ratio = row["ratios"]["time with grey over without"]
+    return (
         f"- The grayscale term makes the engine's step {ratio['median']:.2f} times as long "
-        f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {gray['hardware']['cpu']})."
+        f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {row['hardware']['cpu']})."
     )
-    ratio, hardware = rem["ratios"]["engine over plain, rem"], rem["hardware"]
-    lines.append(
-        f"- Noise of `rem` in {rem['settings']['noise']['steps']} steps: "
-        f"{rem['pictures_a_second']['engine, rem']['median']:.1f} pictures per second, "
+
+
+def rem(row: Row) -> str:
+    """Return how fast the noise of rem is made."""
+    ratio, hardware = row["ratios"]["engine over plain, rem"], row["hardware"]
+    return (
+        f"- Noise of `rem` in {row['settings']['noise']['steps']} steps: "
+        f"{row['pictures_a_second']['engine, rem']['median']:.1f} pictures per second, "
         f"{ratio['median']:.1f} times the speed of its published loop "
         f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
         f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
     )
-    return "\n".join(lines)
 
 
 EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
@@ -136,11 +176,11 @@ EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
 
 def verification() -> str:
     """Return what is known of `tue verify` itself, and what it said of the packaged weights."""
-    result = json.loads((RESULTS / "verification.json").read_text(encoding="utf-8"))
-    quick, trainer = result["quick"], result["trainer"]
-    speed, fewer = result["throughput"], result["throughput_of_quick"]
+    rows = rows_of("verification")
+    (quick,) = (row for row in rows if row["cell"] == "verify: quick")
+    controls = {row["settings"]["kind"]: row for row in rows if row["cell"] == "verify: nothing"}
     lines = ["| attacker | originals | random noise | copies | protection |", "|" + "---|" * 5]
-    for name, row in quick["attacks"].items():
+    for name, row in quick["verdict"]["attacks"].items():
         cells = [f"{100 * row[arm]:.1f}" for arm in ("clean", "random", "protected")]
         part = row["protection"]
         said = (
@@ -149,36 +189,58 @@ def verification() -> str:
             else (f"inconclusive: {row['inconclusive']}")
         )
         lines.append(f"| `{name}` | {' | '.join(cells)} | {said} |")
-    hardware = result["quick_hardware"]
+    hardware = quick["hardware"]
     lines += [
         "",
-        f"The result of `tue verify --budget quick` for {quick['pictures']} pictures of CIFAR-10"
-        f"{'' if 'gray_ratio' in quick else EARLIER}: *{quick['headline']}* It took "
-        f"{quick['seconds']['median'] / 60:.0f} minutes on {hardware['cores']} cores of an "
-        f"{hardware['cpu']} (n = {quick['runs']}).",
+        f"The result of `tue verify --budget quick` for {quick['settings']['pictures']} pictures "
+        f"of CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER}: "
+        f"*{quick['verdict']['headline']}* It took {quick['seconds'] / 60:.0f} minutes on "
+        f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}).",
         "",
         *(
-            f"- {told}: {_protection(result[name])}."
+            f"- {told}: {_protection(controls[name]['verdict'])}."
             for name, told in CONTROLS.items()
-            if name in result
+            if name in controls
         ),
         "",
-        f"The trainer of `tue verify` agrees with a plain loop that shares no code with it: on "
-        f"{trainer['pictures']} pictures its victims of the originals reach "
-        f"{100 * trainer['accuracy']['clean']['mean']:.1f} %, those of the plain loop "
-        f"{100 * trainer['accuracy']['plain loop']['mean']:.1f} % at the same budget, and "
-        f"random noise costs {trainer['random_costs_points']:.1f} points "
-        f"(n = {trainer['accuracy']['clean']['n']} seeds). Adversarial training with the papers' "
-        f"{speed['adversary_steps']} steps runs at {100 * speed['ratio']['median']:.0f} % of the "
-        f"speed of the attack alone; with the {fewer['adversary_steps']} steps of `quick`, at "
-        f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each).",
+        trainer(rows),
     ]
     return "\n".join(lines)
 
 
+def trainer(rows: list[Row]) -> str:
+    """Return whether the trainer of `tue verify` is right, and how fast it is."""
+    victims = [row for row in rows if row["cell"] == "verify: trainer"]
+    accuracy = {
+        kind: spread(row["accuracy"] for row in victims if row["settings"]["kind"] == kind)
+        for kind in ("clean", "plain loop", "random")
+    }
+    costs = accuracy["clean"]["mean"] - accuracy["random"]["mean"]
+    speed, fewer = (
+        next(
+            row
+            for row in rows
+            if row["cell"] == "verify: throughput" and row["settings"]["adversary_steps"] == steps
+        )
+        for steps in (10, 5)
+    )
+    return (
+        "The trainer of `tue verify` agrees with a plain loop that shares no code with it: on "
+        f"{victims[0]['settings']['pictures']} pictures its victims of the originals reach "
+        f"{100 * accuracy['clean']['mean']:.1f} %, those of the plain loop "
+        f"{100 * accuracy['plain loop']['mean']:.1f} % at the same budget, and "
+        f"random noise costs {100 * costs:.1f} points "
+        f"(n = {accuracy['clean']['n']} seeds). Adversarial training with the papers' "
+        f"{speed['settings']['adversary_steps']} steps runs at "
+        f"{100 * speed['ratio']['median']:.0f} % of the speed of the attack alone; with the "
+        f"{fewer['settings']['adversary_steps']} steps of `quick`, at "
+        f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each)."
+    )
+
+
 CONTROLS = {
-    "plain_copies": "Unprotected copies of the originals",
-    "shuffled_keys": "Copies that each have the noise of a random class",
+    "plain copies": "Unprotected copies of the originals",
+    "shuffled keys": "Copies that each have the noise of a random class",
 }
 """Copies that should protect little or nothing."""
 
@@ -192,16 +254,15 @@ def _protection(facts: dict[str, Any]) -> str:
 
 def runtimes() -> str:
     """Return how ONNX Runtime's noise compares with torch's, and how soon and fast it comes."""
-    result = json.loads((RESULTS / "runtimes.json").read_text(encoding="utf-8"))
-    cells = {(c["settings"]["section"], c["hardware"]["threads"]): c for c in result["cells"]}
-    same, start, speed = (cells[name, 1] for name in ("agreement", "start", "speed"))
-    seconds = start["seconds"]
+    cells = cells_of("runtimes")
+    same, start, speed = (cells[f"runtimes: {name}", 1] for name in ("agreement", "start", "speed"))
+    seconds, runtime = start["command_seconds"], speed["runtime"]
     lines = [
-        f"- Noise of ONNX Runtime against that of torch, on {same['pictures']} pictures of "
-        f"CIFAR-10: after one step {100 * same['one_step_equal']:.3f} % of the values are equal; "
-        f"after {same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are "
-        f"within one level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} "
-        "times that with torch.",
+        f"- Noise of ONNX Runtime against that of torch, on {same['n']} pictures of CIFAR-10: "
+        f"after one step {100 * same['one_step_equal']:.3f} % of the values are equal; after "
+        f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are within one "
+        f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times that with "
+        "torch.",
         f"- One photograph (`--gray 0 --smooth 1`) of {start['photograph'].replace('x', '×')}, "
         f"from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
         f"Runtime and {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
@@ -225,8 +286,7 @@ def runtimes() -> str:
     hardware = speed["hardware"]
     lines.append(
         f"- Hardware: one thread of an {hardware['cpu']} that did other work too, with "
-        f"{result['cells'][0]['runtime']['package']} {result['cells'][0]['runtime']['version']} on "
-        "the CPU."
+        f"{runtime['package']} {runtime['version']} on the CPU."
     )
     return "\n".join(lines)
 
@@ -241,23 +301,21 @@ WAYS = (
 
 def unseen() -> str:
     """Return what every attacker learns from ten classes at a time that the weights never saw."""
-    import unseen as benchmark
-
-    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
-    found = benchmark.columns(cells, str(index()["default"]))
-    settings, hardware = cells[0]["settings"], cells[0]["hardware"]
-    tens = sorted({cell["settings"]["ten"] for cell in cells})
-    hours = sum(cell["seconds"] for cell in cells) / 3600
-    precisions = " and ".join(sorted({cell["hardware"]["dtype"] for cell in cells}))
+    rows = rows_of("unseen")
+    found = unseen_benchmark.columns(rows, str(index()["default"]))
+    settings, hardware = rows[0]["settings"], rows[0]["hardware"]
+    tens = sorted({row["settings"]["ten"] for row in rows})
+    hours = sum(row["seconds"] for row in rows) / 3600
+    precisions = " and ".join(sorted({row["hardware"]["dtype"] for row in rows}))
     said = [
-        benchmark.tabled(found),
+        unseen_benchmark.tabled(found),
         "",
-        f"The lowest conclusive score: {benchmark.lowest(found)}. The data are {len(tens)} sets of "
-        f"ten classes of Tiny ImageNet, with {settings['per_class']} training pictures per class. "
-        "The number after a victim's name is its share of the published width. Standard victims "
-        f"make {settings['steps']} updates with a batch size of 64. Accuracies are means over n "
-        "victims; the brackets hold the scores of the two sets of classes. *Random noise costs*: "
-        "how many points of accuracy random noise costs, from one victim. *Robust training "
+        f"The lowest conclusive score: {unseen_benchmark.lowest(found)}. The data are {len(tens)} "
+        f"sets of ten classes of Tiny ImageNet, with {settings['per_class']} training pictures per "
+        "class. The number after a victim's name is its share of the published width. Standard "
+        f"victims make {settings['steps']} updates with a batch size of 64. Accuracies are means "
+        "over n victims; the brackets hold the scores of the two sets of classes. *Random noise "
+        "costs*: how many points of accuracy random noise costs, from one victim. *Robust training "
         "accuracy*: the lowest accuracy of an adversarially trained victim on its own attacked "
         "training pictures. A score with * is inconclusive: its victims had learned too little. "
         f"All victims of this table and the next took {hours:.1f} hours of one thread on two "
@@ -268,24 +326,19 @@ def unseen() -> str:
 
 def levers() -> str:
     """Return what each way of making the noise buys."""
-    import unseen as benchmark
-
-    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
-    default = str(index()["default"])
-    tables = [benchmark.compared(cells, [default + way for way in ways]) for ways in WAYS]
+    rows, default = rows_of("unseen"), str(index()["default"])
+    tables = [unseen_benchmark.compared(rows, [default + way for way in ways]) for ways in WAYS]
     return "\n\n".join(tables)
 
 
 def visibility() -> str:
     """Return how visible the noise is, and where."""
-    import visibility as benchmark
-
-    cells = json.loads((RESULTS / "visibility.json").read_text(encoding="utf-8"))["cells"]
+    rows = rows_of("visibility")
     return "\n".join(
         [
-            benchmark.tabled(cells),
+            visibility_benchmark.tabled(rows),
             "",
-            f"{cells[0]['pictures']} photographs of about 500 × 375: median, minimum and maximum. "
+            f"{rows[0]['n']} photographs of about 500 × 375: median, minimum and maximum. "
             "*Smooth areas* are those where `--smooth 0` would leave less than a quarter of the "
             "noise, *textured areas* those where it would leave all of it. The columns hold the "
             "mean change of a pixel there, in levels of 255.",
@@ -294,16 +347,15 @@ def visibility() -> str:
 
 
 def methods() -> str:
-    """Return the paper's table 1 in miniature, and at which budget it was measured."""
+    """Return table 1 of `benchmarks.paper`, and at which budget it was measured."""
     folder = RESULTS / "bench-mini"
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    cells = json.loads((folder / "table-1-cifar-10.json").read_text(encoding="utf-8"))["cells"]
-    known = [cell["result"] for cell in cells if cell["result"]]
-    table = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8").splitlines()
-    lines = [line for line in table if line.startswith("|")]
-    runs = [run for result in known for run in result["runs"].values()]
-    hours = sum(run["wall_seconds"] for run in runs) / 3600
+    rows = rows_of("bench-mini/rows")
+    page = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8")
+    lines = [line for line in page.splitlines() if line.startswith("|")]
+    hours = sum(row["wall_seconds"] for row in rows) / 3600
     steps, attacked = (settings[name] for name in ("victim_steps", "adversarial_steps"))
+    hardware = rows[0]["hardware"]
     lines += [
         "",
         "Test accuracy in percent on clean pictures: mean and standard deviation over the seeds. "
@@ -311,13 +363,13 @@ def methods() -> str:
         "brackets: the paper's figure. \\* The robust training accuracy is below 50 %: the victim "
         "has learned too little for the figure to say anything about protection.",
         "",
-        f"Preset `mini` on {known[0]['data']['pictures']} pictures of CIFAR-10: surrogates and "
-        f"victims are a ResNet-18 of width {settings['width']}. Surrogates are trained for "
+        f"Preset `mini` on {rows[0]['pictures']} pictures of CIFAR-10: surrogates and victims are "
+        f"a ResNet-18 of width {settings['width']}. Surrogates are trained for "
         f"{settings['steps']} steps, victims for {steps} ({attacked} in adversarial training), "
         f"with a batch size of {settings['batch']}. As in the papers, each class has its own code "
         "and TUE has no grayscale term. "
-        f"{len(runs)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
-        f"({known[0]['hardware']}).",
+        f"{len(rows)} victims took {hours:.1f} hours in all, surrogates and noise not counted "
+        f"({hardware['system']}, {hardware['device']}).",
     ]
     return "\n".join(lines)
 
@@ -334,10 +386,7 @@ HEADLINE = {
 
 def summary() -> str:
     """Return five rows of `unseen`, for somebody who reads nothing else."""
-    import unseen as benchmark
-
-    cells = json.loads((RESULTS / "unseen.json").read_text(encoding="utf-8"))["cells"]
-    found = benchmark.columns(cells, str(index()["default"]))
+    found = unseen_benchmark.columns(rows_of("unseen"), str(index()["default"]))
     victim = "resnet18:0.125, 32 px"
     titles = "| the attacker … | originals | copies | protection | n |"
     lines = [titles, "|" + "---|" * 5]

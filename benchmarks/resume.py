@@ -1,6 +1,6 @@
 """Whether `tue protect` writes the same bytes again, and after every kill -9 and resume.
 
-    python benchmarks/resume.py --data DIR/tiny-imagenet-50b/train --weights NAME
+    python -m benchmarks.resume --data DIR/tiny-imagenet-50b/train --weights NAME
 
 Some 120 pictures in three class folders are protected twice, into two folders, and the trees are
 compared. Then the command is started in a fresh folder, killed at a random moment (seeded; uniform
@@ -20,11 +20,14 @@ import shutil
 import subprocess
 import time
 from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import record
-
+from benchmarks import script
+from benchmarks.command import environment, protect_command, summary_of
+from benchmarks.rows import Row
+from benchmarks.summary import spread, table
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.weights import load
 
@@ -99,19 +102,19 @@ class Runs:
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
         given = self._arguments
         options = [] if given.jobs is None else ["--jobs", str(given.jobs)]
-        command = record.protect_command(
+        command = protect_command(
             self._source, output, weights=given.weights, device=given.device, options=options
         )
         with self._said.open("wb") as said, self._complaints.open("wb") as complaints:
             return subprocess.Popen(
                 command,
-                env=record.environment(given.threads),
+                env=environment(given.threads),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=complaints,
             )
 
-    def whole(self, output: Path) -> record.Facts:
+    def whole(self, output: Path) -> Row:
         """Run the command to its end; return its code, its summary and its times."""
         began, first = time.monotonic(), None
         process = self._start(output)
@@ -124,7 +127,7 @@ class Runs:
             "first_copy": first,
             "seconds": time.monotonic() - began,
             "stderr": self._complaints.read_text(encoding="utf-8", errors="replace"),
-            "summary": record.summary_of(self._said.read_text(encoding="utf-8")),
+            "summary": summary_of(self._said.read_text(encoding="utf-8")),
         }
 
     def killed(self, output: Path, after: float, copies_first: int) -> tuple[bool, float]:
@@ -147,7 +150,7 @@ class Runs:
 
 def kill_and_resume(
     runs: Runs, output: Path, after: float, copies_first: int, reference: dict[str, bytes]
-) -> record.Facts:
+) -> Row:
     """Kill a run, resume it, and compare what it leaves with an uninterrupted one."""
     shutil.rmtree(output, ignore_errors=True)
     ended, ran = runs.killed(output, after, copies_first)
@@ -173,24 +176,53 @@ def kill_and_resume(
     }
 
 
-def summary(cells: list[record.Facts]) -> record.Facts:
+def run_twice(runs: Runs, source: Path, work: Path) -> tuple[dict[str, bytes], float, Row]:
+    """Protect a folder twice; return the first tree, the shorter time, and how they compare."""
+    trees, times = [], []
+    for name in ("reference", "again"):
+        output = work / name
+        shutil.rmtree(output, ignore_errors=True)
+        run = runs.whole(output)
+        if run["code"] or not run["summary"]:
+            raise SystemExit(f"tue protect ended with {run['code']}:\n{run['stderr']}")
+        script.note(f"uninterrupted: {run['seconds']:.1f} s, first copy at {run['first_copy']} s")
+        trees.append(tree(output))
+        times.append(run)
+    files = {name for name in trees[0] if not name.endswith("/")}
+    expected = {path.relative_to(source).as_posix() for path in source.rglob("*.*")} | {MANIFEST}
+    return (
+        trees[0],
+        min(run["seconds"] for run in times),
+        {
+            "differing": differences(*trees)[:20],
+            "equal": trees[0] == trees[1],
+            "files": len(files),
+            "first_copy_seconds": [round(run["first_copy"] or 0.0, 3) for run in times],
+            "missing": sorted(expected - files)[:20],
+            "strays": sorted(files - expected)[:20],
+            "seconds": round(sum(run["seconds"] for run in times), 3),
+        },
+    )
+
+
+def summary(rows: Sequence[Row]) -> Row:
     """Return what all kills of a series came to."""
-    phases = Counter(cell["phase"] for cell in cells)
+    phases = Counter(row["phase"] for row in rows)
     return {
-        "kills": len(cells),
+        "kills": len(rows),
         "phases": {name: phases[name] for name in ("before", "within", "after")},
-        "equal": sum(cell["equal"] for cell in cells),
-        "exit_0": sum(cell["exit_code"] == 0 for cell in cells),
-        "with_strays": sum(bool(cell["strays"]) for cell in cells),
-        "with_unfinished_copies": sum(bool(cell["unfinished_copies_in_place"]) for cell in cells),
-        "with_rewritten_copies": sum(cell["rewritten"] > 0 for cell in cells),
-        "copies_at_kill": record.spread((cell["copies_at_kill"] for cell in cells), 1),
+        "equal": sum(row["equal"] for row in rows),
+        "exit_0": sum(row["exit_code"] == 0 for row in rows),
+        "with_strays": sum(bool(row["strays"]) for row in rows),
+        "with_unfinished_copies": sum(bool(row["unfinished_copies_in_place"]) for row in rows),
+        "with_rewritten_copies": sum(row["rewritten"] > 0 for row in rows),
+        "copies_at_kill": spread((row["copies_at_kill"] for row in rows), 1),
     }
 
 
 def parsed() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = script.parser_of(__doc__, "resume")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder of class folders")
     add("--weights", required=True, help="name or file")
@@ -201,117 +233,89 @@ def parsed() -> argparse.Namespace:
         "--writing-kills", type=int, default=10, help="as soon as 1 to all but one copies are there"
     )
     add("--seed", type=int, default=0, help="of the moments")
-    add("--device", default="cpu")
-    add("--threads", type=int, default=1)
     add("--jobs", type=int, help="of tue protect")
-    add("--name", default="resume", help="of the results file")
-    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
-    add("--work", type=Path, help="where copies are made; default a temporary folder")
     return parser.parse_args()
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Make the reference, then kill and resume as often as is still missing."""
-    began = time.monotonic()
     work = arguments.work
     source = chosen(arguments.data, arguments.classes, arguments.per_class, work / "pictures")
-    weights = load(arguments.weights)
-    results = record.Results(arguments.results, arguments.name)
-    where = record.hardware(
-        threads=arguments.threads, dtype="chosen by tue", device=arguments.device
-    )
+    rows = script.rows_of(arguments, dtype="chosen by tue", device=arguments.device)
     runs = Runs(arguments, source)
-    trees, times = [], []
-    for name in ("reference", "again"):
-        output = work / name
-        shutil.rmtree(output, ignore_errors=True)
-        run = runs.whole(output)
-        if run["code"] or not run["summary"]:
-            raise SystemExit(f"tue protect ended with {run['code']}:\n{run['stderr']}")
-        record.note(f"uninterrupted: {run['seconds']:.1f} s, first copy at {run['first_copy']} s")
-        trees.append(tree(output))
-        times.append(run)
-    reference = trees[0]
-    full = min(run["seconds"] for run in times)
-    count = len(copies(work / "reference"))
-    expected = {path.relative_to(source).as_posix() for path in source.rglob("*.*")} | {MANIFEST}
-    strays = sorted({name for name in reference if not name.endswith("/")} - expected)
-    twice = {
-        "differing": differences(*trees)[:20],
-        "equal": trees[0] == trees[1],
-        "files": sum(not name.endswith("/") for name in reference),
-        "first_copy_seconds": [round(run["first_copy"] or 0.0, 3) for run in times],
-        "missing": sorted(expected - set(reference))[:20],
-        "seconds": [round(run["seconds"], 3) for run in times],
-        "strays": strays[:20],
+    reference, full, figures = run_twice(runs, source, work)
+    settings = {
+        "classes": arguments.classes,
+        "data": arguments.data.resolve().name,
+        "device": arguments.device,
+        "jobs": arguments.jobs,
+        "per_class": arguments.per_class,
+        "seed": arguments.seed,
+        "threads": arguments.threads,
+        "weights_sha256": load(arguments.weights).sha256,
     }
-    results.put(
-        benchmark="resume",
-        command=record.command_line(),
-        hardware=where,
-        seeds=[arguments.seed],
-        twice=twice,
-        weights=record.weights_facts(weights),
-    )
+    twice = rows.add("resume: twice", settings, **figures, seed=arguments.seed, n=2)
+    count = len(copies(work / "reference"))
     series = {"any moment": arguments.kills, "while writing": arguments.writing_kills}
+    found: dict[str, list[Row]] = {title: [] for title in series}
     for title, kills in series.items():
         for number in range(kills):
-            settings = {
-                "classes": arguments.classes,
-                "data": arguments.data.resolve().name,
-                "device": arguments.device,
-                "jobs": arguments.jobs,
-                "kill": number,
-                "per_class": arguments.per_class,
-                "seed": arguments.seed,
-                "series": title,
-                "threads": arguments.threads,
-                "weights_sha256": weights.sha256,
-            }
-            if results.find(settings):
-                continue
-            share = random.Random(f"{arguments.seed}/{title}/{number}").random()
-            after, least = EARLIEST + share * max(0.0, full - EARLIEST), 0
-            if title == "while writing":
-                after, least = EARLIEST, 1 + int(share * (count - 1))
-            figures = kill_and_resume(runs, work / "killed", after, least, reference)
-            results.add(settings, figures)
-            verdict = "equal" if figures["equal"] else "DIFFERS"
-            record.note(
-                f"{title} {number + 1}/{kills}: killed after {figures['killed_after']:.2f} s, "
-                f"{figures['phase']} writing, {figures['copies_at_kill']} copies; {verdict}"
-            )
-    cells = results.cells()
-    sums = {
-        title: summary([cell for cell in cells if cell["settings"]["series"] == title])
-        for title, kills in series.items()
-        if kills
-    }
-    results.put(summary=sums, hardware=where, wall_seconds=round(time.monotonic() - began, 1))
-    record.say(
+            asked = {**settings, "kill": number, "series": title}
+            row = rows.find("resume: kill", asked)
+            if row is None:
+                after, least = moment(title, number, arguments.seed, full, count)
+                began = time.monotonic()
+                kill = kill_and_resume(runs, work / "killed", after, least, reference)
+                seconds = round(time.monotonic() - began, 3)
+                row = rows.add(
+                    "resume: kill", asked, **kill, seed=arguments.seed, n=1, seconds=seconds
+                )
+                script.note(f"{title} {number + 1}/{kills}: {told(row)}")
+            found[title].append(row)
+    say_all(twice, {title: summary(kills) for title, kills in found.items() if kills})
+
+
+def moment(title: str, number: int, seed: int, full: float, count: int) -> tuple[float, int]:
+    """Return after how many seconds, and how many copies, a run is killed, by a kill's number.
+
+    `full` are the seconds of a whole run, which makes `count` copies.
+    """
+    share = random.Random(f"{seed}/{title}/{number}").random()
+    if title == "while writing":
+        return EARLIEST, 1 + int(share * (count - 1))
+    return EARLIEST + share * max(0.0, full - EARLIEST), 0
+
+
+def told(row: Row) -> str:
+    """Return what became of a kill, in a line."""
+    return (
+        f"killed after {row['killed_after']:.2f} s, {row['phase']} writing, "
+        f"{row['copies_at_kill']} copies; {'equal' if row['equal'] else 'DIFFERS'}"
+    )
+
+
+def say_all(twice: Row, sums: dict[str, Row]) -> None:
+    """Print what the two whole runs and the kills of every series came to."""
+    script.say(
         f"Twice uninterrupted, {twice['files']} files: "
-        f"{'equal' if twice['equal'] else 'DIFFERENT'}; strays: {len(strays)}.\n"
+        f"{'equal' if twice['equal'] else 'DIFFERENT'}; strays: {len(twice['strays'])}.\n"
     )
     head = ["killed", "kills", "before writing", "within", "after", "equal", "exit 0"]
-    record.say(
-        record.table(
-            [*head, "strays", "unfinished copies", "rewritten"],
-            (
-                [
-                    title,
-                    figures["kills"],
-                    *(figures["phases"][name] for name in ("before", "within", "after")),
-                    figures["equal"],
-                    figures["exit_0"],
-                    figures["with_strays"],
-                    figures["with_unfinished_copies"],
-                    figures["with_rewritten_copies"],
-                ]
-                for title, figures in sums.items()
-            ),
-        )
-    )
+    lines = [
+        [
+            title,
+            figures["kills"],
+            *(figures["phases"][name] for name in ("before", "within", "after")),
+            figures["equal"],
+            figures["exit_0"],
+            figures["with_strays"],
+            figures["with_unfinished_copies"],
+            figures["with_rewritten_copies"],
+        ]
+        for title, figures in sums.items()
+    ]
+    script.say(table([*head, "strays", "unfinished copies", "rewritten"], lines))
 
 
 if __name__ == "__main__":
-    record.in_work(parsed(), measure)
+    script.run(parsed(), measure)

@@ -1,6 +1,6 @@
 """What ONNX Runtime makes of the noise against torch: the same noise, how soon and how fast.
 
-    python benchmarks/runtimes.py --weights NAME --data DIR/cifar-10 --photo FILE.jpg --threads 1
+    python -m benchmarks.runtimes --weights NAME --data DIR/cifar-10 --photo FILE.jpg --threads 1
 
 - agreement: on pictures of `--data`, after one step and after `--steps`: equal entries, levels
   within one of each other, and the surrogate's loss on the written pictures.
@@ -23,25 +23,28 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import numpy as np
-import record
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
+from benchmarks import script
+from benchmarks.command import PAPERS, environment, protect_command
+from benchmarks.noise import published_noise
+from benchmarks.plain import perturb_plainly
+from benchmarks.rows import Row
+from benchmarks.summary import spread, table
+from benchmarks.turns import paces, ratio, time_in_turns
 from tue_cli.config import NoiseSettings
-from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
-from tue_cli.core.losses import cross_entropy, score_norm
-from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.core.sampling import draw_starts
+from tue_cli.core.losses import cross_entropy
+from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import step_graph
 from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
 from tue_cli.images import codec, resize
-from tue_cli.nets.classifiers import Classifier
 from tue_cli.weights import Weights, build, fresh, load
 
 SECTIONS = ("agreement", "start", "speed")
@@ -67,11 +70,11 @@ def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], 
     return np.stack(small), np.array([label for _, label in chosen])
 
 
-def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+def agreement(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Compare the noise of both engines in float32."""
     pixels, keys = pictures(arguments.data / "test", arguments.count, weights.card.size)
     seeds = list(range(len(pixels)))
-    whole = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
+    whole = published_noise(steps=arguments.steps)
     # One step as long as one of many: a longer one would end at the ball's wall, right or wrong.
     one = replace(whole, steps=1, travel=whole.travel / arguments.steps)
     first, last = (
@@ -91,7 +94,6 @@ def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
 
     losses = [loss(snapped) for snapped in levels]
     return {
-        "pictures": len(pixels),
         "one_step_equal": round(float((np.abs(first[0] - first[1]) < 1e-6).mean()), 6),
         "levels_equal": round(float((levels[0] == levels[1]).mean()), 5),
         "levels_within_one": round(float((np.abs(levels[0] - levels[1]) <= 1).mean()), 5),
@@ -104,7 +106,7 @@ def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     }
 
 
-def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+def start(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Time `tue protect` of one photograph from its start to its end, by either engine."""
     seconds: dict[str, list[float]] = {"onnx": [], "torch": []}
     size = ""
@@ -118,26 +120,26 @@ def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
             for backend, values in seconds.items():
                 output = Path(folder) / backend
                 steps = ("--steps", str(arguments.steps))
-                options = ("--backend", backend, *steps, *record.PAPERS)
-                command = record.protect_command(
+                options = ("--backend", backend, *steps, *PAPERS)
+                command = protect_command(
                     source, output, weights=arguments.weights, device="cpu", options=options
                 )
                 began = time.perf_counter()
                 subprocess.run(
                     command,
-                    env=record.environment(arguments.threads),
+                    env=environment(arguments.threads),
                     capture_output=True,
                     check=True,
                 )
                 if turn:
                     values.append(time.perf_counter() - began)
                 shutil.rmtree(output)
-            record.note(f"start: turn {turn} of {arguments.repeats}")
+            script.note(f"start: turn {turn} of {arguments.repeats}")
     pairs = zip(seconds["onnx"], seconds["torch"], strict=True)
     return {
         "photograph": size,
-        "seconds": {name: record.spread(values, 3) for name, values in seconds.items()},
-        "onnx_over_torch": record.spread((a / b for a, b in pairs), 3),
+        "command_seconds": {name: spread(values, 3) for name, values in seconds.items()},
+        "onnx_over_torch": spread((a / b for a, b in pairs), 3),
     }
 
 
@@ -146,33 +148,20 @@ def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object
     nets = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
     for net in nets.values():
         net.requires_grad_(False)
-    surrogate = nets["surrogate"]
-    assert isinstance(surrogate, Classifier)
 
     def perturb(pixels: NDArray[np.float32], keys: NDArray[np.int64], seeds: list[int]) -> object:
-        labels, generator = torch.from_numpy(keys), generator_at(0, "perturb", 0, CPU)
-        loss = cross_entropy(surrogate, labels)
-
-        def moved(at: Tensor) -> Tensor:
-            return loss(shift_and_flip(at, sample_moves(1, generator)[0]))
-
-        norm = score_norm(nets["score"], labels)
-        terms = [
-            Term(gradient_of(moved), noise.step),
-            Term(gradient_of(norm), noise.score_ratio * noise.step),
-        ]
-        begin = torch.from_numpy(draw_starts(pixels.shape, seeds, noise.radius))
-        at = torch.from_numpy(pixels)
-        return pgd(at, terms, radius=noise.radius, steps=noise.steps, start=begin)
+        return perturb_plainly(
+            nets, pixels, keys, seeds, noise, lambda objective, _: gradient_of(objective)
+        )
 
     return perturb
 
 
-def speed(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+def speed(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Time whole steps of one batch at two widths."""
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    noise = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
+    noise = published_noise(steps=arguments.steps)
     own = machine("cpu")
     widths = {}
     for width in dict.fromkeys((*arguments.widths, weights.card.width)):
@@ -188,25 +177,17 @@ def speed(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
                 these, noise, own
             ).perturb,
         }
-        seconds: dict[str, list[float]] = {name: [] for name in runs}
-        for turn in range(arguments.repeats + 1):
-            for name, run in runs.items():
-                began = time.perf_counter()
-                run(pixels, keys, seeds)
-                if turn:
-                    seconds[name].append(time.perf_counter() - began)
-            record.note(f"speed, width {width}: turn {turn} of {arguments.repeats}")
+        script.note(f"speed, width {width}")
+        seconds = time_in_turns(
+            {name: partial(run, pixels, keys, seeds) for name, run in runs.items()},
+            arguments.repeats,
+        )
         ours = seconds["onnx, float32"]
         widths[str(width)] = {
             "score_width": these.card.score_width,
-            "pictures_a_second": {
-                name: record.spread((BATCH / value for value in values), 2)
-                for name, values in seconds.items()
-            },
+            "pictures_a_second": {name: paces(values, BATCH) for name, values in seconds.items()},
             "onnx_over": {
-                name: record.spread((b / a for a, b in zip(ours, values, strict=True)), 3)
-                for name, values in seconds.items()
-                if values is not ours
+                name: ratio(values, ours) for name, values in seconds.items() if values is not ours
             },
         }
     return {"widths": widths}
@@ -229,7 +210,7 @@ def of_width(weights: Weights, width: int) -> Weights:
     return replace(weights, card=card, tensors=tensors)
 
 
-def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -> record.Facts:
+def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -> Row:
     """Return all that a section's figures depend on, but for the machine."""
     names = {
         "agreement": ("count", "steps"),
@@ -237,25 +218,25 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
         "speed": ("repeats", "steps", "threads", "widths"),
     }[section]
     settings = {name: getattr(arguments, name) for name in names}
-    return {"section": section, "weights_sha256": weights.sha256, **settings}
+    return {"weights_sha256": weights.sha256, **settings}
 
 
-def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
+def lines_of(rows: Sequence[Row]) -> list[list[str]]:
     """Return the table's lines."""
     lines: list[list[str]] = []
-    for cell in cells:
-        section = cell["settings"]["section"]
-        title = f"{section}, {cell['hardware']['threads']} thread(s)"
+    for row in rows:
+        section = row["cell"].removeprefix("runtimes: ")
+        title = f"{section}, {row['hardware']['threads']} thread(s)"
         if section == "agreement":
-            loss = cell["loss"]
-            figures = {name: cell[name] for name in cell if name.startswith(("one", "levels"))}
-            figures |= {f"loss, {name}": value for name, value in loss.items()}
+            figures = {name: row[name] for name in row if name.startswith(("one", "levels"))}
+            figures |= {f"loss, {name}": value for name, value in row["loss"].items()}
             lines += [[section, name, str(value), ""] for name, value in figures.items()]
         elif section == "start":
-            for name, figures in [*cell["seconds"].items(), ("ratio", cell["onnx_over_torch"])]:
+            runs = [*row["command_seconds"].items(), ("ratio", row["onnx_over_torch"])]
+            for name, figures in runs:
                 lines.append([title, name, str(figures["median"]), str(figures["n"])])
         else:
-            for width, facts in cell["widths"].items():
+            for width, facts in row["widths"].items():
                 for name, figures in facts["pictures_a_second"].items():
                     what = f"width {width}: {name}, pictures/s"
                     lines.append([title, what, str(figures["median"]), str(figures["n"])])
@@ -265,7 +246,7 @@ def rows(cells: Sequence[record.Facts]) -> list[list[str]]:
     return lines
 
 
-def runtime() -> record.Facts:
+def runtime() -> Row:
     """Return which ONNX Runtime is installed."""
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
@@ -275,9 +256,9 @@ def runtime() -> record.Facts:
     return {}
 
 
-def main() -> None:
-    """Measure what is not in the results yet, and print the table."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = script.parser_of(__doc__, "runtimes")
     add = parser.add_argument
     add("--weights", required=True, help="name or file, trained for the method tue")
     add("--data", type=Path, help="a folder with test/, a subfolder a class; for agreement")
@@ -285,31 +266,34 @@ def main() -> None:
     add("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
     add("--steps", type=int, default=10)
     add("--count", type=int, default=100, help="pictures of agreement")
-    add("--widths", type=lambda text: [int(part) for part in text.split(",")], default=[16, 64])
+    add("--widths", type=script.numbers, default=[16, 64])
     add("--repeats", type=int, default=5)
-    add("--threads", type=int, default=1)
-    add("--results", type=Path, default=record.RESULTS)
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Measure what is not in the results yet, and print the table."""
     weights = load(arguments.weights)
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    results = record.Results(
-        arguments.results, "runtimes", replacing=("weights_sha256", "count", "repeats", "steps")
-    )
+    rows = script.rows_of(arguments, dtype="float32")
+    sections = {
+        "agreement": (agreement, arguments.count),
+        "start": (start, arguments.repeats),
+        "speed": (speed, arguments.repeats),
+    }
+    found = []
     for section in arguments.only.split(","):
-        settings = settings_of(section, arguments, weights)
-        if results.find(settings) is not None:
-            record.note(f"{section}: measured already")
-            continue
-        where = record.hardware(threads=arguments.threads, dtype="float32")
-        figures = {"agreement": agreement, "start": start, "speed": speed}[section](
-            arguments, weights
-        )
-        facts = {"hardware": where, "runtime": runtime(), "command": record.command_line()}
-        results.add(settings, {**figures, **facts})
-    results.put(weights=record.weights_facts(weights))
-    record.say(record.table(["section", "what", "median", "n"], rows(results.cells())))
+        settings, cell = settings_of(section, arguments, weights), f"runtimes: {section}"
+        row = rows.find(cell, settings)
+        if row is None:
+            began, (run, n) = time.monotonic(), sections[section]
+            figures = {**run(arguments, weights), "runtime": runtime()}
+            seconds = round(time.monotonic() - began, 1)
+            row = rows.add(cell, settings, **figures, seed=0, n=n, seconds=seconds)
+        found.append(row)
+    script.say(table(["section", "what", "median", "n"], lines_of(found)))
 
 
 if __name__ == "__main__":
-    main()
+    script.run(parsed(), measure)

@@ -1,6 +1,6 @@
 """Draw assets/before-after.png: original, copy and difference times ten of the demo's photographs.
 
-python benchmarks/showcase.py
+python -m benchmarks.showcase
 """
 
 from __future__ import annotations

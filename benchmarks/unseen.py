@@ -1,6 +1,6 @@
 """Does the protection hold on classes, sizes and attackers that the weights never met?
 
-    python benchmarks/unseen.py --data DIR/tiny-imagenet-50b [--arms ARM,...] [--columns COLUMN,...]
+    python -m benchmarks.unseen --data DIR/tiny-imagenet-50b [--arms ARM,...] [--columns COLUMN,...]
 
 Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command,
 victims of `tue verify` are trained on the originals, on random noise and on the copies, and tested
@@ -29,8 +29,7 @@ from __future__ import annotations
 
 import argparse
 import shutil
-import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -38,8 +37,12 @@ from statistics import fmean
 from typing import Any, NamedTuple
 
 import numpy as np
-import record
 
+from benchmarks import script
+from benchmarks.command import protect_classes
+from benchmarks.rows import Row, Rows, hash_sources, key_of
+from benchmarks.summary import spread, table
+from benchmarks.victims import measure_victim
 from tue_cli.attacks.registry import attacks_named
 from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.engine.torch import ComputeDevice, machine
@@ -47,8 +50,7 @@ from tue_cli.train.run import load_pictures
 from tue_cli.verify.dataset import Levels, VictimDataset
 from tue_cli.verify.request import format_victim, victims_named
 from tue_cli.verify.stats import FITTED, LEARNED
-from tue_cli.verify.trainer import train_victim
-from tue_cli.verify.trials import Trial, build_groups
+from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
 
 COLUMNS = (
@@ -60,8 +62,8 @@ CONTROLS = ("clean", "random", "floor")
 TEN = 10
 RADIUS = 8
 
-Kept = dict[str, dict[tuple[int, int], record.Facts]]
-"""The cells of a column: by arm, by ten and seed."""
+Kept = dict[str, dict[tuple[int, int], Row]]
+"""The rows of a column: by arm, by ten and seed."""
 
 
 class Column(NamedTuple):
@@ -82,7 +84,8 @@ def column_of(text: str, victim: str) -> Column:
     net = nets[0] if nets else victim
     if ":" not in net:
         net += f":{victim.partition(':')[2]}"
-    return Column(attacks_named([attack])[-1], *(sizes or [32]), *victims_named(net))
+    (one,) = victims_named(net)
+    return Column(attacks_named([attack])[-1], sizes[0] if sizes else 32, one)
 
 
 class Way(NamedTuple):
@@ -123,26 +126,17 @@ def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, P
 def copies_of(source: Path, arm: str, args: argparse.Namespace) -> Path:
     """Protect the ten classes as an arm says; a second call of the same tue finds it done."""
     way = way_of(arm)
-    weights = load(way.weights)
-    told = {"arm": arm, "weights": weights.sha256, "sources": record.sources()}
-    output = source.with_name(f"{source.name}-{record.key_of(told)[:12]}")
-    parts: list[tuple[Path, Path, list[str]]] = [(source, output, [])]
-    if way.keys:
-        folders = sorted(p for p in source.iterdir() if p.is_dir())
-        keys = record.keys_of(weights, source, way.keys)
-        parts = [
-            (folder, output / folder.name, ["--labels", "single", "--key", key])
-            for folder, key in zip(folders, keys, strict=True)
-        ]
-    for folder, place, more in parts:
-        record.run_protect(
-            folder,
-            place,
-            weights=way.weights,
-            device=args.device,
-            threads=args.threads,
-            options=["--backend", "torch", *more, *way.options],
-        )
+    told = {"arm": arm, "weights": load(way.weights).sha256, "sources": hash_sources()}
+    output = source.with_name(f"{source.name}-{key_of(told)[:12]}")
+    protect_classes(
+        source,
+        output,
+        weights=way.weights,
+        keys=way.keys,
+        device=args.device,
+        threads=args.threads,
+        options=["--backend", "torch", *way.options],
+    )
     return output
 
 
@@ -174,67 +168,34 @@ class Ten:
         return VictimDataset(classes, clean, protected, random, labels, test, test_labels)
 
 
-def drained(trying: Iterator[Any]) -> dict[str, Any]:
-    """Run a victim's training to its end and return what became of it."""
-    while True:
-        try:
-            next(trying)
-        except StopIteration as end:
-            results: dict[str, Any] = end.value[0]
-            return results
-
-
-def figures_of(
-    trial: Trial, shown: VictimDataset, computer: ComputeDevice, threads: int, *, best_epoch: bool
-) -> record.Facts:
-    """Train one victim and return what a cell holds of it."""
-    began = time.monotonic()
-    found = drained(train_victim(trial, shown, computer))
-    change = getattr(shown, trial.arm) - shown.clean.astype(np.float32)
-    return {
-        "accuracy": round(max(found["curve"]) if best_epoch else found["curve"][-1], 5),
-        "curve": found["curve"],
-        "train": found["train"],
-        "fitted": found["attacked"],
-        "rms": round(float((change**2).mean() ** 0.5), 3),
-        "command": record.command_line(),
-        "hardware": record.hardware(
-            threads=threads,
-            dtype=str(computer.dtype).removeprefix("torch."),
-            device=str(computer.device),
-        ),
-        "seconds": round(time.monotonic() - began, 1),
-    }
-
-
 def score(clean: float, protected: float, floor: float = 1 / TEN) -> float:
     """Return how much of what could be learned was not, in percent; 0 where nothing could be."""
     return 100 * (clean - protected) / (clean - floor) if clean > floor else 0.0
 
 
-def named(cell: record.Facts) -> str:
-    """Return the column of a cell, as tables name it."""
-    settings = cell["settings"]
+def named(row: Row) -> str:
+    """Return the column of a row, as tables name it."""
+    settings = row["settings"]
     return f"{settings['attack']}, {settings['victim']}, {settings['size']} px"
 
 
-def columns(cells: Sequence[record.Facts], arm: str) -> dict[str, record.Facts]:
+def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     """Return each column's accuracies of an arm, means over tens and seeds, and its score.
 
     The originals' are of the same tens and seeds. Columns that say nothing come last, before them
     the lowest.
     """
     same = ("data", "per_class", "adversary_steps")
-    if len({tuple(cell["settings"][name] for name in same) for cell in cells}) > 1:
+    if len({tuple(row["settings"][name] for name in same) for row in rows}) > 1:
         raise SystemExit("The results are of several budgets; choose another --name.")
     found: dict[str, Kept] = {}
-    for cell in cells:
-        settings = cell["settings"]
+    for row in rows:
+        settings = row["settings"]
         if settings["arm"] in (*CONTROLS, arm):
-            arms = found.setdefault(named(cell), {})
+            arms = found.setdefault(named(row), {})
             place = (settings["ten"], settings["seed"])
-            arms.setdefault(settings["arm"], {})[place] = cell
-    result: dict[str, record.Facts] = {}
+            arms.setdefault(settings["arm"], {})[place] = row
+    result: dict[str, Row] = {}
     for name, arms in found.items():
         places = sorted(set(arms.get(arm, {})) & set(arms.get("clean", {})))
         if not places:
@@ -245,7 +206,7 @@ def columns(cells: Sequence[record.Facts], arm: str) -> dict[str, record.Facts]:
             scores.append(score(*_means(arms, arm, these)))
         clean, protected, floor = _means(arms, arm, places)
         victims = [arms[kind][place] for kind in ("clean", arm) for place in places]
-        known = [cell["fitted"] for cell in victims if cell["fitted"] is not None]
+        known = [row["robust_train"] for row in victims if row["robust_train"] is not None]
         random = arms.get("random", {})
         costs = [
             arms["clean"][place]["accuracy"] - random[place]["accuracy"]
@@ -260,8 +221,8 @@ def columns(cells: Sequence[record.Facts], arm: str) -> dict[str, record.Facts]:
             "floor": floor,
             "n": len(places),
             "score": round(score(clean, protected, floor), 2),
-            "scores_of_tens": record.spread(scores, 1),
-            "fitted": min(known, default=None),
+            "scores_of_tens": spread(scores, 1),
+            "robust_train": min(known, default=None),
             "doubt": not taught or min(known, default=1.0) < 1 / TEN + FITTED * (1 - 1 / TEN),
         }
     order = sorted(result, key=lambda name: (result[name]["doubt"], -result[name]["score"], name))
@@ -281,14 +242,14 @@ def _means(
     return clean, protected, fmean(floors) if floors else 1 / TEN
 
 
-def told(row: record.Facts) -> str:
+def told(row: Row) -> str:
     """Return a score with its mark, or nothing where victims were taught nothing."""
     if row["clean"] <= row["floor"]:
         return "–*"
     return f"{row['score']:.0f} %{'*' if row['doubt'] else ''}"
 
 
-def tabled(found: dict[str, record.Facts]) -> str:
+def tabled(found: dict[str, Row]) -> str:
     """Return the columns of one arm as a Markdown table, the lowest that says something last but
     for those that say nothing.
     """
@@ -298,7 +259,7 @@ def tabled(found: dict[str, record.Facts]) -> str:
         spread = (
             f" ({of['min']:.0f} to {of['max']:.0f})" if of["n"] > 1 and "–" not in told(row) else ""
         )
-        knew = "" if row["fitted"] is None else f"{100 * row['fitted']:.0f}"
+        knew = "" if row["robust_train"] is None else f"{100 * row['robust_train']:.0f}"
         costs = "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
         lines.append(
             [
@@ -312,42 +273,42 @@ def tabled(found: dict[str, record.Facts]) -> str:
             ]
         )
     head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
-    return record.table([*head, "robust training accuracy", "n", "score"], lines)
+    return table([*head, "robust training accuracy", "n", "score"], lines)
 
 
-def compared(cells: Sequence[record.Facts], arms: Sequence[str]) -> str:
+def compared(rows: Sequence[Row], arms: Sequence[str]) -> str:
     """Return several arms side by side, of the columns, tens and seeds that all of them have."""
     have: dict[tuple[str, int, int], set[str]] = {}
-    for cell in cells:
-        settings = cell["settings"]
-        place = (named(cell), settings["ten"], settings["seed"])
+    for row in rows:
+        settings = row["settings"]
+        place = (named(row), settings["ten"], settings["seed"])
         have.setdefault(place, set()).add(settings["arm"])
     shared = {place for place, known in have.items() if known >= {*arms, "clean"}}
     if not shared:
         raise SystemExit(f"No column has all of {', '.join(arms)}.")
     kept = [
-        cell
-        for cell in cells
-        if (named(cell), cell["settings"]["ten"], cell["settings"]["seed"]) in shared
+        row
+        for row in rows
+        if (named(row), row["settings"]["ten"], row["settings"]["seed"]) in shared
     ]
-    rows = {arm: columns(kept, arm) for arm in arms}
-    first = rows[arms[0]]
+    sides = {arm: columns(kept, arm) for arm in arms}
+    first = sides[arms[0]]
     lines = [
         [
             name,
             f"{100 * row['clean']:.1f}",
-            *(f"{100 * by[name]['protected']:.1f} ({told(by[name])})" for by in rows.values()),
+            *(f"{100 * by[name]['protected']:.1f} ({told(by[name])})" for by in sides.values()),
             row["n"],
         ]
         for name, row in first.items()
     ]
-    arms = [f"`{arm}`" for arm in rows]
-    return record.table(["attacker, victim, size", "originals", *arms, "n"], lines)
+    titles = [f"`{arm}`" for arm in sides]
+    return table(["attacker, victim, size", "originals", *titles, "n"], lines)
 
 
 def parsed() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = script.parser_of(__doc__, "unseen")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
     add("--arms", default="cifar10", help="WEIGHTS[@KEYS][+OPTION]..., with commas between")
@@ -358,11 +319,6 @@ def parsed() -> argparse.Namespace:
     add("--seen", type=int, default=60_000, help="pictures that a victim is shown")
     add("--adversary-steps", type=int, default=3)
     add("--seeds", default="0,1", help="of the victims; with a comma between")
-    add("--device", default="cpu")
-    add("--threads", type=int, default=1)
-    add("--name", default="unseen", help="of the results file")
-    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
-    add("--work", type=Path, help="where pictures and copies are kept; default a temporary folder")
     return parser.parse_args()
 
 
@@ -371,61 +327,76 @@ def measure(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    results = record.Results(args.results, args.name)
-    results.put(benchmark="unseen")
+    computer = machine(args.device)
+    rows = script.rows_of(
+        args, dtype=str(computer.dtype).removeprefix("torch."), device=str(computer.device)
+    )
     wanted = [column_of(text, args.victim) for text in args.columns.split(",")]
     given = args.arms.split(",") if args.arms else []
-    numbers = [int(number) for number in args.tens.split(",")]
-    seeds = [int(seed) for seed in args.seeds.split(",")]
-    computer = machine(args.device)
-    tens = {number: Ten(number, args) for number in numbers}
-    cells: list[record.Facts] = []
-    for seed, column, number in product(seeds, wanted, numbers):
-        budget = VerifySettings(
-            victims=(column.victim,),
-            attacks=(column.attack,),
-            seen=args.seen,
-            adversary_steps=args.adversary_steps,
-            seed=seed,
-        )
-        (group,) = build_groups(budget, TEN * args.per_class)
-        first = (seed, number) == (0, 0)
-        controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
-        for arm in (*controls, *given):
-            (trial,) = group.trials[arm if arm in CONTROLS else "protected"]
-            weights = None if arm in CONTROLS else load(way_of(arm).weights)
-            settings = {
-                "adversary_steps": args.adversary_steps,
-                "arm": arm,
-                "attack": column.attack,
-                "data": args.data.resolve().name,
-                "per_class": args.per_class,
-                "seed": seed,
-                "size": column.size,
-                "steps": trial.steps,
-                "ten": number,
-                "victim": format_victim(trial.victim),
-                "weights_sha256": weights and weights.sha256,
-            }
-            if (known := results.find(settings)) is None:
-                shown = tens[number].arms(arm, column.size)
-                best = group.attack.best_epoch
-                figures = figures_of(trial, shown, computer, args.threads, best_epoch=best)
-                known = results.add(settings, figures)
-                record.note(f"{named(known)}, ten {number}, {arm}: {100 * known['accuracy']:.1f} %")
-            cells.append(known)
-    if old := sum(cell["hardware"]["tue_sources"] != record.sources() for cell in cells):
-        record.note(f"{old} of {len(cells)} victims were measured with another tue.")
+    tens = {number: Ten(number, args) for number in script.numbers(args.tens)}
+    found: list[Row] = []
+    for seed, column, number in product(script.numbers(args.seeds), wanted, tens):
+        found += _measure_column(column, number, seed, given, tens[number], args, rows, computer)
+    if old := sum(row["sources"] != hash_sources() for row in found):
+        script.note(f"{old} of {len(found)} victims were measured with another tue.")
     for arm in given:
-        found = columns(cells, arm)
-        record.say(f"{arm}\n\n{tabled(found)}\n\nThe lowest: {lowest(found)}.\n")
+        result = columns(found, arm)
+        script.say(f"{arm}\n\n{tabled(result)}\n\nThe lowest: {lowest(result)}.\n")
 
 
-def lowest(found: dict[str, record.Facts]) -> str:
+def _measure_column(
+    column: Column,
+    number: int,
+    seed: int,
+    given: Sequence[str],
+    ten: Ten,
+    args: argparse.Namespace,
+    rows: Rows,
+    computer: ComputeDevice,
+) -> list[Row]:
+    """Return the rows of one column, ten and seed, of the controls and of each arm given."""
+    budget = VerifySettings(
+        victims=(column.victim,),
+        attacks=(column.attack,),
+        seen=args.seen,
+        adversary_steps=args.adversary_steps,
+        seed=seed,
+    )
+    (group,) = build_groups(budget, TEN * args.per_class)
+    first = (seed, number) == (0, 0)
+    controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
+    found = []
+    for arm in (*controls, *given):
+        (trial,) = group.trials[arm if arm in CONTROLS else "protected"]
+        settings = {
+            "adversary_steps": args.adversary_steps,
+            "arm": arm,
+            "attack": column.attack,
+            "data": args.data.resolve().name,
+            "per_class": args.per_class,
+            "seed": seed,
+            "size": column.size,
+            "steps": trial.steps,
+            "ten": number,
+            "victim": format_victim(trial.victim),
+            "weights_sha256": None if arm in CONTROLS else load(way_of(arm).weights).sha256,
+        }
+        row = rows.find("unseen", settings)
+        if row is None:
+            figures = measure_victim(trial, ten.arms(arm, column.size), computer)
+            if group.attack.best_epoch:
+                figures["accuracy"] = figures["peak"]
+            row = rows.add("unseen", settings, **figures, n=1, seed=seed)
+            script.note(f"{named(row)}, ten {number}, {arm}: {100 * row['accuracy']:.1f} %")
+        found.append(row)
+    return found
+
+
+def lowest(found: dict[str, Row]) -> str:
     """Return the lowest score that says something, with its column."""
     sure = [(row["score"], name) for name, row in found.items() if not row["doubt"]]
     return "none says anything" if not sure else "{:.0f} % ({})".format(*min(sure))
 
 
 if __name__ == "__main__":
-    record.in_work(parsed(), measure)
+    script.run(parsed(), measure)

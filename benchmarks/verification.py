@@ -1,9 +1,9 @@
 """Is `tue verify` right, and how fast is it? Four questions, each answered side by side in one run.
 
-    python benchmarks/verification.py trainer --data DIR/cifar-10 --per-class 1000 --seeds 0,1,2
-    python benchmarks/verification.py throughput [--adversary-steps 5]
-    python benchmarks/verification.py quick --data DIR/cifar-10 --per-class 500
-    python benchmarks/verification.py nothing --data DIR/cifar-10 --per-class 500
+    python -m benchmarks.verification trainer --data DIR/cifar-10 --per-class 1000 --seeds 0,1,2
+    python -m benchmarks.verification throughput [--adversary-steps 5]
+    python -m benchmarks.verification quick --data DIR/cifar-10 --per-class 500
+    python -m benchmarks.verification nothing --data DIR/cifar-10 --per-class 500
 
 `trainer`: the clean control against a plain loop that shares no line with it, and random noise of
 8/255, per seed. `throughput`: adversarial training against the bare PGD loop. `quick`: the command
@@ -21,26 +21,33 @@ import math
 import shutil
 import statistics
 import subprocess
-import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
-import record
 import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
+from benchmarks import script
+from benchmarks.command import TUE, environment, run_protect, summary_of
+from benchmarks.noise import noise_of
+from benchmarks.rows import Row, Rows
+from benchmarks.summary import spread
+from tue_cli.config import AdversarySettings, VictimSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.engine.torch import machine
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
 from tue_cli.verify.pairs import list_clean_pictures, split
 from tue_cli.verify.victim import Attacker, Victim
+from tue_cli.weights import load
 
 PLAIN_BATCH = 64
+KINDS = ("plain loop", "clean", "random")
+"""Victims of `trainer`: of other code, and of `tue verify` on two of its arms."""
 
 
 def chosen(data: Path, per_class: int, work: Path) -> Path:
@@ -124,7 +131,7 @@ def plain_accuracy(arms: VictimDataset, *, epochs: int, seed: int, rate: float) 
                 views.append(view.flip(-1) if torch.rand(()) < 0.5 else view)
             loss = F.cross_entropy(net(torch.stack(views)), labels[few])
             optimizer.zero_grad()
-            loss.backward()
+            loss.backward()  # type: ignore[no-untyped-call]
             optimizer.step()
             schedule.step()
     net.eval()
@@ -153,21 +160,15 @@ def our_accuracy(arms: VictimDataset, arm: str, *, epochs: int, seed: int, devic
     return list(victim.train(pictures, test, points=1))[-1]
 
 
-def trainer(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
+def trainer(arguments: argparse.Namespace, rows: Rows) -> None:
     """Compare the clean control with the plain loop, and with random noise."""
-    arms = arms_of(chosen(arguments.data, arguments.per_class, work), 32)
+    arms = arms_of(chosen(arguments.data, arguments.per_class, arguments.work), 32)
     count = len(arms.labels)
     epochs = max(1, round(arguments.seen / count))
     for seed in arguments.seeds:
-        for kind in ("plain loop", "clean", "random"):
-            settings = {
-                "question": "trainer",
-                "kind": kind,
-                "seed": seed,
-                "epochs": epochs,
-                "pictures": count,
-            }
-            if results.find(settings):
+        for kind in KINDS:
+            settings = {"kind": kind, "seed": seed, "epochs": epochs, "pictures": count}
+            if not rows.lacks("verify: trainer", settings):
                 continue
             began = time.monotonic()
             if kind == "plain loop":
@@ -178,34 +179,24 @@ def trainer(arguments: argparse.Namespace, work: Path, results: record.Results) 
                     arms, kind, epochs=epochs, seed=seed, device=arguments.device
                 )
             seconds = round(time.monotonic() - began, 1)
-            record.note(f"{kind}, seed {seed}: {accuracy:.1%} in {seconds} s")
-            results.add(settings, {"accuracy": round(accuracy, 5), "seconds": seconds})
-    cells = [c for c in results.cells() if c["settings"]["question"] == "trainer"]
-    figures = {
-        kind: record.spread(c["accuracy"] for c in cells if c["settings"]["kind"] == kind)
-        for kind in ("plain loop", "clean", "random")
-    }
-    seconds = {
-        kind: record.spread((c["seconds"] for c in cells if c["settings"]["kind"] == kind), 1)
-        for kind in ("plain loop", "clean", "random")
-    }
-    means = {kind: figures[kind]["mean"] for kind in figures}
-    results.put(
-        trainer={
-            "pictures": count,
-            "epochs": epochs,
-            "accuracy": figures,
-            "seconds": seconds,
-            "clean_minus_plain_points": round(100 * (means["clean"] - means["plain loop"]), 2),
-            "random_costs_points": round(100 * (means["clean"] - means["random"]), 2),
-        }
-    )
+            script.note(f"{kind}, seed {seed}: {accuracy:.1%} in {seconds} s")
+            rows.add(
+                "verify: trainer",
+                settings,
+                accuracy=round(accuracy, 5),
+                seed=seed,
+                n=1,
+                seconds=seconds,
+            )
 
 
-def throughput(arguments: argparse.Namespace, results: record.Results) -> None:
+def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
     """Compare adversarial training with the bare PGD loop, in turns."""
-    computer = machine(arguments.device)
-    settings, ratios, bare, full = VictimSettings(), [], [], []
+    began, computer = time.monotonic(), machine(arguments.device)
+    settings = VictimSettings()
+    ratios: list[float] = []
+    bare: list[float] = []
+    full: list[float] = []
     adversary = AdversarySettings(radius=4 / 255, steps=arguments.adversary_steps)
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (settings.batch, 3, 32, 32), generator=generator)
@@ -237,23 +228,25 @@ def throughput(arguments: argparse.Namespace, results: record.Results) -> None:
             bare.append(steps * settings.batch / (times[1] - times[0]))
             full.append(steps * settings.batch / (times[2] - times[1]))
             ratios.append(full[-1] / bare[-1])
-    name = "throughput_of_quick" if arguments.adversary_steps < 10 else "throughput"
-    facts = {
-        name: {
-            "adversary_steps": arguments.adversary_steps,
-            "ratio": record.spread(ratios, 3),
-            "bare_pgd_pictures_a_second": record.spread(bare, 1),
-            "adversarial_training_pictures_a_second": record.spread(full, 1),
-        }
-    }
-    results.put(**facts)
-    record.note(f"adversarial training runs at {statistics.median(ratios):.0%} of the bare loop")
+    rows.add(
+        "verify: throughput",
+        {"adversary_steps": arguments.adversary_steps},
+        ratio=spread(ratios, 3),
+        bare_pgd_pictures_a_second=spread(bare, 1),
+        adversarial_training_pictures_a_second=spread(full, 1),
+        seed=0,
+        n=rounds,
+        seconds=round(time.monotonic() - began, 1),
+    )
+    script.note(f"adversarial training runs at {statistics.median(ratios):.0%} of the bare loop")
 
 
-def verified(protected: Path, original: Path, attacks: str | None, arguments: argparse.Namespace):
+def verified(
+    protected: Path, original: Path, attacks: str | None, arguments: argparse.Namespace
+) -> tuple[dict[str, Any], float]:
     """Run the command and return its last event and its wall time."""
     command = [
-        *record.TUE,
+        *TUE,
         "verify",
         str(protected),
         "--original",
@@ -269,19 +262,19 @@ def verified(protected: Path, original: Path, attacks: str | None, arguments: ar
     began = time.monotonic()
     finished = subprocess.run(
         command,
-        env=record.environment(arguments.threads),
+        env=environment(arguments.threads),
         capture_output=True,
         text=True,
         check=False,
     )
     seconds = time.monotonic() - began
-    facts = record.summary_of(finished.stdout)
+    facts = summary_of(finished.stdout)
     if finished.returncode or not facts:
         raise SystemExit(f"{command} ended with {finished.returncode}:\n{finished.stderr}")
     return facts, round(seconds, 1)
 
 
-def figures_of(facts: record.Facts) -> record.Facts:
+def figures_of(facts: dict[str, Any]) -> Row:
     """Return what a verification says, without what the clock says."""
     return {
         "headline": facts["headline"],
@@ -292,7 +285,6 @@ def figures_of(facts: record.Facts) -> record.Facts:
                 "fitted": row["fitted"],
                 "protection": row["protection"],
                 "inconclusive": row["inconclusive"],
-                "curves": row["curves"],
             }
             for row in facts.get("attacks", ())
         },
@@ -302,7 +294,7 @@ def figures_of(facts: record.Facts) -> record.Facts:
 def protected_of(source: Path, output: Path, options: list[str], args: argparse.Namespace) -> Path:
     """Protect a folder with the shipped weights, once."""
     if not (output / MANIFEST).exists():
-        record.run_protect(
+        run_protect(
             source,
             output,
             weights=args.weights,
@@ -313,34 +305,59 @@ def protected_of(source: Path, output: Path, options: list[str], args: argparse.
     return output
 
 
-def quick(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
+def quick(arguments: argparse.Namespace, rows: Rows) -> None:
     """Time `tue verify --budget quick`, as often as asked, and compare its figures."""
+    work = arguments.work
     source = chosen(arguments.data, arguments.per_class, work)
     copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
     said, seconds = [], []
     for _ in range(arguments.repeat):
         facts, took = verified(copies, source, arguments.attacks, arguments)
-        record.note(f"{facts['headline']} {took} s")
+        script.note(f"{facts['headline']} {took} s")
         said.append(figures_of(facts))
         seconds.append(took)
-    results.put(
-        quick={
+    rows.add(
+        "verify: quick",
+        {
             "pictures": arguments.per_class * 10,
-            "gray_ratio": NoiseSettings().gray_ratio,
-            "runs": len(seconds),
-            "seconds": record.spread(seconds, 1),
-            "same_figures": all(one == said[0] for one in said) if len(said) > 1 else None,
-            "setup": {k: v for k, v in facts["setup"].items() if k != "time"},
-            **said[0],
-        }
+            "gray_ratio": noise_of().gray_ratio,
+            "attacks": arguments.attacks,
+            "weights_sha256": load(arguments.weights).sha256,
+        },
+        same_figures=all(one == said[0] for one in said) if len(said) > 1 else None,
+        setup={k: v for k, v in facts["setup"].items() if k != "time"},
+        verdict=said[0],
+        seed=0,
+        n=len(seconds),
+        seconds=round(statistics.median(seconds), 1),
     )
 
 
-def nothing(arguments: argparse.Namespace, work: Path, results: record.Results) -> None:
+def nothing(arguments: argparse.Namespace, rows: Rows) -> None:
     """Verify copies that are no protection: the originals themselves, and shuffled keys."""
+    work = arguments.work
     source = chosen(arguments.data, arguments.per_class, work)
     copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
+    folders = {
+        "plain copies": plain_copies(source, copies, work),
+        "shuffled keys": shuffled_keys(source, arguments),
+    }
+    for kind, folder in folders.items():
+        facts, seconds = verified(folder, source, "std", arguments)
+        script.note(f"{kind}: {facts['headline']} {seconds} s")
+        count = len(json.loads((folder / MANIFEST).read_text())["pictures"])
+        settings = {
+            "kind": kind,
+            "pictures": count,
+            "weights_sha256": load(arguments.weights).sha256,
+        }
+        rows.add(
+            "verify: nothing", settings, verdict=figures_of(facts), seed=0, n=1, seconds=seconds
+        )
 
+
+def plain_copies(source: Path, copies: Path, work: Path) -> Path:
+    """Return a folder of the originals themselves, with a manifest that calls them copies."""
     plain = work / f"{source.name}-plain"
     shutil.rmtree(plain, ignore_errors=True)
     manifest = json.loads((copies / MANIFEST).read_text())
@@ -350,71 +367,56 @@ def nothing(arguments: argparse.Namespace, work: Path, results: record.Results) 
         shutil.copy2(source / entry["source"], place)
         entry["sha256"] = entry["source_sha256"]
     (plain / MANIFEST).write_text(json.dumps(manifest))
+    return plain
 
-    # Every picture's key is drawn anew, so that the noise says nothing of its class.
+
+def shuffled_keys(source: Path, arguments: argparse.Namespace) -> Path:
+    """Return copies of which each has a key drawn anew: its noise says nothing of its class."""
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*.*") if p.is_file())
     names = [name for name in names if "/" in name]
     classes = sorted({name.split("/")[0] for name in names})
     drawn = np.random.default_rng(0).integers(0, len(classes), len(names))
-    table = work / f"{source.name}-shuffled.csv"
+    table = arguments.work / f"{source.name}-shuffled.csv"
     with table.open("w", newline="") as file:
-        rows = csv.writer(file)
-        rows.writerow(["path", "class"])
-        rows.writerows((n, classes[i]) for n, i in zip(names, drawn, strict=True))
-    shuffled = work / f"{source.name}-shuffled-{sha256(table)[:8]}"
+        lines = csv.writer(file)
+        lines.writerow(["path", "class"])
+        lines.writerows((n, classes[i]) for n, i in zip(names, drawn, strict=True))
+    shuffled: Path = arguments.work / f"{source.name}-shuffled-{sha256(table)[:8]}"
     protected_of(source, shuffled, ["--labels", str(table)], arguments)
     manifest = json.loads((shuffled / MANIFEST).read_text())
     for entry in manifest["pictures"]:
         entry["label"] = entry["path"].split("/")[0]
     (shuffled / MANIFEST).write_text(json.dumps(manifest))
-
-    for name, folder in (("plain_copies", plain), ("shuffled_keys", shuffled)):
-        facts, seconds = verified(folder, source, "std", arguments)
-        record.note(f"{name}: {facts['headline']} {seconds} s")
-        results.put(**{name: {"pictures": len(names), "seconds": seconds, **figures_of(facts)}})
+    return shuffled
 
 
-def main() -> None:
-    """Answer one question."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+def parsed() -> argparse.Namespace:
+    """Read the command line."""
+    parser = script.parser_of(__doc__, "verification", threads=2)
     add = parser.add_argument
-    add("question", choices=("trainer", "throughput", "quick", "nothing"))
+    add("question", choices=tuple(QUESTIONS))
     add("--data", type=Path, help="holds train/<class>/*")
     add("--per-class", type=int, default=500)
-    add("--seeds", type=lambda text: [int(part) for part in text.split(",")], default=[0])
+    add("--seeds", type=script.numbers, default=[0])
     add("--seen", type=int, default=80_000, help="pictures that a victim of `trainer` is shown")
     add("--adversary-steps", type=int, default=10, help="of `throughput`; quick takes 5")
     add("--attacks", help="of `quick`; default the budget's")
     add("--repeat", type=int, default=2, help="runs of `quick`")
     add("--weights", default="cifar10")
-    add("--device", default="cpu")
-    add("--threads", type=int, default=2)
-    add("--name", default="verification", help="of the results file")
-    add("--results", type=Path, default=record.RESULTS)
-    add("--work", type=Path, help="where copies are kept; default a temporary folder")
-    arguments = parser.parse_args()
+    return parser.parse_args()
+
+
+QUESTIONS = {"trainer": trainer, "throughput": throughput, "quick": quick, "nothing": nothing}
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    """Answer one question."""
     torch.set_num_threads(arguments.threads)
-    results = record.Results(arguments.results, arguments.name)
     computer = machine(arguments.device)
-    where = record.hardware(
-        threads=arguments.threads,
-        dtype=str(computer.dtype).removeprefix("torch."),
-        device=computer.description,
-    )
-    results.put(**{f"{arguments.question}_hardware": where})
-    results.put(**{f"{arguments.question}_command": record.command_line()})
-    with tempfile.TemporaryDirectory(prefix="tue-verification-") as temporary:
-        work = arguments.work or Path(temporary)
-        work.mkdir(parents=True, exist_ok=True)
-        if arguments.question == "trainer":
-            trainer(arguments, work, results)
-        elif arguments.question == "throughput":
-            throughput(arguments, results)
-        elif arguments.question == "quick":
-            quick(arguments, work, results)
-        else:
-            nothing(arguments, work, results)
+    dtype = str(computer.dtype).removeprefix("torch.")
+    rows = script.rows_of(arguments, dtype=dtype, device=computer.description)
+    QUESTIONS[arguments.question](arguments, rows)
 
 
 if __name__ == "__main__":
-    main()
+    script.run(parsed(), measure)

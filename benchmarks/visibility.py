@@ -1,6 +1,6 @@
 """How visible is the noise, and where? Of photographs, by PSNR, by SSIM and by eye.
 
-    python benchmarks/visibility.py --photos DIR/photos-100/photos [--sheet FILE.png]
+    python -m benchmarks.visibility --photos DIR/photos-100/photos [--sheet FILE.png]
 
 A folder is protected by `tue protect` at its defaults and with the options that are compared.
 `smooth` and `rough` are the mean changes of a pixel, in levels of 255, where the picture hides less
@@ -13,13 +13,19 @@ from __future__ import annotations
 
 import argparse
 import json
+import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import record
+from numpy.typing import NDArray
 from PIL import Image
 
+from benchmarks import script
+from benchmarks.command import run_protect
+from benchmarks.rows import Row
+from benchmarks.summary import spread, table
 from tue_cli.images import codec, resize
 from tue_cli.weights import load
 
@@ -34,9 +40,9 @@ SHOWN, SIDE = 12, (320, 240)
 class Pair(NamedTuple):
     """A photograph and its copy, (H, W, C) each, and how much noise it hides, (H, W) in [0, 1]."""
 
-    before: np.ndarray
-    after: np.ndarray
-    hides: np.ndarray
+    before: NDArray[np.uint8]
+    after: NDArray[np.uint8]
+    hides: NDArray[np.float32]
 
 
 def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
@@ -53,17 +59,16 @@ def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
     return found
 
 
-def figures_of(output: Path, pairs: list[Pair]) -> record.Facts:
+def figures_of(output: Path, pairs: list[Pair]) -> Row:
     """Return how visible the copies are."""
     manifest = json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]
     changes = [np.abs(p.after.astype(np.float32) - p.before).mean(2) for p in pairs]
     smooth = np.concatenate([c[p.hides < PLAIN] for c, p in zip(changes, pairs, strict=True)])
     rough = np.concatenate([c[p.hides > FULL] for c, p in zip(changes, pairs, strict=True)])
     return {
-        "pictures": len(pairs),
-        "psnr": record.spread((entry["psnr"] for entry in manifest), 2),
-        "ssim": record.spread((entry["ssim"] for entry in manifest), 4),
-        "survival": record.spread((entry["survival"] for entry in manifest), 3),
+        "psnr": spread((entry["psnr"] for entry in manifest), 2),
+        "ssim": spread((entry["ssim"] for entry in manifest), 4),
+        "survival": spread((entry["survival"] for entry in manifest), 3),
         "enough": sum(entry["psnr"] >= WANTED for entry in manifest),
         "smooth": round(float(smooth.mean()), 2),
         "rough": round(float(rough.mean()), 2),
@@ -83,70 +88,64 @@ def sheet(pairs: list[Pair]) -> Image.Image:
 
 def parsed() -> argparse.Namespace:
     """Read the command line."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser = script.parser_of(__doc__, "visibility")
     add = parser.add_argument
     add("--photos", type=Path, required=True, help="a folder of photographs")
     add("--weights", default="cifar10")
-    add("--threads", type=int, default=1)
-    add("--name", default="visibility", help="of the results file")
-    add("--results", type=Path, default=record.RESULTS, help="where the results file lies")
     add("--sheet", type=Path, help="a picture of the smoothest photographs and their copies")
-    add("--work", type=Path, help="where copies are kept; default a temporary folder")
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> None:
     """Protect the folder in every way that the results do not hold yet, and print the table."""
-    results = record.Results(args.results, args.name)
-    results.put(benchmark="visibility")
+    rows = script.rows_of(args, dtype="float32")
     weights = load(args.weights)
-    cells = []
+    found = []
     for arm in ARMS:
         settings = {
             "options": arm,
             "photos": args.photos.resolve().name,
             "weights_sha256": weights.sha256,
         }
-        known = results.find(settings)
+        row = rows.find("visibility", settings)
         wants_sheet = args.sheet is not None and not arm
-        if known is None or wants_sheet:
+        if row is None or wants_sheet:
+            began = time.monotonic()
             output = args.work / (arm.replace(" ", "") or "defaults")
-            record.run_protect(
+            run_protect(
                 args.photos,
                 output,
                 weights=args.weights,
-                device="cpu",
+                device=args.device,
                 threads=args.threads,
                 options=["--labels", "single", *arm.split()],
             )
             pairs = pairs_of(args.photos, output, weights.card.size)
             if wants_sheet:
                 sheet(pairs).save(args.sheet)
-            machine = record.hardware(threads=args.threads, dtype="float32", device="cpu")
-            facts = figures_of(output, pairs)
-            known = results.add(
-                settings, {**facts, "command": record.command_line(), "hardware": machine}
-            )
-        cells.append(known)
-    record.say(tabled(cells))
+            figures = figures_of(output, pairs)
+            seconds = round(time.monotonic() - began, 1)
+            row = rows.add("visibility", settings, **figures, seed=0, n=len(pairs), seconds=seconds)
+        found.append(row)
+    script.say(tabled(found))
 
 
-def tabled(cells: list[record.Facts]) -> str:
+def tabled(rows: Sequence[Row]) -> str:
     """Return the ways side by side as a Markdown table."""
     head = ["`tue protect`", "PSNR, dB", f"copies at {WANTED:g} dB or more", "SSIM"]
     lines = [
         [
-            f"`{cell['settings']['options']}`" if cell["settings"]["options"] else "defaults",
-            "{median:.1f} ({min:.1f}–{max:.1f})".format(**cell["psnr"]),
-            f"{cell['enough']} of {cell['pictures']}",
-            "{median:.3f} ({min:.3f}–{max:.3f})".format(**cell["ssim"]),
-            f"{cell['smooth']:.1f}",
-            f"{cell['rough']:.1f}",
+            f"`{row['settings']['options']}`" if row["settings"]["options"] else "defaults",
+            "{median:.1f} ({min:.1f}–{max:.1f})".format(**row["psnr"]),
+            f"{row['enough']} of {row['n']}",
+            "{median:.3f} ({min:.3f}–{max:.3f})".format(**row["ssim"]),
+            f"{row['smooth']:.1f}",
+            f"{row['rough']:.1f}",
         ]
-        for cell in sorted(cells, key=lambda cell: ARMS.index(cell["settings"]["options"]))
+        for row in sorted(rows, key=lambda row: ARMS.index(row["settings"]["options"]))
     ]
-    return record.table([*head, "smooth areas", "textured areas"], lines)
+    return table([*head, "smooth areas", "textured areas"], lines)
 
 
 if __name__ == "__main__":
-    record.in_work(parsed(), measure)
+    script.run(parsed(), measure)

@@ -1,6 +1,6 @@
 """Write the graphs of all packaged weights and weights/index.json anew.
 
-    python benchmarks/weights_index.py --default NAME
+    python -m benchmarks.weights_index --default NAME
 
 The index repeats each file's card and hash, and names the committed measurements. To be run after
 the weights in `weights/` have changed, and after a benchmark was run with them.
@@ -37,7 +37,7 @@ def main() -> None:
         list(write_graph(weights, graph, beside=True))
         measured = [
             result.name
-            for result in sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+            for result in sorted((ROOT / "benchmarks" / "results").glob("*.jsonl"))
             if weights.sha256 in result.read_text(encoding="utf-8")
         ]
         listed[path.stem] = {

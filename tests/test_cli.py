@@ -94,7 +94,6 @@ def test_a_list_on_stdin_names_the_pictures(
         (("protect", ""), 2, "empty"),
         (("protect", "IN", "--radius", "-1"), 2, "radius"),
         (("protect", "IN", "-o", ""), 2, "-o is empty"),
-        (("bench", "--data", "IN", "-o", ""), 2, "-o is empty"),
         (("protect", "IN", "--weights", "nosuch"), 4, "no weights"),
         (("protect", "IN", "--device", "cuda:99", "--weights", "TINY"), 4, "--device cpu"),
         (("protect", "IN", "--backend", "caffe"), 2, "onnx"),
@@ -223,8 +222,6 @@ def test_uc_serves_a_folder_without_classes(
             "one of the two",
         ),
         (("protect", "IN", "--method", "cuda", "--radius", "4"), 2, "Leave out --radius"),
-        (("bench", "--data", "IN", "-o", "out", "--preset", "huge"), 2, "mini"),
-        (("bench", "--data", "IN", "-o", "out"), 2, "train/CLASS/"),
     ],
 )
 def test_what_does_not_fit_a_method_is_refused_with_a_remedy(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 import io
 import json
 import os
@@ -19,6 +18,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from benchmarks import gpu_fast, gpu_views
 from tue_cli.nets.classifiers import Classifier, ConvNorm
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.weights import read
@@ -177,7 +177,7 @@ def test_weights_come_back_in_parts_and_are_joined(
     assert all(path.stat().st_size <= PART for path in out.glob("A.*"))
     (surrogate,) = [row for row in cells(rows, "surrogate") if row["settings"]["name"] == "TUE"]
     assert len(surrogate["files"]) > 2
-    command = [sys.executable, "benchmarks/gpu.py", "--join", "A", "--done", str(out)]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--join", "A", "--done", str(out)]
     subprocess.run([*command, "--out", str(tmp_path)], cwd=ROOT, check=True)
     weights = read(tmp_path / "A.safetensors", name="A")
     assert weights.card.method == "tue" and len(weights.card.classes) == 10
@@ -213,25 +213,21 @@ def test_a_run_never_passes_its_time(
 
 @pytest.mark.slow
 def test_what_each_step_will_take_is_told_before_there_is_a_gpu() -> None:
-    command = [sys.executable, "benchmarks/gpu.py", "--predict"]
+    command = [sys.executable, "-m", "benchmarks.gpu", "--predict"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     assert "| surrogate A | 33.2 |" in done.stdout
 
 
-def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    views = importlib.import_module("gpu_views")
+def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s() -> None:
     photo = ROOT / "assets" / "photos" / "everyday" / "cat.png"
     with Image.open(photo) as image:
         small = image.convert("RGB").resize((64, 64))
     file = io.BytesIO()
-    small.save(file, "JPEG", quality=views.QUALITY, subsampling="4:2:0")
+    small.save(file, "JPEG", quality=gpu_views.QUALITY, subsampling="4:2:0")
     with Image.open(file) as image:
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     pixels = (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255)[None].requires_grad_()
-    found = views.jpeg(pixels)
+    found = gpu_views.jpeg(pixels)
     # Pillow smooths chroma when it enlarges it; nothing else differs by more than rounding.
     change = (expected - pixels[0]).abs().mean()
     assert (found[0] - expected).abs().mean() < 0.35 * change
@@ -239,24 +235,20 @@ def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s(
     assert gradient.abs().sum() > 0
 
 
-def test_a_net_that_cannot_be_compiled_stays_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    fast = importlib.import_module("gpu_fast")
+def test_a_net_that_cannot_be_compiled_stays_as_it_was() -> None:
     net = Classifier(nn.Sequential(ConvNorm(3, 4, 3), nn.ReLU()), nn.Linear(4, 10))
     frozen, pixels = FrozenClassifier(net, torch.float32), torch.rand(4, 3, 32, 32)
     plain, expected = frozen.net, frozen(pixels)
-    failed, apart = fast.compile_net(frozen, torch.device("cpu"), 4, "no such compiler")
-    assert "no such compiler" in failed and apart is None
+    failed, apart = gpu_fast.compile_net(frozen, torch.device("cpu"), 4, "no such compiler")
+    assert failed and "no such compiler" in failed and apart is None
     assert frozen.net is plain
     assert torch.equal(frozen(pixels), expected)
 
 
-def test_each_picture_s_noise_meets_every_view(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.syspath_prepend(ROOT / "benchmarks")
-    views = importlib.import_module("gpu_views")
+def test_each_picture_s_noise_meets_every_view() -> None:
     pixels = torch.rand(8, 3, 32, 32)
-    through = torch.stack([views.quarters(pixels, turn) for turn in range(4)])
-    wanted = torch.stack([view(pixels) for view in views.VIEWS])
+    through = torch.stack([gpu_views.quarters(pixels, turn) for turn in range(4)])
+    wanted = torch.stack([view(pixels) for view in gpu_views.VIEWS])
     for place in range(8):
         apart = (through[:, None, place] - wanted[None, :, place]).abs().amax((2, 3, 4))
         # Every view once, at one turn or another.

@@ -28,10 +28,10 @@ import pytest
 from PIL import Image
 from safetensors.numpy import save
 
-from tue_cli.bench.cifar import CIFAR_LAYOUTS
-from tue_cli.bench.run import BenchSpec, bench
+from benchmarks.paper.cifar import CIFAR_LAYOUTS
+from benchmarks.paper.run import BenchSpec, bench
+from benchmarks.paper.settings import PRESETS
 from tue_cli.cli import main
-from tue_cli.config import PRESETS
 from tue_cli.dataset import manifest
 from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem

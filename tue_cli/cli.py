@@ -20,7 +20,6 @@ from tue_cli import __version__
 from tue_cli.config import (
     BUDGETS,
     METHODS,
-    PRESETS,
     RECIPES,
     AdversarySettings,
     ProtectSettings,
@@ -519,61 +518,6 @@ def check(
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
     if facts["mismatches"]:
         raise typer.Exit(ExitCode.MISMATCH)
-
-
-@app.command()
-def bench(
-    data: Annotated[
-        list[Path],
-        typer.Option(
-            help="A folder with train/CLASS/ and test/CLASS/ or val/CLASS/, or where torchvision "
-            "keeps CIFAR-10 or CIFAR-100; may be given several times."
-        ),
-    ],
-    output: Annotated[
-        Path,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=folder_of,
-            metavar="<path>",
-            help="Where results are kept, and gone on with.",
-        ),
-    ],
-    table: Annotated[
-        list[str],
-        typer.Option(
-            help="1 (methods), 2 (victims), 3 to 6 (surrogates and victims), partial, ablations; "
-            "may be given several times."
-        ),
-    ] = ["1"],  # noqa: B006 - typer copies it
-    preset: Annotated[
-        str, typer.Option(help="mini (hours of two cores), small, or paper (days of a GPU).")
-    ] = "mini",
-    size: Annotated[
-        int | None, typer.Option(help="Pixels a side; default: the preset's, 32.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random; the first victim's.")] = 0,
-    device: Device = "auto",
-    dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Measure nothing; write what is known.")
-    ] = False,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Measure the paper's tables: all methods, with equal budgets; goes on where it was stopped."""
-    from tue_cli.bench.run import BenchSpec
-    from tue_cli.bench.run import bench as job
-    from tue_cli.console import Console
-
-    if preset not in PRESETS:
-        raise BadSetting(f"There is no preset {preset!r}.", f"Choose {', '.join(PRESETS)}.")
-    settings = replace(PRESETS[preset], seed=seed)
-    if size is not None:
-        settings = replace(settings, size=size)
-    spec = BenchSpec(tuple(data), output, tuple(table), settings, device, dry_run)
-    Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), AGAIN)
 
 
 @app.command()

@@ -5,7 +5,7 @@ Radii are in the pixels' unit, [0, 1]; only interfaces speak of levels of 255.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -269,73 +269,3 @@ BUDGETS: dict[str, VerifySettings] = {
         attacks=_FEW + _MORE + _MOST, seen=1_000_000, adversary_steps=10, seeds=3
     ),
 }
-
-
-@dataclass(frozen=True)
-class BenchSettings:
-    """`tue bench`: one budget for every method."""
-
-    per_class: int | None = setting(None, "training pictures of each class; empty: all")
-    test_per_class: int | None = setting(None, "test pictures of each class; empty: all")
-    size: int = setting(32, "pixels a side, of noise and victims", unit="px")
-    width: int = setting(64, "channels of the first stage, of surrogates and victims")
-    score_width: int = setting(64, "channels of the score network")
-    score_steps: int = setting(20_000, "training steps of the score network")
-    steps: int = setting(5000, "training steps of a surrogate", source="REM, Fu et al. 2022")
-    clean_steps: int = setting(40_000, "training steps of the clean surrogate of tap", source="REM")
-    batch: int = setting(128, "pictures a step, of surrogates and victims", source="REM")
-    noise_steps: int = setting(10, "steps of the noise, but for tap", source="REM")
-    tap_steps: int = setting(250, "steps of tap's noise", source="Fowl et al. 2021")
-    samples: int = setting(5, "shifts and flips a step, of tue, rem and sem", source="REM")
-    inner_steps: int = setting(10, "steps of rem's inner adversary", source="REM")
-    adversary_steps: int = setting(10, "steps of every other adversary", source="REM")
-    victim_steps: int = setting(40_000, "training steps of a standard victim", source="REM")
-    adversarial_steps: int = setting(40_000, "of an adversarial victim", source="REM")
-    points: int = setting(20, "times a victim is tested on its way")
-    radii: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of victims' adversaries, in levels of 255")
-    filters: tuple[str, ...] = setting((), "what else is tried against the noise in table 1")
-    seeds: int = setting(3, "standard victims of each kind")
-    adversarial_seeds: int = setting(3, "adversarial victims of each kind")
-    seed: int = setting(0, "seed of everything random")
-
-
-_SMALL = BenchSettings(
-    width=32,
-    score_width=32,
-    score_steps=3000,
-    steps=1500,
-    clean_steps=6000,
-    tap_steps=100,
-    samples=1,
-    inner_steps=5,
-    adversary_steps=5,
-    victim_steps=8000,
-    adversarial_steps=8000,
-    filters=("gray", "jpeg10"),
-    seeds=2,
-    adversarial_seeds=1,
-)
-PRESETS: dict[str, BenchSettings] = {
-    # Two hours of two cores for table 1 on CIFAR-10: eight epochs of 10,000 pictures, ten against
-    # an adversary.
-    "mini": replace(
-        _SMALL,
-        per_class=1000,
-        test_per_class=200,
-        width=8,
-        score_steps=500,
-        steps=400,
-        clean_steps=1500,
-        batch=64,
-        tap_steps=50,
-        inner_steps=3,
-        adversary_steps=3,
-        victim_steps=1250,
-        adversarial_steps=1560,
-        points=8,
-        radii=(0, 2, 4),
-    ),
-    "small": _SMALL,
-    "paper": BenchSettings(),
-}
-"""Budgets of `tue bench`: two cores, one GPU for a day, the paper's own protocol."""

@@ -23,7 +23,7 @@ BACKENDS = ("auto", "torch", "onnx")
 MANY = 200
 """From so many pictures on, for a surrogate of width 16, torch in bfloat16 makes up for the second
 and a half that it takes to load; wider ones cost more a picture, as the square of the width, and it
-does so sooner: from 50 at width 32, 12 at 64 (benchmarks/results/runtimes.json)."""
+does so sooner: from 50 at width 32, 12 at 64 (benchmarks/results/runtimes.jsonl)."""
 
 
 def engine_for(

@@ -1,1 +1,0 @@
-"""`tue bench`: the paper's tables, measured."""
