@@ -272,8 +272,8 @@ def tabled(found: dict[str, Row]) -> str:
                 told(row) + spread,
             ]
         )
-    head = ["attacker, victim, size", "originals", "random costs", "copies", "knew attacked", "n"]
-    return table([*head, "score"], lines)
+    head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
+    return table([*head, "robust training accuracy", "n", "score"], lines)
 
 
 def compared(rows: Sequence[Row], arms: Sequence[str]) -> str:

@@ -132,7 +132,7 @@ def measure(args: argparse.Namespace) -> None:
 
 def tabled(rows: Sequence[Row]) -> str:
     """Return the ways side by side as a Markdown table."""
-    head = ["`tue protect`", "PSNR, dB", f"at {WANTED:g} or more", "SSIM", "smooth", "rough"]
+    head = ["`tue protect`", "PSNR, dB", f"copies at {WANTED:g} dB or more", "SSIM"]
     lines = [
         [
             f"`{row['settings']['options']}`" if row["settings"]["options"] else "defaults",
@@ -144,7 +144,7 @@ def tabled(rows: Sequence[Row]) -> str:
         ]
         for row in sorted(rows, key=lambda row: ARMS.index(row["settings"]["options"]))
     ]
-    return table(head, lines)
+    return table([*head, "smooth areas", "textured areas"], lines)
 
 
 if __name__ == "__main__":
