@@ -1,4 +1,9 @@
-"""The report's charts: figures turned into places on paper, which `report.html` draws."""
+"""The report's charts: figures turned into places on paper, which `report.html` draws.
+
+Ours, not matplotlib's: the page follows the reader's colours, window and font, its charts have names
+for who cannot see them, and eight panels take 5 kB each where matplotlib's take 13. It would need
+77 MB more, in the light installation too, and save none of the words and intervals below.
+"""
 
 from __future__ import annotations
 
