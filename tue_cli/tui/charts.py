@@ -1,7 +1,7 @@
 """Lines that grow while something is trained, drawn with braille dots.
 
-Ours, not plotext's: that has no colours of the theme, lays its legend over the lines, marks the axis
-with figures like 0.83 for 83 %, and would save some fifty lines for two more packages.
+Ours, not textual-plotext's: that draws lines in no colour of the theme and its legend over them, and
+would save some fifty lines for two packages more.
 """
 
 from __future__ import annotations
