@@ -1,7 +1,7 @@
 """Lines that grow while something is trained, drawn with braille dots.
 
-Ours, not textual-plotext's: that draws lines in no colour of the theme and its legend over them, and
-would save some fifty lines for two packages more.
+Ours, not textual-plotext's: that draws its lines in no colour of the theme, its legend over them,
+and would save some fifty lines for two packages more.
 """
 
 from __future__ import annotations
