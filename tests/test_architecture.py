@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import importlib
 import json
@@ -135,6 +136,25 @@ def test_the_light_requirements_are_the_package_s_without_torch() -> None:
     kept = [line for line in project["dependencies"] if name(line) not in LEFT_OUT]
     assert light == kept
     assert {name(line) for line in project["dependencies"]} >= set(LEFT_OUT)
+
+
+def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
+    imported = set[str]()
+    for path in (ROOT / "tue_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    imported -= sys.stdlib_module_names | {"tue_cli"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["export"], *extras["verify"]]
+    names = {re.split(r"[<>=;]", line)[0].replace("-", "_").lower() for line in lines}
+    unlike = {"pil": "pillow", "sklearn": "scikit_learn"}  # the package, the name that pip knows
+    needed = {unlike.get(name.lower(), name) for name in imported}
+    # pyproject.toml says why torchvision is there; one of the two onnxruntimes is anywhere.
+    assert names - {"torchvision", "onnxruntime_gpu"} == needed
 
 
 def test_the_version_is_stated_once() -> None:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from tue_cli.config import METHODS
 from tue_cli.errors import OutputProblem
@@ -111,7 +110,7 @@ def write_page(html: str, path: Path, mode: int = 0o666) -> None:
 
 def _escape_text(value: Any) -> Any:
     """Spell out what text must not hold: control characters, undecodable bytes, turned writing."""
-    if isinstance(value, Markup) or not isinstance(value, str):
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # what a macro drew is done
         return value
     return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in value)
 
