@@ -58,7 +58,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         raise BadSetting(f"There is no table {unknown[0]!r}.", f"Choose from {', '.join(TABLES)}.")
     refuse_seed(spec.settings.seed)
     refuse_size(spec.settings.size)
-    require("torch")
+    require("torch", "sklearn")
     from tue_cli.bench.cache import BenchCache, acquire_lock, load_dataset
     from tue_cli.engine.torch import machine
 
