@@ -61,8 +61,9 @@ def opened(view: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(view)))
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Thumbnails:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Thumbnails:
+    tmp_path = tmp_path_factory.mktemp("pair")
     noise = np.random.default_rng(0).integers(-8, 9, ASTRONAUT.shape)
     after = np.clip(ASTRONAUT + noise, 0, 255).astype(np.uint8)
     before_file, after_file = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", after)
