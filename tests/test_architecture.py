@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import hashlib
 import json
 import re
@@ -53,8 +54,10 @@ def test_shipped_weights_are_what_the_index_says() -> None:
         assert json.loads(json.dumps(entry["card"])) == json.loads(card.to_json())
 
 
-LEFT_OUT = ("kornia", "scikit-learn", "torch", "torchvision")
-"""What an installation without torch does not have."""
+LEFT_OUT = ("torch", "torchvision")
+"""What the light requirements leave out of the package's own."""
+ABSENT = (*LEFT_OUT, "kornia", "onnx", "sklearn")
+"""What cannot be imported after such an installation."""
 _WITHOUT = """
 import sys
 class Absent:
@@ -69,8 +72,7 @@ main(sys.argv[1:])
 
 def without_torch(*arguments: object) -> subprocess.CompletedProcess[str]:
     """Run `tue` where torch and all that only torch's commands need cannot be imported."""
-    names = {"sklearn" if name == "scikit-learn" else name for name in LEFT_OUT} | {"onnx"}
-    code = _WITHOUT.format(names=names)
+    code = _WITHOUT.format(names=ABSENT)
     command = [sys.executable, "-c", code, *map(str, arguments)]
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
@@ -134,6 +136,25 @@ def test_the_light_requirements_are_the_package_s_without_torch() -> None:
     kept = [line for line in project["dependencies"] if name(line) not in LEFT_OUT]
     assert light == kept
     assert {name(line) for line in project["dependencies"]} >= set(LEFT_OUT)
+
+
+def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None:
+    imported = set[str]()
+    for path in (ROOT / "tue_cli").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.partition(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom):
+                imported.add((node.module or "").partition(".")[0])
+    imported -= sys.stdlib_module_names | {"tue_cli"}
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    lines = [*project["dependencies"], *extras["export"], *extras["verify"]]
+    names = {re.split(r"[<>=;]", line)[0].replace("-", "_").lower() for line in lines}
+    unlike = {"pil": "pillow", "sklearn": "scikit_learn"}  # the package, the name that pip knows
+    needed = {unlike.get(name.lower(), name) for name in imported}
+    # pyproject.toml says why torchvision is there; one of the two onnxruntimes is anywhere.
+    assert names - {"torchvision", "onnxruntime_gpu"} == needed
 
 
 def test_the_version_is_stated_once() -> None:

@@ -18,7 +18,7 @@ from skimage import data as bundled
 from tue_cli.errors import OutputProblem, PictureProblem
 from tue_cli.images.metadata import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
-from tue_cli.report.page import page, write
+from tue_cli.report.page import render_page, write_page
 from tue_cli.report.write import write_report
 from tue_cli.storage import atomic
 
@@ -61,8 +61,9 @@ def opened(view: bytes) -> NDArray[np.uint8]:
     return np.asarray(Image.open(io.BytesIO(view)))
 
 
-@pytest.fixture
-def pair(tmp_path: Path) -> Thumbnails:
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Thumbnails:
+    tmp_path = tmp_path_factory.mktemp("pair")
     noise = np.random.default_rng(0).integers(-8, 9, ASTRONAUT.shape)
     after = np.clip(ASTRONAUT + noise, 0, 255).astype(np.uint8)
     before_file, after_file = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", after)
@@ -127,7 +128,7 @@ EMBEDDING: dict[str, Any] = {
 
 def full(pair: Thumbnails, **more: Any) -> str:
     given = {"manifest": manifest(), "pictures": [pair], "result": result(), "embedding": EMBEDDING}
-    return page(**{**given, "command": f"tue verify '{HOSTILE}'", **more})
+    return render_page(**{**given, "command": f"tue verify '{HOSTILE}'", **more})
 
 
 def test_the_page_needs_nothing_but_itself(pair: Thumbnails) -> None:
@@ -154,9 +155,11 @@ def test_no_name_becomes_markup(pair: Thumbnails) -> None:
 
 
 def test_an_undecodable_name_can_be_written(tmp_path: Path) -> None:
-    write(page(manifest=manifest(record("\udc80.png")), pictures=[]), tmp_path / "report.html")
+    write_page(
+        render_page(manifest=manifest(record("\udc80.png")), pictures=[]), tmp_path / "report.html"
+    )
     name = Thumbnails("\udc80.png", b"", b"", b"", "")
-    assert r"\udc80.png" in page(manifest=manifest(), pictures=[name])
+    assert r"\udc80.png" in render_page(manifest=manifest(), pictures=[name])
 
 
 def test_the_answer_stands_with_its_intervals(pair: Thumbnails) -> None:
@@ -187,7 +190,7 @@ def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Thumbnail
 
 
 def test_without_a_result_only_the_pictures_are_told_of(pair: Thumbnails) -> None:
-    marks = Marks(page(manifest=manifest(), pictures=[pair], command="tue protect a"))
+    marks = Marks(render_page(manifest=manifest(), pictures=[pair], command="tue protect a"))
     assert "was not measured here" in marks.text
     assert "victim" not in marks.text and not marks.of("table")
     assert len(marks.of("img")) == 3
@@ -221,8 +224,8 @@ def test_both_maps_share_their_axes(pair: Thumbnails) -> None:
 
 def test_what_a_manifest_lacks_is_left_out() -> None:
     bare: dict[str, Any] = {"run": {}, "keys": {}, "pictures": [{"path": "a", "psnr": None}]}
-    assert "PSNR says" not in page(manifest=bare, pictures=[])
-    spread = Marks(page(manifest=manifest(record(), record(psnr=30.0)), pictures=[])).text
+    assert "PSNR says" not in render_page(manifest=bare, pictures=[])
+    spread = Marks(render_page(manifest=manifest(record(), record(psnr=30.0)), pictures=[])).text
     assert "lowest 30.0 dB" in spread and "median 32.0 dB" in spread
 
 
@@ -298,21 +301,21 @@ def test_a_page_that_cannot_be_written_leaves_nothing(tmp_path: Path, place: str
     (tmp_path / "file").write_text("")
     before = sorted(os.walk(tmp_path))
     with pytest.raises(OutputProblem) as caught:
-        write("<!doctype html>", tmp_path / place)
+        write_page("<!doctype html>", tmp_path / place)
     assert caught.value.remedy
     assert sorted(os.walk(tmp_path)) == before
 
 
 def test_a_full_disk_keeps_the_former_page(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    write("old", path)
+    write_page("old", path)
 
     def full_disk(_: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full_disk)
     with pytest.raises(OutputProblem, match="Free some space"):
-        write("new", path)
+        write_page("new", path)
     assert [(p.name, p.read_text()) for p in tmp_path.iterdir()] == [("report.html", "old")]
 
 

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from importlib.machinery import ModuleSpec
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +18,9 @@ import torch
 from PIL import Image
 
 from tue_cli.cli import main
-from tue_cli.config import NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
+from tue_cli.config import BUDGETS, NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
 from tue_cli.dataset.manifest import MANIFEST, sha256
-from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem
+from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem, PackageMissing
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started, Table
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.run import protect
@@ -458,3 +460,46 @@ def test_vgg_fits_the_smallest_pictures(spec: VerifySpec) -> None:
         if isinstance(event, Started):
             break
     assert isinstance(event, Started) and event.facts["victims"] == "vgg16:0.0625"
+
+
+@pytest.fixture
+def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Take away what `pip install .` leaves to the extra `verify`."""
+
+    class Absent:
+        def find_spec(self, name: str, *_: object) -> ModuleSpec | None:
+            if name in ("kornia", "sklearn"):
+                raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+            return None
+
+    for name in ("kornia", "sklearn"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
+
+
+@pytest.mark.usefixtures("without_extra")
+def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refused(
+    spec: VerifySpec,
+) -> None:
+    with pytest.raises(PackageMissing, match="pip install kornia"):
+        next(verify(replace(spec, settings=replace(QUICK, attacks=("std", "ueraser")))))
+    settings = replace(QUICK, attacks=BUDGETS["standard"].attacks)
+    job, events = verify(replace(spec, settings=settings)), list[Event]()
+    while not events or not isinstance(events[-1], Started) or not events[-1].facts:
+        events.append(next(job))
+    job.close()
+    assert "ueraser is left out" in notes(events) and "pip install kornia" in notes(events)
+    assert isinstance(events[-1], Started)
+    attackers = events[-1].facts["attackers"].split(", ")
+    assert attackers == [name for name in settings.attacks if name != "ueraser"]
+
+
+@pytest.mark.usefixtures("without_extra")
+def test_a_report_without_scikit_learn_has_no_map_and_says_why(
+    spec: VerifySpec, tmp_path: Path
+) -> None:
+    page = tmp_path / "page.html"
+    events, facts = run(replace(spec, settings=BRIEF, report=page))
+    assert facts["attacks"] and trained(events) == 3
+    assert "no map of features" in notes(events) and "pip install scikit-learn" in notes(events)
+    assert "What the victims learned" in page.read_text() and "t-SNE" not in page.read_text()

@@ -129,7 +129,7 @@ def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
 
 def test_every_attacker_changes_something() -> None:
     kinds = [
-        (a.degrade, a.mixing, a.radius, a.part, a.other_labels, a.best_epoch)
+        (a.filter, a.augmentation, a.radius, a.part, a.other_labels, a.best_epoch)
         for a in ATTACKS.values()
     ]
     assert len(set(kinds)) == len(kinds)

@@ -67,20 +67,16 @@ class PackageMissing(TueError):
 
     def __init__(self, package: str) -> None:
         super().__init__(
-            f"This needs the package {package}, which is not installed.", _INSTALL[package]
+            f"This needs the package {package}, which is not installed.",
+            f"Install it with: pip install {_INSTALL.get(package, package)}",
         )
 
 
-_TORCH = (
-    "Install it with: pip install 'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29' kornia scipy "
-    "scikit-learn"
-)
 _INSTALL = {
-    "torch": _TORCH,
-    "kornia": _TORCH,
-    "onnx": "Install it with: pip install onnx",
-    "onnxruntime": "Install it with: pip install onnxruntime",
+    "torch": "'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'",
+    "sklearn": "scikit-learn",
 }
+"""What pip is told where that is not the name of the package."""
 
 
 def is_installed(package: str) -> bool:

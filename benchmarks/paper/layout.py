@@ -53,8 +53,8 @@ class Bench:
             seed=budget.seed,
             steps=budget.adversarial_steps if level else budget.victim_steps,
             points=budget.points,
-            degrade=way.degrade,
-            mixing=way.mixing,
+            degrade=way.filter,
+            mixing=way.augmentation,
             radius=level / 255,
             adversary_steps=budget.adversary_steps if level else 0,
             other_labels=way.other_labels,
@@ -95,7 +95,7 @@ class Bench:
         def place(row: str, column: str) -> TableCell:
             level = str(round(ATTACKS[ways[row]].radius * 255))
             paper = None
-            if not ATTACKS[ways[row]].degrade:
+            if not ATTACKS[ways[row]].filter:
                 paper = get_published("1", self.dataset, "resnet18", column, "resnet18", level)
             return self.place(self.arm(column), ways[row], paper=paper)
 

@@ -95,7 +95,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         raise BadSetting(f"There is no table {unknown[0]!r}.", f"Choose from {', '.join(TABLES)}.")
     refuse_seed(spec.settings.seed)
     refuse_size(spec.settings.size)
-    require("torch")
+    require("torch", "sklearn")
     if "1" in spec.tables and not spec.dry_run and not is_installed("matplotlib"):
         raise BadSetting(
             "The figures need matplotlib, which is not installed.",

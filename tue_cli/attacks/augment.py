@@ -18,15 +18,15 @@ Augmentation = Callable[[Tensor, Tensor, torch.Generator], tuple[Tensor, Tensor]
 def cutout(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Black out a square of half the side at a random place (DeVries and Taylor 2017: 16 of 32)."""
     size = pixels.shape[-1] // 2
-    return pixels.masked_fill(_squares(pixels, size, generator), 0.0), targets
+    return pixels.masked_fill(_draw_squares(pixels, size, generator), 0.0), targets
 
 
 def cutmix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Paste a rectangle of another picture into half of the batches (Yun et al. 2019; beta 1)."""
-    share, other, applied = _draws(pixels, generator)
+    share, other, applied = _draw_partners(pixels, generator)
     if not applied:
         return pixels, targets
-    mask = _squares(pixels[:1], round(pixels.shape[-1] * (1 - share) ** 0.5), generator)
+    mask = _draw_squares(pixels[:1], round(pixels.shape[-1] * (1 - share) ** 0.5), generator)
     pasted = float(mask.float().mean())
     return (
         torch.where(mask, pixels[other], pixels),
@@ -36,7 +36,7 @@ def cutmix(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple
 
 def mixup(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Blend half of the batches with other pictures (Zhang et al. 2018; beta 1)."""
-    share, other, applied = _draws(pixels, generator)
+    share, other, applied = _draw_partners(pixels, generator)
     if not applied:
         return pixels, targets
     return (
@@ -51,7 +51,7 @@ def ueraser(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tupl
     UEraser's lite form (Qin et al. 2023): one draw a picture, no search for the worst of five.
     Strengths are of its public code; the last operation is drawn for eight pictures at a time.
     """
-    plasma, trivial = _ueraser_parts()
+    plasma, trivial = _build_ueraser()
     seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
     # Kornia draws from torch's own generator.
     with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
@@ -69,7 +69,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
 
 
 @cache
-def _ueraser_parts() -> tuple[nn.Module, nn.Module]:
+def _build_ueraser() -> tuple[nn.Module, nn.Module]:
     import kornia.augmentation as aug
     from kornia.augmentation.auto import TrivialAugment
 
@@ -81,7 +81,7 @@ def _ueraser_parts() -> tuple[nn.Module, nn.Module]:
     return plasma, TrivialAugment()
 
 
-def _draws(pixels: Tensor, generator: torch.Generator) -> tuple[float, Tensor, bool]:
+def _draw_partners(pixels: Tensor, generator: torch.Generator) -> tuple[float, Tensor, bool]:
     """Draw a share uniformly (beta 1), a partner for every picture, and whether to mix at all."""
     device = generator.device
     share, chance = torch.rand(2, generator=generator, device=device).tolist()
@@ -89,7 +89,7 @@ def _draws(pixels: Tensor, generator: torch.Generator) -> tuple[float, Tensor, b
     return share, other, chance < 0.5
 
 
-def _squares(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+def _draw_squares(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
     """Return a mask (N, 1, H, W): a square around a random centre in each picture, cut at edges."""
     count, _, height, width = pixels.shape
     device = pixels.device

@@ -16,10 +16,12 @@ class Attack:
     """One attacker: standard training but for what is named."""
 
     title: str
-    degrade: str = ""
-    """A filter of `files.degrade` that every training picture goes through."""
-    mixing: str = ""
-    """What is done to each batch, of `numerics.mixing`."""
+    filter: str = ""
+    """What every training picture goes through, a key of `FILTERS`."""
+    augmentation: str = ""
+    """What is done to each batch, a key of `AUGMENTATIONS`."""
+    package: str = ""
+    """What it needs besides tue's own packages."""
     radius: float = 0.0
     """Of the adversary in adversarial training, in the pixels' unit."""
     part: float = 1.0
@@ -34,15 +36,15 @@ ATTACKS: dict[str, Attack] = {
     "std": Attack("standard training"),
     "early": Attack("early stopping", best_epoch=True),
     **{f"at{r}": Attack(f"adversarial training {r}/255", radius=r / 255) for r in (1, 2, 3, 4)},
-    "gray": Attack("grayscale", degrade="gray"),
-    **{f"jpeg{q}": Attack(f"JPEG {q}", degrade=f"jpeg{q}") for q in (10, 50, 75)},
-    "resize": Attack("half size and back", degrade="resize"),
-    "blur": Attack("Gaussian blur", degrade="blur"),
-    "bits": Attack("two bits a channel", degrade="bits"),
-    "cutout": Attack("cutout", mixing="cutout"),
-    "cutmix": Attack("cutmix", mixing="cutmix"),
-    "mixup": Attack("mixup", mixing="mixup"),
-    "ueraser": Attack("UEraser-lite", mixing="ueraser"),
+    "gray": Attack("grayscale", filter="gray"),
+    **{f"jpeg{q}": Attack(f"JPEG {q}", filter=f"jpeg{q}") for q in (10, 50, 75)},
+    "resize": Attack("half size and back", filter="resize"),
+    "blur": Attack("Gaussian blur", filter="blur"),
+    "bits": Attack("two bits a channel", filter="bits"),
+    "cutout": Attack("cutout", augmentation="cutout"),
+    "cutmix": Attack("cutmix", augmentation="cutmix"),
+    "mixup": Attack("mixup", augmentation="mixup"),
+    "ueraser": Attack("UEraser-lite", augmentation="ueraser", package="kornia"),
     "labels": Attack("other labels", other_labels=True),
     **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 50, 60, 80)},
 }

@@ -7,6 +7,7 @@ published net; another width scales every layer in proportion.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import cast
 
 import torch.nn.functional as F
@@ -17,8 +18,7 @@ from tue_cli.errors import BadSetting
 IMAGENET_STEM_FROM = 96
 """Pictures of this many pixels and more get the ImageNet stem (7x7, stride 2, pooled)."""
 
-
-BLOCK = 16
+ONEDNN_BLOCK = 16
 """Channels that oneDNN takes at once, at most."""
 
 
@@ -32,7 +32,7 @@ class Pointwise(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H / stride, W / stride), rounded up."""
-        if self.stride == (1, 1) or self.in_channels >= BLOCK:
+        if self.stride == (1, 1) or self.in_channels >= ONEDNN_BLOCK:
             return super().forward(x)
         return F.conv2d(F.avg_pool2d(x, 1, self.stride), self.weight, self.bias)
 
@@ -104,27 +104,32 @@ def _stem(channels: int, size: int) -> list[nn.Module]:
     return [ConvNorm(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
 
 
+def _basic(inputs: int, outputs: int, stride: int) -> Residual:
+    branch = nn.Sequential(
+        ConvNorm(inputs, outputs, 3, stride), nn.ReLU(), ConvNorm(outputs, outputs, 3)
+    )
+    return Residual(branch, inputs, outputs, stride)
+
+
+def _bottleneck(inputs: int, inner: int, stride: int) -> Residual:
+    branch = nn.Sequential(
+        ConvNorm(inputs, inner, 1),
+        nn.ReLU(),
+        ConvNorm(inner, inner, 3, stride),
+        nn.ReLU(),
+        ConvNorm(inner, 4 * inner, 1),
+    )
+    return Residual(branch, inputs, 4 * inner, stride)
+
+
 def _resnet(blocks: list[int], bottleneck: bool, classes: int, width: int, size: int) -> Classifier:
     layers, channels = _stem(width, size), width
     for stage, count in enumerate(blocks):
         inner = width << stage
-        outputs = 4 * inner if bottleneck else inner
         for block in range(count):
             stride = 2 if stage and not block else 1
-            if bottleneck:
-                branch = nn.Sequential(
-                    ConvNorm(channels, inner, 1),
-                    nn.ReLU(),
-                    ConvNorm(inner, inner, 3, stride),
-                    nn.ReLU(),
-                    ConvNorm(inner, outputs, 1),
-                )
-            else:
-                branch = nn.Sequential(
-                    ConvNorm(channels, inner, 3, stride), nn.ReLU(), ConvNorm(inner, inner, 3)
-                )
-            layers.append(Residual(branch, channels, outputs, stride))
-            channels = outputs
+            layers.append((_bottleneck if bottleneck else _basic)(channels, inner, stride))
+            channels = 4 * inner if bottleneck else inner
     return Classifier(nn.Sequential(*layers), nn.Linear(channels, classes))
 
 
@@ -138,11 +143,7 @@ def _wide_resnet(classes: int, width: int, size: int) -> Classifier:
     for stage in range(3):
         outputs = (width * 10 // 4) << stage
         for block in range(5):
-            stride = 2 if stage and not block else 1
-            branch = nn.Sequential(
-                ConvNorm(channels, outputs, 3, stride), nn.ReLU(), ConvNorm(outputs, outputs, 3)
-            )
-            layers.append(Residual(branch, channels, outputs, stride))
+            layers.append(_basic(channels, outputs, 2 if stage and not block else 1))
             channels = outputs
     return Classifier(nn.Sequential(*layers), nn.Linear(channels, classes))
 
@@ -190,8 +191,8 @@ def _densenet121(classes: int, width: int, size: int) -> Classifier:
 
 NETS: dict[str, Callable[[int, int, int], Classifier]] = {
     "vgg16": _vgg16,
-    "resnet18": lambda *spec: _resnet([2, 2, 2, 2], False, *spec),
-    "resnet50": lambda *spec: _resnet([3, 4, 6, 3], True, *spec),
+    "resnet18": partial(_resnet, [2, 2, 2, 2], False),
+    "resnet50": partial(_resnet, [3, 4, 6, 3], True),
     "densenet121": _densenet121,
     "wrn34-10": _wide_resnet,
 }

@@ -78,16 +78,16 @@ class FrozenClassifier:
             for value, now in zip(mine, theirs, strict=True):
                 value.copy_(now)
 
-    def _lowered(self, pixels: Tensor) -> Tensor:
+    def _cast(self, pixels: Tensor) -> Tensor:
         return pixels.to(self.dtype).contiguous(memory_format=torch.channels_last)
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return logits (N, K) of pixels (N, 3, H, W) in [0, 1]."""
-        return cast(Tensor, self.net(self._lowered(pixels))).float()
+        return cast(Tensor, self.net(self._cast(pixels))).float()
 
     def features(self, pixels: Tensor) -> Tensor:
         """Return what the head sees, (N, D)."""
-        return self.net.features(self._lowered(pixels)).float()
+        return self.net.features(self._cast(pixels)).float()
 
 
 class FrozenScore:

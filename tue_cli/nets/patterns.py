@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 
 class Patterns(nn.Module):
-    """A square of noise for each cluster, before it is squashed to a radius."""
+    """A square of noise for each cluster, before `tanh` and its radius."""
 
     def __init__(self, *, count: int, size: int) -> None:
         super().__init__()

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any, Final
 
 from jinja2 import Environment, StrictUndefined
-from markupsafe import Markup
 
 from tue_cli.config import METHODS
 from tue_cli.errors import OutputProblem
@@ -30,12 +29,12 @@ from tue_cli.report.charts import (
     TOP,
     TRAINED_ON,
     Figures,
-    add_interval,
-    clip_percent,
-    curve_panels,
-    feature_maps,
-    histograms,
-    percent,
+    clip,
+    describe_interval,
+    format_percent,
+    lay_out_curves,
+    lay_out_histograms,
+    lay_out_maps,
 )
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
@@ -46,7 +45,7 @@ LISTED: Final = 20
 """Failures that are listed by name."""
 
 
-def page(
+def render_page(
     *,
     manifest: Figures,
     pictures: Sequence[Thumbnails],
@@ -67,18 +66,21 @@ def page(
         lstrip_blocks=True,
         finalize=_escape_text,
     )
-    environment.filters["data"] = _data
-    attacks = [_attack(attack) for attack in (result or {}).get("attacks", ())]
+    environment.filters["data"] = _encode
+    attacks = [_describe_attack(attack) for attack in (result or {}).get("attacks", ())]
     return environment.from_string(source).render(
         attacks=attacks,
-        headline=result and _headline(result),
-        curves=curve_panels(result) if result else [],
-        maps=feature_maps(embedding) if embedding and embedding["clean"] else None,
+        headline=result and _describe_answer(result),
+        curves=lay_out_curves(result) if result else [],
+        maps=lay_out_maps(embedding) if embedding and embedding["clean"] else None,
         pictures=pictures,
-        copies=_copies(manifest),
-        spreads=histograms(manifest["pictures"]),
-        copy_facts=_copy_facts(manifest),
-        setup=[(_words(name), _value(v)) for name, v in (result or {}).get("setup", {}).items()],
+        copies=_count_copies(manifest),
+        spreads=lay_out_histograms(manifest["pictures"]),
+        copy_facts=_describe_copies(manifest),
+        setup=[
+            (_format_name(name), _format_value(v))
+            for name, v in (result or {}).get("setup", {}).items()
+        ],
         command=command,
         trained_on=TRAINED_ON,
         bar=BAR,
@@ -89,7 +91,7 @@ def page(
     )
 
 
-def write(html: str, path: Path, mode: int = 0o666) -> None:
+def write_page(html: str, path: Path, mode: int = 0o666) -> None:
     """Write the page so that it appears whole or not at all, with a mode less the umask.
 
     Raises:
@@ -108,44 +110,44 @@ def write(html: str, path: Path, mode: int = 0o666) -> None:
 
 def _escape_text(value: Any) -> Any:
     """Spell out what text must not hold: control characters, undecodable bytes, turned writing."""
-    if isinstance(value, Markup) or not isinstance(value, str):
+    if not isinstance(value, str) or hasattr(value, "__html__"):  # what a macro drew is done
         return value
     return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in value)
 
 
-def _data(picture: bytes) -> str:
+def _encode(picture: bytes) -> str:
     """Return a PNG or JPEG as an address that holds the picture itself."""
     kind = "png" if picture.startswith(b"\x89PNG") else "jpeg"
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def _headline(result: Figures) -> dict[str, Any]:
+def _describe_answer(result: Figures) -> dict[str, Any]:
     """Return the answer; what is inconclusive carries no number."""
     conclusive = result["status"] == "conclusive"
     weakest, standard = result.get("weakest"), result.get("standard")
     marks = []
     if conclusive and weakest and weakest.get("value") is not None:
         name = f"weakest attack: {weakest['title']} ({weakest['victim']})"
-        marks.append({"name": name, **add_interval(weakest)})
+        marks.append({"name": name, **describe_interval(weakest)})
     if conclusive and standard and not (weakest and weakest["attack"] == "std"):
-        marks.append({"name": "standard training", **add_interval(standard)})
+        marks.append({"name": "standard training", **describe_interval(standard)})
     return {
         "conclusive": conclusive,
         "text": result["headline"] if conclusive else "Inconclusive",
-        "reasons": [_sentence(reason) for reason in result.get("reasons", ())],
+        "reasons": [_format_sentence(reason) for reason in result.get("reasons", ())],
         "marks": marks,
-        "chance": percent(result["chance"]) if conclusive else "",
+        "chance": format_percent(result["chance"]) if conclusive else "",
     }
 
 
-def _attack(attack: Figures) -> dict[str, Any]:
+def _describe_attack(attack: Figures) -> dict[str, Any]:
     """Return one group of bars, in percent, with the words that stand beside it."""
     bars = []
     for kind, name in TRAINED_ON.items():
         accuracy = attack.get(kind)
         if accuracy and accuracy["mean"] is not None:
-            bars.append({"kind": kind, "name": name, **add_interval(accuracy, "mean", 100, 1)})
-    floor = f"{attack['floor_name']} {percent(attack['floor'])}"
+            bars.append({"kind": kind, "name": name, **describe_interval(accuracy, "mean", 100, 1)})
+    floor = f"{attack['floor_name']} {format_percent(attack['floor'])}"
     protection = attack.get("protection")
     doubt = attack.get("inconclusive") or ("" if protection else "not measured")
     return {
@@ -153,34 +155,34 @@ def _attack(attack: Figures) -> dict[str, Any]:
         "victim": attack["victim"],
         "bars": bars,
         "cells": {bar["kind"]: bar["text"] for bar in bars},
-        "floor": clip_percent(100 * attack["floor"]),
+        "floor": clip(100 * attack["floor"]),
         "floor_text": floor,
         "doubt": doubt,
-        "protection": add_interval(protection)["text"] if protection and not doubt else "",
+        "protection": describe_interval(protection)["text"] if protection and not doubt else "",
         "summary": f"Accuracy after {attack['title']} of {attack['victim']}: "
         + ", ".join(f"{bar['name']} {bar['text']}" for bar in bars)
         + f"; {floor}.",
     }
 
 
-def _copies(manifest: Figures) -> dict[str, Any]:
+def _count_copies(manifest: Figures) -> dict[str, Any]:
     """Return how many copies there are, how many are weak, and what could not be protected."""
     records, failed = manifest["pictures"], manifest.get("summary", {}).get("failed", ())
     survivals = (record.get("survival") for record in records)
     return {
         "count": len(records),
         "weak": sum(survival is not None and survival < SURVIVAL_FLOOR for survival in survivals),
-        "floor": percent(SURVIVAL_FLOOR),
+        "floor": format_percent(SURVIVAL_FLOOR),
         "failed": len(failed),
         "failures": [(entry["path"], entry["message"]) for entry in failed[:LISTED]],
     }
 
 
-def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
+def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
     """Return how the copies were made; what an older manifest does not say is left out."""
     run, keys = manifest["run"], list(manifest["keys"])
-    settings, weights, tool = (_inner(run, name) for name in ("settings", "weights", "tool"))
-    noise = _inner(settings, "noise")
+    settings, weights, tool = (_read_part(run, name) for name in ("settings", "weights", "tool"))
+    noise = _read_part(settings, "noise")
     name, radius = str(settings.get("method")), noise.get("radius")
     promise = METHODS[name].promise if name in METHODS else None
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
@@ -198,29 +200,29 @@ def _copy_facts(manifest: Figures) -> list[tuple[str, str]]:
         "Version of tue": tool.get("version"),
         "Finished": manifest.get("finished"),
     }
-    return [(name, _value(fact)) for name, fact in facts.items() if fact is not None]
+    return [(name, _format_value(fact)) for name, fact in facts.items() if fact is not None]
 
 
-def _inner(facts: Figures, name: str) -> Figures:
+def _read_part(facts: Figures, name: str) -> Figures:
     """Return the facts under a name; none where it has none."""
     inner = facts.get(name)
     return inner if isinstance(inner, Mapping) else {}
 
 
-def _value(value: Any) -> str:
+def _format_value(value: Any) -> str:
     """Return a plain fact as a person reads it."""
     if isinstance(value, Mapping):
-        return ", ".join(f"{name} {_value(part)}" for name, part in value.items())
+        return ", ".join(f"{name} {_format_value(part)}" for name, part in value.items())
     if isinstance(value, list | tuple):
-        return ", ".join(_value(part) for part in value)
+        return ", ".join(_format_value(part) for part in value)
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else f"{value:,}" if type(value) is int else str(value)
 
 
-def _sentence(text: str) -> str:
+def _format_sentence(text: str) -> str:
     return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
-def _words(name: str) -> str:
+def _format_name(name: str) -> str:
     return name[:1].upper() + name[1:].replace("_", " ")

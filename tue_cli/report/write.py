@@ -60,7 +60,7 @@ def write_report(
         OutputProblem: it cannot be written.
     """
     from tue_cli.images.thumbnails import make_thumbnails
-    from tue_cli.report.page import page, write
+    from tue_cli.report.page import render_page, write_page
 
     records = manifest["pictures"]
     pictures, mode = [], 0o666
@@ -70,10 +70,10 @@ def write_report(
             if original is not None:
                 pictures.append(make_thumbnails(original, protected / record["path"], record))
                 mode &= _mode_of(original)
-    html = page(
+    html = render_page(
         manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
     )
-    write(html, path, mode)
+    write_page(html, path, mode)
     yield Saved(None, path, {"bytes": len(html.encode())})
 
 

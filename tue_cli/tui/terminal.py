@@ -114,6 +114,8 @@ def _asked(question: bytes) -> bytes:
 
 def open_files(paths: list[Path]) -> bool:
     """Open files in the system's viewer and say whether there is one."""
+    # Not by `typer.launch`: what its viewers print would land on the app, it says that a file was
+    # opened where nothing is there to open it, and on Windows it opens none.
     if sys.platform == "win32":
         for path in paths:
             os.startfile(path)

@@ -8,9 +8,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from tue_cli.config import VerifySettings
+from tue_cli.attacks.registry import ATTACKS
+from tue_cli.config import BUDGETS, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
-from tue_cli.errors import require
+from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Event, Failed, Note, Started
 from tue_cli.protect.run import describe_tool
 from tue_cli.report.write import write_report
@@ -51,8 +52,10 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     Raises:
         BadSetting: unsuitable settings, no manifest, or originals that are not the copies'.
         OutputProblem: the report or the cache cannot be written.
+        PackageMissing: torch, or what an attacker needs that was asked for by name.
     """
-    require("torch", *(["kornia"] if "ueraser" in spec.settings.attacks else []))
+    require("torch")
+    spec = yield from _leave_out_attackers(spec)
     refuse(spec)
     from tue_cli.engine.torch import machine
     from tue_cli.verify.trainer import fit_time_budget, measure_costs, refuse_victims
@@ -131,6 +134,23 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     yield from _report_verdict(spec, manifest, judged, failures, facts, embedding)
 
 
+def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
+    """Drop the attackers of a budget that this installation lacks a package for.
+
+    Raises:
+        PackageMissing: the attackers are no budget's, so each was asked for by name.
+    """
+    attacks = spec.settings.attacks
+    missing = [name for name in attacks if (p := ATTACKS[name].package) and not is_installed(p)]
+    for name in missing:
+        problem = PackageMissing(ATTACKS[name].package)
+        if all(attacks != budget.attacks for budget in BUDGETS.values()):
+            raise problem
+        yield Note(f"The attacker {name} is left out. {problem}")
+    kept = tuple(name for name in attacks if name not in missing)
+    return replace(spec, settings=replace(spec.settings, attacks=kept))
+
+
 def _report_verdict(
     spec: VerifySpec,
     manifest: dict[str, Any],
@@ -189,7 +209,11 @@ def _train_victims(
     digest = arms.digest()
     work = {trial: trial.steps * costs[trial.kind] for trial in trials}
     known = {trial: book.get(f"{digest}/{trial.key()}") for trial in trials}
-    if spec.report is not None and book.get(f"{digest}/embedding") is None:
+    wants_map = spec.report is not None and book.get(f"{digest}/embedding") is None
+    if wants_map and not is_installed("sklearn"):
+        yield Note(f"The report has no map of features. {PackageMissing('sklearn')}")
+        wants_map = False
+    if wants_map:
         known[trials[0]] = None
     missing = [trial for trial in trials if known[trial] is None]
     planned, spent, worked = sum(work[trial] for trial in missing), 0.0, 0.0
@@ -199,7 +223,7 @@ def _train_victims(
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)
-        if spec.report is not None and trial == trials[0]:
+        if wants_map and trial == trials[0]:
             book.put(f"{digest}/embedding", embedding(victim, arms, computer))
         known[trial] = results
         book.put(f"{digest}/{trial.key()}", results)

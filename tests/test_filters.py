@@ -23,7 +23,7 @@ def pictures() -> Levels:
 
 
 def test_every_filter_belongs_to_an_attacker() -> None:
-    assert {attack.degrade for attack in ATTACKS.values()} - {""} == set(FILTERS)
+    assert {attack.filter for attack in ATTACKS.values()} - {""} == set(FILTERS)
 
 
 @pytest.mark.parametrize("name", FILTERS)
