@@ -41,7 +41,8 @@ import record
 from PIL import Image
 
 from tue_cli.cli import main as tue
-from tue_cli.dataset.manifest import MANIFEST, WORK
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK
 from tue_cli.errors import PictureProblem, WeightsProblem
 from tue_cli.images import codec, encode, metadata
 from tue_cli.images.quality import compare

@@ -20,7 +20,8 @@ from PIL import Image
 
 from tue_cli.dataset.discover import Found, Item, default_output, discover, is_case_sensitive
 from tue_cli.dataset.labels import assign_codes, assign_labels
-from tue_cli.dataset.manifest import MANIFEST, WORK
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

@@ -20,7 +20,7 @@ from tue_cli.bench.cells import Arm, hash_settings
 from tue_cli.bench.tables import summarize_runs
 from tue_cli.config import METHODS, BenchSettings
 from tue_cli.core.sampling import draw_starts, seed_at
-from tue_cli.dataset.manifest import output_problem
+from tue_cli.dataset.output import output_problem
 from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note

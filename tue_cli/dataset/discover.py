@@ -18,7 +18,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.dataset.manifest import MANIFEST, WORK, is_output, refuse_links
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK, is_output, refuse_links
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format

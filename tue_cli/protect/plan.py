@@ -24,7 +24,7 @@ from tue_cli.config import (
 )
 from tue_cli.core.clustering import cluster
 from tue_cli.dataset import discover, labels
-from tue_cli.dataset.manifest import EXISTING, Journal
+from tue_cli.dataset.journal import EXISTING, Journal
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem

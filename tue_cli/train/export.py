@@ -10,7 +10,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.dataset.manifest import output_problem, sha256
+from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.output import output_problem
 from tue_cli.errors import BadSetting, WeightsProblem, require
 from tue_cli.events import Done, Event, Saved
 from tue_cli.storage.atomic import write_atomically
