@@ -29,7 +29,13 @@ from skimage import data as bundled
 from tue_cli.errors import PictureProblem
 from tue_cli.images import codec, jpeg, metadata
 from tue_cli.images.codec import Picture, decode
-from tue_cli.images.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
+from tue_cli.images.encode import (
+    SURVIVAL_FLOOR,
+    Encoded,
+    _bmp_with_alpha,
+    encode,
+    tiff_with_directories,
+)
 from tue_cli.images.quality import compare
 from tue_cli.images.resize import add_upsampled, compute_mask, resize_to_square
 
@@ -359,7 +365,7 @@ def test_density_is_kept(kind: str) -> None:
 def test_a_tiff_keeps_the_exif_directory(compression: str) -> None:
     values = {36867: "2020:01:02 03:04:05", 33434: 0.5}
     plain = picture_file("TIFF", "RGB", compression=compression)
-    _, _, encoded = protect(metadata.tiff_with_directories(plain, {34665: values}))
+    _, _, encoded = protect(tiff_with_directories(plain, {34665: values}))
     assert reopened(encoded.data).getexif().get_ifd(34665) == values
 
 

@@ -26,19 +26,8 @@ from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, identity_of
 from tue_cli.text import printable
 
-_JUNK = frozenset(
-    {
-        "@eadir",
-        "#recycle",
-        "$recycle.bin",
-        "__macosx",
-        "desktop.ini",
-        "ehthumbs.db",
-        "lost+found",
-        "system volume information",
-        "thumbs.db",
-    }
-)
+_JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
+_JUNK |= {"lost+found", "system volume information", "thumbs.db"}
 
 
 @dataclass(frozen=True)
