@@ -49,7 +49,7 @@ from tue_cli.engine.torch import ComputeDevice, machine
 from tue_cli.images import codec, resize
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, channels_last
-from tue_cli.train.run import load_pictures
+from tue_cli.train.data import load_pictures
 from tue_cli.weights import load
 
 BATCH, RATE = 32, 0.05

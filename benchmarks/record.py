@@ -262,7 +262,7 @@ def keys_of(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
     import torch
     from scipy.optimize import linear_sum_assignment
 
-    from tue_cli.train.run import load_pictures
+    from tue_cli.train.data import load_pictures
     from tue_cli.weights import build
 
     classes, pictures, _ = load_pictures(source, weights.card.size, 64)

@@ -29,7 +29,8 @@ from tue_cli.protect.pipeline import BATCH
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
 from tue_cli.text import printable
-from tue_cli.train.run import TrainSpec, load_pictures, train
+from tue_cli.train.data import load_pictures
+from tue_cli.train.run import TrainSpec, train
 from tue_cli.verify.dataset import VictimDataset
 from tue_cli.weights import Weights, netless, read
 
