@@ -87,9 +87,8 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
     trainings = trainings_of(card, roles, settings, computer)
-    checkpoint = Checkpoint(
-        spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
-    )
+    place = spec.output.with_suffix(".checkpoint")
+    checkpoint = Checkpoint(place, pictures, classes, settings, trainings)
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
