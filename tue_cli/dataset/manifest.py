@@ -69,7 +69,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
     if not all(is_record(entry) for entry in pictures):
         raise damaged(path, "a picture's entry is incomplete, or leads outside the folder")
     manifest["pictures"] = [drop_invalid(entry) for entry in pictures]
-    manifest["summary"] = _summary(manifest.get("summary"))
+    manifest["summary"] = _clean_summary(manifest.get("summary"))
     return manifest
 
 
@@ -124,7 +124,7 @@ def drop_invalid(record: Record) -> Record:
     }
 
 
-def _summary(found: Any) -> dict[str, Any]:
+def _clean_summary(found: Any) -> dict[str, Any]:
     """A summary without such failures as are of the wrong kind."""
     summary: dict[str, Any] = found if isinstance(found, dict) else {}
     listed = summary.get("failed")
@@ -173,25 +173,25 @@ def finite(value: Any) -> Any:
 
 def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
-    before, now = _flat(former), _flat(run)
+    before, now = _flatten(former), _flatten(run)
     parts = [
-        f"{_short(name)} was {_short(repr(before.get(name)))} and is now "
-        f"{_short(repr(now.get(name)))}"
+        f"{_shorten(name)} was {_shorten(repr(before.get(name)))} and is now "
+        f"{_shorten(repr(now.get(name)))}"
         for name in sorted(before.keys() | now.keys())
         if before.get(name) != now.get(name)
     ]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
 
 
-def _short(text: str) -> str:
+def _shorten(text: str) -> str:
     return text if len(text) <= 80 else f"{text[:79]}…"
 
 
-def _flat(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for name, value in settings.items():
         if isinstance(value, dict):
-            flat |= _flat(value, f"{prefix}{name}.")
+            flat |= _flatten(value, f"{prefix}{name}.")
         else:
             flat[prefix + name] = value
     return flat
