@@ -134,7 +134,7 @@ def choose_keys(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
     import torch
     from scipy.optimize import linear_sum_assignment
 
-    from tue_cli.train.run import load_pictures
+    from tue_cli.train.data import load_pictures
 
     if which == "in-order":
         return weights.card.classes

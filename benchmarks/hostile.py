@@ -42,7 +42,8 @@ from PIL import Image
 from benchmarks import hostile_places, script
 from benchmarks.command import run_protect
 from tue_cli.cli import main as tue
-from tue_cli.dataset.manifest import MANIFEST, WORK
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK
 from tue_cli.errors import PictureProblem, WeightsProblem
 from tue_cli.images import codec, encode, metadata
 from tue_cli.images.quality import compare

@@ -31,9 +31,10 @@ import numpy as np
 from PIL import Image
 
 from tue_cli import cli
-from tue_cli.dataset import manifest
+from tue_cli.dataset import journal
+from tue_cli.dataset import output as output_folder
 from tue_cli.engine.onnx import runtime
-from tue_cli.storage import atomic
+from tue_cli.storage import atomic, lines
 
 Plan = dict[str, tuple[str, int, int]]
 """Calls that fail: the error's name, after how many calls, and how often."""
@@ -385,7 +386,8 @@ def spoil(plan: Plan) -> None:
             found = getattr(os, name)
             return spoilt(name, found) if name in plan else found
 
-    vars(atomic)["os"] = vars(manifest)["os"] = Spoilt()
+    for module in (atomic, lines, journal, output_folder):
+        vars(module)["os"] = Spoilt()
     if "flock" in plan:
         vars(fcntl)["flock"] = spoilt("flock", fcntl.flock)
 

@@ -51,7 +51,7 @@ from benchmarks.victims import measure_victim
 from tue_cli.config import VictimSettings
 from tue_cli.engine.torch import ComputeDevice, machine
 from tue_cli.images import codec, resize
-from tue_cli.train.run import load_pictures
+from tue_cli.train.data import load_pictures
 from tue_cli.verify.dataset import Levels, VictimDataset
 from tue_cli.verify.trials import Trial
 from tue_cli.weights import load

@@ -46,7 +46,7 @@ from benchmarks.victims import measure_victim
 from tue_cli.attacks.registry import attacks_named
 from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.engine.torch import ComputeDevice, machine
-from tue_cli.train.run import load_pictures
+from tue_cli.train.data import load_pictures
 from tue_cli.verify.dataset import Levels, VictimDataset
 from tue_cli.verify.request import format_victim, victims_named
 from tue_cli.verify.stats import FITTED, LEARNED

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tue_cli.dataset.discover import Found, Item, default_output, discover, is_case_sensitive
-from tue_cli.dataset.labels import assign_codes, assign_labels, cluster_labels
-from tue_cli.dataset.manifest import MANIFEST, WORK
+from tue_cli.dataset.labels import assign_codes, assign_labels
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
@@ -477,25 +478,6 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
     found = discover([tmp_path / "in"], tmp_path / "out")
     with pytest.raises(BadSetting, match="cannot be read"):
         assign_labels(found, str(tmp_path / "labels.csv"))
-
-
-def test_clusters_that_are_apart_are_told_apart_and_numbered_by_appearance() -> None:
-    random = np.random.default_rng(3)
-    order = np.array([1, 1, 0, 2, 0, 1, 2, 2, 0] * 5)
-    centres = np.eye(3) * 50
-    features = (centres[order] + random.normal(size=(len(order), 3))).astype(np.float32)
-    names = np.array(["cluster-01", "cluster-00", "cluster-02"])
-    for seed in range(5):
-        assert cluster_labels(features, 3, seed) == list(names[order])
-
-
-def test_clusters_are_at_most_as_many_as_distinct_points() -> None:
-    features = np.array([[0.0], [0.0], [7.0]], np.float32)
-    assert cluster_labels(features, 5, 0) == ["cluster-00", "cluster-00", "cluster-01"]
-    assert cluster_labels(features, 1, 0) == ["cluster-00"] * 3
-    assert cluster_labels(features[:0], 2, 0) == []
-    with pytest.raises(BadSetting, match="cluster:0"):
-        cluster_labels(features, 0, 0)
 
 
 FEW = settings(max_examples=20)

@@ -33,12 +33,15 @@ from benchmarks.paper.run import BenchSpec, bench
 from benchmarks.paper.settings import PRESETS
 from tue_cli.cli import main
 from tue_cli.dataset import manifest
-from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
+from tue_cli.dataset.journal import former_run
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
+from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
 from tue_cli.images import codec, metadata
 from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
+from tue_cli.storage import lines
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
 from tue_cli.train.export import write_graph
 from tue_cli.tui.draft import resumed
@@ -349,7 +352,7 @@ def test_a_journal_of_lines_that_are_no_entries_is_given_up_early(
     with (tmp_path / WORK / "journal.jsonl").open("a", encoding="ascii") as file:
         file.write(f"{line}\n" * 50_000)
     with (
-        mock.patch.object(manifest, "_parse_line", wraps=manifest._parse_line) as parsed,
+        mock.patch.object(lines, "parse_json", wraps=parse_json) as parsed,
         pytest.raises(BadSetting, match="more than 1,000 lines"),
     ):
         former_run(tmp_path)

@@ -29,7 +29,13 @@ from skimage import data as bundled
 from tue_cli.errors import PictureProblem
 from tue_cli.images import codec, jpeg, metadata
 from tue_cli.images.codec import Picture, decode
-from tue_cli.images.encode import SURVIVAL_FLOOR, Encoded, _bmp_with_alpha, encode
+from tue_cli.images.encode import (
+    SURVIVAL_FLOOR,
+    Encoded,
+    _bmp_with_alpha,
+    encode,
+    tiff_with_directories,
+)
 from tue_cli.images.quality import compare
 from tue_cli.images.resize import add_upsampled, compute_mask, resize_to_square
 
@@ -359,7 +365,7 @@ def test_density_is_kept(kind: str) -> None:
 def test_a_tiff_keeps_the_exif_directory(compression: str) -> None:
     values = {36867: "2020:01:02 03:04:05", 33434: 0.5}
     plain = picture_file("TIFF", "RGB", compression=compression)
-    _, _, encoded = protect(metadata.tiff_with_directories(plain, {34665: values}))
+    _, _, encoded = protect(tiff_with_directories(plain, {34665: values}))
     assert reopened(encoded.data).getexif().get_ifd(34665) == values
 
 
@@ -568,18 +574,28 @@ def test_a_damaged_byte_is_a_picture_problem_at_worst(at: int, byte: int, kind: 
 
 def test_what_pillow_says_of_damaged_tags_stays_off_the_screen(tmp_path: Path) -> None:
     exif = struct.pack("<4sIHHHII", b"II*\0", 8, 1, 0x010F, 2, 9999, 50_000) + bytes(4)
-    path = tmp_path / "damaged.jpg"
+    (tmp_path / "pictures").mkdir()
+    path = tmp_path / "pictures" / "damaged.jpg"
     path.write_bytes(picture_file("JPEG", "RGB", exif=b"Exif\0\0" + exif))
-    code = (
-        "import sys, warnings\nfrom pathlib import Path\nfrom tue_cli.images import codec\n"
-        "if sys.argv[2] == 'without': warnings.resetwarnings()\n"
-        "codec.decode(Path(sys.argv[1]).read_bytes())"
-    )
-    said = {}
-    for filters in ("with", "without"):
-        command = [sys.executable, "-W", "always", "-c", code, str(path), filters]
-        said[filters] = subprocess.run(command, capture_output=True, check=True).stderr
-    assert b"Warning" in said["without"] and not said["with"]
+    with pytest.warns(UserWarning, match="Tag data"):  # a library leaves that to the program
+        decode(path.read_bytes())
+    command = [sys.executable, "-W", "always", "-m", "tue_cli", "protect", str(path.parent)]
+    ran = subprocess.run([*command, "--steps", "1"], capture_output=True, check=True, text=True)
+    assert "protected: 1" in ran.stdout
+    assert "Tag data" not in ran.stderr and "Warning" not in ran.stderr
+
+
+def test_pillow_has_its_own_limit_of_pixels_back_after_a_picture(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    source = picture_file("PNG", "RGB")
+    with pytest.raises(PictureProblem, match="pixels"):
+        decode(BOMB)
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(decode, [source] * 20))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 10)
+    assert decode(source).pixels.size and codec.read_dimensions(source)
+    assert Image.MAX_IMAGE_PIXELS == 10
 
 
 def test_pictures_can_be_worked_on_in_several_threads() -> None:

@@ -14,16 +14,9 @@ from typing import Any
 
 import pytest
 
-from tue_cli.dataset.manifest import (
-    MANIFEST,
-    WORK,
-    Journal,
-    differences,
-    is_output,
-    output_problem,
-    read_manifest,
-    sha256,
-)
+from tue_cli.dataset.journal import Journal
+from tue_cli.dataset.manifest import MANIFEST, differences, read_manifest, sha256
+from tue_cli.dataset.output import WORK, is_output, output_problem
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem
 from tue_cli.storage.atomic import SCRATCH, identity_of
 from tue_cli.text import printable

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from tue_cli.config import NoiseSettings, ProtectSettings
-from tue_cli.dataset.manifest import read_unfinished
+from tue_cli.dataset.journal import read_unfinished
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.events import Done, Looked, Saved
 from tue_cli.images.codec import read_dimensions

@@ -38,7 +38,8 @@ from tue_cli.config import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.dataset.manifest import MANIFEST, read_manifest, read_unfinished, sha256
+from tue_cli.dataset.journal import read_unfinished
+from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.events import Advanced, Event, Failed, Started
 from tue_cli.protect.plan import ProtectSpec

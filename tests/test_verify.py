@@ -360,13 +360,17 @@ def test_a_cache_that_cannot_be_written_is_said_before_any_training(
             assert not isinstance(event, Started | Metric)
 
 
-def test_a_damaged_book_is_begun_anew(spec: VerifySpec) -> None:
+def test_what_is_damaged_in_the_cache_is_trained_again_and_no_more(spec: VerifySpec) -> None:
     short = replace(spec, settings=replace(QUICK, seen=170))
     _, facts = run(short)
-    (book,) = (platformdirs.user_cache_path("tue") / "verify").glob("*.json")
-    book.write_bytes(book.read_bytes()[:-20])
+    (cache,) = (platformdirs.user_cache_path("tue") / "verify").iterdir()
+    whole = cache.read_bytes()
+    for damaged, lost in ((whole[:-20], 1), (whole[20:], 1), (bytes(1000) + whole[-20:], 3)):
+        cache.write_bytes(damaged)
+        events, again = run(replace(short, resume=True))
+        assert trained(events) == lost and figures(again) == figures(facts)
     events, again = run(replace(short, resume=True))
-    assert trained(events) == 3 and figures(again) == figures(facts)
+    assert trained(events) == 0 and figures(again) == figures(facts)
 
 
 def test_a_budget_in_seconds_is_fitted_once_and_taken_again(spec: VerifySpec) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import logging
 import os
 import shlex
 import sys
@@ -553,6 +554,9 @@ def main(arguments: list[str] | None = None) -> Any:
     arguments = sys.argv[1:] if arguments is None else arguments
     # Where in tue a warning was given helps nobody who uses it.
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
+    # So is Pillow's word on damaged tags; a person hears of them only if the picture suffers.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").addHandler(logging.NullHandler())
     try:
         try:
             app(arguments, prog_name="tue")

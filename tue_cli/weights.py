@@ -19,21 +19,18 @@ from numpy.typing import NDArray
 
 from tue_cli.config import NETS, KernelSettings
 from tue_cli.errors import WeightsProblem
-from tue_cli.storage.reading import is_name, open_regular, parse_json, read_file, why
+from tue_cli.storage import reading
+from tue_cli.storage.reading import is_name, parse_json, why
 
 if TYPE_CHECKING:
     from torch import nn
 
 Tensors = Mapping[str, NDArray[Any]]
 
-MOST_BYTES, MOST_HEADER = 1 << 32, 1 << 24
-"""Of a weights file, and of the names, shapes and card at its head."""
+MOST_BYTES = 1 << 32
+"""Of a weights file."""
 MOST_CLASSES, WIDEST, LARGEST = 10_000, 1024, 1024
 """Keys, channels of a first stage, pixels a side: sixteen times what is published, and less."""
-
-_DTYPES = ("BOOL", *(f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)))
-_DTYPES += ("F16", "F32", "F64")
-"""The types of tensors that NumPy has, as safetensors calls them."""
 
 _HERE = Path(__file__).parent
 SHIPPED = next((p for p in (_HERE / "_weights", _HERE.parent / "weights") if p.is_dir()), _HERE)
@@ -148,7 +145,7 @@ def index() -> dict[str, Any]:
     """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
     path = SHIPPED / "index.json"
     try:
-        listed: dict[str, Any] = parse_json(read_file(path, MOST_HEADER))
+        listed: dict[str, Any] = parse_json(reading.read_file(path, reading.MOST_HEADER))
         listed["weights"][listed["default"]]["file"]
         return listed
     except (OSError, ValueError, LookupError, TypeError) as error:
@@ -175,27 +172,20 @@ def load(name: str | None = None) -> Weights:
     Raises:
         WeightsProblem: missing, truncated, no weights of tue's, or not as they were written.
     """
-    shipped = index() if name is None or not _is_file(Path(name)) else {"weights": {}}
+    shipped = index() if name is None or not os.path.isfile(name) else {"weights": {}}  # noqa: PTH113
     name = name or str(shipped["default"])
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
         return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
     places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders())]
     for path in places:
-        if _is_file(path):
+        if os.path.isfile(path):  # noqa: PTH113 - never raises
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
         f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
         f"{', '.join(str(folder) for folder in folders())} too.",
     )
-
-
-def _is_file(path: Path) -> bool:
-    try:
-        return path.is_file()
-    except OSError:  # a name longer than any file's, a folder that may not be entered
-        return False
 
 
 def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
@@ -210,21 +200,16 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
         )
 
     try:
-        with open_regular(path, MOST_BYTES) as file:
+        with reading.open_regular(path, MOST_BYTES) as file:
             # What a file says of itself is looked at before it is read.
-            start = file.read(8)
-            length = int.from_bytes(start, "little")
-            if not 0 < length <= MOST_HEADER:
-                raise damaged("it is no safetensors file")
-            head = file.read(length)
-            header, metadata = _parse_header(head)
+            header, metadata = reading.read_safetensors_header(file)
             if "card" not in metadata:
                 raise WeightsProblem(
                     f"{path} is a safetensors file without a card: it holds no weights of tue's.",
                     "Make weights with `tue train`.",
                 )
             card = Card.from_json(metadata["card"])
-            whole = 8 + length + _count_bytes(header)
+            whole = file.tell() + reading.count_tensor_bytes(header, MOST_BYTES)
             if (size := os.fstat(file.fileno()).st_size) != whole:
                 raise damaged(f"it has {size:,} bytes, and its header tells of {whole:,}")
             file.seek(0)
@@ -250,36 +235,6 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     return Weights(name, card, tensors, found, path)
 
 
-def _parse_header(head: bytes) -> tuple[dict[str, Any], dict[str, str]]:
-    """Return a safetensors header and what it says of the file; ValueError where it is none."""
-    header = parse_json(head)
-    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
-    if not isinstance(metadata, dict) or not all(
-        isinstance(value, str) for value in metadata.values()
-    ):
-        raise ValueError("it is no safetensors file")
-    return header, metadata
-
-
-def _count_bytes(header: dict[str, Any]) -> int:
-    """Return how many bytes of tensors a header tells of; ValueError where they cannot be."""
-    ends = [0]
-    for name, entry in header.items():
-        if name == "__metadata__":
-            continue
-        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
-        if not (
-            isinstance(offsets, list)
-            and len(offsets) == 2
-            and all(_is_whole(offset, 0, MOST_BYTES) for offset in offsets)
-            and offsets[0] <= offsets[1]
-            and entry.get("dtype") in _DTYPES
-        ):
-            raise ValueError("its header describes an impossible tensor")
-        ends.append(offsets[1])
-    return max(ends)
-
-
 NETLESS = "none"
 """The name of weights that hold no net."""
 
@@ -298,10 +253,10 @@ def graph_of(weights: Weights) -> bytes:
     """
     place = weights.path and weights.path.with_suffix(".onnx")
     remedy = f"Write it with `tue export {weights.path}`, or use --backend torch."
-    if place is None or not _is_file(place):
+    if place is None or not os.path.isfile(place):  # noqa: PTH113 - never raises
         raise WeightsProblem(f"The weights {weights.name} have no graph for ONNX Runtime.", remedy)
     try:
-        data = read_file(place, MOST_BYTES)
+        data = reading.read_file(place, MOST_BYTES)
     except OSError as error:
         raise WeightsProblem(f"The graph {place} cannot be read: {why(error)}.", remedy) from None
     if weights.sha256.encode() not in data:

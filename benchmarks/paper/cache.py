@@ -19,14 +19,15 @@ from benchmarks.paper.cells import Arm, hash_settings
 from benchmarks.paper.settings import BenchSettings
 from tue_cli.config import METHODS
 from tue_cli.core.sampling import draw_starts, seed_at
-from tue_cli.dataset.manifest import output_problem
+from tue_cli.dataset.output import output_problem
 from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.images import resize
 from tue_cli.protect.pipeline import BATCH
 from tue_cli.text import printable
-from tue_cli.train.run import TrainSpec, load_pictures, train
+from tue_cli.train.data import load_pictures
+from tue_cli.train.run import TrainSpec, train
 from tue_cli.verify.dataset import VictimDataset
 from tue_cli.weights import Weights, netless, read
 

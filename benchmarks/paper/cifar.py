@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tue_cli.dataset.manifest import output_problem
+from tue_cli.dataset.output import output_problem
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Note
 from tue_cli.storage.reading import MOST_STATE, is_name, read_file, why

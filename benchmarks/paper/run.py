@@ -20,7 +20,7 @@ from benchmarks.paper.settings import BenchSettings
 from benchmarks.paper.tables import NOTE, Results, ResultTable, grid, markdown, summarize
 from benchmarks.rows import Rows, describe_hardware, format_command
 from tue_cli.config import DEVICES, setting
-from tue_cli.dataset.manifest import output_problem
+from tue_cli.dataset.output import output_problem
 from tue_cli.errors import BadSetting, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
 from tue_cli.protect.plan import refuse_seed, refuse_size

@@ -18,26 +18,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from tue_cli.dataset.manifest import MANIFEST, WORK, is_output, refuse_links
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.dataset.output import WORK, is_output, refuse_links
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, identity_of
 from tue_cli.text import printable
 
-_JUNK = frozenset(
-    {
-        "@eadir",
-        "#recycle",
-        "$recycle.bin",
-        "__macosx",
-        "desktop.ini",
-        "ehthumbs.db",
-        "lost+found",
-        "system volume information",
-        "thumbs.db",
-    }
-)
+_JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
+_JUNK |= {"lost+found", "system volume information", "thumbs.db"}
 
 
 @dataclass(frozen=True)

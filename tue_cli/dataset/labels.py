@@ -19,8 +19,6 @@ from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST, is_name, read_file, why
 from tue_cli.text import printable
 
-_ROUNDS = 100
-"""Of k-means; it settles in far fewer."""
 PASSED_OVER = 2
 """So many keys, the nearest of each class, are taken last: theirs is what the class truly shows.
 Of fewer than seven keys, fewer."""
@@ -55,44 +53,6 @@ def assign_labels(
         f"--labels {printable(mode)} is unknown.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
     )
-
-
-def cluster_labels(features: NDArray[np.float32], count: int, seed: int) -> list[str]:
-    """Classes found by k-means on `features` (N, D): `cluster-00`, … in order of appearance.
-
-    At most `count` of them; deterministic. Raises BadSetting where `count` is below one.
-    """
-    if count < 1:
-        raise BadSetting(f"--labels cluster:{count} asks for no cluster.", "Ask for one or more.")
-    return [f"cluster-{number:02d}" for number in cluster_features(features, count, seed)]
-
-
-def cluster_features(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.int64]:
-    """Return the cluster (N,) of each row of `features` (N, D), by k-means.
-
-    At most `count` of them, numbered from 0 in order of appearance; deterministic.
-    """
-    if not len(features):
-        return np.empty(0, np.int64)
-    points = features.astype(np.float64)
-    # k-means++ (Arthur and Vassilvitskii 2007): far points are likelier to become centres.
-    random = np.random.default_rng(seed)
-    chosen = [int(random.integers(len(points)))]
-    gaps = np.square(points - points[chosen[-1]]).sum(axis=1)
-    while len(chosen) < count and gaps.any():
-        chosen.append(int(random.choice(len(points), p=gaps / gaps.sum())))
-        gaps = np.minimum(gaps, np.square(points - points[chosen[-1]]).sum(axis=1))
-    centres, nearest = points[chosen], np.full(len(points), -1)
-    for _ in range(_ROUNDS):
-        # ‖x − c‖² without ‖x‖², which is the same for every centre.
-        far = np.square(centres).sum(axis=1) - 2 * points @ centres.T
-        former, nearest = nearest, far.argmin(axis=1)
-        if np.array_equal(former, nearest):
-            break
-        for cluster in np.unique(nearest):
-            centres[cluster] = points[nearest == cluster].mean(axis=0)
-    numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(int(n), len(numbers)) for n in nearest])
 
 
 def assign_codes(

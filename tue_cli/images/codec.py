@@ -8,8 +8,7 @@ the nets, `encode` writes them back; folders and what was done before are elsewh
 from __future__ import annotations
 
 import io
-import logging
-import warnings
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -30,13 +29,6 @@ MAX_BYTES: Final = 5 * MAX_PIXELS
 STRIP_PIXELS: Final = 1 << 20
 """Pixels that are taken from Pillow at a time."""
 FORMATS: Final = {"keep", "png", "jpeg", "webp"}
-
-# Pillow refuses above twice its limit and warns above it; `decode` says it in its own words.
-Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
-warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)
-# What it says of damaged tags is for programmers; a person hears of it only if the picture suffers.
-warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
-logging.getLogger("PIL").addHandler(logging.NullHandler())
 
 _SUPPORTED: Final = ".jpg .jpeg .jpe .jfif .pjpeg .pjp .mpo .png .webp .tif .tiff .bmp .avif"
 _REFUSED: Final = (
@@ -127,7 +119,7 @@ def load(source: bytes) -> OpenPicture:
     """
     kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
-    with _translate_errors(kind, source):
+    with _OWN_LIMIT, _translate_errors(kind, source):
         image = Image.open(io.BytesIO(source), formats=[kind])
         if image.width * image.height > MAX_PIXELS:
             raise _too_large()
@@ -216,6 +208,32 @@ class OpenPicture:
         )
 
 
+class _OwnLimit:
+    """Gives Pillow tue's limit of pixels while any thread decodes, and then its former one back."""
+
+    def __init__(self) -> None:
+        self._guard = threading.Lock()
+        self._inside = 0
+        self._former = Image.MAX_IMAGE_PIXELS
+
+    def __enter__(self) -> None:
+        with self._guard:
+            if not self._inside:
+                self._former = Image.MAX_IMAGE_PIXELS
+                # It refuses above twice its limit.
+                Image.MAX_IMAGE_PIXELS = MAX_PIXELS // 2
+            self._inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self._guard:
+            self._inside -= 1
+            if not self._inside:
+                Image.MAX_IMAGE_PIXELS = self._former
+
+
+_OWN_LIMIT: Final = _OwnLimit()
+
+
 @contextmanager
 def _translate_errors(kind: str, source: bytes) -> Iterator[None]:
     """Turn what a decoder raises into a problem with a reason."""
@@ -244,7 +262,7 @@ def read_dimensions(source: bytes) -> tuple[int, int]:
     kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
     try:
-        with Image.open(io.BytesIO(source), formats=[kind]) as image:
+        with _OWN_LIMIT, Image.open(io.BytesIO(source), formats=[kind]) as image:
             sniff.refuse(image, source)
             return image.size
     except PictureProblem:

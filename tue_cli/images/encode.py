@@ -15,13 +15,15 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, TiffImagePlugin
 
 from tue_cli.errors import OutOfMemory, PictureProblem
 from tue_cli.images import jpeg, metadata
 from tue_cli.images.codec import FORMATS, OpenPicture, Picture, decode, load
 
 SURVIVAL_FLOOR: Final = 0.8
+_INTEROPERABILITY: Final = 40965
+"""A pointer inside EXIF whose target is not copied."""
 _SUFFIX_OF: Final = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -231,14 +233,53 @@ def _encode_file(
 def _written_tiff(
     image: Image.Image, options: dict[str, Any], picture: Picture, notes: list[str]
 ) -> bytes:
-    tags, directories = metadata.tiff_tags(picture.metadata.exif)
+    tags, directories = _tiff_tags(picture.metadata.exif)
     if picture.coding.predictor == 2 and options["compression"] != "raw":
         tags[317] = 2
     data = _save_image(image, "TIFF", {**options, "exif": tags})
     with suppress(Exception):
-        return metadata.tiff_with_directories(data, directories)
+        return tiff_with_directories(data, directories)
     notes.append("EXIF was damaged and could not be copied")
     return data
+
+
+def _tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
+    """Return the tags of an EXIF structure, and apart from them its further directories.
+
+    Pillow cannot write those into a compressed TIFF; `tiff_with_directories` can.
+    """
+    tags = Image.Exif()
+    if exif:
+        tags.load(exif)
+    directories = {tag: tags.get_ifd(tag) for tag in metadata.TIFF_DIRECTORIES if tag in tags}
+    for tag in directories:
+        del tags[tag]
+    return tags, directories
+
+
+def tiff_with_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
+    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
+
+    The first directory is copied to the end, where it has room to point to them.
+    """
+    if not directories:
+        return data
+    (first,) = struct.unpack_from("<I", data, 4)
+    (count,) = struct.unpack_from("<H", data, first)
+    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
+    grown = data + bytes(len(data) % 2)
+    for tag, values in directories.items():
+        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
+        for key, value in values.items():
+            if key != _INTEROPERABILITY:
+                directory[key] = value
+        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
+        grown += directory.tobytes(len(grown))
+        grown += bytes(len(grown) % 2)
+    entries.sort(key=lambda entry: entry[1::-1])
+    start = struct.pack("<I", len(grown))
+    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
+    return grown[:4] + start + grown[8:] + packed
 
 
 def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:

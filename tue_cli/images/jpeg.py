@@ -7,6 +7,7 @@ previews, FlashPix, content credentials, further frames) can show the unprotecte
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import zip_longest
 from typing import Final
 
 from tue_cli.images.metadata import (
@@ -95,43 +96,40 @@ def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         for marker, data, _ in segments(source)
         if APP0 <= marker <= 0xEF or marker == COMMENT
     ]
-    exif = _exif_runs(found)
-    photoshop = _without_photoshop_previews(
-        [data for marker, data in found if marker == APP13 and data.startswith(PHOTOSHOP)]
-    )
+    several = _clean_exif(found) | _clean_photoshop(found)
     more_xmp = b"".join(data[75:] for _, data in found if data.startswith(MORE_XMP))
-    more_xmp_is_safe = without_text_pictures(more_xmp) == more_xmp
-    resources = iter(photoshop)
+    keeps_more_xmp = without_text_pictures(more_xmp) == more_xmp
     kept: list[bytes] = []
     left_out: set[str] = set()
     for index, (marker, data) in enumerate(found):
-        if marker == COMMENT or (marker == APP2 and data.startswith(PROFILE)):
-            pass
-        elif marker == APP0 and data.startswith(JFIF) and len(data) >= 14:
-            data = data[:12] + b"\0\0"
-        elif index in exif:
-            data = exif[index]
-        elif marker == APP1 and data.startswith(XMP):
-            data = without_text_pictures(data)
-        elif marker == APP1 and data.startswith(MORE_XMP) and more_xmp_is_safe:
-            pass
-        elif marker == APP13 and data.startswith(PHOTOSHOP):
-            resource = next(resources, None)
-            if resource is None:
-                continue
-            data = resource
+        if index in several:
+            cleaned = several[index]
         else:
+            cleaned = _clean(marker, data, keeps_more_xmp=keeps_more_xmp)
             # Adobe's APP14 speaks of the coding, which is the encoder's; it is no loss.
-            if marker != APP14:
+            if cleaned is None and marker != APP14:
                 left_out.add(f"APP{marker - APP0}")
-            continue
-        kept.append(segment(marker, data))
+        if cleaned is not None:
+            kept.append(segment(marker, cleaned))
     names = ", ".join(sorted(left_out))
     notes = (f"left out {names}, which can hold a copy of the picture",) if names else ()
     return tuple(kept), notes
 
 
-def _exif_runs(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
+def _clean(marker: int, data: bytes, *, keeps_more_xmp: bool) -> bytes | None:
+    """Return the payload that a copy of one segment should have; None where it is left out."""
+    if marker == COMMENT or (marker == APP2 and data.startswith(PROFILE)):
+        return data
+    if marker == APP0 and data.startswith(JFIF) and len(data) >= 14:
+        return data[:12] + b"\0\0"  # no thumbnail
+    if marker == APP1 and data.startswith(XMP):
+        return without_text_pictures(data)
+    if marker == APP1 and data.startswith(MORE_XMP) and keeps_more_xmp:
+        return data
+    return None
+
+
+def _clean_exif(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
     """Return the cleaned EXIF payloads by index; a long structure runs over several segments."""
     runs: list[list[int]] = []
     for index, (marker, data) in enumerate(found):
@@ -140,7 +138,7 @@ def _exif_runs(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
                 runs[-1].append(index)
             else:
                 runs.append([index])
-    cleaned = {}
+    cleaned: dict[int, bytes | None] = {}
     for run in runs:
         rest = without_exif_previews(b"".join(found[index][1][6:] for index in run))
         at = 0
@@ -150,25 +148,38 @@ def _exif_runs(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes]:
     return cleaned
 
 
-def _without_photoshop_previews(payloads: list[bytes]) -> list[bytes]:
-    """Drop thumbnail resources; payloads without one come back as they are."""
-    data = b"".join(payload[len(PHOTOSHOP) :] for payload in payloads)
+def _clean_photoshop(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
+    """Return the payloads of Photoshop's resources by index, thumbnails dropped.
+
+    Those without a preview come back as they are; else the last ones may be None.
+    """
+    places = [
+        index
+        for index, (marker, data) in enumerate(found)
+        if marker == APP13 and data.startswith(PHOTOSHOP)
+    ]
+    whole = b"".join(found[index][1][len(PHOTOSHOP) :] for index in places)
+    cleaned = without_jpegs(_without_thumbnails(whole))
+    if cleaned == whole:
+        return {index: found[index][1] for index in places}
+    room = LONGEST - len(PHOTOSHOP)
+    parts = [PHOTOSHOP + cleaned[at : at + room] for at in range(0, len(cleaned), room)]
+    return dict(zip_longest(places, parts[: len(places)]))
+
+
+def _without_thumbnails(resources: bytes) -> bytes:
     kept = []
     at = 0
-    while data[at : at + 4] == b"8BIM" and at + 12 <= len(data):
-        code = int.from_bytes(data[at + 4 : at + 6], "big")
-        size_at = at + 6 + (data[at + 6] + 2) // 2 * 2
-        size = int.from_bytes(data[size_at : size_at + 4], "big")
+    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
+        code = int.from_bytes(resources[at + 4 : at + 6], "big")
+        size_at = at + 6 + (resources[at + 6] + 2) // 2 * 2
+        size = int.from_bytes(resources[size_at : size_at + 4], "big")
         end = size_at + 4 + (size + 1) // 2 * 2
         if code not in _PHOTOSHOP_PREVIEWS:
-            kept.append(data[at:end])
+            kept.append(resources[at:end])
         at = end
-    kept.append(data[at:])
-    cleaned = without_jpegs(b"".join(kept))
-    if cleaned == data:
-        return payloads
-    room = LONGEST - len(PHOTOSHOP)
-    return [PHOTOSHOP + cleaned[at : at + room] for at in range(0, len(cleaned), room)]
+    kept.append(resources[at:])
+    return b"".join(kept)
 
 
 def exif_of(blocks: Sequence[bytes]) -> bytes:

@@ -12,9 +12,9 @@ import zlib
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from tue_cli.errors import PictureProblem
 
@@ -27,9 +27,7 @@ _TIFF_KEPT: Final = (
     *(270, 271, 272, 274, 282, 283, 296, 305, 306, 315, 316, 33432, 33723, 34665, 34853, 700),
     *(18246, 18249, 40091, 40092, 40093, 40094, 40095),
 )
-_TIFF_DIRECTORIES: Final = (34665, 34853)
-INTEROPERABILITY: Final = 40965
-"""A pointer inside EXIF whose target is not copied."""
+TIFF_DIRECTORIES: Final = (34665, 34853)
 
 # Chunks that mean the same whatever the colour type; bKGD, sBIT, hIST and PLTE do not, and a
 # private chunk can hold anything, such as the layers of a Fireworks file.
@@ -96,7 +94,7 @@ def _refuse_tangled_tiff(source: bytes) -> None:
     for tag, _, start, length in _entries(source, order, first, big=big):
         if tag in _TIFF_KEPT:
             kept += length
-        if tag in _TIFF_DIRECTORIES:
+        if tag in TIFF_DIRECTORIES:
             (inner,) = struct.unpack_from(order + "I", source, start)
             kept += sum(length for _, _, _, length in _entries(source, order, inner, big=big))
         if kept > MOST_BYTES:
@@ -155,31 +153,39 @@ def _cut_thumbnail_directories(exif: bytearray) -> None:
             return
         (count,) = struct.unpack_from(order + "H", exif, directory)
         (following,) = struct.unpack_from(order + "I", exif, directory + 2 + 12 * count)
-        numbers: dict[int, tuple[int, ...]] = {}
         room -= 6 + 12 * count
-        for tag, kind, start, length in _entries(exif, order, directory):
-            room -= length
-            if room < 0:
-                raise tangled()
-            if kind in (3, 4) and any(tag in pair for pair in _PLACES):
-                code = "H" if kind == 3 else "I"
-                numbers[tag] = struct.unpack_from(
-                    f"{order}{length // _SIZES[kind]}{code}", exif, start
-                )
-        spans = sorted(
-            (start, start + length)
-            for starts, lengths in _PLACES
-            for start, length in zip(
-                numbers.get(starts, ()), numbers.get(lengths, ()), strict=False
-            )
-            if start >= 8 and (start + length <= first or start >= link + 4)
-        )
+        spans, room = _thumbnail_spans(exif, order, directory, room)
         reached = 0
         for start, end in spans:
-            _blank(exif, max(start, reached), end)
-            reached = max(reached, end)
+            if start >= 8 and (end <= first or start >= link + 4):
+                _blank(exif, max(start, reached), end)
+                reached = max(reached, end)
         _blank(exif, directory, directory + 6 + 12 * count)
         directory = following
+
+
+def _thumbnail_spans(
+    exif: bytearray, order: str, directory: int, room: int
+) -> tuple[list[tuple[int, int]], int]:
+    """Return from where to where a directory's thumbnails lie, sorted, and the room that is left.
+
+    Raises:
+        PictureProblem: `metadata`: its values take more than that room.
+    """
+    numbers: dict[int, tuple[int, ...]] = {}
+    for tag, kind, start, length in _entries(exif, order, directory):
+        room -= length
+        if room < 0:
+            raise tangled()
+        if kind in (3, 4) and any(tag in pair for pair in _PLACES):
+            code = "H" if kind == 3 else "I"
+            numbers[tag] = struct.unpack_from(f"{order}{length // _SIZES[kind]}{code}", exif, start)
+    spans = [
+        (start, start + length)
+        for starts, lengths in _PLACES
+        for start, length in zip(numbers.get(starts, ()), numbers.get(lengths, ()), strict=False)
+    ]
+    return sorted(spans), room
 
 
 def _blank(data: bytearray, start: int, end: int) -> None:
@@ -309,7 +315,7 @@ def tiff_exif(image: Image.Image) -> bytes:
     kept = Image.Exif()
     for tag in _TIFF_KEPT:
         if tag in found:
-            kept[tag] = found.get_ifd(tag) if tag in _TIFF_DIRECTORIES else found[tag]
+            kept[tag] = found.get_ifd(tag) if tag in TIFF_DIRECTORIES else found[tag]
     try:
         exif = kept.tobytes()
     except Exception:
@@ -318,42 +324,3 @@ def tiff_exif(image: Image.Image) -> bytes:
         kept[ORIENTATION] = found.get(ORIENTATION, 1)
         exif = kept.tobytes()
     return without_text_pictures(without_exif_previews(exif.removeprefix(EXIF_START)))
-
-
-def tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
-    """Return the tags of an EXIF structure, and apart from them its further directories.
-
-    Pillow cannot write those into a compressed TIFF; `tiff_with_directories` can.
-    """
-    tags = Image.Exif()
-    if exif:
-        tags.load(exif)
-    directories = {tag: tags.get_ifd(tag) for tag in _TIFF_DIRECTORIES if tag in tags}
-    for tag in directories:
-        del tags[tag]
-    return tags, directories
-
-
-def tiff_with_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
-    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
-
-    The first directory is copied to the end, where it has room to point to them.
-    """
-    if not directories:
-        return data
-    (first,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
-    grown = data + bytes(len(data) % 2)
-    for tag, values in directories.items():
-        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
-        for key, value in values.items():
-            if key != INTEROPERABILITY:
-                directory[key] = value
-        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
-        grown += directory.tobytes(len(grown))
-        grown += bytes(len(grown) % 2)
-    entries.sort(key=lambda entry: entry[1::-1])
-    start = struct.pack("<I", len(grown))
-    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    return grown[:4] + start + grown[8:] + packed

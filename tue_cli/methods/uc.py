@@ -23,9 +23,9 @@ from torch import Tensor
 from tue_cli.config import NoiseSettings, TrainSettings
 from tue_cli.core.batches import Pictures, apply_crops, sample_crops
 from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.clustering import cluster
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import divergence
-from tue_cli.dataset.labels import cluster_features
 from tue_cli.methods import clean
 from tue_cli.methods.surrogate import FrozenNets, surrogate_of
 from tue_cli.nets.frozen import FrozenClassifier
@@ -60,9 +60,7 @@ def centres_of(surrogate: FrozenClassifier, pictures: Pictures, count: int, seed
     few = torch.split(torch.arange(min(len(pictures), CLUSTERED)), TESTED)
     with torch.no_grad():
         features = torch.cat([surrogate.features(pictures.batch(part)[0]) for part in few])
-    numbers = torch.from_numpy(cluster_features(features.cpu().numpy(), count, seed)).to(
-        features.device
-    )
+    numbers = torch.from_numpy(cluster(features.cpu().numpy(), count, seed)).to(features.device)
     found = [features[numbers == number].mean(0) for number in range(int(numbers.max()) + 1)]
     return torch.stack([found[number % len(found)] for number in range(count)])
 

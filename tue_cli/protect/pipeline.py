@@ -19,7 +19,8 @@ from typing import Any
 import numpy as np
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.manifest import Journal, sha256
+from tue_cli.dataset.journal import Journal
+from tue_cli.dataset.manifest import sha256
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import DeviceUnavailable, OutOfMemory, PictureProblem
 from tue_cli.events import Advanced, Event, Failed, Saved, Skipped

@@ -22,8 +22,9 @@ from tue_cli.config import (
     TrainSettings,
     setting,
 )
+from tue_cli.core.clustering import cluster
 from tue_cli.dataset import discover, labels
-from tue_cli.dataset.manifest import EXISTING, Journal
+from tue_cli.dataset.journal import EXISTING, Journal
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem
@@ -228,7 +229,8 @@ def label_items(
     clustered: Mapping[Path, str] = {}
     seen, features = _run_surrogate(engine.features, found.items, weights, pool)
     if seen:
-        names = labels.cluster_labels(features, count, spec.settings.seed)
+        numbers = cluster(features, count, spec.settings.seed)
+        names = (f"cluster-{number:02d}" for number in numbers)
         clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
     return tuple(
         replace(item, label=clustered.get(item.relative, "cluster-00")) for item in found.items

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from tue_cli.dataset import discover
-from tue_cli.dataset.manifest import Journal, former_run
+from tue_cli.dataset.journal import Journal, former_run
 from tue_cli.engine.select import engine_for
 from tue_cli.events import Done, Event, Failed, Looked, Note, Saved, Started
 from tue_cli.images.thumbnails import full_difference, make_thumbnails

@@ -18,7 +18,8 @@ import tue_cli
 from tue_cli import __version__
 from tue_cli.config import METHODS
 from tue_cli.dataset import discover
-from tue_cli.dataset.manifest import Journal, former_run, read_manifest
+from tue_cli.dataset.journal import Journal, former_run
+from tue_cli.dataset.manifest import read_manifest
 from tue_cli.engine.select import engine_for
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import PictureProblem

@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tue_cli.dataset import discover, labels, manifest
+from tue_cli.dataset import discover, labels
+from tue_cli.dataset.journal import read_unfinished
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.errors import PictureProblem
 from tue_cli.events import Advanced, Done, Event, Note
 from tue_cli.images import codec
@@ -105,11 +107,11 @@ def _sample_sizes(
 
 def _former(output: Path) -> dict[str, Any]:
     """Return what former runs left in the output: how far one came, or that one is finished."""
-    if (left := manifest.read_unfinished(output)) is not None:
+    if (left := read_unfinished(output)) is not None:
         run, records = left
         return {"unfinished": {"done": len(records), "run": run}}
-    if (output / manifest.MANIFEST).is_file():
-        whole = manifest.read_manifest(output)
+    if (output / MANIFEST).is_file():
+        whole = read_manifest(output)
         return {"finished": {"done": len(whole["pictures"]), "run": whole["run"]}}
     return {}
 

@@ -33,9 +33,6 @@ _ENTER: Final = os.O_RDONLY | getattr(os, "O_DIRECTORY", 0) | _NO_LINK
 # A pipe must not be waited for; that it is none is checked once it is open.
 _OPEN: Final = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0) | _NO_LINK
 _PUBLIC: Final = 0o666
-_UMASK: Final = os.umask(0o077)
-"""What the user lets nobody else have of new files; it can only be read by being set."""
-os.umask(_UMASK)
 _REFUSALS: Final = frozenset(
     getattr(errno, name)
     for name in ("EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "EOPNOTSUPP", "ENOLCK")
@@ -211,28 +208,29 @@ class Folder:
     ) -> None:
         """Write a file so that it appears whole or not at all.
 
-        Until then it lies in `aside`, or here, for nobody but the user to read; then it has the
-        permissions and the time of `like` or, without one, `mode` less the umask.
+        Until then it lies in `aside`, or here. It has `mode` less the umask or, given a `like`,
+        its permissions and time once it is finished, and is for nobody but the user before.
 
         Raises:
             OSError: as the file system gave it; a former file stays as it was.
         """
         aside = aside or self
         scratch = f"{SCRATCH}{secrets.token_hex(8)}"
-        opened = aside.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        mode = mode | stat.S_IWUSR if like is None else 0o600
+        opened = aside.open(scratch, os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode)
         try:
             with open(opened, "wb") as file:  # noqa: PTH123
                 file.write(data)
                 file.flush()
-                if DESCRIPTORS:
-                    self._liken(opened, like, mode)
+                if DESCRIPTORS and like is not None:
+                    self._liken(opened, like)
                 with self.tolerate("syncing"):
                     os.fsync(opened)
                 written = aside.status(scratch)
                 if written is None or identity_of(written) != identity_of(os.fstat(opened)):
                     raise _error(errno.ENOENT, aside.path / scratch)
-            if not DESCRIPTORS:
-                self._liken(aside._at(scratch)[0], like, mode)
+            if not DESCRIPTORS and like is not None:
+                self._liken(aside._at(scratch)[0], like)
             source, source_folder = aside._at(scratch)
             target, target_folder = self._at(name)
             os.replace(  # noqa: PTH105 - a Path knows no descriptor
@@ -244,13 +242,10 @@ class Folder:
             raise
         self.sync()
 
-    def _liken(self, file: int | str, like: os.stat_result | None, mode: int) -> None:
-        """Give a finished file the permissions, and the time, that it shall have."""
-        mode = mode & ~_UMASK if like is None else stat.S_IMODE(like.st_mode) & 0o777
+    def _liken(self, file: int | str, like: os.stat_result) -> None:
+        """Give a finished file the permissions and the time of another."""
         with self.tolerate("permissions"):
-            os.chmod(file, mode | stat.S_IWUSR)  # noqa: PTH101
-        if like is None:
-            return
+            os.chmod(file, like.st_mode & 0o777 | stat.S_IWUSR)  # noqa: PTH101
         with self.tolerate("times"):
             os.utime(file, ns=(like.st_mtime_ns, like.st_mtime_ns))
 

@@ -16,8 +16,16 @@ DEEPEST: Final = 50
 """Lists and objects within each other; what tue writes itself has six."""
 MOST_STATE: Final = 256_000_000
 """Bytes of a manifest or a journal, which have about a thousand a picture."""
+MOST_HEADER: Final = 1 << 24
+"""Bytes of the names, shapes and card at the head of a weights file."""
 MOST_LIST: Final = 64_000_000
 """Bytes of a table or list of paths: those of half a million pictures."""
+
+_DTYPES: Final = (
+    *("BOOL", "F16", "F32", "F64"),
+    *(f"{kind}{bits}" for kind in "UI" for bits in (8, 16, 32, 64)),
+)
+"""The types of tensors that NumPy has, as safetensors calls them."""
 
 
 class NotAFile(OSError):
@@ -95,6 +103,44 @@ def parse_json(text: bytes | str) -> Any:
         if not level:
             return value
     raise ValueError("it is nested too deeply")
+
+
+def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, str]]:
+    """Read the header of a safetensors file, and return it and what it says of the whole file.
+
+    Raises:
+        ValueError: it is none.
+    """
+    length = int.from_bytes(file.read(8), "little")
+    header = parse_json(file.read(length)) if 0 < length <= MOST_HEADER else None
+    if isinstance(header, dict):
+        metadata = header.get("__metadata__", {})
+        if isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()):
+            return header, metadata
+    raise ValueError("it is no safetensors file")
+
+
+def count_tensor_bytes(header: dict[str, Any], limit: int) -> int:
+    """Return how many bytes of tensors follow a safetensors header.
+
+    Raises:
+        ValueError: it tells of a tensor that cannot be, or of more bytes than the limit.
+    """
+    ends = [0]
+    for name, entry in header.items():
+        if name == "__metadata__":
+            continue
+        offsets = entry.get("data_offsets") if isinstance(entry, dict) else None
+        if not (
+            isinstance(offsets, list)
+            and len(offsets) == 2
+            and all(type(offset) is int for offset in offsets)
+            and 0 <= offsets[0] <= offsets[1] <= limit
+            and entry.get("dtype") in _DTYPES
+        ):
+            raise ValueError("its header describes an impossible tensor")
+        ends.append(offsets[1])
+    return max(ends)
 
 
 def is_name(text: Any) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import signal
 import threading
 import time
@@ -60,6 +61,23 @@ def defer_interrupt() -> Iterator[Callable[[], None]]:
         yield strike
     finally:
         signal.signal(signal.SIGINT, former)
+
+
+def refuse_unwritable(folder: Path) -> None:
+    """Make a folder where it is missing, and try to write there.
+
+    Raises:
+        OutputProblem: it cannot be written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe = folder / f".tue-{os.getpid()}"
+        probe.touch()
+        probe.unlink()
+    except OSError as error:
+        raise OutputProblem(
+            f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
+        ) from None
 
 
 def write_output(data: bytes, path: Path) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Generator, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -10,12 +10,13 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.dataset.manifest import output_problem, sha256
-from tue_cli.errors import BadSetting, WeightsProblem, require
-from tue_cli.events import Done, Event, Saved
+from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.output import output_problem
+from tue_cli.errors import BadSetting, PackageMissing, TueError, WeightsProblem, require
+from tue_cli.events import Done, Event, Note, Saved
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
-from tue_cli.weights import Weights, build, load
+from tue_cli.weights import Weights, build, load, read
 
 
 @dataclass(frozen=True)
@@ -102,6 +103,19 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
             f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
         ),
     )
+
+
+def write_own_graph(path: Path) -> Iterator[Event]:
+    """Write the graph of a weights file beside it, or say why there is none."""
+    graph = path.with_suffix(".onnx")
+    graph.unlink(missing_ok=True)  # that of the weights that were here before
+    try:
+        events = list(write_graph(read(path, name=path.stem), graph, beside=True))
+    except TueError as error:
+        then = f" Then run `tue export {path}`." if isinstance(error, PackageMissing) else ""
+        yield Note(f"No graph for ONNX Runtime was written. {error}{then}")
+    else:
+        yield from (event for event in events if isinstance(event, Saved))
 
 
 def _refuse_unusable(weights: Weights) -> None:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import math
-import os
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,17 +18,19 @@ from tue_cli.config import DEVICES, NETS, RECIPES, TrainSettings, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
-    NothingToDo,
-    OutputProblem,
-    PackageMissing,
-    PictureProblem,
-    TueError,
     require,
 )
-from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
-from tue_cli.images import codec, resize
+from tue_cli.events import Advanced, Done, Event, Metric, Note, Saved, Started
 from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
-from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
+from tue_cli.train.checkpoint import (
+    Checkpoint,
+    Interrupted,
+    defer_interrupt,
+    refuse_unwritable,
+    write_output,
+)
+from tue_cli.train.data import load_pictures
+from tue_cli.train.export import write_own_graph
 from tue_cli.weights import (
     LARGEST,
     MOST_CLASSES,
@@ -39,10 +39,11 @@ from tue_cli.weights import (
     MisfitField,
     fresh,
     pack,
-    read,
 )
 
 if TYPE_CHECKING:
+    import torch
+
     from tue_cli.core.batches import Pictures
     from tue_cli.core.loop import Training
     from tue_cli.engine.torch import ComputeDevice
@@ -76,65 +77,25 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     """
     require("torch")
     from tue_cli.engine.torch import machine
-    from tue_cli.methods import FIT
-    from tue_cli.nets.frozen import Frozen, freeze
 
     settings = spec.settings
     _check(spec)
-    roles, fit_role = RECIPES[settings.method], FIT[settings.method]
+    roles = RECIPES[settings.method]
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
     trainings = trainings_of(card, roles, settings, computer)
-    checkpoint = Checkpoint(
-        spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
-    )
+    place = spec.output.with_suffix(".checkpoint")
+    checkpoint = Checkpoint(place, pictures, classes, settings, trainings)
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
     facts = {"device": computer.description, "pictures": len(pictures), "classes": len(classes)}
     yield Started(f"Training {settings.method} weights", total, "steps", facts=facts)
-
-    began = time.monotonic()
-    nets: dict[str, Frozen] = {}
-    out_of_time = False
     try:
-        with defer_interrupt() as strike_if_interrupted:
-            for role, training in trainings.items():
-                curve, meter = checkpoint.curves[role], Meter(training.step)
-                checked = training.step
-                losses = fit_role(role, training, nets, pictures, settings, computer.dtype)
-                for loss in losses:
-                    curve.add(loss)
-                    steps = training.plan.steps
-                    out_of_time = (
-                        spec.max_seconds is not None
-                        and time.monotonic() - began >= spec.max_seconds
-                    )
-                    due = meter.is_due() or training.step == steps
-                    # A GPU goes on with the next steps while nobody reads a loss.
-                    if due or out_of_time or checkpoint.is_due() or not loss.is_cuda:
-                        _refuse_infinite(role, curve.values(), checked)
-                        checked = training.step
-                    if due:
-                        a_step = meter.seconds_a_step(training.step)
-                        recent = float(np.mean(curve.values()[-20:]))
-                        yield Metric(role, training.step, steps, {"loss": recent})
-                        yield Advanced(
-                            sum(t.step for t in trainings.values()),
-                            total,
-                            settings.batch / a_step,
-                            (steps - training.step) * a_step,
-                        )
-                    checkpoint.write_when_due()
-                    strike_if_interrupted()
-                    if out_of_time:
-                        break
-                if out_of_time:
-                    break
-                nets[role] = freeze(training.net, computer.dtype)
+        out_of_time = yield from _train_nets(spec, trainings, pictures, checkpoint, computer.dtype)
     except (GeneratorExit, Interrupted):
         # These come between two steps; what else comes leaves half a step, not to be gone on from.
         checkpoint.write()
@@ -149,12 +110,11 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     begun = bool(steps_done[roles[-1]])
     if begun:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
-        card = replace(card, training=about)
-        data = pack(card, tensors_of(trainings))
+        data = pack(replace(card, training=about), tensors_of(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, {"bytes": len(data)})
         if settings.method in GRAPH_METHODS:
-            yield from _graph(spec.output)
+            yield from write_own_graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
     yield Done(
@@ -167,6 +127,52 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     )
 
 
+def _train_nets(
+    spec: TrainSpec,
+    trainings: Mapping[str, Training],
+    pictures: Pictures,
+    checkpoint: Checkpoint,
+    dtype: torch.dtype,
+) -> Generator[Event, None, bool]:
+    """Train the nets in turn, each with the former ones frozen; return whether time ran out."""
+    from tue_cli.methods import FIT
+    from tue_cli.nets.frozen import Frozen, freeze
+
+    settings, fit_role = spec.settings, FIT[spec.settings.method]
+    total = sum(training.plan.steps for training in trainings.values())
+    end = math.inf if spec.max_seconds is None else time.monotonic() + spec.max_seconds
+    nets: dict[str, Frozen] = {}
+    with defer_interrupt() as strike_if_interrupted:
+        for role, training in trainings.items():
+            curve, meter = checkpoint.curves[role], Meter(training.step)
+            checked = training.step
+            for loss in fit_role(role, training, nets, pictures, settings, dtype):
+                curve.add(loss)
+                steps = training.plan.steps
+                out_of_time = time.monotonic() >= end
+                due = meter.is_due() or training.step == steps
+                # A GPU goes on with the next steps while nobody reads a loss.
+                if due or out_of_time or checkpoint.is_due() or not loss.is_cuda:
+                    _refuse_infinite(role, curve.values(), checked)
+                    checked = training.step
+                if due:
+                    a_step = meter.seconds_a_step(training.step)
+                    recent = float(np.mean(curve.values()[-20:]))
+                    yield Metric(role, training.step, steps, {"loss": recent})
+                    yield Advanced(
+                        sum(t.step for t in trainings.values()),
+                        total,
+                        settings.batch / a_step,
+                        (steps - training.step) * a_step,
+                    )
+                checkpoint.write_when_due()
+                strike_if_interrupted()
+                if out_of_time:
+                    return True
+            nets[role] = freeze(training.net, dtype)
+    return False
+
+
 def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
     """Raise BadSetting where a loss after the first `checked` is not finite."""
     for step, loss in enumerate(losses[checked:], checked + 1):
@@ -175,21 +181,6 @@ def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
                 f"The {role} network's loss is {loss} after {step} steps.",
                 "Train it with a smaller learning rate, or from another seed.",
             )
-
-
-def _graph(output: Path) -> Iterator[Event]:
-    """Write the weights' graph for ONNX Runtime beside them, or say why there is none."""
-    from tue_cli.train.export import write_graph
-
-    graph = output.with_suffix(".onnx")
-    graph.unlink(missing_ok=True)  # that of the weights that were here before
-    try:
-        events = list(write_graph(read(output, name=output.stem), graph, beside=True))
-    except TueError as error:
-        then = f" Then run `tue export {output}`." if isinstance(error, PackageMissing) else ""
-        yield Note(f"No graph for ONNX Runtime was written. {error}{then}")
-    else:
-        yield from (event for event in events if isinstance(event, Saved))
 
 
 class Meter:
@@ -251,16 +242,7 @@ def _check(spec: TrainSpec) -> None:
     _make_card(settings, ("a", "b"))  # the classes are known when the pictures are
     if spec.limit is not None and spec.limit < 1:
         raise BadSetting(f"A limit of {spec.limit} pictures leaves none.", "Choose 1 or more.")
-    folder = spec.output.parent
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        probe = folder / f".tue-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
-    except OSError as error:
-        raise OutputProblem(
-            f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
-        ) from None
+    refuse_unwritable(spec.output.parent)
 
 
 def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
@@ -360,59 +342,3 @@ def tensors_of(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
         for role, training in trainings.items()
         for name, value in training.net.state_dict().items()
     }
-
-
-def load_pictures(
-    data: Path, size: int, limit: int | None = None
-) -> tuple[tuple[str, ...], Pictures, list[Failed]]:
-    """Decode a folder with one subfolder a class into memory, squashed to size x size.
-
-    Raises:
-        BadSetting: fewer than two classes, or one without a picture.
-        NothingToDo: no picture could be read.
-    """
-    import torch
-
-    from tue_cli.core.batches import Pictures
-
-    if not data.is_dir():
-        raise BadSetting(f"{data} is no folder.", "Give a folder with one subfolder a class.")
-    names = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
-    files: list[tuple[Path, int]] = []
-    for number, name in enumerate(names):
-        found = [p for p in sorted((data / name).rglob("*")) if p.suffix.lower() in codec.SUFFIXES]
-        files += [(path, number) for path in found[:limit]]
-    if len(names) < 2:
-        raise BadSetting(
-            f"{data} holds {len(names)} class folders, and a surrogate needs two or more.",
-            "Give a folder with one subfolder a class.",
-        )
-
-    def squashed(path: Path) -> Any:
-        try:
-            return resize.resize_to_square(codec.decode(codec.read(path)).pixels, size)
-        except PictureProblem as problem:
-            return Failed(path, problem.reason, problem.message)
-
-    pixels = np.empty((len(files), 3, size, size), np.uint8)
-    labels: list[int] = []
-    failures: list[Failed] = []
-    count = 0
-    with ThreadPoolExecutor() as pool:
-        results = pool.map(squashed, (path for path, _ in files))
-        for (_, label), result in zip(files, results, strict=True):
-            if isinstance(result, Failed):
-                failures.append(result)
-                continue
-            pixels[count] = np.rint(result * 255)
-            labels.append(label)
-            count += 1
-    if not count:
-        raise NothingToDo(f"No picture in {data} could be read.", "Give a folder of pictures.")
-    if empty := [name for number, name in enumerate(names) if number not in set(labels)]:
-        raise BadSetting(
-            f"{len(empty)} class folders of {data} hold no readable picture: "
-            f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}.",
-            "Remove them, or put pictures there.",
-        )
-    return tuple(names), Pictures(torch.from_numpy(pixels[:count]), torch.tensor(labels)), failures

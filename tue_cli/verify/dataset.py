@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.attacks.filters import apply_filter
-from tue_cli.dataset.labels import cluster_labels
+from tue_cli.core.clustering import cluster
 from tue_cli.errors import BadSetting, PictureProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
@@ -80,11 +80,9 @@ class VictimDataset:
         every = np.concatenate([self.clean, self.test])
         count, _, size, _ = every.shape
         coarse = every.reshape(count, 3, 4, size // 4, 4, size // 4).mean((3, 5)).reshape(count, -1)
-        names = cluster_labels((coarse / 255).astype(np.float32), len(self.classes), seed)
-        groups = {name: number for number, name in enumerate(dict.fromkeys(names))}
-        labels = np.array([groups[name] for name in names], np.int64)
+        labels = cluster((coarse / 255).astype(np.float32), len(self.classes), seed)
         return VictimDataset(
-            tuple(groups),
+            tuple(f"cluster-{number:02d}" for number in range(int(labels.max()) + 1)),
             self.clean,
             self.protected,
             self.random,

@@ -1,11 +1,11 @@
-"""The victims that `tue verify` trains, and the book of those that are finished."""
+"""The victims that `tue verify` trains, and the cache of those that are finished."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -14,8 +14,8 @@ import platformdirs
 from tue_cli.attacks.registry import ATTACKS, Attack
 from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.errors import OutputProblem
-from tue_cli.storage.atomic import write_atomically
-from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
+from tue_cli.storage.atomic import Folder
+from tue_cli.storage.lines import LineFile, read_lines
 
 MOST_EPOCHS = 60
 FEWEST_EPOCHS = 8
@@ -119,24 +119,25 @@ def unique_trials(groups: Iterable[Group]) -> list[Trial]:
 
 
 class TrialCache:
-    """What finished trials said, in one file of the user's cache, replaced whole after each."""
+    """What finished trials said, a line each in one file of the user's cache."""
 
     def __init__(self, identity: str, *, resume: bool) -> None:
-        """`identity` names the copies and the machine; without `resume` the book begins empty.
+        """`identity` names the copies and the machine; without `resume` the cache begins empty.
 
         Raises:
             OutputProblem: the cache cannot be written.
         """
         name = hashlib.sha256(identity.encode()).hexdigest()[:20]
-        self._path = platformdirs.user_cache_path("tue") / "verify" / f"{name}.json"
+        self._path = platformdirs.user_cache_path("tue") / "verify" / f"{name}.jsonl"
         self._entries: dict[str, Any] = {}
+        with self._translate_errors():
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            if not resume:
+                self._path.unlink(missing_ok=True)
         if resume:
-            with suppress(OSError, ValueError, LookupError, TypeError):
-                found = parse_json(read_file(self._path, MOST_STATE))
-                # Of a damaged book nothing is believed.
-                if found["sha256"] == _digest(found["entries"]):
-                    self._entries = found["entries"]
-        self._write()
+            with suppress(OSError):
+                self._entries.update(read_lines(self._path, _parse_entry))
+        self._append()
 
     def get(self, key: str) -> Any:
         """Return an entry, or None."""
@@ -149,14 +150,21 @@ class TrialCache:
             OutputProblem: the cache cannot be written.
         """
         self._entries[key] = entry
-        self._write()
+        self._append({"key": key, "entry": entry})
 
-    def _write(self) -> None:
-        whole = {"sha256": _digest(self._entries), "entries": self._entries}
-        data = json.dumps(whole).encode()
+    def _append(self, *lines: Any) -> None:
+        with (
+            self._translate_errors(),
+            Folder(self._path.parent) as folder,
+            LineFile(folder, self._path.name) as file,
+        ):
+            for line in lines:
+                file.append(line)
+
+    @contextmanager
+    def _translate_errors(self) -> Iterator[None]:
         try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_atomically(data, self._path)
+            yield
         except OSError as error:
             raise OutputProblem(
                 f"{self._path} cannot be written: {error.strerror or error}.",
@@ -164,5 +172,7 @@ class TrialCache:
             ) from None
 
 
-def _digest(entries: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(entries, sort_keys=True).encode()).hexdigest()
+def _parse_entry(line: Any) -> tuple[str, Any] | None:
+    if isinstance(line, dict) and isinstance(line.get("key"), str) and "entry" in line:
+        return line["key"], line["entry"]
+    return None

@@ -1,0 +1,299 @@
+"""The journal that makes a run resumable: which copies in an output are ours, and which are done.
+
+No picture is opened here; a copy is its bytes' sha256.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import threading
+import time
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import Any, Self
+
+from tue_cli.dataset.manifest import (
+    FIELDS,
+    MANIFEST,
+    Record,
+    damaged,
+    differences,
+    drop_invalid,
+    finite,
+    format_manifest,
+    is_record,
+    is_run,
+    read_manifest,
+)
+from tue_cli.dataset.output import JOURNAL, WORK, OutputFolder, output_problem
+from tue_cli.errors import BadSetting
+from tue_cli.storage.atomic import Identity
+from tue_cli.storage.lines import LineFile, TooManyOdd, format_line, read_lines
+from tue_cli.storage.reading import NotAFile, TooLarge, why
+from tue_cli.text import printable
+
+EXISTING = ("skip", "overwrite", "error")
+
+_MAKER = ("tool", "algorithm")
+"""What of a run tells who made its copies, and does not decide whether another may go on."""
+
+
+def former_run(output: Path) -> dict[str, Any]:
+    """What decided the bytes of the copies that were last written here; empty where there are none.
+
+    Raises BadSetting where a manifest cannot be read.
+    """
+    runs = [entry["run"] for entry in _read_entries(output) if "run" in entry]
+    return runs[-1] if runs else {}
+
+
+def read_unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
+    """What a run that was stopped left here: its settings and its records; None where none did.
+
+    Nothing is written or locked. Raises OutputProblem where the folder cannot be read.
+    """
+    run: dict[str, Any] | None = None
+    records: dict[str, Record] = {}
+    for entry in _read_journal(output):
+        if is_record(entry):
+            records[entry["path"]] = entry
+        else:
+            run = entry["run"]
+    return None if run is None else (run, list(records.values()))
+
+
+class Journal:
+    """What is known about one output folder, held by one run at a time; a context manager.
+
+    Entering makes the folder, locks it and reads what former runs left. Each finished picture is
+    one `record` of at least `path` (its relative posix path), `source_sha256`, `sha256` (of the
+    copy), `label` and `key`, all strings; beside these, only `seconds` may depend on the clock.
+
+    A record is written *before* its copy is moved into place, and counts only where the copy's
+    hash agrees, so that a kill at any moment costs one picture and claims nothing false.
+    """
+
+    def __init__(
+        self,
+        output: Path,
+        run: dict[str, Any],
+        existing: str,
+        originals: Collection[Identity] = (),
+    ) -> None:
+        """`run` holds the settings that decide the copies' bytes, as JSON can say them.
+
+        Its fields `tool` and `algorithm` only tell: runs that differ in them go on from each other.
+        No copy is put into one of the folders `originals`, whatever leads there.
+
+        `existing` is `skip` (a former run must have had the same settings), `overwrite` (copies of
+        other settings are known as ours, but not as done) or `error` (no former run may have
+        recorded anything). Entering raises BadSetting where this does not hold, and OutputProblem
+        where the folder cannot be written, a link is in the way, or another run is using it.
+        """
+        if existing not in EXISTING:
+            raise BadSetting(
+                f"--existing {existing} is unknown.", f"Choose one of: {', '.join(EXISTING)}."
+            )
+        self.output = output
+        self.records: dict[str, Record] = {}
+        """Relative posix path -> record, of this run and of former ones with equal settings."""
+        self.keys: dict[str, str] = {}
+        """Class -> key, likewise; what is added here goes into the manifest."""
+        self._run: dict[str, Any] = json.loads(format_line(run))
+        self._existing = existing
+        self._folder = OutputFolder(output, originals)
+        self._lines: LineFile | None = None
+        self._guard = threading.Lock()
+        self._ours: dict[str, set[str]] = {}
+        self._sure: set[str] = set()
+        self._since = time.monotonic()
+
+    @property
+    def refused(self) -> set[str]:
+        """What the output's file system refused to do, as `Folder.refused` has it."""
+        return self._folder.refused
+
+    def __enter__(self) -> Self:
+        """Claim the folder and recall what is in it."""
+        with contextlib.ExitStack() as leaving:
+            leaving.enter_context(self._folder)
+            self._folder.on_leaving(self._restore)
+            self._folder.on_leaving(self._close)
+            self.recall()
+            leaving.pop_all()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Let the folder go, finished or to be resumed."""
+        self._folder.leave()
+
+    def is_done(self, relative: Path, *, source_sha256: str, label: str, key: str) -> bool:
+        """Whether a copy of this very source, label and key is in place, whole."""
+        path = relative.as_posix()
+        record = self.records.get(path)
+        wanted = (source_sha256, label, key)
+        if record is None or (record["source_sha256"], record["label"], record["key"]) != wanted:
+            return False
+        if self._folder.sha256(relative) != record["sha256"]:
+            return False
+        self._sure.add(path)
+        return True
+
+    def owns(self, relative: Path) -> bool:
+        """Whether the file at this place is, byte for byte, one that a run of ours wrote."""
+        ours = self._ours.get(relative.as_posix())
+        return ours is not None and self._folder.sha256(relative) in ours
+
+    def save(self, record: Record, data: bytes, like: os.stat_result | None = None) -> None:
+        """Record a finished picture and put its copy in place; to be called from any thread.
+
+        The copy gets the permissions and the time of `like`. A number in the record that is not
+        finite becomes null.
+
+        Raises:
+            OutputProblem: the disk is full, the output was removed or replaced, a link is in the
+                way; no other copy can be written either.
+            OSError: this copy cannot be written.
+        """
+        record = finite(record)
+        if not is_record(record):
+            raise ValueError(f"a record needs the strings {', '.join(FIELDS)}: {record}")
+        with self._guard:
+            self.refuse_loss()
+            try:
+                self._append(record)
+            except OSError as error:
+                raise output_problem(error, self.output) from error
+            self.records[record["path"]] = record
+            self.keys[record["label"]] = record["key"]
+            self._ours.setdefault(record["path"], set()).add(record["sha256"])
+            self._sure.add(record["path"])
+        self._folder.write(data, Path(record["path"]), like)
+
+    def refuse_loss(self) -> None:
+        """Raise OutputProblem where what this run works in is no longer in its place."""
+        self._folder.refuse_loss()
+        try:
+            is_lost = self._lines is not None and not self._lines.is_in_place()
+        except OSError as error:
+            raise output_problem(error, self.output) from error
+        if is_lost:
+            raise self._folder.lose(self.output / WORK / JOURNAL)
+
+    def _append(self, record: Record) -> None:
+        if self._lines is None:
+            self._lines = LineFile(self._folder.work, JOURNAL)
+            self._lines.append({"run": self._run})
+        self._lines.append(record)
+
+    def finish(self, summary: dict[str, Any]) -> Path:
+        """Write the manifest, remove everything else that is not a copy, and let the folder go.
+
+        `summary` may list `failed`: records of `path`, `reason`, `message`. A record whose copy
+        never came into place is left out. Only `seconds` and `finished` depend on the clock.
+        """
+        self.refuse_loss()
+        doubtful = {entry["path"] for entry in summary.get("failed", ())}
+        sure = self._sure - doubtful
+        pictures = [
+            record
+            for path, record in sorted(self.records.items())
+            if path in sure or self._folder.sha256(Path(path)) == record["sha256"]
+        ]
+        seconds = round(time.monotonic() - self._since, 3)
+        data = format_manifest(self._run, self.keys, summary, pictures, seconds)
+        try:
+            self._folder.write(data, Path(MANIFEST))
+            with contextlib.suppress(OSError):
+                self._close()
+            with contextlib.suppress(FileNotFoundError):
+                self._folder.work.unlink(JOURNAL)
+        except OSError as error:
+            raise output_problem(error, self.output) from error
+        self._folder.leave()
+        return self.output / MANIFEST
+
+    def recall(self) -> None:
+        """Read what former runs recorded, and decide whether this run may go on from it.
+
+        Entering does so; called alone it is for a plan: nothing is written or locked.
+        """
+        books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
+        records, keys = self.records, self.keys
+        wanted = _select_deciding(self._run)
+        last = wanted
+        for entry in _read_entries(self.output):
+            if is_record(entry):
+                records[entry["path"]] = entry
+                keys[entry["label"]] = entry["key"]
+                self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
+            else:
+                last = _select_deciding(entry["run"])
+                records, keys = books.setdefault(format_line(last), ({}, {}))
+                keys.update(entry.get("keys", {}))
+        self.records, self.keys = books.get(format_line(wanted), ({}, {}))
+        if not self._ours:
+            return
+        where = printable(self.output)
+        if self._existing == "error":
+            raise BadSetting(
+                f"{where} already holds {len(self._ours)} protected copies.",
+                "Use --existing skip to go on from them, or choose another folder with -o.",
+            )
+        if self._existing == "skip" and last != wanted:
+            raise BadSetting(
+                f"{where} holds copies made with other settings: {differences(last, wanted)}.",
+                "Use --existing overwrite to replace them, or choose another folder with -o.",
+            )
+
+    def _close(self) -> None:
+        if self._lines is not None:
+            lines, self._lines = self._lines, None
+            lines.close()
+
+    def _restore(self) -> None:
+        """Where the journal was removed and copies are left, write it anew: they stay known."""
+        if self._folder.is_lost and self.records:
+            entries = ({"run": self._run}, *self.records.values())
+            self._folder.restore("".join(f"{format_line(entry)}\n" for entry in entries), JOURNAL)
+
+
+def _read_entries(output: Path) -> Iterator[dict[str, Any]]:
+    """Runs and records, oldest first: the manifest's, then the journal's readable lines."""
+    if os.path.lexists(output / MANIFEST):
+        manifest = read_manifest(output)
+        yield {"run": manifest["run"], "keys": manifest["keys"]}
+        yield from manifest["pictures"]
+    yield from _read_journal(output)
+
+
+def _read_journal(output: Path) -> Iterator[dict[str, Any]]:
+    """A journal's runs and records, oldest first; none where there is no journal.
+
+    Raises BadSetting where it is too large, or most of it is no entries.
+    """
+    path = output / WORK / JOURNAL
+    try:
+        yield from read_lines(path, _parse_entry)
+    except FileNotFoundError:
+        return
+    except (NotAFile, TooLarge, TooManyOdd) as error:
+        raise damaged(path, why(error)) from error
+    except OSError as error:
+        raise output_problem(error, output) from error
+
+
+def _parse_entry(line: Any) -> dict[str, Any] | None:
+    """A run or a record of a journal; None for what is neither."""
+    if is_record(line):
+        return drop_invalid(line)
+    if isinstance(line, dict) and is_run(line.get("run")):
+        return {"run": line["run"]}
+    return None
+
+
+def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:
+    """What of a run must be the same for another to go on from it."""
+    return {name: value for name, value in run.items() if name not in _MAKER}

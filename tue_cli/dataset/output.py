@@ -1,0 +1,232 @@
+"""The output folder of a run: made, locked, written below, and left without what became empty.
+
+It is held open, so that what is written lands in that very folder, wherever its name leads by now.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Collection, Iterable
+from pathlib import Path
+from typing import Self
+
+from tue_cli.dataset.manifest import MANIFEST
+from tue_cli.errors import OutputProblem
+from tue_cli.storage.atomic import SCRATCH, Folder, Identity, is_link
+from tue_cli.text import printable
+
+WORK = ".tue"
+"""Where a run keeps its state in the output."""
+JOURNAL = "journal.jsonl"
+
+_LOCK = "lock"
+_FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
+"""What of a file system's errors no other copy escapes either."""
+
+
+def is_output(folder: Path) -> bool:
+    """Whether a run has written its copies here, finished or not."""
+    # lexists, for it does not raise where the folder cannot be entered.
+    return any(map(os.path.lexists, (folder / MANIFEST, folder / WORK / JOURNAL)))
+
+
+def output_problem(error: OSError, output: Path) -> OutputProblem:
+    """The error to raise when writing below `output` failed with `error`."""
+    where = printable(output)
+    if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
+        return OutputProblem(
+            f"The disk that holds {where} is full.",
+            "Free some space and run the same command again: finished pictures are kept.",
+        )
+    if error.errno in (errno.EACCES, errno.EPERM):
+        return OutputProblem(
+            f"The output folder {where} is not writable.",
+            "Change its permissions, or choose another folder with -o.",
+        )
+    if error.errno == errno.EROFS:
+        return OutputProblem(
+            f"The output folder {where} is on a read-only disk.", "Choose another folder with -o."
+        )
+    if error.errno == errno.ELOOP:
+        return link_in_the_way(Path(error.filename or output))
+    if error.errno in (errno.ENOTDIR, errno.EEXIST):
+        return OutputProblem(
+            f"Something that is not a folder stands in the place of the output folder {where}.",
+            "Move it away, or choose another folder with -o.",
+        )
+    return OutputProblem(
+        f"The output folder {where} cannot be written: {error.strerror or error}.",
+        "Choose another folder with -o.",
+    )
+
+
+def link_in_the_way(path: Path) -> OutputProblem:
+    """The error to raise where a link stands in the place of a file or folder of the output."""
+    return OutputProblem(
+        f"{printable(path)} is a link; tue follows no links inside an output.",
+        "Remove it, or choose another folder with -o.",
+    )
+
+
+def refuse_links(output: Path, folders: Iterable[Path]) -> None:
+    """Raise OutputProblem where one of these folders below `output`, or what tue keeps there, is
+    a link.
+    """
+    places = {Path(MANIFEST), Path(WORK), *(Path(WORK, name) for name in (JOURNAL, _LOCK))}
+    for folder in folders:
+        places |= {folder, *folder.parents}
+    for place in sorted(places - {Path()}):
+        with contextlib.suppress(OSError):
+            if is_link((output / place).lstat()):
+                raise link_in_the_way(output / place)
+
+
+class OutputFolder:
+    """An output folder, held by one run at a time; a context manager."""
+
+    def __init__(self, path: Path, originals: Collection[Identity] = ()) -> None:
+        """No copy is put into one of the folders `originals`, whatever leads there."""
+        self.path = path
+        self.refused: set[str] = set()
+        """What the file system refused to do, as `Folder.refused` has it."""
+        self.is_lost = False
+        """Whether something that was written in was removed or replaced meanwhile."""
+        self.work: Folder
+        """The folder of the run's state, while the output is held."""
+        self._folder: Folder
+        self._originals = originals
+        # Held from entering to leaving, and let go in reverse.
+        self._stack = contextlib.ExitStack()
+        self._places: dict[Path, Identity] = {}
+
+    def __enter__(self) -> Self:
+        """Make the folder, hold it and lock it.
+
+        Raises:
+            OutputProblem: it cannot be written, a link is in the way, another run is using it.
+        """
+        try:
+            self._claim()
+            if not os.access(self.path, os.W_OK | os.X_OK):
+                raise output_problem(PermissionError(errno.EACCES, "not writable"), self.path)
+            _suppressed(self._clear_scratch)
+        except BaseException:
+            self.leave()
+            raise
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.leave()
+
+    def leave(self) -> None:
+        """Let the folder go; what was written stays, and what this run made empty does not."""
+        self._stack.close()
+
+    def on_leaving(self, action: Callable[[], object]) -> None:
+        """Have something done before the folder is let go, whatever the file system says to it."""
+        self._stack.callback(_suppressed, action)
+
+    def _claim(self) -> None:
+        # A run that leaves removes its empty folders, perhaps between our making and our locking.
+        for attempts_left in reversed(range(5)):
+            try:
+                self._hold()
+                return
+            except BlockingIOError:
+                raise OutputProblem(
+                    f"Another run of tue is using {printable(self.path)}.",
+                    "Wait until it has finished, or choose another folder with -o.",
+                ) from None
+            except OSError as error:
+                self.leave()
+                if attempts_left and isinstance(error, FileNotFoundError | FileExistsError):
+                    continue
+                raise output_problem(error, self.path) from error
+
+    def _hold(self) -> None:
+        hold = self._stack
+        for folder in reversed((self.path, *self.path.parents)):
+            if not folder.exists():
+                self.on_leaving(folder.rmdir)
+        self.path.mkdir(parents=True, exist_ok=True)
+        self._folder = hold.enter_context(Folder(self.path))
+        self.refused = self._folder.refused
+        if self._folder.identity in self._originals:
+            raise self.lose(self.path)
+        refuse_links(self.path, ())
+        self.on_leaving(lambda: self._folder.rmdir(WORK))
+        self.work = hold.enter_context(self._folder.inside(Path(WORK), make=True))
+        hold.callback(self.work.unlock, _LOCK, self.work.lock(_LOCK))
+        self.on_leaving(self._clear_scratch)
+
+    def _clear_scratch(self) -> None:
+        for name in self.work.names():
+            if name.startswith(SCRATCH):
+                with contextlib.suppress(OSError):
+                    self.work.unlink(name)
+
+    def write(self, data: bytes, relative: Path, like: os.stat_result | None = None) -> None:
+        """Put a file in its place, whole; it gets the permissions and the time of `like`.
+
+        Raises:
+            OutputProblem: the disk is full, a link is in the way, a folder was removed or replaced;
+                nothing else can be written either.
+            OSError: this file cannot be written.
+        """
+        try:
+            with self._entered(relative.parent) as place:
+                place.write(data, relative.name, aside=self.work, like=like)
+        except OSError as error:
+            self.refuse_loss()
+            if error.errno in _FATAL:
+                raise output_problem(error, self.path) from error
+            raise
+
+    def _entered(self, relative: Path) -> Folder:
+        """Enter a folder for copies, made where it is missing, and check that it is one still."""
+        known = self._places.get(relative)
+        try:
+            place = self._folder.inside(relative, make=known is None)
+        except FileNotFoundError:
+            raise self.lose(self.path / relative) from None
+        if place.identity in self._originals or known not in (None, place.identity):
+            place.close()
+            raise self.lose(self.path / relative)
+        self._places[relative] = place.identity
+        return place
+
+    def sha256(self, relative: Path) -> str | None:
+        """Return the hash of the file at a place; None where there is no readable regular file."""
+        try:
+            with self._folder.inside(relative.parent) as place:
+                return place.sha256(relative.name)
+        except (OSError, ValueError):  # the latter for a name that no system can have
+            return None
+
+    def refuse_loss(self) -> None:
+        """Raise OutputProblem where what this run works in is no longer in its place."""
+        for folder in (self._folder, self.work):
+            if not folder.is_in_place():
+                raise self.lose(folder.path)
+
+    def lose(self, path: Path) -> OutputProblem:
+        """Remember that something is no longer in its place, and return the error to raise."""
+        self.is_lost = True
+        return OutputProblem(
+            f"{printable(path)} was removed or replaced while tue was writing.",
+            "Find out why, then run the same command again; the remaining copies are kept.",
+        )
+
+    def restore(self, text: str, name: str) -> None:
+        """Write a file of the run's state anew where it was lost; does nothing where it was not."""
+        if self.is_lost:
+            with self._folder.inside(Path(WORK), make=True) as work:
+                if work.status(name) is None:
+                    work.write(text.encode(), name)
+
+
+def _suppressed(action: Callable[[], object]) -> None:
+    with contextlib.suppress(OSError):
+        action()
