@@ -19,8 +19,9 @@ from tue_cli.bench.cifar import detect_cifar, extract_images
 from tue_cli.bench.figures import COLOURS, Drawing, draw_map, protective_effects
 from tue_cli.bench.layout import TABLES, Bench
 from tue_cli.bench.tables import NOTE, Results, ResultTable, data, grid, markdown
-from tue_cli.config import DEVICES, BenchSettings, setting
+from tue_cli.config import DEVICES, BenchSettings
 from tue_cli.dataset.manifest import output_problem
+from tue_cli.declare import setting
 from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
 from tue_cli.protect.plan import refuse_seed, refuse_size

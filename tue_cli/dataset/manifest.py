@@ -439,7 +439,7 @@ class Journal:
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
             else:
-                last = _select_deciding(entry["run"])
+                last = drop_foreign_noise(_select_deciding(entry["run"]), wanted)
                 records, keys = books.setdefault(_line(last), ({}, {}))
                 keys.update(entry.get("keys", {}))
         self.records, self.keys = books.get(_line(wanted), ({}, {}))
@@ -545,6 +545,21 @@ def _parse_line(line: bytes) -> dict[str, Any] | None:
 def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:
     """What of a run must be the same for another to go on from it."""
     return {name: value for name, value in run.items() if name not in _MAKER}
+
+
+def drop_foreign_noise(former: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Return what a former run said, without such fields of its noise as this run's has not.
+
+    Runs once held the fields of every method, of which all but its own's decide nothing.
+    """
+    settings, own = former.get("settings"), run.get("settings")
+    if not (isinstance(settings, dict) and isinstance(own, dict)):
+        return former
+    noise, known = settings.get("noise"), own.get("noise")
+    if not (isinstance(noise, dict) and isinstance(known, dict)):
+        return former
+    kept = {name: value for name, value in noise.items() if name in known}
+    return {**former, "settings": {**settings, "noise": kept}}
 
 
 def _lost(path: Path) -> OutputProblem:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.dataset.manifest import output_problem, sha256
+from tue_cli.declare import argument, setting
 from tue_cli.errors import BadSetting, WeightsProblem, require
 from tue_cli.events import Done, Event, Saved
 from tue_cli.storage.atomic import write_atomically
@@ -22,9 +23,16 @@ from tue_cli.weights import Weights, build, load
 class ExportSpec:
     """What `tue export` was asked for."""
 
-    weights: str | None = None
-    output: Path | None = None
-    """Beside the weights, where it is looked for, if not given."""
+    weights: str | None = argument(
+        "Name of packaged weights, or a file; default: the packaged ones.", None
+    )
+    output: Path | None = setting(
+        None,
+        "FILE.onnx. Beside the weights and under their name (the default), where protect looks for "
+        "it, it reads the weights from their file; elsewhere it holds them.",
+        "-o",
+        "--output",
+    )
 
 
 def export(spec: ExportSpec) -> Generator[Event, None, None]:

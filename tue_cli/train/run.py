@@ -8,7 +8,7 @@ import platform
 import time
 from collections.abc import Generator, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli import __version__
-from tue_cli.config import DEVICES, NETS, RECIPES, TrainSettings, setting
+from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAININGS, TrainSettings
+from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
@@ -29,7 +30,7 @@ from tue_cli.errors import (
 )
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.images import codec, resize
-from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
+from tue_cli.protect.plan import refuse_seed, refuse_size
 from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
 from tue_cli.weights import (
     LARGEST,
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
     from tue_cli.core.loop import Training
     from tue_cli.engine.torch import ComputeDevice
+    from tue_cli.methods.surrogate import NetFit
 
 REPORT_SECONDS = 5.0
 
@@ -54,15 +56,23 @@ REPORT_SECONDS = 5.0
 class TrainSpec:
     """What `tue train` was asked for."""
 
-    data: Path
-    output: Path
-    settings: TrainSettings
-    device: str = setting("auto", "where it is computed", choices=DEVICES)
-    resume: bool = setting(False, "go on from the checkpoint, exactly")
-    max_seconds: float | None = setting(None, "stop after so long; empty: never", unit="s")
-    limit: int | None = setting(None, "at most so many pictures of each class; empty: all")
+    data: Path = argument("A folder with one subfolder a class.")
+    output: Path = setting(MISSING, "The weights: FILE.safetensors.", "-o", "--output")
+    settings: TrainSettings = part(TRAININGS["paper"], by="preset", among=TRAININGS)
+    preset: str = setting(
+        "paper",
+        "paper (wants a GPU), or packaged: as the packaged weights were made, on one core of a "
+        "processor in 45 minutes.",
+        choices=tuple(TRAININGS),
+    )
+    device: str = setting("auto", DEVICE, choices=DEVICES)
+    resume: bool = setting(False, "Go on from the checkpoint, exactly.")
+    max_seconds: float | None = setting(
+        None, "Stop after this long: 90s, 30m or 2h.", "--max-time", typed="duration"
+    )
+    limit: int | None = setting(None, "Use at most this many pictures of each class.")
     """The first by name."""
-    command: str = ""
+    command: str = fixed("", "the command that trains the same, from the start and in one go")
 
 
 def train(spec: TrainSpec) -> Generator[Event, None, None]:
@@ -76,18 +86,18 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     """
     require("torch")
     from tue_cli.engine.torch import machine
-    from tue_cli.methods import FIT
+    from tue_cli.methods import load_recipe
     from tue_cli.nets.frozen import Frozen, freeze
 
     settings = spec.settings
     _check(spec)
-    roles, fit_role = RECIPES[settings.method], FIT[settings.method]
+    fits = load_recipe(settings.method)
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
-    trainings = trainings_of(card, roles, settings, computer)
+    trainings = trainings_of(card, fits, settings, computer)
     checkpoint = Checkpoint(
         spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
     )
@@ -105,7 +115,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             for role, training in trainings.items():
                 curve, meter = checkpoint.curves[role], Meter(training.step)
                 checked = training.step
-                losses = fit_role(role, training, nets, pictures, settings, computer.dtype)
+                losses = fits[role].fit(training, nets, pictures, settings, computer.dtype)
                 for loss in losses:
                     curve.add(loss)
                     steps = training.plan.steps
@@ -146,7 +156,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
             f"--resume goes on from {checkpoint.path.name}."
         )
-    begun = bool(steps_done[roles[-1]])
+    begun = bool(steps_done[list(fits)[-1]])
     if begun:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         card = replace(card, training=about)
@@ -231,7 +241,7 @@ def _check(spec: TrainSpec) -> None:
             f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
         )
     refuse_size(settings.size)
-    refuse_noise(settings.noise)
+    settings.noise.refuse()
     refuse_seed(settings.seed)
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
@@ -300,26 +310,15 @@ _RANGES = {
 
 
 def trainings_of(
-    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: ComputeDevice
+    card: Card, fits: Mapping[str, NetFit], settings: TrainSettings, computer: ComputeDevice
 ) -> dict[str, Training]:
     """Return the card's nets with fresh weights, by role, each at the start of its training."""
-    from tue_cli.core.loop import Plan, Training
+    from tue_cli.core.loop import Training
     from tue_cli.nets.frozen import channels_last
 
-    lengths = {
-        "score": (settings.score_steps, settings.score_rate, "adam"),
-        "patterns": (settings.score_steps, settings.score_rate, "adam"),
-        "surrogate": (settings.steps, settings.rate, "sgd"),
-        "block": (settings.noise.steps, settings.rate, "sgd"),
-    }
-
-    def plan(role: str) -> Plan:
-        steps, rate, optimizer = lengths[role]
-        return Plan(steps, settings.batch, rate, optimizer, settings.seed, stream=role)
-
     return {
-        role: Training(channels_last(net.to(computer.device)), plan(role))
-        for role, net in fresh(card, roles, settings.seed).items()
+        role: Training(channels_last(net.to(computer.device)), fits[role].plan(settings, role))
+        for role, net in fresh(card, tuple(fits), settings.seed).items()
     }
 
 
