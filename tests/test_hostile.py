@@ -35,8 +35,8 @@ from tue_cli.config import PRESETS
 from tue_cli.dataset import manifest
 from tue_cli.dataset.manifest import MANIFEST, WORK, former_run, read_manifest
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
+from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
-from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
@@ -413,7 +413,7 @@ def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch.setattr("tue_cli.options.MOST_LIST", 100)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
     with pytest.raises(BadSetting, match="more than 100 bytes"):
-        paths_of(["-"])
+        read_paths(["-"])
 
 
 @PIPES

@@ -22,7 +22,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tue_cli.config import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.labels import assign_codes
 from tue_cli.dataset.manifest import MANIFEST, sha256
@@ -30,6 +30,7 @@ from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputPro
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import Picture, decode
 from tue_cli.images.resize import resize_to_square
+from tue_cli.noise import EmNoise, TueNoise
 from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, LoadedTask, load_ahead
 from tue_cli.protect.plan import KEYS, ProtectSpec, Task
 from tue_cli.protect.run import protect
@@ -37,7 +38,7 @@ from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, graph_of, pack, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
-QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
+QUICK = ProtectSettings(noise=TueNoise(steps=2))
 
 
 def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> ProtectSpec:
@@ -366,7 +367,7 @@ def test_other_settings_need_another_place(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     run(spec_of(photos, tmp_path / "out", tiny_weights))
-    weaker = replace(QUICK, noise=NoiseSettings(steps=2, radius=4 / 255))
+    weaker = replace(QUICK, noise=TueNoise(steps=2, radius=4 / 255))
     with pytest.raises(BadSetting, match="radius"):
         run(spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker))
     events = run(
@@ -554,12 +555,12 @@ def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) 
         ({"key": "nosuch", "labels": "single"}, BadSetting),
         ({"key": "a"}, BadSetting),
         ({"settings": ProtectSettings(method="nosuch")}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(radius=0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(steps=0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(score_mode="x"))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(score_ratio=math.nan))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(gray_ratio=-1.0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(samples=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(radius=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(steps=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(score_mode="x"))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(score_ratio=math.nan))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(gray_ratio=-1.0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(samples=0))}, BadSetting),
         ({"settings": ProtectSettings(smooth=1.5)}, BadSetting),
         ({"settings": ProtectSettings(smooth=math.nan)}, BadSetting),
         ({"settings": ProtectSettings(seed=-1), "labels": "cluster"}, BadSetting),
@@ -634,7 +635,7 @@ def train_spec(photos: Path, output: Path, **changes: object) -> TrainSpec:
         score_steps=4,
         steps=4,
         batch=4,
-        noise=NoiseSettings(steps=2),
+        noise=TueNoise(steps=2),
     )
     return replace(TrainSpec(photos, output, settings, device="cpu"), **changes)  # type: ignore[arg-type]
 
@@ -692,8 +693,8 @@ def test_a_checkpoint_of_another_training_is_refused(photos: Path, tmp_path: Pat
         {"sigma": 0.0},
         {"sigma": math.nan},
         {"seed": 2**70},
-        {"noise": NoiseSettings(samples=0)},
-        {"noise": NoiseSettings(score_mode="x")},
+        {"noise": TueNoise(samples=0)},
+        {"noise": TueNoise(score_mode="x")},
         {"adversary": AdversarySettings(radius=-1)},
         {"adversary": AdversarySettings(steps=-1)},
         {"size": 17},
@@ -835,10 +836,10 @@ def test_training_needs_two_classes(photos: Path, tmp_path: Path) -> None:
 
 def test_em_needs_no_score_network(photos: Path, tmp_path: Path) -> None:
     spec = train_spec(photos, tmp_path / "em.safetensors")
-    list(train(replace(spec, settings=replace(spec.settings, method="em"))))
+    list(train(replace(spec, settings=replace(spec.settings, method="em", noise=EmNoise(steps=2)))))
     weights = read(spec.output, name="em")
     assert not [name for name in weights.tensors if name.startswith("score.")]
-    em = ProtectSettings(method="em", noise=NoiseSettings(steps=2))
+    em = ProtectSettings(method="em", noise=EmNoise(steps=2))
     events = run(spec_of(photos, tmp_path / "out", spec.output, settings=em))
     assert done(events)["protected"] == 6
     with pytest.raises(WeightsProblem, match="score"):

@@ -23,6 +23,7 @@ from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem
 from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
+from tue_cli.noise import Noise
 from tue_cli.report.write import refuse_report
 from tue_cli.text import printable
 from tue_cli.weights import Weights, load, netless
@@ -109,8 +110,7 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(
             f"There is no method {spec.settings.method!r}.", f"Choose one of {', '.join(METHODS)}."
         )
-    _refuse_foreign(spec.settings)
-    spec.settings.noise.refuse()
+    refuse_noise(spec.settings.noise, METHODS[spec.settings.method].noise)
     if not 0 <= spec.settings.smooth <= 1:
         raise BadSetting(f"A smooth of {spec.settings.smooth} cannot be.", "Choose 0 to 1.")
     refuse_seed(spec.settings.seed)
@@ -132,14 +132,14 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
 
 
-def _refuse_foreign(settings: ProtectSettings) -> None:
-    """Raise BadSetting for the noise of another method."""
-    own = type(METHODS[settings.method].noise)
-    if type(settings.noise) is not own:
+def refuse_noise(noise: Noise, published: Noise) -> None:
+    """Raise BadSetting for noise that cannot be made, or is not of the published one's method."""
+    if type(noise) is not type(published):
         raise BadSetting(
-            f"A {type(settings.noise).__name__} is no noise of {settings.method}.",
-            f"Give a {own.__name__}.",
+            f"{type(noise).__name__} is not the noise of this method.",
+            f"Give {type(published).__name__}.",
         )
+    noise.refuse()
 
 
 def refuse_size(size: int) -> None:

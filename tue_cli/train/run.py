@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli import __version__
-from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAININGS, TrainSettings
+from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAINING_NOISE, TRAININGS, TrainSettings
 from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
@@ -30,7 +30,7 @@ from tue_cli.errors import (
 )
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
 from tue_cli.images import codec, resize
-from tue_cli.protect.plan import refuse_seed, refuse_size
+from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
 from tue_cli.weights import (
     LARGEST,
@@ -241,7 +241,7 @@ def _check(spec: TrainSpec) -> None:
             f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
         )
     refuse_size(settings.size)
-    settings.noise.refuse()
+    refuse_noise(settings.noise, TRAINING_NOISE[settings.method])
     refuse_seed(settings.seed)
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
