@@ -62,6 +62,8 @@ def refuse(spec: VerifySpec) -> None:
     refuse_seed(settings.seed)
     if settings.seeds < 1:
         raise BadSetting(f"{settings.seeds} seeds train no victim.", "Choose 1 or more.")
+    if spec.budget not in BUDGETS:
+        read_duration(spec.budget)
     if "std" not in settings.attacks:
         raise BadSetting("Standard training is what others are compared with.", "Add std.")
     if settings.seen < 1 or settings.adversary_steps < 1:
