@@ -18,17 +18,16 @@ from benchmarks.command import TUE, protect_command, summary_of
 from benchmarks.gpu_bench import WAYS, Bench
 from benchmarks.gpu_table import PROBE, seconds_a_step
 from benchmarks.gpu_work import bf16_rate, flops
-from benchmarks.noise import noise_of
 from tue_cli.core.batches import generator_at
 from tue_cli.core.capture import Captured, record_call, record_graph, recorded_by
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.torch import TorchEngine
-from tue_cli.methods import FIT
-from tue_cli.methods.tue import perturb
+from tue_cli.methods.tue import FITS, perturb
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import TueNoise
 from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card, Weights, fresh
 
@@ -109,7 +108,7 @@ def _noise(
     recorder: Any = None,
 ) -> None:
     """Time the noise of one batch, in ten steps, on the device alone."""
-    noise = noise_of(steps=bench.budget.noise_steps, **TERMS[terms])
+    noise = TueNoise(steps=bench.budget.noise_steps, **TERMS[terms])
     asked = {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps}
     if not bench.rows.lacks("timing: noise", asked):
         return
@@ -167,11 +166,13 @@ def _trainings(bench: Bench) -> None:
         if not bench.rows.lacks("timing: training step of the surrogate", asked):
             continue
         few = replace(chosen, steps=PROBE)
-        training = trainings_of(card, ("surrogate",), few, bench.computer)["surrogate"]
+        training = trainings_of(card, {"surrogate": FITS["surrogate"]}, few, bench.computer)[
+            "surrogate"
+        ]
         bench.way = way
         with _deterministic(exact):
-            updates = FIT["tue"](
-                "surrogate", training, nets, bench.split.train, few, bench.computer.dtype
+            updates = FITS["surrogate"].fit(
+                training, nets, bench.split.train, few, bench.computer.dtype
             )
             seconds = seconds_a_step(bench, updates)
         bench.rows.add(
@@ -203,7 +204,7 @@ def _engine(bench: Bench) -> None:
             engine = TorchEngine(
                 Weights("timed", card, tensors, ""),
                 "tue",
-                noise_of(),
+                TueNoise(),
                 seed=0,
                 machine=bench.computer,
                 batch=batch,

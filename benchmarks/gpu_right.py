@@ -16,19 +16,18 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from benchmarks.gpu_bench import WAYS, Bench
-from benchmarks.noise import noise_of
 from benchmarks.script import note
 from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured, recorded_by
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import gradient_of
-from tue_cli.methods import FIT
 from tue_cli.methods.surrogate import make_training_loss
-from tue_cli.methods.tue import in_gray, perturb
+from tue_cli.methods.tue import FITS, in_gray, perturb
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import TueNoise
 from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card
 
@@ -114,7 +113,7 @@ def _fields(parts: Parts, device: torch.device, dtype: torch.dtype) -> dict[str,
         {"surrogate": surrogate, "score": field},
         x,
         y,
-        noise_of(steps=1),
+        TueNoise(steps=1),
         start=torch.zeros_like(x),
         generator=generator_at(0, "perturb", 0, CPU),
         run=Captured(device),
@@ -170,7 +169,9 @@ def _three_steps(bench: Bench, way: str) -> tuple[Tensor, str | None]:
     """Return how three steps changed all weights, and what made the last of them wait."""
     chosen, device = bench.budget.training, bench.computer.device
     card = Card("tue", "resnet18", chosen.width, chosen.size, bench.split.classes, 8, 0.1, {})
-    training = trainings_of(card, ("surrogate",), chosen, bench.computer)["surrogate"]
+    training = trainings_of(card, {"surrogate": FITS["surrogate"]}, chosen, bench.computer)[
+        "surrogate"
+    ]
     training.plan = Plan(3, chosen.batch, 0.1, "sgd", 0, "surrogate")
     torch.manual_seed(0)
     score = ScoreNet(classes=len(card.classes), width=chosen.score_width, sigma=chosen.sigma)
@@ -180,8 +181,8 @@ def _three_steps(bench: Bench, way: str) -> tuple[Tensor, str | None]:
     waits = None
     with recorded_by(WAYS[way]), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        losses = FIT["tue"](
-            "surrogate", training, nets, bench.split.train, chosen, bench.computer.dtype
+        losses = FITS["surrogate"].fit(
+            training, nets, bench.split.train, chosen, bench.computer.dtype
         )
         next(losses)
         next(losses)

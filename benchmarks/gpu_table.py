@@ -17,15 +17,14 @@ from torch import Tensor
 
 from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_views import fit_through_views
-from benchmarks.gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
+from benchmarks.gpu_work import noise_flops, settings_of, training_flops, victim_flops
 from benchmarks.script import note
-from tue_cli.config import RECIPES as ROLES
-from tue_cli.config import AdversarySettings, TrainSettings, VictimSettings
+from tue_cli.config import RECIPES, AdversarySettings, TrainSettings, VictimSettings
 from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import uniform_start
-from tue_cli.methods import FIT, PERTURB
+from tue_cli.methods import load_method, load_recipe
 from tue_cli.methods.surrogate import quantize
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.train.run import tensors_of, trainings_of
@@ -55,32 +54,18 @@ PAPER = {
 Fit = Callable[[Training, TrainSettings], Iterator[Tensor]]
 
 
-def settings_of(bench: Bench, name: str) -> TrainSettings:
-    """Return how the surrogate of a name is trained."""
-    tue = bench.budget.training
-    return {
-        "TUE": tue,
-        "EM": replace(tue, method="em", steps=bench.budget.em_steps),
-        "TUE without score": without_score(tue),
-        "REM-lite": rem_lite(tue),
-        "B": tue,
-    }[name]
-
-
 def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str = "") -> None:
     """Train the nets of a name, each within its seconds; keep the weights under a file's name.
 
     What a row of an earlier run tells of is not trained again, if its weights are there.
     """
-    chosen = settings_of(bench, name)
+    chosen = settings_of(bench.budget, name)
     told = {"name": name, "data": bench.data_name, "training": asdict(chosen)}
     earlier = kept(bench, keep) if keep and bench.rows.find("surrogate", told) else None
     if earlier is not None:
         bench.nets[name] = loaded(bench, earlier)
         return
-    roles = tuple(
-        role for role in ROLES[chosen.method] if role != "score" or chosen.noise.score_ratio
-    )
+    roles = tuple(r for r in RECIPES[chosen.method] if r not in chosen.noise.idle_nets)
     card = Card(
         chosen.method,
         chosen.net,
@@ -140,12 +125,13 @@ def _train_role(
             return fit_through_views(
                 training, nets, bench.split.train, chosen, bench.computer.dtype
             )
-        recipe = FIT[chosen.method]
-        return recipe(role, training, nets, bench.split.train, chosen, bench.computer.dtype)
+        own = load_recipe(chosen.method)[role]
+        return own.fit(training, nets, bench.split.train, chosen, bench.computer.dtype)
 
     def begun(steps: int) -> Training:
         lengths = replace(chosen, steps=steps, score_steps=steps)
-        return trainings_of(card, (role,), lengths, bench.computer)[role]
+        own = {role: load_recipe(chosen.method)[role]}
+        return trainings_of(card, own, lengths, bench.computer)[role]
 
     wanted = chosen.score_steps if role == "score" else chosen.steps
     a_step = seconds_a_step(bench, fit(begun(PROBE)))
@@ -239,7 +225,7 @@ def loaded(bench: Bench, path: Path) -> dict[str, Frozen]:
 
 def noise(bench: Bench, name: str) -> None:
     """Protect every training picture by the surrogate of a name; each label is its own key."""
-    train, chosen = bench.split.train, settings_of(bench, name)
+    train, chosen = bench.split.train, settings_of(bench.budget, name)
     began, size = time.monotonic(), bench.budget.noise_batch
     protected = torch.empty_like(train.pixels)
     with bench.running():
@@ -247,7 +233,7 @@ def noise(bench: Bench, name: str) -> None:
     for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
         pixels, labels = train.batch(few)
         generator = generator_at(chosen.seed, "noise", number, bench.computer.device)
-        delta = PERTURB[chosen.method](
+        delta = load_method(chosen.method)(
             bench.nets[name],
             pixels,
             labels,

@@ -25,6 +25,7 @@ from tue_cli.methods.surrogate import FrozenNets, ascend_loss, make_training_los
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.noise import TueNoise
 
 View = Callable[[Tensor], Tensor]
 QUALITY = 30
@@ -118,8 +119,8 @@ def fit_through_views(
 ) -> Iterator[Tensor]:
     """Train a surrogate as `fit_on_own_noise` does, all that it sees through the views."""
     net, device = training.net, pictures.pixels.device
-    assert isinstance(net, Classifier)
     noise, adversary = settings.noise, settings.adversary
+    assert isinstance(net, Classifier) and isinstance(noise, TueNoise)
     calls = noise.steps * noise.samples * (1 + bool(noise.gray_ratio))
     for_noise, for_attack = Viewing(net, dtype, calls=calls), Viewing(net, dtype, calls=1)
     nets = {**nets, "surrogate": for_noise}

@@ -17,6 +17,7 @@ from tue_cli.core.pgd import gradient_of
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import EmNoise, RemNoise, SampledNoise, TueNoise
 
 RATES = (150.0, 220.0)
 """TFLOP/s in bfloat16 between which such nets are expected to run on an H100."""
@@ -126,10 +127,12 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
 def noise_flops(settings: TrainSettings) -> float:
     """Return the operations of making one picture's noise."""
     cost, noise = flops(settings.width, settings.score_width), settings.noise
-    a_step = (noise.samples * (1 + bool(noise.gray_ratio))) * cost["gradient"]
-    if settings.method == "tue" and noise.score_ratio:
-        a_step += cost["score gradient"]
-    if settings.method == "rem":
+    assert isinstance(noise, SampledNoise)
+    a_step = noise.samples * cost["gradient"]
+    if isinstance(noise, TueNoise):
+        a_step *= 1 + bool(noise.gray_ratio)
+        a_step += cost["score gradient"] if noise.score_ratio else 0.0
+    if isinstance(noise, RemNoise):
         a_step *= 1 + noise.inner_steps
     return noise.steps * a_step
 
@@ -154,8 +157,8 @@ def victim_flops(width: int, shown: int, adversary_steps: int) -> float:
 def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
     """Return the steps of a run: name, PFLOP, and seconds at the faster and the slower rate."""
     tue = budget.training
-    em = replace(tue, method="em", steps=budget.em_steps)
-    rem = rem_lite(tue)
+    em, rem = settings_of(budget, "EM"), settings_of(budget, "REM-lite")
+    no_score = settings_of(budget, "TUE without score")
     noise = pictures * noise_flops(tue)
     standard = victim_flops(tue.width, budget.epochs * pictures, 0)
     shown = budget.adversarial_epochs * pictures
@@ -173,7 +176,7 @@ def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, fl
             shown // budget.batch,
         ),
         ("fast", 0.0, 0),
-        ("TUE without score", training_flops(without_score(tue), "surrogate"), tue.steps),
+        ("TUE without score", training_flops(no_score, "surrogate"), tue.steps),
         ("REM-lite", training_flops(rem, "surrogate"), rem.steps),
         ("surrogate B, 25,000 pictures, four views", training_flops(tue, "surrogate"), tue.steps),
     ]
@@ -189,18 +192,30 @@ def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, fl
     ]
 
 
-def without_score(settings: TrainSettings) -> TrainSettings:
-    """Return the control of TUE: all but the score network's pull."""
-    return replace(settings, noise=replace(settings.noise, score_ratio=0.0))
+def settings_of(budget: Budget, name: str) -> TrainSettings:
+    """Return how the surrogate of a name is trained.
 
-
-def rem_lite(settings: TrainSettings) -> TrainSettings:
-    """Return REM in an affordable form: half the steps, one sample, an adversary of five steps."""
-    few = min(5, settings.noise.steps)
-    noise = replace(settings.noise, samples=1, inner_steps=few)
-    adversary = replace(settings.adversary, steps=min(5, settings.adversary.steps))
-    steps = max(1, settings.steps // 2)
-    return replace(settings, method="rem", steps=steps, noise=noise, adversary=adversary)
+    TUE without score is all of TUE but the score network's pull. REM-lite is REM in an affordable
+    form: half the steps, one sample, an adversary of five steps.
+    """
+    tue = budget.training
+    assert isinstance(tue.noise, TueNoise)
+    few = min(5, tue.noise.steps)
+    em = EmNoise(radius=tue.noise.radius, steps=tue.noise.steps)
+    rem = RemNoise(radius=em.radius, steps=em.steps, samples=1, inner_steps=few)
+    return {
+        "TUE": tue,
+        "B": tue,
+        "EM": replace(tue, method="em", steps=budget.em_steps, noise=em),
+        "TUE without score": replace(tue, noise=replace(tue.noise, score_ratio=0.0)),
+        "REM-lite": replace(
+            tue,
+            method="rem",
+            steps=max(1, tue.steps // 2),
+            noise=rem,
+            adversary=replace(tue.adversary, steps=min(5, tue.adversary.steps)),
+        ),
+    }[name]
 
 
 def bf16_rate(

@@ -10,11 +10,12 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from tue_cli.config import NoiseSettings
+from tue_cli.config import AdversarySettings
 from tue_cli.core.batches import crop_and_flip, generator_at, sample_moves, shift_and_flip
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Objective, Term, pgd, uniform_start
 from tue_cli.core.sampling import draw_starts
+from tue_cli.noise import RemNoise, TueNoise
 
 CPU = torch.device("cpu")
 Gradient = Callable[[Objective, nn.Module], Callable[[Tensor], Tensor]]
@@ -39,7 +40,7 @@ def perturb_plainly(
     pixels: NDArray[np.float32],
     keys: NDArray[np.int64],
     seeds: list[int],
-    noise: NoiseSettings,
+    noise: TueNoise,
     gradient: Gradient,
 ) -> Tensor:
     """Return the noise of tue without the term in grey, in float32 and NCHW."""
@@ -63,14 +64,15 @@ def perturb_rem_plainly(
     pixels: NDArray[np.float32],
     keys: NDArray[np.int64],
     seeds: list[int],
-    noise: NoiseSettings,
+    noise: RemNoise,
 ) -> Tensor:
     """Return the noise of rem by its published loop (Fu et al. 2022), in float32 and NCHW.
 
     Each picture has shifts and flips of its own; for each of the samples there is an adversary,
     and the gradient there is sent back through the shift.
     """
-    clean, labels, inner = torch.from_numpy(pixels), torch.from_numpy(keys), noise.inner
+    clean, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
+    inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
     generator = generator_at(0, "perturb", 0, CPU)
 
     def gradient(at: Tensor) -> Tensor:

@@ -38,13 +38,13 @@ from benchmarks.plain import perturb_plainly
 from benchmarks.rows import Row
 from benchmarks.summary import spread, table
 from benchmarks.turns import paces, ratio, time_in_turns
-from tue_cli.config import NoiseSettings
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import step_graph
 from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
 from tue_cli.images import codec, resize
+from tue_cli.noise import TueNoise
 from tue_cli.weights import Weights, build, fresh, load
 
 SECTIONS = ("agreement", "start", "speed")
@@ -53,12 +53,12 @@ CPU = torch.device("cpu")
 FLOAT32 = ComputeDevice(CPU, torch.float32, "CPU, float32")
 
 
-def by_onnx(weights: Weights, noise: NoiseSettings) -> Engine:
+def by_onnx(weights: Weights, noise: TueNoise) -> Engine:
     graph = step_graph(weights).SerializeToString()
     return OnnxEngine(weights, graph, "tue", noise, seed=0, device="cpu", batch=BATCH)
 
 
-def by_torch(weights: Weights, noise: NoiseSettings, computer: ComputeDevice) -> Engine:
+def by_torch(weights: Weights, noise: TueNoise, computer: ComputeDevice) -> Engine:
     return TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=BATCH)
 
 
@@ -143,7 +143,7 @@ def start(arguments: argparse.Namespace, weights: Weights) -> Row:
     }
 
 
-def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object]:
+def frozen_eager(weights: Weights, noise: TueNoise) -> Callable[..., object]:
     """Return noise by torch as it comes, but for parameters that need no gradient."""
     nets = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
     for net in nets.values():

@@ -43,12 +43,12 @@ from numpy.typing import NDArray
 
 from benchmarks import script
 from benchmarks.command import PAPERS, TUE, environment, run_protect
-from benchmarks.noise import noise_of, published_noise
+from benchmarks.noise import published_noise
 from benchmarks.rows import Row
 from benchmarks.summary import spread, table
 from benchmarks.turns import Run, paces, ratio, time_in_turns
-from tue_cli.config import NoiseSettings
 from tue_cli.images.codec import SUFFIXES
+from tue_cli.noise import Noise, RemNoise, TueNoise
 from tue_cli.weights import Weights, build, load
 
 SECTIONS = ("engine", "gray", "rem", "photos", "memory", "help")
@@ -79,7 +79,7 @@ def batch_of(arguments: argparse.Namespace, weights: Weights) -> Batch:
     return pixels, np.arange(count, dtype=np.int64) % len(card.classes), list(range(count))
 
 
-def run_of(weights: Weights, method: str, noise: NoiseSettings, batch: Batch) -> Run:
+def run_of(weights: Weights, method: str, noise: Noise, batch: Batch) -> Run:
     """Return a run of the engine on a batch."""
     from tue_cli.engine.torch import TorchEngine, machine
 
@@ -125,7 +125,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> Row:
     )
 
 
-def term_of(weights: Weights, name: str, noise: NoiseSettings, batch: Batch) -> Run:
+def term_of(weights: Weights, name: str, noise: TueNoise, batch: Batch) -> Run:
     """Return a run of one of the engine's two terms, alone."""
     import torch
 
@@ -172,7 +172,7 @@ def gray(arguments: argparse.Namespace, weights: Weights) -> Row:
     batch, steps = batch_of(arguments, weights), arguments.steps
     seconds = time_in_turns(
         {
-            "with grey": run_of(weights, "tue", noise_of(steps=steps), batch),
+            "with grey": run_of(weights, "tue", TueNoise(steps=steps), batch),
             "without grey": run_of(weights, "tue", published_noise(steps=steps), batch),
         },
         arguments.repeats,
@@ -181,9 +181,9 @@ def gray(arguments: argparse.Namespace, weights: Weights) -> Row:
     return compared(seconds, arguments.batch, ratios)
 
 
-def rem_noise(arguments: argparse.Namespace) -> NoiseSettings:
+def rem_noise(arguments: argparse.Namespace) -> RemNoise:
     """Return the published noise of rem, in as many steps as asked: each costs the same."""
-    return noise_of("rem", steps=arguments.steps)
+    return RemNoise(steps=arguments.steps)
 
 
 def rem(arguments: argparse.Namespace, weights: Weights) -> Row:

@@ -33,13 +33,13 @@ from torch import nn
 
 from benchmarks import script
 from benchmarks.command import TUE, environment, run_protect, summary_of
-from benchmarks.noise import noise_of
 from benchmarks.rows import Row, Rows
 from benchmarks.summary import spread
 from tue_cli.config import AdversarySettings, VictimSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.engine.torch import machine
+from tue_cli.noise import TueNoise
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
 from tue_cli.verify.pairs import list_clean_pictures, split
 from tue_cli.verify.victim import Attacker, Victim
@@ -320,7 +320,7 @@ def quick(arguments: argparse.Namespace, rows: Rows) -> None:
         "verify: quick",
         {
             "pictures": arguments.per_class * 10,
-            "gray_ratio": noise_of().gray_ratio,
+            "gray_ratio": TueNoise().gray_ratio,
             "attacks": arguments.attacks,
             "weights_sha256": load(arguments.weights).sha256,
         },

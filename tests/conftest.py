@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -11,12 +12,13 @@ import torch
 from hypothesis import settings
 from torch import nn
 
-from tue_cli.config import METHODS, RECIPES, AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
 from tue_cli.core.batches import Pictures
-from tue_cli.core.loop import Plan, Training
-from tue_cli.methods import FIT
+from tue_cli.core.loop import Training
+from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
+from tue_cli.noise import SampledNoise, SteppedNoise, TueNoise
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -38,10 +40,20 @@ TINY = TrainSettings(
     steps=24,
     rate=0.05,
     batch=24,
-    noise=NoiseSettings(gray_ratio=0.0, steps=2),
+    noise=TueNoise(gray_ratio=0.0, steps=2),
     adversary=AdversarySettings(steps=2),
 )
 """Training settings that are over in seconds."""
+
+
+def tiny_for(recipe: str) -> TrainSettings:
+    """Return `TINY` for another recipe, with its own noise in as few steps."""
+    noise = TRAINING_NOISE[recipe]
+    if isinstance(noise, SteppedNoise):
+        noise = replace(noise, steps=2)
+    if isinstance(noise, SampledNoise):
+        noise = replace(noise, samples=1)
+    return replace(TINY, method=recipe, noise=noise)
 
 
 @pytest.fixture(autouse=True)
@@ -98,6 +110,12 @@ def tiny_settings() -> TrainSettings:
 
 
 @pytest.fixture(scope="session")
+def tiny_settings_of() -> Callable[[str], TrainSettings]:
+    """Training settings that are over in seconds, by recipe."""
+    return tiny_for
+
+
+@pytest.fixture(scope="session")
 def tiny_training(
     toy: Pictures, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[float]]]:
@@ -108,12 +126,13 @@ def tiny_training(
 def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, list[float]]]:
     """Train a recipe's nets on `toy`: their weights file and, by role, each step's loss."""
     card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
-    nets = fresh(card, RECIPES[recipe], seed=0)
+    settings, fits = tiny_for(recipe), load_recipe(recipe)
+    nets = fresh(card, tuple(fits), seed=0)
     helpers: dict[str, Frozen] = {}
     losses = {}
     for role, net in nets.items():
-        training = Training(net, tiny_plan(role))
-        steps = FIT[recipe](role, training, helpers, toy, TINY, torch.float32)
+        training = Training(net, fits[role].plan(settings, role))
+        steps = fits[role].fit(training, helpers, toy, settings, torch.float32)
         losses[role] = [float(loss) for loss in steps]
         helpers[role] = freeze(net, torch.float32)
     tensors = {
@@ -167,15 +186,6 @@ def tiny_weights(tiny_training: tuple[Path, dict[str, list[float]]]) -> Path:
 def tiny_losses(tiny_training: tuple[Path, dict[str, list[float]]]) -> dict[str, list[float]]:
     """The losses of the tiny weights' training, by role."""
     return tiny_training[1]
-
-
-def tiny_plan(role: str) -> Plan:
-    """Return how `TINY` trains a role, as `tue train` would."""
-    if role == "block":
-        return Plan(TINY.noise.steps, TINY.batch, TINY.rate, "sgd", 0, role)
-    if role in ("score", "patterns"):
-        return Plan(TINY.score_steps, TINY.batch, TINY.score_rate, "adam", 0, role)
-    return Plan(TINY.steps, TINY.batch, TINY.rate, "sgd", 0, role)
 
 
 @pytest.fixture(scope="session")

@@ -25,7 +25,7 @@ HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "mat
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("protect", "train", "export"))],
+    [["--help"], *([name, "--help"] for name in ("protect", "train", "verify", "check", "export"))],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from tue_cli.config import NoiseSettings
 from tue_cli.engine import select as rooms
 from tue_cli.engine.onnx import runtime
 from tue_cli.engine.select import MANY, choose_backend, engine_for
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
+from tue_cli.noise import TueNoise
 from tue_cli.train.export import write_graph
 from tue_cli.weights import Weights, graph_of, pack, read
 
@@ -41,7 +41,7 @@ def opened(weights: Weights, **changes: object) -> Engine:
         "pictures": 1,
         **changes,
     }
-    return engine_for(weights, "tue", NoiseSettings(steps=1), **arguments)  # type: ignore[arg-type]
+    return engine_for(weights, "tue", TueNoise(steps=1), **arguments)  # type: ignore[arg-type]
 
 
 def test_auto_takes_onnx_for_few_pictures_and_torch_without_a_graph(
@@ -76,7 +76,7 @@ def test_auto_takes_torch_for_a_method_that_onnx_has_not(twin: Weights) -> None:
         engine_for(
             twin,
             "lsp",
-            NoiseSettings(),
+            TueNoise(),
             seed=0,
             backend="onnx",
             device="cpu",
@@ -137,11 +137,11 @@ def test_auto_says_the_provider_in_force(twin: Weights) -> None:
 def test_the_runtime_says_nothing_on_the_screen(twin: Weights) -> None:
     code = (
         "import sys\nfrom pathlib import Path\nfrom tue_cli.engine.select import engine_for\n"
-        "from tue_cli.errors import TueError\nfrom tue_cli.config import NoiseSettings\n"
+        "from tue_cli.errors import TueError\nfrom tue_cli.noise import TueNoise\n"
         "from tue_cli.weights import read\n"
         "for device in ('auto', 'cpu', 'cuda', 'mps', 'directml'):\n"
         "    try:\n"
-        "        engine_for(read(Path(sys.argv[1]), name='w'), 'tue', NoiseSettings(steps=1),\n"
+        "        engine_for(read(Path(sys.argv[1]), name='w'), 'tue', TueNoise(steps=1),\n"
         "            seed=0, backend='onnx', device=device, batch=2, pictures=1)\n"
         "    except TueError:\n"
         "        pass\n"

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Sequence
+from dataclasses import replace
 
 import pytest
 import torch
 from conftest import make_toy
 from torch import Tensor
 
-from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
+from tue_cli.config import METHODS, AdversarySettings, VictimSettings
 from tue_cli.core import capture
 from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import (
@@ -25,10 +26,11 @@ from tue_cli.core.capture import (
 )
 from tue_cli.core.pgd import uniform_start
 from tue_cli.engine.torch import ComputeDevice
-from tue_cli.methods import PERTURB
+from tue_cli.methods import load_method
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import ConvNorm, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier
+from tue_cli.noise import RemNoise, SampledNoise
 from tue_cli.verify.victim import Victim
 
 CPU = torch.device("cpu")
@@ -100,14 +102,18 @@ def test_what_recording_changes_is_put_back() -> None:
 
 @pytest.mark.parametrize("name", ["tue", "em", "rem", "tap"])
 def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None:
-    noise = NoiseSettings(steps=2, samples=2, inner_steps=1)
+    noise = METHODS[name].noise
+    assert isinstance(noise, SampledNoise)
+    noise = replace(noise, steps=2, samples=2)
+    if isinstance(noise, RemNoise):
+        noise = replace(noise, inner_steps=1)
     run = recording()
     # Later calls bring other pictures, labels, starts and draws; nothing of the first may stick.
     for seed in range(3):
         toy = make_toy(count=6, seed=seed)
         pixels, labels = toy.batch(torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
         found = [
-            PERTURB[name](
+            load_method(name)(
                 tiny_frozen,
                 pixels,
                 labels,

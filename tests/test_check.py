@@ -21,13 +21,14 @@ import pytest
 from PIL import Image, ImageOps
 
 from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, check, check_ahead
-from tue_cli.config import NoiseSettings, ProtectSettings
+from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.match import Expected, pair, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
 from tue_cli.events import Advanced, Checked, Done, Event, Note, Skipped, Table
 from tue_cli.images.jpeg import segments
 from tue_cli.images.residual import CopyFacts
+from tue_cli.noise import TueNoise
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.run import protect
 
@@ -74,7 +75,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
     small("astronaut.*").crop((0, 0, 120, 80)).save(
         photos / "space" / "astronaut.jpg", quality=90, exif=exif
     )
-    settings = ProtectSettings(noise=NoiseSettings(steps=2))
+    settings = ProtectSettings(noise=TueNoise(steps=2))
     spec = ProtectSpec((photos,), place / "copies", settings=settings, device="cpu", jobs=2)
     events = list(protect(replace(spec, weights=str(tiny_weights))))
     assert isinstance(events[-1], Done) and events[-1].facts["protected"] == len(NAMES)
@@ -218,7 +219,7 @@ def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
 
 
 def test_a_grey_webp_is_known_by_its_pixels(made: Path, tmp_path: Path, tiny_weights: Path) -> None:
-    settings = ProtectSettings(noise=NoiseSettings(steps=1))
+    settings = ProtectSettings(noise=TueNoise(steps=1))
     spec = ProtectSpec((made / "photos" / "everyday" / "grey.png",), tmp_path / "out")
     spec = replace(spec, settings=settings, format="webp", quality=95, device="cpu")
     list(protect(replace(spec, weights=str(tiny_weights))))

@@ -11,10 +11,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from test_options import parse
 
-from tue_cli.config import METHODS, TRAININGS, NoiseSettings, TrainSettings
-from tue_cli.errors import BadSetting
-from tue_cli.options import training_of
+from tue_cli.config import METHODS, TRAININGS, TrainSettings
+from tue_cli.noise import SteppedNoise, TueNoise
 from tue_cli.weights import load
 
 
@@ -133,8 +133,9 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
             pixels = random.normal(level, 20, (16, 16, 3)).clip(0, 255).astype(np.uint8)
             Image.fromarray(pixels).save(place / "in" / name / f"{number}.png")
     few = {"width": 4, "size": 16, "steps": 3, "score-steps": 3, "batch": 4, "score-width": 4}
-    few |= {"noise-steps": 2, "samples": 1, "inner-steps": 1, "adversary-steps": 1}
-    quick = [part for name, value in few.items() for part in (f"--{name}", str(value))]
+    few |= {"adversary-steps": 1}
+    own = {"em": {"noise-steps": 2, "samples": 1}, "ntga": {"noise-steps": 2}}
+    own["rem"] = own["em"] | {"inner-steps": 1}
     found = {}
     for recipe, option in (
         ("em", "--method"),
@@ -144,6 +145,8 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         ("uc", "--method"),
     ):
         found[recipe] = place / f"{recipe}.safetensors"
+        options = few | own.get(recipe, {})
+        quick = [part for name, value in options.items() for part in (f"--{name}", str(value))]
         ran = tue("train", str(place / "in"), "-o", str(found[recipe]), option, recipe, *quick)
         assert ran.returncode == 0, ran.stderr
     return found
@@ -169,7 +172,9 @@ def test_every_method_protects_and_says_its_bound_first(
     options = ["--method", name, "-o", str(tmp_path / "out"), "--format", "png"]
     if recipes:
         weights = {**made, "tue": tiny_weights}[recipes[0]]
-        options += ["--weights", str(weights), "--steps", "2"]
+        options += ["--weights", str(weights)]
+    if isinstance(METHODS[name].noise, SteppedNoise):
+        options += ["--steps", "2"]
     photos = str(Path(__file__).parent.parent / "assets" / "photos")
     planned = tue("protect", photos, *options, "--dry-run")
     assert planned.returncode == 0, planned.stderr
@@ -222,6 +227,16 @@ def test_uc_serves_a_folder_without_classes(
             "one of the two",
         ),
         (("protect", "IN", "--method", "cuda", "--radius", "4"), 2, "Leave out --radius"),
+        (("protect", "IN", "--method", "em", "--score", "0.5"), 2, "Leave out --score"),
+        (("protect", "IN", "--method", "uc", "--steps", "5"), 2, "The method uc has no --steps."),
+        (("protect", "IN", "--inner-steps", "2"), 2, "it is for rem."),
+        (
+            ("train", "IN", "-o", "w.safetensors", "--method", "tap", "--noise-steps", "2"),
+            2,
+            "The recipe clean has no --noise-steps.",
+        ),
+        (("train", "IN", "-o", "w.safetensors", "--preset", "nosuch"), 2, "no preset 'nosuch'"),
+        (("verify", "IN", "--original", "IN", "--budget", "soon"), 2, "30m"),
     ],
 )
 def test_what_does_not_fit_a_method_is_refused_with_a_remedy(
@@ -254,7 +269,7 @@ def test_the_noise_s_options_reach_the_manifest_and_training_has_no_term_in_grey
     found = {name: noise[f"{name}_ratio"] for name in ("gray", "score")}
     assert found == {"gray": 0.75, "score": 0.125}
     assert (noise["samples"], noise["steps"], noise["radius"]) == (2, 3, 6 / 255)
-    assert TrainSettings().noise == NoiseSettings(gray_ratio=0.0)
+    assert TrainSettings().noise == TueNoise(gray_ratio=0.0)
 
 
 def test_the_preset_packaged_is_how_the_packaged_weights_were_made() -> None:
@@ -263,10 +278,8 @@ def test_the_preset_packaged_is_how_the_packaged_weights_were_made() -> None:
     preset = asdict(TRAININGS["packaged"])
     same = preset.keys() - {"noise"}
     assert {name: preset[name] for name in same} == {name: made[name] for name in same}
-    chosen = training_of("packaged", {"width": 8, "steps": None})
+    chosen = parse("tue train in -o w.safetensors --preset packaged --width 8").settings
     assert (chosen.width, chosen.steps, chosen.score_width) == (8, made["steps"], card.score_width)
-    with pytest.raises(BadSetting, match="no preset 'nosuch'"):
-        training_of("nosuch", {})
 
 
 def test_a_bad_picture_makes_the_exit_code_1(

@@ -37,8 +37,8 @@ from tue_cli.dataset.journal import former_run
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
+from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
-from tue_cli.options import paths_of
 from tue_cli.protect import pipeline
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.storage import lines
@@ -416,7 +416,7 @@ def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch.setattr("tue_cli.options.MOST_LIST", 100)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
     with pytest.raises(BadSetting, match="more than 100 bytes"):
-        paths_of(["-"])
+        read_paths(["-"])
 
 
 @PIPES

@@ -14,7 +14,7 @@ import subprocess
 import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
@@ -22,14 +22,15 @@ import pytest
 import torch
 from PIL import Image
 
-from tue_cli.config import AdversarySettings, NoiseSettings, ProtectSettings, TrainSettings
+from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.labels import assign_codes
-from tue_cli.dataset.manifest import MANIFEST, sha256
+from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import Picture, decode
 from tue_cli.images.resize import resize_to_square
+from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
 from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, LoadedTask, load_ahead
 from tue_cli.protect.plan import KEYS, ProtectSpec, Task
 from tue_cli.protect.run import protect
@@ -37,7 +38,7 @@ from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, graph_of, pack, read
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
-QUICK = ProtectSettings(noise=NoiseSettings(steps=2))
+QUICK = ProtectSettings(noise=TueNoise(steps=2))
 
 
 def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> ProtectSpec:
@@ -366,13 +367,69 @@ def test_other_settings_need_another_place(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     run(spec_of(photos, tmp_path / "out", tiny_weights))
-    weaker = replace(QUICK, noise=NoiseSettings(steps=2, radius=4 / 255))
+    weaker = replace(QUICK, noise=TueNoise(steps=2, radius=4 / 255))
     with pytest.raises(BadSetting, match="radius"):
         run(spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker))
     events = run(
         spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker, existing="overwrite")
     )
     assert done(events)["protected"] == 6
+
+
+FOREIGN = {"inner_radius": 4 / 255, "inner_steps": 10}
+"""Fields of rem's noise, which every run's settings held once."""
+
+
+@pytest.mark.parametrize("stops", [False, True])
+def test_a_run_whose_settings_held_other_methods_fields_is_gone_on_with(
+    stops: bool, photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    output = tmp_path / "out"
+    spec = spec_of(photos, output, tiny_weights)
+    job = protect(spec)
+    for event in job:
+        if stops and isinstance(event, Saved):
+            break
+    job.close()
+    place = output / (".tue/journal.jsonl" if stops else MANIFEST)
+    before = place.read_text()
+    first, *rest = before.splitlines()
+    written = json.loads(first if stops else before)
+    written["run"]["settings"]["noise"] |= FOREIGN
+    place.write_text("\n".join([json.dumps(written), *(rest if stops else [])]) + "\n")
+    kept = {k: v for k, v in copies(output).items() if not k.startswith(".tue")}
+    facts = done(run(spec))
+    assert facts["already_done"] == len(kept) and facts["protected"] == 6 - len(kept)
+    assert kept.items() <= copies(output).items()
+    assert read_manifest(output)["run"]["settings"]["noise"] == asdict(spec.settings.noise)
+    # What the method has must still be the same.
+    other = replace(QUICK, noise=TueNoise(steps=2, samples=2))
+    with pytest.raises(BadSetting, match="samples was 1 and is now 2"):
+        run(replace(spec, settings=other))
+
+
+def test_a_checkpoint_whose_settings_held_other_methods_fields_is_gone_on_with(
+    photos: Path, tmp_path: Path
+) -> None:
+    spec = train_spec(photos, tmp_path / "w.safetensors", max_seconds=0.0)
+    list(train(spec))
+    place = tmp_path / "w.checkpoint"
+    state = torch.load(place, weights_only=True)
+    state["identity"]["settings"]["noise"] |= FOREIGN
+    torch.save(state, place)
+    whole = replace(spec, max_seconds=None, resume=True)
+    assert done(list(train(whole)))["steps"] == {"score": 4, "surrogate": 4}
+
+
+def test_the_noise_of_another_method_is_refused(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    mixed = ProtectSettings(method="rem", noise=TueNoise())
+    with pytest.raises(BadSetting, match="RemNoise"):
+        run(spec_of(photos, tmp_path / "out", tiny_weights, settings=mixed))
+    spec = train_spec(photos, tmp_path / "w.safetensors")
+    with pytest.raises(BadSetting, match="EmNoise"):
+        list(train(replace(spec, settings=replace(spec.settings, method="em"))))
 
 
 def test_a_file_in_the_way_is_left_alone(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
@@ -535,8 +592,12 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
     clean = tmp_path / "clean.safetensors"
     clean.write_bytes(pack(replace(tiny.card, method="clean"), surrogate))
     # tap makes the surrogate see the class after the key's; lsp has no surrogate to ask.
-    for method, weights, keys in (("tap", str(clean), tiny.card.classes), ("lsp", None, KEYS)):
-        settings = replace(QUICK, method=method)
+    tap, lsp = TapNoise(steps=2), LspNoise()
+    for method, noise, weights, keys in (
+        ("tap", tap, str(clean), tiny.card.classes),
+        ("lsp", lsp, None, KEYS),
+    ):
+        settings = ProtectSettings(method=method, noise=noise)
         spec = spec_of(photos, tmp_path / method, tiny_weights, settings=settings, dry_run=True)
         events = run(replace(spec, weights=weights))
         found = next(e.facts["keys"] for e in events if isinstance(e, Started))
@@ -554,12 +615,12 @@ def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) 
         ({"key": "nosuch", "labels": "single"}, BadSetting),
         ({"key": "a"}, BadSetting),
         ({"settings": ProtectSettings(method="nosuch")}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(radius=0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(steps=0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(score_mode="x"))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(score_ratio=math.nan))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(gray_ratio=-1.0))}, BadSetting),
-        ({"settings": ProtectSettings(noise=NoiseSettings(samples=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(radius=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(steps=0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(score_mode="x"))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(score_ratio=math.nan))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(gray_ratio=-1.0))}, BadSetting),
+        ({"settings": ProtectSettings(noise=TueNoise(samples=0))}, BadSetting),
         ({"settings": ProtectSettings(smooth=1.5)}, BadSetting),
         ({"settings": ProtectSettings(smooth=math.nan)}, BadSetting),
         ({"settings": ProtectSettings(seed=-1), "labels": "cluster"}, BadSetting),
@@ -634,7 +695,7 @@ def train_spec(photos: Path, output: Path, **changes: object) -> TrainSpec:
         score_steps=4,
         steps=4,
         batch=4,
-        noise=NoiseSettings(steps=2),
+        noise=TueNoise(steps=2),
     )
     return replace(TrainSpec(photos, output, settings, device="cpu"), **changes)  # type: ignore[arg-type]
 
@@ -692,8 +753,8 @@ def test_a_checkpoint_of_another_training_is_refused(photos: Path, tmp_path: Pat
         {"sigma": 0.0},
         {"sigma": math.nan},
         {"seed": 2**70},
-        {"noise": NoiseSettings(samples=0)},
-        {"noise": NoiseSettings(score_mode="x")},
+        {"noise": TueNoise(samples=0)},
+        {"noise": TueNoise(score_mode="x")},
         {"adversary": AdversarySettings(radius=-1)},
         {"adversary": AdversarySettings(steps=-1)},
         {"size": 17},
@@ -835,10 +896,10 @@ def test_training_needs_two_classes(photos: Path, tmp_path: Path) -> None:
 
 def test_em_needs_no_score_network(photos: Path, tmp_path: Path) -> None:
     spec = train_spec(photos, tmp_path / "em.safetensors")
-    list(train(replace(spec, settings=replace(spec.settings, method="em"))))
+    list(train(replace(spec, settings=replace(spec.settings, method="em", noise=EmNoise(steps=2)))))
     weights = read(spec.output, name="em")
     assert not [name for name in weights.tensors if name.startswith("score.")]
-    em = ProtectSettings(method="em", noise=NoiseSettings(steps=2))
+    em = ProtectSettings(method="em", noise=EmNoise(steps=2))
     events = run(spec_of(photos, tmp_path / "out", spec.output, settings=em))
     assert done(events)["protected"] == 6
     with pytest.raises(WeightsProblem, match="score"):

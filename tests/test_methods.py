@@ -5,7 +5,8 @@ from __future__ import annotations
 import copy
 import itertools
 import math
-from dataclasses import replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, replace
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 
 from tue_cli import config
 from tue_cli.attacks.filters import apply_filter
-from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.batches import (
     Pictures,
     generator_at,
@@ -22,11 +23,11 @@ from tue_cli.core.batches import (
     shift_and_flip,
 )
 from tue_cli.core.kernel import fit_coefficients
-from tue_cli.core.loop import Plan, Training
+from tue_cli.core.loop import Training
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
 from tue_cli.errors import BadSetting
-from tue_cli.methods import FIT, PERTURB, cuda, em, lsp, method_named, ntga, tue, uc
+from tue_cli.methods import cuda, em, load_method, load_recipe, lsp, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
     ascend_loss,
@@ -40,16 +41,28 @@ from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, freeze
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import (
+    EmNoise,
+    Noise,
+    RemNoise,
+    SteppedNoise,
+    TapNoise,
+    TueNoise,
+    UcNoise,
+)
 
 CPU = torch.device("cpu")
-NOISE = NoiseSettings()
+SettingsOf = Callable[[str], TrainSettings]
+NOISE = TueNoise()
+REM = RemNoise(samples=1)
+"""In one sample a step, to be quick."""
 RADIUS = NOISE.radius
 
 PUBLISHED = {name: method.noise for name, method in config.METHODS.items()}
-PUBLISHED["tap"] = replace(PUBLISHED["tap"], steps=25)  # in the same travel, to be quick
-VARIANTS = [
+PUBLISHED["tap"] = TapNoise(steps=25)  # in the same travel, to be quick
+VARIANTS: list[tuple[str, Noise]] = [
     *PUBLISHED.items(),
-    ("rem", replace(NOISE, inner_steps=0)),
+    ("rem", replace(REM, inner_steps=0)),
     ("tue", replace(NOISE, score_mode="ascent")),
     ("tue", replace(NOISE, score_ratio=0.0)),
     ("tue", replace(NOISE, gray_ratio=0.0)),
@@ -58,10 +71,7 @@ VARIANTS = [
 every_variant = pytest.mark.parametrize(
     ("name", "noise"),
     VARIANTS,
-    ids=[
-        f"{name}-{n.score_mode}-{n.score_ratio}-{n.gray_ratio}-{n.samples}-{n.inner_steps}"
-        for name, n in VARIANTS
-    ],
+    ids=["-".join([name, *map(str, asdict(noise).values())]) for name, noise in VARIANTS],
 )
 
 
@@ -70,11 +80,12 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings = NOISE,
+    noise: Noise | None = None,
     seed: int = 0,
 ) -> Tensor:
     """Call a method as training does, with its start and its shifts drawn from one seed."""
-    return PERTURB[name](
+    noise = noise or PUBLISHED[name]
+    return load_method(name)(
         nets,
         pixels,
         labels,
@@ -100,22 +111,35 @@ def batch(toy: Pictures) -> tuple[Tensor, Tensor]:
 
 
 def test_what_is_known_of_methods_and_recipes_is_of_those_there_are() -> None:
-    assert {name for name, _ in VARIANTS} == set(PERTURB) == set(config.METHODS)
-    assert set(FIT) == set(config.RECIPES)
+    assert {name for name, _ in VARIANTS} == set(config.METHODS)
+    for recipe, roles in config.RECIPES.items():
+        assert tuple(load_recipe(recipe)) == roles
+
+
+def test_a_method_s_noise_has_only_fields_that_it_reads() -> None:
+    of_all = {"radius", "steps", "travel", "samples"}
+    fields = {name: set(asdict(noise)) for name, noise in PUBLISHED.items()}
+    assert fields["em"] == fields["tap"] == of_all
+    assert fields["tue"] - of_all == {"score_ratio", "score_mode", "gray_ratio"}
+    assert fields["rem"] - of_all == {"inner_radius", "inner_steps"}
+    assert fields["ntga"] == of_all - {"samples"}
+    assert fields["lsp"] == fields["uc"] == {"radius"}
+    assert not fields["cuda"]
 
 
 def test_a_method_is_found_by_name_and_an_unknown_one_refused() -> None:
-    assert all(method_named(name) is method for name, method in PERTURB.items())
-    with pytest.raises(BadSetting) as caught:
-        method_named("tuee")
-    assert "tuee" in caught.value.message
-    assert all(name in caught.value.remedy for name in PERTURB)
+    for load, there in ((load_method, config.METHODS), (load_recipe, config.RECIPES)):
+        assert all(load(name) for name in there)
+        with pytest.raises(BadSetting) as caught:
+            load("tuee")
+        assert "tuee" in caught.value.message
+        assert all(name in caught.value.remedy for name in there)
 
 
 @every_variant
 def test_noise_keeps_bound_and_range_and_changes_every_picture(
     name: str,
-    noise: NoiseSettings,
+    noise: Noise,
     frozen_of: dict[str, FrozenNets],
     batch: tuple[Tensor, Tensor],
 ) -> None:
@@ -141,7 +165,7 @@ def test_noise_keeps_bound_and_range_and_changes_every_picture(
 @every_variant
 def test_the_same_start_and_draws_give_the_same_noise(
     name: str,
-    noise: NoiseSettings,
+    noise: Noise,
     frozen_of: dict[str, FrozenNets],
     batch: tuple[Tensor, Tensor],
 ) -> None:
@@ -156,7 +180,7 @@ def test_the_same_start_and_draws_give_the_same_noise(
 @every_variant
 def test_noise_leaves_the_nets_untouched(
     name: str,
-    noise: NoiseSettings,
+    noise: Noise,
     frozen_of: dict[str, FrozenNets],
     batch: tuple[Tensor, Tensor],
 ) -> None:
@@ -185,7 +209,7 @@ MINIMISING = [(name, noise) for name, noise in VARIANTS if name in ("tue", "em",
 
 @pytest.mark.parametrize(("name", "noise"), MINIMISING)
 def test_the_surrogate_s_loss_goes_down(
-    name: str, noise: NoiseSettings, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
+    name: str, noise: Noise, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
     loss = cross_entropy(surrogate_of(tiny_frozen), labels)
@@ -201,11 +225,13 @@ def test_no_step_returns_the_start(
 ) -> None:
     pixels, labels = batch
     start = 0.5 * uniform_start(pixels, RADIUS, generator_at(0, "start", 0, CPU))
-    found = PERTURB[name](
+    noise = PUBLISHED[name]
+    assert isinstance(noise, SteppedNoise)
+    found = load_method(name)(
         frozen_of[name],
         pixels,
         labels,
-        replace(NOISE, steps=0),
+        replace(noise, steps=0),
         start=start,
         generator=generator_at(0, "perturb", 0, CPU),
     )
@@ -237,7 +263,7 @@ def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
     pixels, labels = toy.batch(torch.arange(24))
     loss = cross_entropy(surrogate_of(tiny_frozen), labels)
 
-    def in_grey(noise: NoiseSettings) -> Tensor:
+    def in_grey(noise: TueNoise) -> Tensor:
         delta = perturb("tue", tiny_frozen, pixels, labels, noise)
         levels = apply_filter(((pixels + delta) * 255).round().byte().numpy(), "gray")
         return loss(torch.from_numpy(levels) / 255).mean()
@@ -310,11 +336,12 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     for move in sample_moves(NOISE.steps, generator_at(3, "perturb", 0, CPU)):
         seen.add(int(shift_and_flip(places, move)[0, 0, 5, 7]))
     pixels = torch.full((2, 3, size, size), 0.5)
-    delta = PERTURB[name](
+    noise = {"tue": NOISE, "em": EmNoise(), "tap": TapNoise(steps=10, travel=2.0)}[name]
+    delta = load_method(name)(
         nets,
         pixels,
         torch.tensor([0, 1]),
-        NOISE,
+        noise,
         start=torch.zeros_like(pixels),
         generator=generator_at(3, "perturb", 0, CPU),
     )
@@ -355,13 +382,22 @@ def test_the_adversary_s_ascent_raises_what_the_noise_has_lowered(
     assert (loss(protected + delta) > loss(protected)).all()
 
 
-def plan_of(chosen: TrainSettings, role: str, steps: int | None = None) -> Plan:
-    if role in ("score", "patterns"):
-        length = steps or chosen.score_steps
-        return Plan(length, chosen.batch, chosen.score_rate, "adam", 0, role)
-    if role == "block":
-        return Plan(steps or chosen.noise.steps, chosen.batch, chosen.rate, "sgd", 0, role)
-    return Plan(steps or chosen.steps, chosen.batch, chosen.rate, "sgd", 0, role)
+def begin(recipe: str, role: str, chosen: TrainSettings, steps: int | None = None) -> Training:
+    """Return a fresh net of a recipe at the start of its training, or of a shorter one."""
+    plan = load_recipe(recipe)[role].plan(chosen, role)
+    return Training(fresh_net(role), replace(plan, steps=steps or plan.steps))
+
+
+def fit(
+    recipe: str,
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    chosen: TrainSettings,
+    dtype: torch.dtype = torch.float32,
+) -> Iterator[Tensor]:
+    """Train one net of a recipe: the one that the training's draws are called after."""
+    return load_recipe(recipe)[training.plan.stream].fit(training, nets, pictures, chosen, dtype)
 
 
 def fresh_net(role: str) -> nn.Module:
@@ -383,31 +419,32 @@ def test_training_tue_lowers_the_loss_of_each_role(
     role: str, tiny_losses: dict[str, list[float]], tiny_settings: TrainSettings
 ) -> None:
     losses = tiny_losses[role]
-    assert len(losses) == plan_of(tiny_settings, role).steps
+    assert len(losses) == load_recipe("tue")[role].plan(tiny_settings, role).steps
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
 @pytest.mark.parametrize("name", ["em", "rem", "clean"])
 def test_training_a_surrogate_lowers_its_loss(
-    name: str, tiny_settings: TrainSettings, toy: Pictures
+    name: str, tiny_settings_of: SettingsOf, toy: Pictures
 ) -> None:
-    training = Training(fresh_net("surrogate"), plan_of(tiny_settings, "surrogate"))
-    losses = list(FIT[name]("surrogate", training, {}, toy, tiny_settings, torch.float32))
+    chosen = tiny_settings_of(name)
+    training = begin(name, "surrogate", chosen)
+    losses = list(fit(name, training, {}, toy, chosen))
     assert len(losses) == training.plan.steps
     assert sum(losses[-5:]) < 0.8 * sum(losses[:5])
 
 
 @pytest.mark.parametrize(("name", "role"), ROLES)
 def test_a_role_s_training_resumes_bit_for_bit(
-    name: str, role: str, tiny_frozen: FrozenNets, tiny_settings: TrainSettings, toy: Pictures
+    name: str, role: str, tiny_frozen: FrozenNets, tiny_settings_of: SettingsOf, toy: Pictures
 ) -> None:
+    chosen = tiny_settings_of(name)
+
     def losses(training: Training, count: int | None = None) -> list[float]:
-        steps = FIT[name](role, training, tiny_frozen, toy, tiny_settings, torch.float32)
+        steps = fit(name, training, tiny_frozen, toy, chosen)
         return [float(loss) for loss in itertools.islice(steps, count)]
 
-    whole, first, second = (
-        Training(fresh_net(role), plan_of(tiny_settings, role, 4)) for _ in range(3)
-    )
+    whole, first, second = (begin(name, role, chosen, 4) for _ in range(3))
     everything = losses(whole)
     before = losses(first, 2)
     second.load(first.state())
@@ -417,30 +454,30 @@ def test_a_role_s_training_resumes_bit_for_bit(
 
 
 def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
-    tiny_nets: dict[str, nn.Module], tiny_settings: TrainSettings, toy: Pictures
+    tiny_nets: dict[str, nn.Module], tiny_settings_of: SettingsOf, toy: Pictures
 ) -> None:
-    chosen = replace(tiny_settings, noise=replace(tiny_settings.noise, score_ratio=0.0))
-    plan = plan_of(chosen, "surrogate", 2)
+    own = EmNoise(steps=2)
+    alike = {"em": own, "tue": TueNoise(steps=2, score_ratio=0.0, gray_ratio=0.0)}
 
-    def net() -> nn.Module:
+    def training(name: str) -> tuple[Training, TrainSettings]:
+        chosen = replace(tiny_settings_of(name), noise=alike[name])
         # Trained, so that eval mode, in which the adversary sees it, is like train mode.
-        return copy.deepcopy(tiny_nets["surrogate"])
+        net = copy.deepcopy(tiny_nets["surrogate"])
+        return Training(net, begin(name, "surrogate", chosen, 2).plan), chosen
 
     def losses(name: str) -> list[float]:
-        training = Training(net(), plan)
-        steps = FIT[name]("surrogate", training, {}, toy, chosen, torch.float32)
-        return [float(loss) for loss in steps]
+        made, chosen = training(name)
+        return [float(loss) for loss in fit(name, made, {}, toy, chosen)]
 
     def bare(adversary: AdversarySettings | None) -> list[float]:
-        steps = fit_on_own_noise(
-            Training(net(), plan), {}, toy, em.perturb, chosen.noise, adversary, torch.float32
-        )
+        made, _ = training("em")
+        steps = fit_on_own_noise(made, {}, toy, em.perturb, own, adversary, torch.float32)
         return [float(loss) for loss in steps]
 
     standard = bare(None)
     assert losses("em") == standard
     adversarial = losses("tue")
-    assert adversarial == bare(chosen.adversary)
+    assert adversarial == bare(tiny_settings_of("tue").adversary)
     # Before the first update the nets are the same: the adversary alone makes that batch harder.
     assert adversarial[0] > standard[0]
     assert bare(AdversarySettings(radius=16 / 255, steps=2))[0] > adversarial[0]
@@ -455,28 +492,26 @@ def test_a_role_trains_in_bf16(
     name: str,
     role: str,
     tiny_nets: dict[str, nn.Module],
-    tiny_settings: TrainSettings,
+    tiny_settings_of: SettingsOf,
     toy: Pictures,
 ) -> None:
+    usual = tiny_settings_of(name)
     # Of noise that descends, signs turn over with the precision, and nets part after one update of
     # it. Their updates are comparable on pictures that are the same in both: with starts alone.
-    still = replace(
-        tiny_settings,
-        noise=replace(tiny_settings.noise, steps=0),
-        adversary=replace(tiny_settings.adversary, steps=0),
-    )
+    still = replace(usual, adversary=replace(usual.adversary, steps=0))
+    if isinstance(still.noise, SteppedNoise):
+        still = replace(still, noise=replace(still.noise, steps=0))
     lowered = {key: freeze(net, torch.bfloat16) for key, net in tiny_nets.items()}
 
     def losses(chosen: TrainSettings, dtype: torch.dtype) -> list[float]:
-        training = Training(fresh_net(role), plan_of(tiny_settings, role, 2))
-        steps = FIT[name](role, training, lowered, toy, chosen, dtype)
-        found = [float(loss) for loss in steps]
+        training = begin(name, role, usual, 2)
+        found = [float(loss) for loss in fit(name, training, lowered, toy, chosen, dtype)]
         assert all(p.dtype == torch.float32 for p in training.net.parameters())
         return found
 
     exact, low = (losses(still, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert low == pytest.approx(exact, rel=0.05)
-    exact, low = (losses(tiny_settings, dtype) for dtype in (torch.float32, torch.bfloat16))
+    exact, low = (losses(usual, dtype) for dtype in (torch.float32, torch.bfloat16))
     assert low[0] == pytest.approx(exact[0], rel=0.05)
     assert all(map(math.isfinite, low))
 
@@ -506,9 +541,15 @@ def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
     name: str, side: int
 ) -> None:
     # In grey all channels are pulled alike, in some against the colour: left out here.
-    noise = replace(NOISE, steps=20, travel=4.0, score_ratio=0.0, gray_ratio=0.0, samples=1)
-    if name == "sem":
-        name, noise = "rem", replace(noise, inner_steps=0)
+    noise = {
+        "tue": TueNoise(score_ratio=0.0, gray_ratio=0.0),
+        "em": EmNoise(),
+        "rem": REM,
+        "sem": replace(REM, inner_steps=0),
+        "tap": TapNoise(),
+    }[name]
+    noise = replace(noise, steps=20, travel=4.0)
+    name = "rem" if name == "sem" else name
     pixels = torch.full((2, 3, 16, 16), 0.5)
     labels = torch.tensor([0, 1])
     nets = {"surrogate": FrozenClassifier(tint_net(), torch.float32)}
@@ -530,16 +571,14 @@ def tinted(count: int = 64) -> Pictures:
 
 
 def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
-    tiny_settings: TrainSettings,
+    tiny_settings_of: SettingsOf,
 ) -> None:
     pictures = tinted()
     surrogate = FrozenClassifier(tint_net(), torch.float32)
-    chosen = replace(tiny_settings, noise=replace(PUBLISHED["uc"], radius=8 / 255), score_rate=0.1)
+    chosen = replace(tiny_settings_of("uc"), noise=UcNoise(radius=8 / 255), score_rate=0.1)
     net = Patterns(count=2, size=16)
-    training = Training(net, plan_of(chosen, "patterns", 120))
-    losses = list(
-        FIT["uc"]("patterns", training, {"surrogate": surrogate}, pictures, chosen, torch.float32)
-    )
+    training = Training(net, begin("uc", "patterns", chosen, 120).plan)
+    losses = list(fit("uc", training, {"surrogate": surrogate}, pictures, chosen))
     assert sum(losses[-30:]) < 0.98 * sum(losses[:30])
     pixels, labels = pictures.batch(torch.arange(8))
     nets = {"surrogate": surrogate, "patterns": freeze(net, torch.float32)}
@@ -570,13 +609,13 @@ def test_rem_without_an_adversary_is_em_with_its_draws(
 ) -> None:
     pixels, labels = batch
     loss = cross_entropy(surrogate_of(tiny_frozen), labels)
-    bare = replace(NOISE, inner_radius=0.0)
+    bare = replace(REM, inner_radius=0.0)
     found = perturb("rem", tiny_frozen, pixels, labels, bare)
     assert loss(pixels + found).mean() == pytest.approx(
         float(loss(pixels + perturb("em", tiny_frozen, pixels, labels)).mean()), rel=0.3
     )
-    hard = perturb("rem", tiny_frozen, pixels, labels)
-    soft = perturb("rem", tiny_frozen, pixels, labels, replace(NOISE, inner_steps=0))
+    hard = perturb("rem", tiny_frozen, pixels, labels, REM)
+    soft = perturb("rem", tiny_frozen, pixels, labels, replace(REM, inner_steps=0))
     assert not torch.equal(hard, soft)
     assert not torch.equal(hard, found)
 
@@ -586,7 +625,7 @@ def test_rem_s_noise_holds_better_against_an_adversary_than_em_s(
 ) -> None:
     pixels, labels = batch
     loss = cross_entropy(surrogate_of(tiny_frozen), labels)
-    adversary = NOISE.inner
+    adversary = AdversarySettings()
 
     def attacked(name: str) -> Tensor:
         moved = pixels + perturb(name, tiny_frozen, pixels, labels, PUBLISHED[name])
@@ -675,24 +714,25 @@ def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
     pixels, _ = batch
     keys = torch.arange(12)
     whole = perturb(name, {}, pixels, keys)
-    start = uniform_start(pixels, NOISE.radius, generator_at(0, "start", 0, CPU))
-    few = PERTURB[name](
+    noise = PUBLISHED[name]
+    start = uniform_start(pixels, noise.radius, generator_at(0, "start", 0, CPU))
+    few = load_method(name)(
         {},
         pixels[5:8],
         keys[5:8],
-        NOISE,
+        noise,
         start=start[5:8],
         generator=generator_at(0, "perturb", 0, CPU),
     )
     assert torch.allclose(whole[5:8], few, atol=1e-6)
 
 
-def test_ntga_s_block_makes_its_learner_wrong(tiny_settings: TrainSettings, toy: Pictures) -> None:
-    block = fresh_net("block")
+def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy: Pictures) -> None:
+    chosen = replace(tiny_settings_of("ntga"), noise=PUBLISHED["ntga"])
+    training = begin("ntga", "block", chosen)
+    block = training.net
     assert isinstance(block, NtgaBlock)
-    chosen = replace(tiny_settings, noise=PUBLISHED["ntga"])
-    training = Training(block, plan_of(chosen, "block"))
-    losses = list(FIT["ntga"]("block", training, {}, toy, chosen, torch.float32))
+    losses = list(fit("ntga", training, {}, toy, chosen))
     assert len(losses) == 10
     assert losses == sorted(losses)
     clean = ntga.held_out_losses(block, block.pixels).mean()

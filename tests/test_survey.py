@@ -8,12 +8,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from tue_cli.config import NoiseSettings, ProtectSettings
+from tue_cli.config import ProtectSettings
 from tue_cli.dataset.journal import read_unfinished
 from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.events import Done, Looked, Saved
 from tue_cli.images.codec import read_dimensions
 from tue_cli.images.thumbnails import dots, proportions
+from tue_cli.noise import TueNoise
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.preview import preview
 from tue_cli.protect.run import protect
@@ -21,7 +22,7 @@ from tue_cli.protect.scan import ScanSpec, count_pictures, scan_folder
 from tue_cli.text import format_count, format_duration, size
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
-QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
+QUICK = ProtectSettings(noise=TueNoise(steps=1))
 
 
 @pytest.fixture

@@ -23,16 +23,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-import typer
 from PIL import Image
 from textual.pilot import Pilot
 from textual.theme import Theme
-from textual.widgets import Button, Input
+from textual.widgets import Button, Input, Select
 
-from tue_cli.cli import app as cli
 from tue_cli.config import (
     BUDGETS,
-    NoiseSettings,
     ProtectSettings,
     TrainSettings,
     VerifySettings,
@@ -42,13 +39,13 @@ from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.events import Advanced, Event, Failed, Started
+from tue_cli.fields import list_questions
+from tue_cli.noise import Noise, RemNoise, TueNoise
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.run import protect
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.app import DARK, LIGHT, TueApp
-from tue_cli.tui.commands import protect_command, train_command, verify_command
 from tue_cli.tui.draft import Draft
-from tue_cli.tui.fields import answered, asked
 from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.forms import Field, Form
 from tue_cli.tui.look import LookScreen
@@ -66,8 +63,8 @@ from tue_cli.tui.watching import WatchScreen
 from tue_cli.verify.request import VerifySpec
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
-QUICK = ProtectSettings(noise=NoiseSettings(steps=1))
-SLOWER = ProtectSettings(noise=NoiseSettings(steps=8))
+QUICK = ProtectSettings(noise=TueNoise(steps=1))
+SLOWER = ProtectSettings(noise=TueNoise(steps=8))
 """For runs that are caught between two batches."""
 SNAPSHOTS = Path(__file__).parent / "snapshots"
 SMALL, LARGE = (80, 24), (120, 40)
@@ -455,7 +452,7 @@ def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
     report = tmp_path / "report.html"
 
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
-        run = VerifyRun(VerifySpec(output, folder, settings, report=report), "quick")
+        run = VerifyRun(VerifySpec(output, folder, settings, report=report))
         await app.push_screen(run)
         await until(pilot, lambda: "std, seed 0" in seen(app))
         await until(pilot, lambda: not run.is_working)
@@ -667,7 +664,7 @@ def test_verifying_and_training_are_reached_from_the_first_screen(photos: Path) 
         for key, kind in (("v", VerifyScreen), ("t", TrainScreen)):
             await pilot.press(key)
             await on_screen(pilot, kind)
-            assert "device" in {field.field.name for field in app.screen.query(Field)}
+            assert "device" in {field.question.name for field in app.screen.query(Field)}
             await pilot.press("escape")
             await on_screen(pilot, FolderScreen)
 
@@ -767,59 +764,69 @@ def test_a_graphics_protocol_shows_the_pictures_own_pixels(
     drive(TueApp(photos), LARGE, sixel)
 
 
-def parsed(command: str) -> dict[str, Any]:
-    """Return what the command line reads in a command."""
-    group = typer.main.get_command(cli)
-    _, name, *arguments = shlex.split(command)
-    sub: Any = group.commands[name]  # type: ignore[attr-defined]
-    return dict(sub.make_context(name, arguments).params)
+async def choose(pilot: Pilot[int], name: str, choice: str) -> None:
+    """Choose in a field of the form on the screen."""
+    pilot.app.screen.query_one(Form).field(name).query_one(Select).value = choice
+    await pilot.pause()
 
 
-def test_the_command_for_protecting_reads_as_it_was_chosen() -> None:
-    spec = ProtectSpec(
-        (Path("a b"),),
-        Path("out"),
-        labels="cluster:4",
-        settings=ProtectSettings(
-            noise=NoiseSettings(radius=4 / 255, steps=20, score_ratio=0.0), smooth=0.5
-        ),
-        format="webp",
-        quality=90,
-        device="cpu",
-    )
-    read = parsed(protect_command(spec))
-    assert read["paths"] == ["a b"] and read["output"] == Path("out")
-    assert (read["radius"], read["steps"], read["score"], read["smooth"]) == (4, 20, 0, 0.5)
-    assert (read["labels"], read["format"], read["quality"]) == ("cluster:4", "webp", 90)
-    assert protect_command(ProtectSpec((Path("photos"),))) == "tue protect photos"
+def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
+    photos: Path, tiny_weights: Path
+) -> None:
+    made = draft(photos, tiny_weights)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(StrengthScreen(made))
+        await on_screen(pilot, StrengthScreen)
+        form = app.screen.query_one(Form)
+
+        def shown() -> set[str]:
+            names = {field.question.name for field in form.query(Field) if field.display}
+            return {name.rpartition(".")[2] for name in names if "noise" in name}
+
+        def noise() -> Noise:
+            return made.spec.settings.noise
+
+        tue = {"radius", "steps", "samples", "score_ratio", "score_mode", "gray_ratio"}
+        assert shown() == tue
+        await write(pilot, "settings.noise.radius", "6")
+        await choose(pilot, "settings.method", "rem")
+        assert shown() == {"radius", "steps", "samples", "inner_radius", "inner_steps"}
+        assert form.field("settings.noise.samples").text == "5"
+        assert noise() == RemNoise(radius=6 / 255, steps=1)
+        await choose(pilot, "settings.method", "tue")
+        assert shown() == tue
+        assert noise() == TueNoise(radius=6 / 255, steps=1)
+
+    drive(TueApp(), LARGE, steps)
 
 
-def test_the_commands_for_verifying_and_training_read_as_they_were_chosen() -> None:
-    settings = replace(BUDGETS["standard"], seeds=5)
-    spec = VerifySpec(Path("out"), Path("in"), settings, report=Path("r.html"), resume=True)
-    read = parsed(verify_command(spec, "standard"))
-    assert (read["budget"], read["seeds"], read["attacks"]) == ("standard", 5, None)
-    assert read["resume"] and read["report"] == Path("r.html")
-    narrow = TrainSettings(width=16, steps=500)
-    train = TrainSpec(Path("in"), Path("w.safetensors"), narrow, max_seconds=90)
-    read = parsed(train_command(train))
-    assert (read["width"], read["max_time"], read["steps"]) == (16, "90s", 500)
-    assert "--max-time" not in train_command(train, lasting=True)
+def test_another_budget_brings_its_attackers_and_keeps_what_was_changed() -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(VerifyScreen({"folder": "in", "output": "out", "finished": {}}))
+        screen = await on_screen(pilot, VerifyScreen)
+        await write(pilot, "settings.seed", "7")
+        await choose(pilot, "budget", "standard")
+        form = screen.query_one(Form)
+        assert form.field("settings.attacks").text == ",".join(BUDGETS["standard"].attacks)
+        assert form.field("settings.seeds").text == "3"
+        await until(pilot, lambda: "--budget" in screen.command())
+        command = "tue verify out --original in --budget standard --seed 7 --resume"
+        assert screen.command() == command
+
+    drive(TueApp(), LARGE, steps)
 
 
-def test_a_form_takes_help_unit_and_choices_from_the_settings() -> None:
-    spec = ProtectSpec((Path("in"),))
-    radius = asked(spec, "settings.noise.radius")
-    assert (radius.text, radius.unit, radius.help) == (
-        "8",
-        "levels of 255",
-        "largest change of a pixel",
-    )
-    assert asked(spec, "settings.noise.score_mode").choices == ("norm", "ascent")
-    assert answered(spec, "settings.noise.radius", "4").settings.noise.radius == 4 / 255
-    assert answered(spec, "quality", "").quality is None
+def test_a_form_takes_help_unit_and_choices_from_the_declarations() -> None:
+    asked = {question.name: question for question in list_questions(ProtectSpec)}
+    radius = asked["settings.noise.radius"]
+    assert (radius.write(8 / 255), radius.unit) == ("8", "levels of 255")
+    assert radius.declared.help.startswith("Largest change of a pixel")
+    assert radius.read("4") == 4 / 255
+    assert asked["settings.noise.score_mode"].declared.choices == ("norm", "ascent")
+    assert asked["quality"].read("") is None
     with pytest.raises(BadSetting, match="whole number"):
-        answered(spec, "quality", "best")
+        asked["quality"].read("best")
 
 
 def test_text_that_changes_twice_is_as_high_as_the_second() -> None:

@@ -18,10 +18,11 @@ import torch
 from PIL import Image
 
 from tue_cli.cli import main
-from tue_cli.config import BUDGETS, NoiseSettings, ProtectSettings, VerifySettings, VictimSettings
+from tue_cli.config import BUDGETS, ProtectSettings, VerifySettings, VictimSettings
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem, PackageMissing
 from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.noise import TueNoise
 from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.run import protect
 from tue_cli.verify.request import VerifySpec
@@ -51,7 +52,7 @@ def pictures(folder: Path, classes: Iterable[str], each: int = EACH, *, seed: in
 
 
 def protected(folder: Path, output: Path, weights: Path) -> Path:
-    settings = ProtectSettings(noise=NoiseSettings(steps=1))
+    settings = ProtectSettings(noise=TueNoise(steps=1))
     spec = ProtectSpec((folder,), output, weights=str(weights), settings=settings, device="cpu")
     list(protect(spec))
     return output
@@ -375,7 +376,7 @@ def test_what_is_damaged_in_the_cache_is_trained_again_and_no_more(spec: VerifyS
 
 def test_a_budget_in_seconds_is_fitted_once_and_taken_again(spec: VerifySpec) -> None:
     settings = replace(QUICK, victims=(VictimSettings(width=4, batch=64),))
-    timed = replace(spec, settings=settings, seconds=0.5)
+    timed = replace(spec, settings=settings, budget="0.5s")
     _, facts = run(timed)
     events, again = run(replace(timed, resume=True))
     assert trained(events) == 0 and figures(again) == figures(facts)

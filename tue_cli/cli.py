@@ -2,52 +2,28 @@
 
 from __future__ import annotations
 
-import io
 import logging
 import os
 import shlex
 import sys
-import traceback
 import warnings
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, Any
 
 import typer
 from typer.core import TyperGroup
 
 from tue_cli import __version__
-from tue_cli.config import (
-    BUDGETS,
-    METHODS,
-    RECIPES,
-    AdversarySettings,
-    ProtectSettings,
-)
-from tue_cli.errors import BadSetting, ExitCode, TueError, stdout_problem
-from tue_cli.options import (
-    NAMES,
-    PROTECT,
-    TRAIN,
-    Device,
-    Gray,
-    InnerRadius,
-    InnerSteps,
-    Json,
-    Quiet,
-    Samples,
-    Score,
-    ScoreMode,
-    Verbose,
-    folder_of,
-    lasting,
-    noise_of,
-    paths_of,
-    recipe_of,
-    seconds_of,
-    training_of,
-)
+from tue_cli.check.run import CheckSpec
+from tue_cli.errors import BadSetting, ExitCode
+from tue_cli.exits import end_interrupted, translate_errors
+from tue_cli.fields import format_command
+from tue_cli.options import Given, Json, Quiet, TrainMethod, Verbose, recipe_of, takes
+from tue_cli.protect.plan import ProtectSpec
+from tue_cli.train.export import ExportSpec
+from tue_cli.train.run import TrainSpec
+from tue_cli.verify.request import VerifySpec
 
 
 class _Commands(TyperGroup):
@@ -58,7 +34,7 @@ class _Commands(TyperGroup):
         try:
             return super().invoke(ctx)
         except KeyboardInterrupt:
-            _end_interrupted()
+            end_interrupted()
 
 
 app = typer.Typer(
@@ -73,11 +49,6 @@ app = typer.Typer(
         "Ren et al. (arXiv 2210.10114)."
     ),
 )
-
-AGAIN = shlex.join(["tue", *sys.argv[1:]])
-"""The command as it was typed, to be typed again."""
-
-ADVERSARY = AdversarySettings()
 
 
 def _version(wanted: bool) -> None:
@@ -101,384 +72,80 @@ def _tue(
 
 
 @app.command()
+@takes(ProtectSpec)
 def protect(
-    paths: Annotated[
-        list[str],
-        typer.Argument(
-            metavar="PATHS",
-            help="Folders (with all they hold) and files; - reads a list from stdin, one path a "
-            "line or separated by NUL.",
-            show_default=False,
-        ),
-    ],
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            parser=folder_of,
-            metavar="<path>",
-            help="Where the copies go; default <folder>-protected.",
-        ),
-    ] = None,
-    labels: Annotated[
-        str,
-        typer.Option(
-            help="What a class is: folders (a subfolder each), single (all pictures), cluster or "
-            "cluster:N (pictures that look alike), FILE.csv (columns path,class); auto takes "
-            "folders where there are several, else single."
-        ),
-    ] = "auto",
-    key: Annotated[
-        str | None, typer.Option(help="Key of the weights for a run with one class.")
-    ] = None,
-    method: Annotated[str, typer.Option(help=f"{NAMES}.")] = "tue",
-    radius: Annotated[
-        float | None,
-        typer.Option(
-            help="Largest change of a pixel, in levels of 255; of lsp, the root of the mean "
-            "square; default: as published, which is 8 for most."
-        ),
-    ] = None,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of gradient descent; default: as published.")
-    ] = None,
-    score: Score = None,
-    score_mode: ScoreMode = None,
-    gray: Gray = None,
-    samples: Samples = None,
-    inner_radius: InnerRadius = None,
-    inner_steps: InnerSteps = None,
-    smooth: Annotated[
-        float,
-        typer.Option(
-            help="Share of the noise where a picture is smooth, as skies are; 1: all of it, which "
-            "is as published, and seen."
-        ),
-    ] = PROTECT.smooth,
-    weights: Annotated[
-        str | None, typer.Option(help="Name of packaged weights, or a file.", show_default=False)
-    ] = None,
-    device: Device = "auto",
-    backend: Annotated[
-        str,
-        typer.Option(
-            help="What computes: torch, onnx (ONNX Runtime, which has --device directml too), or "
-            "auto: what is faster here, and in a folder that was begun what began it."
-        ),
-    ] = "auto",
-    format: Annotated[str, typer.Option(help="keep, png, jpeg or webp.")] = "keep",
-    quality: Annotated[
-        int | None,
-        typer.Option(help="1 to 100 for JPEG, WebP and AVIF; default: the source's, or better."),
-    ] = None,
-    existing: Annotated[
-        str, typer.Option(help="Where a copy exists: skip what is done, overwrite, or error.")
-    ] = "skip",
-    dry_run: Annotated[
-        bool, typer.Option("-n", "--dry-run", help="Write nothing; tell the plan and the time.")
-    ] = False,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    report: Annotated[
-        Path | None, typer.Option(help="Write a page with some of the pictures: FILE.html.")
-    ] = None,
-    jobs: Annotated[
-        int, typer.Option(help="Threads that decode and encode; 0: one a processor.")
-    ] = 0,
+    given: Given[ProtectSpec],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Write protected copies of pictures beside them; the originals are never touched."""
     from tue_cli.console import Console
-    from tue_cli.protect.plan import ProtectSpec
     from tue_cli.protect.run import protect as job
 
-    spec = ProtectSpec(
-        paths=paths_of(paths),
-        output=output,
-        labels=labels,
-        key=key,
-        settings=ProtectSettings(
-            method=method,
-            noise=noise_of(
-                method,
-                radius=radius,
-                steps=steps,
-                score=score,
-                score_mode=score_mode,
-                gray=gray,
-                samples=samples,
-                inner_radius=inner_radius,
-                inner_steps=inner_steps,
-            ),
-            smooth=smooth,
-            seed=seed,
-        ),
-        weights=weights,
-        device=device,
-        backend=backend,
-        format=format,
-        quality=quality,
-        existing=existing,
-        dry_run=dry_run,
-        jobs=jobs,
-        report=report,
-        command=AGAIN,
-    )
-    again = f"{AGAIN} --existing skip" if existing == "overwrite" else AGAIN
+    spec = replace(given.spec(), command=given.typed)
+    again = given.typed
+    if spec.existing == "overwrite":
+        again += " --existing skip"
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
     if facts.get("failed"):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 @app.command()
+@takes(TrainSpec, undecided=("recipe",))
 def train(
-    data: Annotated[
-        Path, typer.Argument(help="A folder with one subfolder a class.", show_default=False)
-    ],
-    output: Annotated[
-        Path,
-        typer.Option("-o", "--output", help="The weights: FILE.safetensors.", show_default=False),
-    ],
-    method: Annotated[
-        str | None,
-        typer.Option(help=f"What the weights are for: {NAMES}; default: {TRAIN.method}."),
-    ] = None,
-    recipe: Annotated[
-        str | None,
-        typer.Option(
-            help=f"{', '.join(RECIPES)}: clean trains on the pictures as they are, for tap; "
-            "default: the method's own."
-        ),
-    ] = None,
-    preset: Annotated[
-        str,
-        typer.Option(
-            help="paper (wants a GPU), or packaged: as the packaged weights were made, on one core "
-            "of a processor in 45 minutes."
-        ),
-    ] = "paper",
-    net: Annotated[
-        str, typer.Option(help="vgg16, resnet18, resnet50, densenet121 or wrn34-10.")
-    ] = TRAIN.net,
-    width: Annotated[
-        int | None,
-        typer.Option(
-            help="Channels of the surrogate's first stage, 64 in the published net; default: the "
-            "preset's."
-        ),
-    ] = None,
-    size: Annotated[int, typer.Option(help="Pixels a side at which noise is made.")] = TRAIN.size,
-    steps: Annotated[
-        int | None, typer.Option(help="Steps of the surrogate; default: the preset's.")
-    ] = None,
-    batch: Annotated[int, typer.Option(help="Pictures a step.")] = TRAIN.batch,
-    rate: Annotated[float, typer.Option(help="Peak learning rate of the surrogate.")] = TRAIN.rate,
-    score_steps: Annotated[
-        int | None, typer.Option(help="Steps of the score network; default: the preset's.")
-    ] = None,
-    score_width: Annotated[
-        int | None, typer.Option(help="Channels of the score network; default: the preset's.")
-    ] = None,
-    sigma: Annotated[
-        float, typer.Option(help="Noise of score matching, pixels in [0, 1].")
-    ] = TRAIN.sigma,
-    radius: Annotated[
-        float | None,
-        typer.Option(
-            help="Radius of the protective noise, in levels of 255; default: as published."
-        ),
-    ] = None,
-    noise_steps: Annotated[
-        int | None, typer.Option(help="Steps of the protective noise; default: as published.")
-    ] = None,
-    score: Score = None,
-    score_mode: ScoreMode = None,
-    samples: Samples = None,
-    inner_radius: InnerRadius = None,
-    inner_steps: InnerSteps = None,
-    adversary_radius: Annotated[
-        float, typer.Option(help="Radius of the adversarial noise, in levels of 255.")
-    ] = round(ADVERSARY.radius * 255, 3),
-    adversary_steps: Annotated[
-        int, typer.Option(help="Steps of the adversarial noise.")
-    ] = ADVERSARY.steps,
-    limit: Annotated[
-        int | None, typer.Option(help="Use at most this many pictures of each class.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    device: Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on from the checkpoint, exactly.")
-    ] = False,
-    max_time: Annotated[
-        str | None, typer.Option(help="Stop after this long: 90s, 30m or 2h.")
-    ] = None,
+    given: Given[TrainSpec],
+    method: TrainMethod = None,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Train weights anew; of tue: the score network, then the surrogate on its own copies."""
     from tue_cli.console import Console
-    from tue_cli.train.run import TrainSpec
     from tue_cli.train.run import train as job
 
-    sizes = {
-        "width": width,
-        "score_width": score_width,
-        "steps": steps,
-        "score_steps": score_steps,
-    }
-    spec = TrainSpec(
-        data=data,
-        output=output,
-        settings=replace(
-            training_of(preset, sizes),
-            method=recipe_of(method, recipe),
-            net=net,
-            size=size,
-            sigma=sigma,
-            rate=rate,
-            batch=batch,
-            noise=noise_of(
-                recipe if recipe in METHODS else method or TRAIN.method,
-                radius=radius,
-                steps=noise_steps,
-                score=score,
-                score_mode=score_mode,
-                gray=0.0,
-                samples=samples,
-                inner_radius=inner_radius,
-                inner_steps=inner_steps,
-            ),
-            adversary=AdversarySettings(radius=adversary_radius / 255, steps=adversary_steps),
-            seed=seed,
-        ),
-        device=device,
-        resume=resume,
-        max_seconds=None if max_time is None else seconds_of(max_time),
-        limit=limit,
-        command=lasting(sys.argv[1:]),
-    )
+    spec = given.spec(recipe=recipe_of(method, given["recipe"]))
+    lasting = format_command("train", replace(spec, resume=False, max_seconds=None))
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    facts = console.run(job(replace(spec, command=lasting)), _resuming(given.typed, spec.resume))
     if facts.get("failed"):
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 @app.command()
-def export(
-    weights: Annotated[
-        str | None,
-        typer.Argument(help="Name of packaged weights, or a file; default: the packaged ones."),
-    ] = None,
-    output: Annotated[
-        Path | None,
-        typer.Option(
-            "-o",
-            "--output",
-            help="FILE.onnx. Beside the weights and under their name (the default), where protect "
-            "looks for it, it reads the weights from their file; elsewhere it holds them.",
-            show_default=False,
-        ),
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-) -> None:
+@takes(ExportSpec)
+def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False) -> None:
     """Write the weights' step graph for ONNX Runtime, proved against torch."""
     from tue_cli.console import Console
-    from tue_cli.train.export import ExportSpec
     from tue_cli.train.export import export as job
 
-    Console(as_json=as_json, quiet=quiet).run(job(ExportSpec(weights, output)))
+    Console(as_json=as_json, quiet=quiet).run(job(given.spec()))
 
 
 @app.command()
+@takes(VerifySpec)
 def verify(
-    protected: Annotated[
-        Path, typer.Argument(help="A folder that `tue protect` wrote.", show_default=False)
-    ],
-    original: Annotated[
-        Path, typer.Option(help="The folder of originals that was given to `tue protect`.")
-    ],
-    attacks: Annotated[
-        str | None,
-        typer.Option(
-            help="Attackers, with commas between: std, early, at1 to at4 (at), gray, jpeg10 "
-            "(jpeg), jpeg50, jpeg75, resize, blur, bits, cutout, cutmix, mixup, ueraser, labels, "
-            "part20 (40, 50, 60, 80); default: the budget's.",
-            show_default=False,
-        ),
-    ] = None,
-    victim: Annotated[
-        str,
-        typer.Option(
-            help="Architectures, each with its width: resnet18:0.25,vgg16 (1: as published)."
-        ),
-    ] = "resnet18:0.25",
-    budget: Annotated[
-        str, typer.Option(help="quick, standard, full, or how long it may take: 10m, 2h.")
-    ] = "quick",
-    seeds: Annotated[
-        int | None, typer.Option(help="Victims of each kind; default: the budget's.")
-    ] = None,
-    seed: Annotated[int, typer.Option(help="Seed of everything random.")] = 0,
-    holdout: Annotated[
-        Path | None,
-        typer.Option(help="Clean pictures to test on, a subfolder a class; default: a fifth."),
-    ] = None,
-    background: Annotated[
-        Path | None, typer.Option(help="Other people's pictures, as one more class.")
-    ] = None,
-    size: Annotated[
-        int | None, typer.Option(help="Pixels a side that victims see; default: 32 or 64.")
-    ] = None,
+    given: Given[VerifySpec],
     fail_under: Annotated[
         float | None,
         typer.Option(
             help="Exit with 5 unless every attacker was measured and leaves so many percent."
         ),
     ] = None,
-    report: Annotated[Path | None, typer.Option(help="Write a page to show: FILE.html.")] = None,
-    device: Device = "auto",
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Keep the victims that are finished.")
-    ] = False,
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Train models on the copies, and tell how much less they learn than from the originals."""
-    from tue_cli.attacks.registry import attacks_named
     from tue_cli.console import Console
-    from tue_cli.verify.request import VerifySpec, victims_named
     from tue_cli.verify.run import verify as job
 
     if fail_under is not None and not 0 <= fail_under <= 100:
         raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
-    settings = BUDGETS.get(budget, BUDGETS["quick"])
-    spec = VerifySpec(
-        protected=protected,
-        original=original,
-        settings=replace(
-            settings,
-            victims=victims_named(victim),
-            attacks=settings.attacks if attacks is None else attacks_named(attacks.split(",")),
-            seeds=settings.seeds if seeds is None else seeds,
-            seed=seed,
-            size=size,
-        ),
-        seconds=None if budget in BUDGETS else seconds_of(budget),
-        holdout=holdout,
-        background=background,
-        report=report,
-        device=device,
-        resume=resume,
-        command=AGAIN,
-    )
+    spec = replace(given.spec(), command=given.typed)
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    facts = console.run(job(spec), _resuming(given.typed, spec.resume))
     if fail_under is not None:
         weakest, doubts = facts["weakest"], [row["inconclusive"] for row in facts["attacks"]]
         if weakest is None or weakest["value"] < fail_under or any(doubts):
@@ -486,36 +153,20 @@ def verify(
 
 
 @app.command()
+@takes(CheckSpec)
 def check(
-    protected: Annotated[
-        Path,
-        typer.Argument(metavar="PROTECTED", help="A folder of copies.", show_default=False),
-    ],
-    original: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder that was protected. Tells what is left of the noise in changed "
-            "copies: <d', d> / <d, d>, with d what protecting changed and d' what is changed now; "
-            "only an upper bound where the manifest's folder has no intact copy."
-        ),
-    ] = None,
-    manifest: Annotated[
-        Path | None,
-        typer.Option(
-            help="The folder that tue protect wrote, or its manifest; default PROTECTED. Copies "
-            "are found at their paths there, else by their names, whatever the extension."
-        ),
-    ] = None,
+    given: Given[CheckSpec],
     as_json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
     """Tell which copies differ from their manifest, and how much of their noise is left."""
-    from tue_cli.check.run import CheckSpec
     from tue_cli.check.run import check as job
     from tue_cli.console import Console
 
-    spec = CheckSpec(protected, original, manifest, listed=None if verbose else 10)
+    spec = given.spec()
+    if verbose:
+        spec = replace(spec, listed=None)
     facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
     if facts["mismatches"]:
         raise typer.Exit(ExitCode.MISMATCH)
@@ -544,68 +195,20 @@ def _open_ui(folder: Path | None) -> None:
     raise typer.Exit(run(folder))
 
 
+def _resuming(typed: str, resumes: bool) -> str:
+    """Return the command that goes on from where one was stopped."""
+    return typed if resumes else f"{typed} --resume"
+
+
 def main(arguments: list[str] | None = None) -> Any:
-    """Run `tue` and exit with its code; the one place where errors become exit codes."""
+    """Run `tue` and exit with its code."""
     # Said before torch is loaded: spinning OpenMP threads slow it tenfold on a busy machine.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    if isinstance(sys.stdout, io.TextIOWrapper):
-        # A name that a pipe's encoding lacks is spelt out, as stderr does it, and stops nothing.
-        sys.stdout.reconfigure(errors="backslashreplace")
     arguments = sys.argv[1:] if arguments is None else arguments
     # Where in tue a warning was given helps nobody who uses it.
     warnings.formatwarning = lambda message, *_, **__: f"Note: {message}\n"
     # So is Pillow's word on damaged tags; a person hears of them only if the picture suffers.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").addHandler(logging.NullHandler())
-    try:
-        try:
-            app(arguments, prog_name="tue")
-        finally:
-            _flush()
-    except KeyboardInterrupt:
-        _end_interrupted()
-    except Exception as error:
-        from tue_cli.console import print_error
-
-        told = error if isinstance(error, TueError) else _unforeseen(error)
-        with suppress(OSError):  # stderr may be full too
-            print_error(told)
-        sys.exit(told.exit_code)
-
-
-def _end_interrupted() -> NoReturn:
-    with suppress(OSError):
-        typer.echo("Interrupted.", err=True)
-    sys.exit(ExitCode.INTERRUPTED)
-
-
-def _flush() -> None:
-    """Write what stdout still holds.
-
-    Raises:
-        OutputProblem: it cannot be written; the interpreter will not try again.
-    """
-    try:
-        if sys.stdout is not None:
-            sys.stdout.flush()
-    except (OSError, ValueError) as error:
-        with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
-            os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise stdout_problem(error) from None
-
-
-def _unforeseen(error: Exception) -> TueError:
-    """Return what a person is told of an error that nothing in tue foresaw."""
-    if os.environ.get("TUE_DEBUG"):
-        traceback.print_exception(error)
-    if isinstance(error, MemoryError):
-        return TueError("There is not enough memory.", "Use fewer --jobs, or smaller pictures.")
-    if isinstance(error, OSError):
-        where = f"{error.filename}: " if error.filename else ""
-        return TueError(
-            f"The operating system reported an error: {where}{error.strerror or error}."
-        )
-    return TueError(
-        f"This should not have happened: {type(error).__name__}: {str(error)[:300]}.",
-        "Finished work is kept. Please report this, with the traceback that TUE_DEBUG=1 shows.",
-    )
+    with translate_errors():
+        app(arguments, prog_name="tue", obj=shlex.join(["tue", *arguments]))

@@ -1,94 +1,122 @@
-"""Options that several commands share, and what the words given to them mean."""
+"""Options of the command line: those made of a spec's declarations, and those that all share."""
 
 from __future__ import annotations
 
-import math
-import os
-import shlex
-import sys
-from dataclasses import replace
-from pathlib import Path
-from typing import Annotated, Any
+import inspect
+from collections.abc import Callable
+from dataclasses import MISSING, replace
+from functools import wraps
+from typing import Annotated, Any, Generic, TypeVar
 
 import typer
 
-from tue_cli.config import (
-    METHODS,
-    RECIPES,
-    TRAININGS,
-    NoiseSettings,
-    ProtectSettings,
-    TrainSettings,
-)
+from tue_cli.config import METHODS, RECIPES, TrainSettings
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_LIST
+from tue_cli.fields import Question, fill, list_questions
 
-NAMES = ", ".join(METHODS)
-PROTECT, TRAIN = ProtectSettings(), TrainSettings()
+Spec = TypeVar("Spec")
 
 Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
 Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Name every file.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
-Device = Annotated[
-    str,
-    typer.Option(help="auto, cpu, cuda, cuda:N or mps; a device named here is used or it fails."),
-]
-
-Score = Annotated[
-    float | None,
-    typer.Option(help="tue: part of the score network, alpha_s / alpha_u; 0 leaves it out."),
-]
-Gray = Annotated[
-    float | None,
+TrainMethod = Annotated[
+    str | None,
     typer.Option(
-        help="tue: part of the surrogate's term in grey; 0 leaves it out, as in the paper."
+        help=f"What the weights are for: {', '.join(METHODS)}; default: {TrainSettings().method}."
     ),
 ]
-ScoreMode = Annotated[str | None, typer.Option(help="tue: norm (the paper's line 9) or ascent.")]
-Samples = Annotated[
-    int | None, typer.Option(help="Random shifts and flips a step; default: 5 for rem, else 1.")
-]
-InnerRadius = Annotated[
-    float | None, typer.Option(help="rem: radius of its inner adversary, in levels of 255.")
-]
-InnerSteps = Annotated[
-    int | None, typer.Option(help="rem: steps of its inner adversary; 0 is the method sem.")
-]
 
 
-def noise_of(
-    method: str,
-    *,
-    radius: float | None,
-    steps: int | None,
-    score: float | None,
-    score_mode: str | None,
-    gray: float | None,
-    samples: int | None,
-    inner_radius: float | None,
-    inner_steps: int | None,
-) -> NoiseSettings:
-    """Return a method's noise, but for what was given; radii in levels of 255.
+class Given(Generic[Spec]):
+    """What was given of a spec on the command line."""
 
-    Raises:
-        BadSetting: a radius was given for a method that has none.
+    def __init__(self, spec: type[Spec], given: dict[str, Any], typed: str) -> None:
+        """`given`: values as the command line reads them, by the keys of the questions."""
+        self._spec = spec
+        self._given = given
+        self.typed = typed
+        """The command as it was typed, to be typed again."""
+
+    def __getitem__(self, key: str) -> Any:
+        """Return what was given for an option; None for nothing."""
+        return self._given[key]
+
+    def spec(self, **settled: Any) -> Spec:
+        """Return the spec; `settled` takes the place of what was given, by the questions' keys.
+
+        Raises:
+            BadSetting: a value that cannot be read, or does not fit what else was chosen.
+        """
+        values = {}
+        for question in list_questions(self._spec):
+            value = settled.get(question.key, self._given[question.key])
+            if value is not None:
+                values[question.name] = question.typed.read(value) if question.typed else value
+        return fill(self._spec, values)
+
+
+def takes(
+    spec: type[Spec], *, undecided: tuple[str, ...] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of a kind of spec beside its own; it gets them as `given`.
+
+    What is `undecided` has no default here: the command decides it.
     """
-    # An unknown method is refused by the job.
-    known = METHODS.get(method, METHODS["tue"])
-    if known.bound == "none" and radius is not None:
-        raise BadSetting(f"{method} is a filter, which has no radius.", "Leave out --radius.")
-    given = {
-        "radius": None if radius is None else radius / 255,
-        "steps": steps,
-        "score_ratio": score,
-        "score_mode": score_mode,
-        "gray_ratio": gray,
-        "samples": samples,
-        "inner_radius": None if inner_radius is None else inner_radius / 255,
-        "inner_steps": inner_steps,
-    }
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    return replace(known.noise, **changes)
+    parameters = {}
+    for question in list_questions(spec):
+        if question.key in undecided:
+            question = replace(question, default=None)
+        parameters[question.key] = _parameter(question)
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        kind = inspect.Parameter.KEYWORD_ONLY
+        signature = inspect.signature(command, eval_str=True)
+        own = [
+            parameter.replace(kind=kind)
+            for name, parameter in signature.parameters.items()
+            if name != "given"
+        ]
+
+        @wraps(command)
+        def run(context: typer.Context, **values: Any) -> None:
+            given = {key: values.pop(key) for key in parameters}
+            typed = context.find_root().obj or "tue"
+            command(given=Given(spec, given, typed), **values)
+
+        context = inspect.Parameter("context", kind, annotation=typer.Context)
+        every = [context, *parameters.values(), *own]
+        run.__signature__ = signature.replace(parameters=every)  # type: ignore[attr-defined]
+        run.__annotations__ = {parameter.name: parameter.annotation for parameter in every}
+        return run
+
+    return decorate
+
+
+def _parameter(question: Question) -> inspect.Parameter:
+    """Return the parameter of a command that asks a question."""
+    said = question.declared
+    kind: Any = question.typed.kind if question.typed else question.kind
+    default: Any = inspect.Parameter.empty
+    if question.default is not MISSING:
+        default = question.default
+        if question.typed and default is not None:
+            default = question.typed.kind(question.typed.write(default))
+    if said.is_argument:
+        info = typer.Argument(help=said.help, metavar=said.metavar, show_default=False)
+    else:
+        info = typer.Option(
+            *question.flags,
+            help=said.help,
+            metavar=said.metavar,
+            rich_help_panel=said.panel or None,
+        )
+    is_optional = default is None
+    return inspect.Parameter(
+        question.key,
+        inspect.Parameter.KEYWORD_ONLY,
+        default=default,
+        annotation=Annotated[kind | None if is_optional else kind, info],
+    )
 
 
 def recipe_of(method: str | None, recipe: str | None) -> str:
@@ -104,87 +132,9 @@ def recipe_of(method: str | None, recipe: str | None) -> str:
                 f"{method} takes no weights of the recipe {recipe}.", "Leave one of the two out."
             )
         return recipe
-    method = method or TRAIN.method
+    method = method or TrainSettings().method
     if method not in METHODS:
-        return method  # which the job refuses, where there is no such recipe either
+        return method  # which is refused where there is no such recipe either
     if not METHODS[method].recipes:
         raise BadSetting(f"{method} has no net to train.", "Run `tue protect` at once.")
     return METHODS[method].recipes[0]
-
-
-def training_of(preset: str, sizes: dict[str, int | None]) -> TrainSettings:
-    """Return a preset's training, but for the sizes that were given.
-
-    Raises:
-        BadSetting: there is no such preset.
-    """
-    if preset not in TRAININGS:
-        raise BadSetting(
-            f"There is no preset {preset!r}.", f"Choose one of {', '.join(TRAININGS)}."
-        )
-    given: dict[str, Any] = {name: size for name, size in sizes.items() if size is not None}
-    return replace(TRAININGS[preset], **given)
-
-
-def folder_of(text: str) -> Path:
-    """Return the folder that -o names.
-
-    Raises:
-        BadSetting: an empty name, which would be the folder that one is in.
-    """
-    if not text:
-        raise BadSetting("The output folder -o is empty.", "Write . for the folder you are in.")
-    return Path(text)
-
-
-def paths_of(paths: list[str]) -> tuple[Path, ...]:
-    """Replace - by the paths that stdin lists.
-
-    Raises:
-        BadSetting: an empty path, or no path in the list.
-    """
-    result: list[Path] = []
-    for path in paths:
-        if not path:
-            raise BadSetting("A path is empty.", "Write . for the folder you are in.")
-        if path != "-":
-            result.append(Path(path))
-            continue
-        if sys.stdin is None:
-            raise BadSetting("There is no stdin to read a list from.", "Name the pictures.")
-        data = sys.stdin.buffer.read(MOST_LIST + 1)
-        if len(data) > MOST_LIST:
-            raise BadSetting(
-                f"The list on stdin has more than {MOST_LIST:,} bytes, the most that is read.",
-                "Write one path a line, or name the folder that holds the pictures.",
-            )
-        lines = data.split(b"\0") if b"\0" in data else data.splitlines()
-        result += [Path(os.fsdecode(line)) for line in lines if line]
-    if not result:
-        raise BadSetting("The list on stdin names no path.", "Write one path a line.")
-    return tuple(result)
-
-
-def lasting(arguments: list[str]) -> str:
-    """Return the command that trains the same weights from the start, in one go."""
-    kept = [a for a in arguments if a != "--resume" and not a.startswith("--max-time=")]
-    if "--max-time" in kept:
-        place = kept.index("--max-time")
-        del kept[place : place + 2]
-    return shlex.join(["tue", *kept])
-
-
-def seconds_of(text: str) -> float:
-    """Read a length of time as people write it: 90s, 30m or 2h.
-
-    Raises:
-        BadSetting: it is none.
-    """
-    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
-    try:
-        value = float(text[:-1]) * (unit or 0)
-    except ValueError:
-        value = 0
-    if not 0 < value < math.inf:
-        raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
-    return value

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
+
+from tue_cli.errors import BadSetting
 
 
 def format_duration(seconds: float) -> str:
@@ -13,6 +16,22 @@ def format_duration(seconds: float) -> str:
     if whole < 3600:
         return f"{whole // 60} min {whole % 60:02d} s"
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
+
+
+def read_duration(text: str) -> float:
+    """Read a length of time, in seconds, as people write it: 90s, 30m or 2h.
+
+    Raises:
+        BadSetting: it is none.
+    """
+    unit = {"s": 1, "m": 60, "h": 3600}.get(text[-1:])
+    try:
+        value = float(text[:-1]) * (unit or 0)
+    except ValueError:
+        value = 0
+    if not 0 < value < math.inf:
+        raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
+    return value
 
 
 def size(count: float) -> str:

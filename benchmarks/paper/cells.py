@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from benchmarks.noise import published_noise
 from benchmarks.paper.settings import BenchSettings
-from tue_cli.config import METHODS, AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.config import METHODS, AdversarySettings, TrainSettings
+from tue_cli.noise import Noise
 from tue_cli.verify.trials import Trial
 
 COST = {"vgg16": 0.6, "resnet18": 1.0, "resnet50": 2.3, "densenet121": 2.0, "wrn34-10": 9.4}
@@ -28,7 +29,7 @@ class Arm:
     name: str
     method: str
     """Of `config.METHODS`; `random` is noise without a method, nothing leaves pictures clean."""
-    noise: NoiseSettings
+    noise: Noise
     training: TrainSettings | None
     seed: int
     """Of its noise."""
@@ -40,8 +41,11 @@ class Arm:
     def passes(self) -> tuple[float, float]:
         """Return about how many passes its training takes, and its noise a picture."""
         noise, training = self.noise, self.training
-        inner = 1 + noise.inner_steps if self.method == "rem" else 1
-        a_picture = 0.0 if self.method in ("", "random") else noise.steps * noise.samples * inner
+        steps, samples, inner = (
+            getattr(noise, name, few)
+            for name, few in (("steps", 1), ("samples", 1), ("inner_steps", 0))
+        )
+        a_picture = 0.0 if self.method in ("", "random") else steps * samples * (1 + inner)
         if training is None:
             return 0, a_picture / 100 if self.method in ("lsp", "cuda") else a_picture
         cost = COST[training.net]
@@ -93,18 +97,20 @@ def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     if name in ("clean", "random noise"):
         kind = "" if name == "clean" else "random"
         return Arm(name, kind, published_noise(), None, budget.seed)
-    noise = published_noise(method)
-    if method == "tap":
-        noise = replace(noise, steps=budget.tap_steps)
-    elif METHODS[method].recipes:
-        noise = replace(noise, steps=budget.noise_steps)
-    if method in ("tue", "rem"):
-        inner = 0 if name == "SEM" else budget.inner_steps
-        noise = replace(noise, samples=budget.samples, inner_steps=inner)
     sigma = changes.pop("sigma", TrainSettings().sigma)
-    noise = replace(noise, **changes)
+    noise = METHODS[method].noise
+    own = {field.name: getattr(noise, field.name) for field in fields(noise)}
+    wanted = own | {
+        "gray_ratio": 0.0,
+        "steps": budget.tap_steps if method == "tap" else budget.noise_steps,
+        "inner_steps": 0 if name == "SEM" else budget.inner_steps,
+    }
+    if method in ("tue", "rem"):
+        wanted["samples"] = budget.samples
+    wanted |= changes
     if name == "TUE without score":
-        noise = replace(noise, score_ratio=0.0)
+        wanted["score_ratio"] = 0.0
+    noise = replace(noise, **{field: wanted[field] for field in own})
     if not METHODS[method].recipes:
         return Arm(name, method, noise, None, budget.seed)
     recipe = METHODS[method].recipes[0]
@@ -115,7 +121,7 @@ def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
         size=budget.size,
         score_width=budget.score_width,
         # The control has no use for a score network; the recipe wants one.
-        score_steps=budget.score_steps if noise.score_ratio else 1,
+        score_steps=1 if noise.idle_nets else budget.score_steps,
         sigma=sigma,
         steps=budget.clean_steps if recipe == "clean" else budget.steps,
         batch=budget.batch,

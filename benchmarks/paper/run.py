@@ -19,8 +19,8 @@ from benchmarks.paper.layout import TABLES, Bench
 from benchmarks.paper.settings import BenchSettings
 from benchmarks.paper.tables import NOTE, Results, ResultTable, grid, markdown, summarize
 from benchmarks.rows import Rows, describe_hardware, format_command
-from tue_cli.config import DEVICES, setting
 from tue_cli.dataset.output import output_problem
+from tue_cli.declare import fixed
 from tue_cli.errors import BadSetting, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
 from tue_cli.protect.plan import refuse_seed, refuse_size
@@ -47,7 +47,7 @@ class BenchSpec:
     output: Path
     tables: tuple[str, ...]
     settings: BenchSettings
-    device: str = setting("auto", "where it is computed", choices=DEVICES)
+    device: str = fixed("auto", "where it is computed")
     dry_run: bool = False
     """Measure nothing: tell how much there is to do, and write the tables of what is known."""
 

@@ -4,35 +4,35 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tue_cli.config import setting
+from tue_cli.declare import fixed
 
 
 @dataclass(frozen=True)
 class BenchSettings:
     """One budget for every method."""
 
-    per_class: int | None = setting(None, "training pictures of each class; empty: all")
-    test_per_class: int | None = setting(None, "test pictures of each class; empty: all")
-    size: int = setting(32, "pixels a side, of noise and victims", unit="px")
-    width: int = setting(64, "channels of the first stage, of surrogates and victims")
-    score_width: int = setting(64, "channels of the score network")
-    score_steps: int = setting(20_000, "training steps of the score network")
-    steps: int = setting(5000, "training steps of a surrogate", source="REM, Fu et al. 2022")
-    clean_steps: int = setting(40_000, "training steps of the clean surrogate of tap", source="REM")
-    batch: int = setting(128, "pictures a step, of surrogates and victims", source="REM")
-    noise_steps: int = setting(10, "steps of the noise, but for tap", source="REM")
-    tap_steps: int = setting(250, "steps of tap's noise", source="Fowl et al. 2021")
-    samples: int = setting(5, "shifts and flips a step, of tue, rem and sem", source="REM")
-    inner_steps: int = setting(10, "steps of rem's inner adversary", source="REM")
-    adversary_steps: int = setting(10, "steps of every other adversary", source="REM")
-    victim_steps: int = setting(40_000, "training steps of a standard victim", source="REM")
-    adversarial_steps: int = setting(40_000, "of an adversarial victim", source="REM")
-    points: int = setting(20, "times a victim is tested on its way")
-    radii: tuple[int, ...] = setting((0, 1, 2, 3, 4), "of victims' adversaries, in levels of 255")
-    filters: tuple[str, ...] = setting((), "what else is tried against the noise in table 1")
-    seeds: int = setting(3, "standard victims of each kind")
-    adversarial_seeds: int = setting(3, "adversarial victims of each kind")
-    seed: int = setting(0, "seed of everything random")
+    per_class: int | None = fixed(None, "training pictures of each class; empty: all")
+    test_per_class: int | None = fixed(None, "test pictures of each class; empty: all")
+    size: int = fixed(32, "pixels a side, of noise and victims")
+    width: int = fixed(64, "channels of the first stage, of surrogates and victims")
+    score_width: int = fixed(64, "channels of the score network")
+    score_steps: int = fixed(20_000, "training steps of the score network")
+    steps: int = fixed(5000, "training steps of a surrogate", source="REM, Fu et al. 2022")
+    clean_steps: int = fixed(40_000, "training steps of the clean surrogate of tap", source="REM")
+    batch: int = fixed(128, "pictures a step, of surrogates and victims", source="REM")
+    noise_steps: int = fixed(10, "steps of the noise, but for tap", source="REM")
+    tap_steps: int = fixed(250, "steps of tap's noise", source="Fowl et al. 2021")
+    samples: int = fixed(5, "shifts and flips a step, of tue, rem and sem", source="REM")
+    inner_steps: int = fixed(10, "steps of rem's inner adversary", source="REM")
+    adversary_steps: int = fixed(10, "steps of every other adversary", source="REM")
+    victim_steps: int = fixed(40_000, "training steps of a standard victim", source="REM")
+    adversarial_steps: int = fixed(40_000, "of an adversarial victim", source="REM")
+    points: int = fixed(20, "times a victim is tested on its way")
+    radii: tuple[int, ...] = fixed((0, 1, 2, 3, 4), "of victims' adversaries, in levels of 255")
+    filters: tuple[str, ...] = fixed((), "what else is tried against the noise in table 1")
+    seeds: int = fixed(3, "standard victims of each kind")
+    adversarial_seeds: int = fixed(3, "adversarial victims of each kind")
+    seed: int = fixed(0, "seed of everything random")
 
 
 _SMALL = BenchSettings(

@@ -23,6 +23,7 @@ from typing import Any
 from tue_cli.check import summary
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import Expected, pair, read_expected
+from tue_cli.declare import argument, fixed, setting
 from tue_cli.errors import BadSetting, OutOfMemory, PictureProblem
 from tue_cli.events import Advanced, Checked, Done, Event, Skipped, Started
 from tue_cli.images import codec, residual
@@ -39,14 +40,20 @@ UNKNOWN_PIXELS = 12_000_000
 class CheckSpec:
     """What `tue check` was asked for."""
 
-    folder: Path
-    original: Path | None = None
-    manifest: Path | None = None
-    """A folder with its manifest, or the manifest; None for the one in `folder`."""
-    listed: int | None = 10
-    """Pictures in the table, the worst first; None for all."""
-    jobs: int = 0
-    """Threads; 0 for one a processor."""
+    folder: Path = argument("A folder of copies.", metavar="PROTECTED")
+    original: Path | None = setting(
+        None,
+        "The folder that was protected. Tells what is left of the noise in changed copies: <d', d> "
+        "/ <d, d>, with d what protecting changed and d' what is changed now; only an upper bound "
+        "where the manifest's folder has no intact copy.",
+    )
+    manifest: Path | None = setting(
+        None,
+        "The folder that tue protect wrote, or its manifest; default PROTECTED. Copies are found "
+        "at their paths there, else by their names, whatever the extension.",
+    )
+    listed: int | None = fixed(10, "pictures in the table, the worst first; None: all")
+    jobs: int = fixed(0, "threads; 0: one a processor")
 
 
 def check(spec: CheckSpec) -> Generator[Event, None, None]:

@@ -20,6 +20,7 @@ from tue_cli.dataset.manifest import (
     Record,
     damaged,
     differences,
+    drop_foreign_noise,
     drop_invalid,
     finite,
     format_manifest,
@@ -230,7 +231,7 @@ class Journal:
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
             else:
-                last = _select_deciding(entry["run"])
+                last = drop_foreign_noise(_select_deciding(entry["run"]), wanted)
                 records, keys = books.setdefault(format_line(last), ({}, {}))
                 keys.update(entry.get("keys", {}))
         self.records, self.keys = books.get(format_line(wanted), ({}, {}))

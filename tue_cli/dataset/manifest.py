@@ -171,6 +171,21 @@ def finite(value: Any) -> Any:
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
+def drop_foreign_noise(former: dict[str, Any], run: dict[str, Any]) -> dict[str, Any]:
+    """Return what a former run said, without such fields of its noise as this run's has not.
+
+    Runs once held the fields of every method, of which all but its own's decide nothing.
+    """
+    settings, own = former.get("settings"), run.get("settings")
+    if not (isinstance(settings, dict) and isinstance(own, dict)):
+        return former
+    noise, known = settings.get("noise"), own.get("noise")
+    if not (isinstance(noise, dict) and isinstance(known, dict)):
+        return former
+    kept = {name: value for name, value in noise.items() if name in known}
+    return {**former, "settings": {**settings, "noise": kept}}
+
+
 def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flatten(former), _flatten(run)

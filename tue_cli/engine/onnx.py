@@ -15,10 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.config import NoiseSettings
 from tue_cli.core import sampling
 from tue_cli.engine.torch import Floats, pad_batch
 from tue_cli.errors import BadSetting, DeviceUnavailable, WeightsProblem
+from tue_cli.noise import Noise, SampledNoise, TueNoise
 from tue_cli.weights import Tensors, Weights
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ class OnnxEngine:
         weights: Weights,
         graph: bytes,
         method: str,
-        noise: NoiseSettings,
+        noise: Noise,
         *,
         seed: int,
         device: str,
@@ -73,6 +73,7 @@ class OnnxEngine:
             WeightsProblem: the graph cannot be read, or lacks the score network.
         """
         refuse_method(method)
+        assert isinstance(noise, SampledNoise)
         self._noise = noise
         self._seed = seed
         self._session, kind = open_session(graph, weights.tensors, device)
@@ -82,8 +83,12 @@ class OnnxEngine:
             self.description += f", {count_threads()} thread{'s' * (count_threads() > 1)}"
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
-        self._next = noise.score_mode if method == "tue" and noise.score_ratio else "alone"
-        self._gray_step = noise.gray_ratio * noise.step if method == "tue" else 0.0
+        self._next, self._score_step, self._gray_step = "alone", 0.0, 0.0
+        if isinstance(noise, TueNoise):
+            self._score_step = noise.score_ratio * noise.step
+            self._gray_step = noise.gray_ratio * noise.step
+            if noise.score_ratio:
+                self._next = noise.score_mode
         if "gray_step" not in {given.name for given in self._session.get_inputs()}:
             raise WeightsProblem(
                 f"The graph of {weights.name} was written by an older tue.",
@@ -156,7 +161,7 @@ class OnnxEngine:
             "back": back,
             "step": np.array(noise.step, np.float32),
             "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
-            "score_step": np.array(noise.score_ratio * noise.step, np.float32),
+            "score_step": np.array(self._score_step, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }
         try:

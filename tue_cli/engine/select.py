@@ -12,10 +12,10 @@ import shutil
 import sys
 from pathlib import Path
 
-from tue_cli.config import NoiseSettings
 from tue_cli.engine.onnx import GRAPH_METHODS, OnnxEngine, refuse_method
 from tue_cli.engine.torch import Engine, TorchEngine, machine
 from tue_cli.errors import BadSetting, WeightsProblem, is_installed, require
+from tue_cli.noise import Noise
 from tue_cli.weights import Weights, graph_of
 
 BACKENDS = ("auto", "torch", "onnx")
@@ -29,7 +29,7 @@ does so sooner: from 50 at width 32, 12 at 64 (benchmarks/results/runtimes.jsonl
 def engine_for(
     weights: Weights,
     method: str,
-    noise: NoiseSettings,
+    noise: Noise,
     *,
     seed: int,
     backend: str,
@@ -42,7 +42,7 @@ def engine_for(
 
     Args:
         weights: whose nets make the noise.
-        method: of `methods.METHODS`.
+        method: of `config.METHODS`.
         noise: what noise.
         seed: the run's.
         backend: `torch`, `onnx`, or `auto` for what `choose_backend` says.

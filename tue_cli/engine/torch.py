@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.config import METHODS, NoiseSettings
+from tue_cli.config import METHODS
 from tue_cli.core.sampling import draw_starts
 from tue_cli.errors import BadSetting, DeviceUnavailable
+from tue_cli.noise import Noise
 from tue_cli.weights import Weights, build
 
 if TYPE_CHECKING:
@@ -110,17 +111,17 @@ class TorchEngine:
         self,
         weights: Weights,
         method: str,
-        noise: NoiseSettings,
+        noise: Noise,
         *,
         seed: int,
         machine: ComputeDevice,
         batch: int,
     ) -> None:
         from tue_cli.core.capture import Captured
-        from tue_cli.methods import method_named
+        from tue_cli.methods import load_method
         from tue_cli.nets.frozen import freeze
 
-        self._perturb = method_named(method)
+        self._perturb = load_method(method)
         self._noise = noise
         self._seed = seed
         self._machine = machine
@@ -128,7 +129,7 @@ class TorchEngine:
         self.run: Run = Captured(machine.device)
         self.description = f"torch, {machine.description}"
         self.kind = f"torch, {machine.device.type}, {machine.dtype}".replace("torch.", "")
-        roles = tuple(r for r in METHODS[method].roles if r != "score" or noise.score_ratio)
+        roles = tuple(role for role in METHODS[method].roles if role not in noise.idle_nets)
         self._nets = {
             role: freeze(net.to(machine.device), machine.dtype)
             for role, net in build(weights, roles).items()

@@ -10,12 +10,11 @@ from torch import Tensor
 from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Pictures, crop_and_flip
 from tue_cli.core.loop import Training, fit
-from tue_cli.methods.surrogate import FrozenNets, make_training_loss
+from tue_cli.methods.surrogate import FrozenNets, NetFit, make_training_loss, plan_surrogate
 from tue_cli.nets.classifiers import Classifier
 
 
-def fit_role(
-    role: str,
+def fit_surrogate(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
@@ -30,3 +29,6 @@ def fit_role(
         loss=make_training_loss(training.net, dtype),
         prepare=lambda pixels, labels, generator: (crop_and_flip(pixels, generator), labels),
     )
+
+
+FITS = {"surrogate": NetFit(fit_surrogate, plan_surrogate)}

@@ -12,14 +12,26 @@ No net: each class has one small filter, and every picture goes through its clas
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.config import FilterSettings, NoiseSettings
 from tue_cli.core.batches import generator_at
 from tue_cli.core.capture import Run, eagerly
+from tue_cli.declare import fixed
 from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.noise import CudaNoise
+
+
+@dataclass(frozen=True)
+class FilterSettings:
+    """The filters of cuda (Sadasivan et al. 2023)."""
+
+    side: int = fixed(3, "pixels a side of a filter", source="Sadasivan et al. 2023, CIFAR-10")
+    blur: float = fixed(0.3, "largest weight beside the one that is 1", source="same")
+
 
 FILTER = FilterSettings()
 
@@ -36,7 +48,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: CudaNoise,
     *,
     start: Tensor,
     generator: torch.Generator,

@@ -13,31 +13,34 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
+    NetFit,
     fit_on_own_noise,
+    plan_surrogate,
     sample_eot_moves,
     surrogate_of,
     surrogate_term,
 )
+from tue_cli.noise import EmNoise
 
 
 def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: EmNoise,
     *,
     start: Tensor,
     generator: torch.Generator,
     run: Run = eagerly,
 ) -> Tensor:
-    """Return delta, (N, 3, H, W), that makes the surrogate's loss small; `score_*` is not used."""
+    """Return delta, (N, 3, H, W), that makes the surrogate's loss small."""
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
         term = surrogate_term(surrogate_of(nets), labels, noise, moves)
@@ -46,8 +49,7 @@ def perturb(
     return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
 
 
-def fit_role(
-    role: str,
+def fit_surrogate(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
@@ -55,4 +57,9 @@ def fit_role(
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     """Train the surrogate by standard training on its own unlearnable examples."""
-    yield from fit_on_own_noise(training, nets, pictures, perturb, settings.noise, None, dtype)
+    noise = settings.noise
+    assert isinstance(noise, EmNoise)
+    yield from fit_on_own_noise(training, nets, pictures, perturb, noise, None, dtype)
+
+
+FITS = {"surrogate": NetFit(fit_surrogate, plan_surrogate)}

@@ -11,15 +11,28 @@ each coordinate colours a patch of the picture.
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings, PatchSettings
 from tue_cli.core.batches import generator_at
 from tue_cli.core.capture import Run, eagerly
+from tue_cli.declare import fixed
 from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.noise import LspNoise
+
+
+@dataclass(frozen=True)
+class PatchSettings:
+    """The pattern of lsp (Yu et al. 2022; sklearn's make_classification as they call it)."""
+
+    side: int = fixed(8, "pixels a side of a patch", source="Yu et al. 2022, CIFAR-10")
+    separation: float = fixed(
+        10.0, "distance of the classes' centres from the middle, in each coordinate", source="same"
+    )
+
 
 PATCHES = PatchSettings()
 
@@ -35,7 +48,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: LspNoise,
     *,
     start: Tensor,
     generator: torch.Generator,

@@ -23,14 +23,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.config import KernelSettings, NoiseSettings, TrainSettings
+from tue_cli.config import KernelSettings, TrainSettings
 from tue_cli.core.batches import Pictures, batch_indices
 from tue_cli.core.capture import Run, eagerly
 from tue_cli.core.kernel import fit_coefficients, fit_with_last_picture, own_kernel, tangent_kernel
-from tue_cli.core.loop import Training
+from tue_cli.core.loop import Plan, Training
 from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.methods.surrogate import FrozenNets
+from tue_cli.methods.surrogate import FrozenNets, NetFit
 from tue_cli.nets.block import NtgaBlock
+from tue_cli.noise import NtgaNoise
 
 KERNEL = KernelSettings()
 
@@ -49,7 +50,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: NtgaNoise,
     *,
     start: Tensor,
     generator: torch.Generator,
@@ -89,8 +90,7 @@ def held_out_losses(block: NtgaBlock, moved: Tensor) -> Tensor:
     return F.cross_entropy(logits, block.held_out_labels, reduction="none")
 
 
-def fit_role(
-    role: str,
+def fit_block(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
@@ -99,7 +99,7 @@ def fit_role(
 ) -> Iterator[Tensor]:
     """Choose the block and make its noise, a step of ascent at a time; yield the learner's loss."""
     block, noise = training.net, settings.noise
-    assert isinstance(block, NtgaBlock)
+    assert isinstance(block, NtgaBlock) and isinstance(noise, NtgaNoise)
     if not training.step:
         order = batch_indices(len(pictures), len(pictures), seed=settings.seed, step=0)
         block.fill(pictures, order)
@@ -112,3 +112,12 @@ def fit_role(
             loss = held_out_losses(block, block.pixels + delta).mean()
         training.step += 1
         yield loss
+
+
+def plan_block(settings: TrainSettings, name: str) -> Plan:
+    """Return the plan of the block: a step of training is one of its noise."""
+    assert isinstance(settings.noise, NtgaNoise)
+    return Plan(settings.noise.steps, settings.batch, settings.rate, "sgd", settings.seed, name)
+
+
+FITS = {"block": NetFit(fit_block, plan_block)}

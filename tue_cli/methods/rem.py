@@ -15,7 +15,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.loop import Training
@@ -23,12 +23,15 @@ from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.methods.surrogate import (
     FrozenNets,
+    NetFit,
     ascend_loss,
     average_over_moves,
     fit_on_own_noise,
+    plan_surrogate,
     sample_eot_moves,
     surrogate_of,
 )
+from tue_cli.noise import RemNoise
 
 
 def make_adversarial_loss(
@@ -51,7 +54,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: RemNoise,
     *,
     start: Tensor,
     generator: torch.Generator,
@@ -61,22 +64,22 @@ def perturb(
 
     The inner maximum within the outer minimum (Fu et al., Eq. 5), over shifts and flips.
     """
+    inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
 
     def descend(
         pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, starts: Tensor
     ) -> Tensors:
-        loss = make_adversarial_loss(cross_entropy(surrogate_of(nets), labels), noise.inner, starts)
+        loss = make_adversarial_loss(cross_entropy(surrogate_of(nets), labels), inner, starts)
         term = Term(gradient_of(average_over_moves(loss, noise.samples, moves)), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
     moves = sample_eot_moves(noise, pixels, generator)
     like = pixels.new_empty((len(moves), 1, *pixels.shape[1:]))
-    starts = uniform_start(like, noise.inner_radius, generator)
+    starts = uniform_start(like, inner.radius, generator)
     return run(descend, pixels, labels, start, moves, starts)[0]
 
 
-def fit_role(
-    role: str,
+def fit_surrogate(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
@@ -84,6 +87,9 @@ def fit_role(
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     """Train the surrogate by adversarial training on its own unlearnable examples."""
-    yield from fit_on_own_noise(
-        training, nets, pictures, perturb, settings.noise, settings.adversary, dtype
-    )
+    noise = settings.noise
+    assert isinstance(noise, RemNoise)
+    yield from fit_on_own_noise(training, nets, pictures, perturb, noise, settings.adversary, dtype)
+
+
+FITS = {"surrogate": NetFit(fit_surrogate, plan_surrogate)}

@@ -4,27 +4,33 @@ noise that it makes itself (em, rem, tue).
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import Protocol
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.config import AdversarySettings, NoiseSettings
+from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.batches import Pictures, crop_and_flip, sample_moves, shift_and_flip
 from tue_cli.core.capture import Captured, Run, Tensors, eagerly
-from tue_cli.core.loop import Loss, Training, fit
+from tue_cli.core.loop import Loss, Plan, Training, fit
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import Frozen, FrozenClassifier
+from tue_cli.noise import Noise, SampledNoise
 
 FrozenNets = Mapping[str, Frozen]
 """The frozen nets of a method, by role."""
 
 
-class Perturb(Protocol):
+Own = TypeVar("Own", bound=Noise, contravariant=True)
+"""The noise settings of one method."""
+
+
+class Perturb(Protocol[Own]):
     """A method's noise; `methods.tue.perturb` says what the arguments are."""
 
     def __call__(
@@ -32,13 +38,38 @@ class Perturb(Protocol):
         nets: FrozenNets,
         pixels: Tensor,
         labels: Tensor,
-        noise: NoiseSettings,
+        noise: Own,
         *,
         start: Tensor,
         generator: torch.Generator,
         run: Run = eagerly,
     ) -> Tensor:
         """Return delta, (N, 3, H, W), within the method's bound."""
+
+
+Fit = Callable[[Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[Tensor]]
+"""A net's training, the nets trained before it, pictures, settings and precision to losses."""
+
+
+@dataclass(frozen=True)
+class NetFit:
+    """How one net of a recipe is trained: by what, and for how long."""
+
+    fit: Fit
+    plan: Callable[[TrainSettings, str], Plan]
+    """Of the settings and the net's name, which names the stream of its draws."""
+
+
+def plan_surrogate(settings: TrainSettings, name: str) -> Plan:
+    """Return the plan of a classifier: SGD, as REM has it."""
+    return Plan(settings.steps, settings.batch, settings.rate, "sgd", settings.seed, name)
+
+
+def plan_score(settings: TrainSettings, name: str) -> Plan:
+    """Return the plan of a score network, or of noises that are trained themselves: Adam."""
+    return Plan(
+        settings.score_steps, settings.batch, settings.score_rate, "adam", settings.seed, name
+    )
 
 
 def surrogate_of(nets: FrozenNets) -> FrozenClassifier:
@@ -70,13 +101,13 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
     return objective
 
 
-def sample_eot_moves(noise: NoiseSettings, pixels: Tensor, generator: torch.Generator) -> Tensor:
+def sample_eot_moves(noise: SampledNoise, pixels: Tensor, generator: torch.Generator) -> Tensor:
     """Draw the EoT samples (a shift and a flip each) of all steps, on the pixels' device."""
     return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
 
 
 def surrogate_term(
-    surrogate: FrozenClassifier, labels: Tensor, noise: NoiseSettings, moves: Tensor
+    surrogate: FrozenClassifier, labels: Tensor, noise: SampledNoise, moves: Tensor
 ) -> Term:
     """Descend l(f'(t(x + delta)), y) over the next shifts and flips t at every step."""
     loss = average_over_moves(cross_entropy(surrogate, labels), noise.samples, moves)
@@ -109,8 +140,8 @@ def fit_on_own_noise(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
-    perturb: Perturb,
-    noise: NoiseSettings,
+    perturb: Perturb[Own],
+    noise: Own,
     adversary: AdversarySettings | None,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:

@@ -12,18 +12,18 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.losses import cross_entropy_of_next
 from tue_cli.core.pgd import Term, gradient_of, pgd
 from tue_cli.methods.surrogate import FrozenNets, average_over_moves, sample_eot_moves, surrogate_of
+from tue_cli.noise import TapNoise
 
 
 def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: TapNoise,
     *,
     start: Tensor,
     generator: torch.Generator,

@@ -18,7 +18,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Pictures, crop_and_flip, gray
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.loop import Training, fit
@@ -26,17 +26,21 @@ from tue_cli.core.losses import cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import Objective, Term, gradient_of, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
+    NetFit,
     average_over_moves,
     fit_on_own_noise,
+    plan_score,
+    plan_surrogate,
     sample_eot_moves,
     surrogate_of,
     surrogate_term,
 )
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import TueNoise
 
 
-def score_term(score: FrozenScore, labels: Tensor, noise: NoiseSettings) -> Term:
+def score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term:
     """Descend the norm of s(x + delta, y), or ascend along s itself."""
     step = noise.score_ratio * noise.step
     if noise.score_mode == "ascent":
@@ -53,7 +57,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: TueNoise,
     *,
     start: Tensor,
     generator: torch.Generator,
@@ -90,7 +94,11 @@ def perturb(
 
 
 def fit_score(
-    training: Training, pictures: Pictures, settings: TrainSettings, dtype: torch.dtype
+    training: Training,
+    nets: FrozenNets,
+    pictures: Pictures,
+    settings: TrainSettings,
+    dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     """Train the score network on clean pictures by denoising score matching (Eq. 5)."""
     net, device = training.net, pictures.pixels.device
@@ -107,18 +115,20 @@ def fit_score(
     yield from fit(training, pictures, loss=loss, prepare=prepare)
 
 
-def fit_role(
-    role: str,
+def fit_surrogate(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train the score network, then, with it frozen in `nets`, the surrogate (lines 4 to 18)."""
-    if role == "score":
-        yield from fit_score(training, pictures, settings, dtype)
-    else:
-        yield from fit_on_own_noise(
-            training, nets, pictures, perturb, settings.noise, settings.adversary, dtype
-        )
+    """Train the surrogate, with the score network frozen in `nets` (lines 4 to 18)."""
+    noise = settings.noise
+    assert isinstance(noise, TueNoise)
+    yield from fit_on_own_noise(training, nets, pictures, perturb, noise, settings.adversary, dtype)
+
+
+FITS = {
+    "score": NetFit(fit_score, plan_score),
+    "surrogate": NetFit(fit_surrogate, plan_surrogate),
+}

@@ -20,16 +20,17 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings, TrainSettings
+from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Pictures, apply_crops, sample_crops
 from tue_cli.core.capture import Run, Tensors, eagerly
 from tue_cli.core.clustering import cluster
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import divergence
 from tue_cli.methods import clean
-from tue_cli.methods.surrogate import FrozenNets, surrogate_of
+from tue_cli.methods.surrogate import FrozenNets, NetFit, plan_score, surrogate_of
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.nets.patterns import Patterns
+from tue_cli.noise import UcNoise
 
 CLUSTERED = 10_000
 """At most so many pictures decide where the centres are."""
@@ -41,7 +42,7 @@ def perturb(
     nets: FrozenNets,
     pixels: Tensor,
     labels: Tensor,
-    noise: NoiseSettings,
+    noise: UcNoise,
     *,
     start: Tensor,
     generator: torch.Generator,
@@ -65,18 +66,14 @@ def centres_of(surrogate: FrozenClassifier, pictures: Pictures, count: int, seed
     return torch.stack([found[number % len(found)] for number in range(count)])
 
 
-def fit_role(
-    role: str,
+def fit_patterns(
     training: Training,
     nets: FrozenNets,
     pictures: Pictures,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train the clean surrogate, then, with it frozen in `nets`, the clusters' noises."""
-    if role == "surrogate":
-        yield from clean.fit_role(role, training, nets, pictures, settings, dtype)
-        return
+    """Train the clusters' noises, with the clean surrogate frozen in `nets`."""
     patterns, surrogate = training.net, surrogate_of(nets)
     assert isinstance(patterns, Patterns)
     count, radius = len(patterns.raw), settings.noise.radius
@@ -92,3 +89,6 @@ def fit_role(
         return divergence(features, centres[(drawn + 1) % count]).mean()
 
     yield from fit(training, pictures, loss=loss, prepare=prepare)
+
+
+FITS = {**clean.FITS, "patterns": NetFit(fit_patterns, plan_score)}

@@ -9,27 +9,22 @@ from collections import Counter
 from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import nullcontext
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from tue_cli.config import (
-    DEVICES,
-    METHODS,
-    NoiseSettings,
-    ProtectSettings,
-    TrainSettings,
-    setting,
-)
+from tue_cli.config import DEVICE, DEVICES, METHODS, ProtectSettings, TrainSettings
 from tue_cli.core.clustering import cluster
 from tue_cli.dataset import discover, labels
 from tue_cli.dataset.journal import EXISTING, Journal
+from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem
 from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
+from tue_cli.noise import Noise
 from tue_cli.report.write import refuse_report
 from tue_cli.text import printable
 from tue_cli.weights import Weights, load, netless
@@ -49,30 +44,53 @@ KEYS = tuple(f"{number:03d}" for number in range(1000))
 class ProtectSpec:
     """What `tue protect` was asked for."""
 
-    paths: tuple[Path, ...]
-    output: Path | None = setting(None, "where the copies go; empty: beside the folder")
-    labels: str = "auto"
-    key: str | None = None
-    """The key of a run's only class; None for an automatic choice."""
-    settings: ProtectSettings = field(default_factory=ProtectSettings)
-    weights: str | None = setting(None, "name of packaged weights, or a file; empty: packaged")
-    device: str = setting("auto", "where it is computed", choices=DEVICES)
-    backend: str = setting("auto", "what computes it", choices=BACKENDS)
+    paths: tuple[Path, ...] = argument(
+        "Folders (with all they hold) and files; - reads a list from stdin, one path a line or "
+        "separated by NUL.",
+        typed="paths",
+        metavar="PATHS",
+        in_form=False,
+    )
+    output: Path | None = setting(
+        None,
+        "Where the copies go; default <folder>-protected.",
+        "-o",
+        "--output",
+        typed="folder",
+        metavar="<path>",
+    )
+    labels: str = setting(
+        "auto",
+        "What a class is: folders (a subfolder each), single (all pictures), cluster or cluster:N "
+        "(pictures that look alike), FILE.csv (columns path,class); auto takes folders where there "
+        "are several, else single.",
+        in_form=False,
+    )
+    key: str | None = setting(None, "Key of the weights for a run with one class.")
+    settings: ProtectSettings = part(ProtectSettings())
+    weights: str | None = setting(None, "Name of packaged weights, or a file.")
+    device: str = setting("auto", DEVICE, choices=DEVICES)
+    backend: str = setting(
+        "auto",
+        "What computes: torch, onnx (ONNX Runtime, which has --device directml too), or auto: what "
+        "is faster here, and in a folder that was begun what began it.",
+        choices=BACKENDS,
+    )
     format: str = setting(
-        "keep", "file format; png keeps more of the noise", choices=("keep", "png", "jpeg", "webp")
+        "keep", "keep, png, jpeg or webp.", choices=("keep", "png", "jpeg", "webp")
     )
     quality: int | None = setting(
-        None, "of JPEG, WebP and AVIF, 1 to 100; empty: the source's, or better"
+        None, "1 to 100 for JPEG, WebP and AVIF; default: the source's, or better."
     )
     existing: str = setting(
-        "skip", "where a copy exists: skip what is done, overwrite, or stop", choices=EXISTING
+        "skip", "Where a copy exists: skip what is done, overwrite, or error.", choices=EXISTING
     )
-    dry_run: bool = False
-    report: Path | None = None
-    """A page with some of the pictures, before and after."""
-    command: str = ""
-    jobs: int = 0
-    """Threads that decode and encode; 0 for one a processor."""
+    dry_run: bool = setting(
+        False, "Write nothing; tell the plan and the time.", "-n", "--dry-run", in_form=False
+    )
+    report: Path | None = setting(None, "Write a page with some of the pictures: FILE.html.")
+    command: str = fixed("", "the command as it was typed")
+    jobs: int = setting(0, "Threads that decode and encode; 0: one a processor.")
 
 
 @dataclass(frozen=True)
@@ -93,7 +111,7 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(
             f"There is no method {spec.settings.method!r}.", f"Choose one of {', '.join(METHODS)}."
         )
-    refuse_noise(spec.settings.noise)
+    refuse_noise(spec.settings.noise, METHODS[spec.settings.method].noise)
     if not 0 <= spec.settings.smooth <= 1:
         raise BadSetting(f"A smooth of {spec.settings.smooth} cannot be.", "Choose 0 to 1.")
     refuse_seed(spec.settings.seed)
@@ -115,34 +133,14 @@ def check(spec: ProtectSpec) -> None:
         raise BadSetting(f"{spec.jobs} jobs cannot be.", "Choose 1 or more.")
 
 
-def refuse_noise(noise: NoiseSettings) -> None:
-    """Raise BadSetting for noise that cannot be made."""
-    if not 0 < noise.radius <= 1:
+def refuse_noise(noise: Noise, published: Noise) -> None:
+    """Raise BadSetting for noise that cannot be made, or is not of the published one's method."""
+    if type(noise) is not type(published):
         raise BadSetting(
-            f"A radius of {noise.radius * 255:g} levels cannot be.",
-            "Choose more than 0 and at most 255; 8 is the usual.",
+            f"{type(noise).__name__} is not the noise of this method.",
+            f"Give {type(published).__name__}.",
         )
-    if noise.radius * 255 < 1:
-        raise BadSetting(
-            f"A radius of {noise.radius * 255:g} is less than one level of an 8-bit picture.",
-            "Choose 1 or more.",
-        )
-    if noise.steps < 1:
-        raise BadSetting(f"{noise.steps} steps make no noise.", "Choose 1 or more.")
-    if noise.score_mode not in ("norm", "ascent"):
-        raise BadSetting(f"There is no score mode {noise.score_mode!r}.", "Choose norm or ascent.")
-    if not 0 <= noise.score_ratio < math.inf:
-        raise BadSetting(f"A score of {noise.score_ratio} cannot be.", "Choose 0 or more.")
-    if not 0 <= noise.gray_ratio < math.inf:
-        raise BadSetting(f"A gray of {noise.gray_ratio} cannot be.", "Choose 0 or more.")
-    if noise.samples < 1:
-        raise BadSetting(f"{noise.samples} samples a step make no noise.", "Choose 1 or more.")
-    if not 0 <= noise.inner_radius <= 1 or noise.inner_steps < 0:
-        raise BadSetting(
-            f"An inner adversary of {noise.inner_steps} steps and {noise.inner_radius * 255:g} "
-            "levels cannot be.",
-            "Give 0 steps or more and a radius of 0 to 255.",
-        )
+    noise.refuse()
 
 
 def refuse_size(size: int) -> None:

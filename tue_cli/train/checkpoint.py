@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.config import TrainSettings
-from tue_cli.dataset.manifest import differences
+from tue_cli.dataset.manifest import differences, drop_foreign_noise
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import open_regular
@@ -142,7 +142,8 @@ class Checkpoint:
         try:
             with open_regular(self.path, MOST_BYTES) as file:
                 state: dict[str, Any] = torch.load(file, weights_only=True)
-            changed = differences(state["identity"], self._identity)
+            former = drop_foreign_noise(state["identity"], self._identity)
+            changed = differences(former, self._identity)
             if not changed:
                 self._spent = state["seconds"]
                 self.curves = {role: Curve(values) for role, values in state["curves"].items()}

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.output import output_problem
+from tue_cli.declare import argument, setting
 from tue_cli.errors import BadSetting, PackageMissing, TueError, WeightsProblem, require
 from tue_cli.events import Done, Event, Note, Saved
 from tue_cli.storage.atomic import write_atomically
@@ -23,9 +24,16 @@ from tue_cli.weights import Weights, build, load, read
 class ExportSpec:
     """What `tue export` was asked for."""
 
-    weights: str | None = None
-    output: Path | None = None
-    """Beside the weights, where it is looked for, if not given."""
+    weights: str | None = argument(
+        "Name of packaged weights, or a file; default: the packaged ones.", None
+    )
+    output: Path | None = setting(
+        None,
+        "FILE.onnx. Beside the weights and under their name (the default), where protect looks for "
+        "it, it reads the weights from their file; elsewhere it holds them.",
+        "-o",
+        "--output",
+    )
 
 
 def export(spec: ExportSpec) -> Generator[Event, None, None]:

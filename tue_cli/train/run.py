@@ -6,7 +6,7 @@ import math
 import platform
 import time
 from collections.abc import Generator, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import MISSING, asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,7 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli import __version__
-from tue_cli.config import DEVICES, NETS, RECIPES, TrainSettings, setting
+from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAINING_NOISE, TRAININGS, TrainSettings
+from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
     from tue_cli.core.loop import Training
     from tue_cli.engine.torch import ComputeDevice
+    from tue_cli.methods.surrogate import NetFit
 
 REPORT_SECONDS = 5.0
 
@@ -55,15 +57,23 @@ REPORT_SECONDS = 5.0
 class TrainSpec:
     """What `tue train` was asked for."""
 
-    data: Path
-    output: Path
-    settings: TrainSettings
-    device: str = setting("auto", "where it is computed", choices=DEVICES)
-    resume: bool = setting(False, "go on from the checkpoint, exactly")
-    max_seconds: float | None = setting(None, "stop after so long; empty: never", unit="s")
-    limit: int | None = setting(None, "at most so many pictures of each class; empty: all")
+    data: Path = argument("A folder with one subfolder a class.")
+    output: Path = setting(MISSING, "The weights: FILE.safetensors.", "-o", "--output")
+    settings: TrainSettings = part(TRAININGS["paper"], by="preset", among=TRAININGS)
+    preset: str = setting(
+        "paper",
+        "paper (wants a GPU), or packaged: as the packaged weights were made, on one core of a "
+        "processor in 45 minutes.",
+        choices=tuple(TRAININGS),
+    )
+    device: str = setting("auto", DEVICE, choices=DEVICES)
+    resume: bool = setting(False, "Go on from the checkpoint, exactly.")
+    max_seconds: float | None = setting(
+        None, "Stop after this long: 90s, 30m or 2h.", "--max-time", typed="duration"
+    )
+    limit: int | None = setting(None, "Use at most this many pictures of each class.")
     """The first by name."""
-    command: str = ""
+    command: str = fixed("", "the command that trains the same, from the start and in one go")
 
 
 def train(spec: TrainSpec) -> Generator[Event, None, None]:
@@ -77,16 +87,17 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     """
     require("torch")
     from tue_cli.engine.torch import machine
+    from tue_cli.methods import load_recipe
 
     settings = spec.settings
     _check(spec)
-    roles = RECIPES[settings.method]
+    fits = load_recipe(settings.method)
     computer = machine(spec.device)
     classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
     yield from failures
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
-    trainings = trainings_of(card, roles, settings, computer)
+    trainings = trainings_of(card, fits, settings, computer)
     place = spec.output.with_suffix(".checkpoint")
     checkpoint = Checkpoint(place, pictures, classes, settings, trainings)
     if spec.resume:
@@ -107,7 +118,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
             f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
             f"--resume goes on from {checkpoint.path.name}."
         )
-    begun = bool(steps_done[roles[-1]])
+    begun = bool(steps_done[list(fits)[-1]])
     if begun:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         data = pack(replace(card, training=about), tensors_of(trainings))
@@ -135,10 +146,10 @@ def _train_nets(
     dtype: torch.dtype,
 ) -> Generator[Event, None, bool]:
     """Train the nets in turn, each with the former ones frozen; return whether time ran out."""
-    from tue_cli.methods import FIT
+    from tue_cli.methods import load_recipe
     from tue_cli.nets.frozen import Frozen, freeze
 
-    settings, fit_role = spec.settings, FIT[spec.settings.method]
+    settings, fits = spec.settings, load_recipe(spec.settings.method)
     total = sum(training.plan.steps for training in trainings.values())
     end = math.inf if spec.max_seconds is None else time.monotonic() + spec.max_seconds
     nets: dict[str, Frozen] = {}
@@ -146,7 +157,7 @@ def _train_nets(
         for role, training in trainings.items():
             curve, meter = checkpoint.curves[role], Meter(training.step)
             checked = training.step
-            for loss in fit_role(role, training, nets, pictures, settings, dtype):
+            for loss in fits[role].fit(training, nets, pictures, settings, dtype):
                 curve.add(loss)
                 steps = training.plan.steps
                 out_of_time = time.monotonic() >= end
@@ -222,7 +233,7 @@ def _check(spec: TrainSpec) -> None:
             f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
         )
     refuse_size(settings.size)
-    refuse_noise(settings.noise)
+    refuse_noise(settings.noise, TRAINING_NOISE[settings.method])
     refuse_seed(settings.seed)
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
@@ -282,26 +293,15 @@ _RANGES = {
 
 
 def trainings_of(
-    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: ComputeDevice
+    card: Card, fits: Mapping[str, NetFit], settings: TrainSettings, computer: ComputeDevice
 ) -> dict[str, Training]:
     """Return the card's nets with fresh weights, by role, each at the start of its training."""
-    from tue_cli.core.loop import Plan, Training
+    from tue_cli.core.loop import Training
     from tue_cli.nets.frozen import channels_last
 
-    lengths = {
-        "score": (settings.score_steps, settings.score_rate, "adam"),
-        "patterns": (settings.score_steps, settings.score_rate, "adam"),
-        "surrogate": (settings.steps, settings.rate, "sgd"),
-        "block": (settings.noise.steps, settings.rate, "sgd"),
-    }
-
-    def plan(role: str) -> Plan:
-        steps, rate, optimizer = lengths[role]
-        return Plan(steps, settings.batch, rate, optimizer, settings.seed, stream=role)
-
     return {
-        role: Training(channels_last(net.to(computer.device)), plan(role))
-        for role, net in fresh(card, roles, settings.seed).items()
+        role: Training(channels_last(net.to(computer.device)), fits[role].plan(settings, role))
+        for role, net in fresh(card, tuple(fits), settings.seed).items()
     }
 
 

@@ -6,14 +6,14 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Generator
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
 
-from tue_cli.config import NoiseSettings, ProtectSettings
+from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.events import Event, Looked
+from tue_cli.fields import format_command
 from tue_cli.protect.plan import ProtectSpec
-from tue_cli.tui.commands import protect_command
 
 LABELS = (
     ("auto", "Auto", "Each subfolder is a class where there are several; else all are one."),
@@ -50,7 +50,7 @@ class Draft:
 
     def command(self) -> str:
         """Return the equivalent command."""
-        return protect_command(self.spec)
+        return format_command("protect", self.spec)
 
     def look(self) -> Generator[Event, None, None]:
         """Return the job that makes the pictures to look at; they live as long as the draft."""
@@ -74,10 +74,12 @@ def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
     Where it does not say them, the settings stay as they are.
     """
     try:
-        settings = run["settings"]
+        settings = {**run["settings"]}
+        noise, said = METHODS[settings["method"]].noise, settings["noise"]
+        settings["noise"] = replace(noise, **{own.name: said[own.name] for own in fields(noise)})
         return replace(
             spec,
-            settings=ProtectSettings(**{**settings, "noise": NoiseSettings(**settings["noise"])}),
+            settings=ProtectSettings(**settings),
             weights=_asked_for(run["weights"]["name"]),
             format=run["format"],
             quality=run["quality"],

@@ -1,8 +1,8 @@
-"""Forms made of a spec's fields: one line each to fill in, its help below, its fault beside it."""
+"""Forms made of a spec's declarations: a line each to fill in, its help below, its fault beside."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from dataclasses import MISSING
 from typing import Any
 
 from textual import on
@@ -12,7 +12,7 @@ from textual.message import Message
 from textual.widgets import Input, Label, Select
 
 from tue_cli.errors import BadSetting
-from tue_cli.tui.fields import Asked, answered, asked
+from tue_cli.fields import Question, change, get_value, list_questions
 
 YES_NO = ("yes", "no")
 
@@ -20,28 +20,29 @@ YES_NO = ("yes", "no")
 class Field(Vertical):
     """One field: its name, a place to type or choose, its unit, its help."""
 
-    def __init__(self, field: Asked) -> None:
+    def __init__(self, question: Question, text: str) -> None:
         super().__init__(classes="field")
-        self.field = field
+        self.question = question
+        self._first = text
 
     def compose(self) -> ComposeResult:
         """Lay the field out."""
-        field = self.field
-        choices = YES_NO if field.kind is bool else field.choices
+        question, said = self.question, self.question.declared
+        choices = YES_NO if question.kind is bool else said.choices
         with Horizontal():
-            yield Label(field.title, classes="name")
+            yield Label(question.title, classes="name")
             if choices:
-                known = choices if field.text in choices else (*choices, field.text)
+                known = choices if self._first in choices else (*choices, self._first)
                 yield Select(
                     [(choice, choice) for choice in known],
-                    value=field.text,
+                    value=self._first,
                     allow_blank=False,
                     compact=True,
                 )
             else:
-                yield Input(field.text, compact=True, placeholder="–", select_on_focus=False)
-            yield Label(field.unit, classes="unit")
-        yield Label(field.help, classes="help", markup=False)
+                yield Input(self._first, compact=True, placeholder="–", select_on_focus=False)
+            yield Label(question.unit, classes="unit")
+        yield Label(said.help, classes="help", markup=False)
         yield Label("", classes="fault", markup=False)
 
     @property
@@ -73,19 +74,22 @@ class Form(VerticalScroll):
             super().__init__()
             self.form = form
 
-    def __init__(self, spec: Any, names: Sequence[str], *, id: str | None = None) -> None:  # noqa: A002
+    def __init__(self, spec: Any, *, id: str | None = None) -> None:  # noqa: A002
         super().__init__(id=id, can_focus=False)
         self._spec = spec
-        self._names = names
 
     def compose(self) -> ComposeResult:
-        """Lay the fields out."""
-        for name in self._names:
-            yield Field(asked(self._spec, name))
+        """Lay the fields out, research last; those that another choice has not are hidden."""
+        asked = [q for q in list_questions(type(self._spec)) if q.declared.in_form]
+        for question in sorted(asked, key=lambda question: bool(question.declared.panel)):
+            value = get_value(self._spec, question.name)
+            field = Field(question, "" if value is MISSING else question.write(value))
+            field.display = value is not MISSING
+            yield field
 
     def field(self, name: str) -> Field:
         """Return the field of a dotted name."""
-        return next(field for field in self.query(Field) if field.field.name == name)
+        return next(field for field in self.query(Field) if field.question.name == name)
 
     def read(self, spec: Any) -> Any:
         """Return `spec` with what is filled in; None where a field cannot be read, which says so.
@@ -94,14 +98,27 @@ class Form(VerticalScroll):
         """
         sound = True
         for field in self.query(Field):
-            fault = ""
-            if field.text != asked(spec, field.field.name).text:
+            fault, question = "", field.question
+            value = get_value(spec, question.name)
+            if value is not MISSING and field.text != question.write(value):
                 try:
-                    spec = answered(spec, field.field.name, field.text)
+                    changed = change(spec, question.name, question.read(field.text.strip()))
                 except BadSetting as error:
                     fault, sound = str(error), False
+                else:
+                    if question.chooses:
+                        self._refill(spec, changed)
+                    spec = changed
             field.blame(fault)
         return spec if sound else None
+
+    def _refill(self, former: Any, spec: Any) -> None:
+        """Show the fields that `spec` has, with what differs from the former one's filled in."""
+        for field in self.query(Field):
+            before, now = (get_value(of, field.question.name) for of in (former, spec))
+            field.display = now is not MISSING
+            if now not in (before, MISSING):
+                field.fill(field.question.write(now))
 
     @on(Input.Changed)
     @on(Select.Changed)

@@ -100,7 +100,7 @@ class ResultScreen(Step):
     def action_verify(self) -> None:
         """Verify these copies, in place."""
         spec = quick_verification(Path(self._facts["output"]), self._draft.spec.paths[0])
-        self.app.push_screen(VerifyRun(spec, "quick"))
+        self.app.push_screen(VerifyRun(spec))
 
     @on(Button.Pressed, "#open")
     def action_open(self) -> None:

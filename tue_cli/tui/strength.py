@@ -21,23 +21,6 @@ from tue_cli.tui.running import Ended, Happened, Runner
 from tue_cli.tui.steps import Said, Step
 from tue_cli.tui.summary import Part, lines, named, near, problem
 
-FIELDS = (
-    "settings.noise.radius",
-    "settings.noise.steps",
-    "settings.smooth",
-    "format",
-    "quality",
-    "output",
-    "existing",
-    "weights",
-    "device",
-    "settings.method",
-    "settings.noise.score_ratio",
-    "settings.noise.score_mode",
-    "settings.noise.gray_ratio",
-    "settings.noise.samples",
-    "settings.seed",
-)
 WIDTH = 10
 PAUSE = 0.5
 """Seconds without a change after which it is measured again."""
@@ -72,7 +55,7 @@ class StrengthScreen(Step):
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
                 settings.border_title = "How strong?"
-                yield Form(self._draft.spec, FIELDS)
+                yield Form(self._draft.spec)
             with Vertical(id="beside"):
                 with Vertical(id="estimate", classes="box") as estimate:
                     estimate.border_title = "What it takes"

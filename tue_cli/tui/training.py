@@ -14,42 +14,15 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, RichLog, Static
 
-from tue_cli.config import TrainSettings
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started
+from tue_cli.fields import format_command
 from tue_cli.text import format_count, format_duration, printable
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.charts import Chart
-from tue_cli.tui.commands import train_command
 from tue_cli.tui.forms import Form
 from tue_cli.tui.steps import TRAIN, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.watching import Progress, WatchScreen
-
-PLACES = ("data", "output")
-FIELDS = (
-    "settings.method",
-    "settings.net",
-    "settings.width",
-    "settings.score_width",
-    "settings.steps",
-    "settings.score_steps",
-    "settings.batch",
-    "settings.rate",
-    "settings.size",
-    "settings.sigma",
-    "settings.noise.radius",
-    "settings.noise.steps",
-    "settings.noise.score_ratio",
-    "settings.noise.score_mode",
-    "settings.noise.samples",
-    "settings.adversary.radius",
-    "settings.adversary.steps",
-    "settings.seed",
-    "limit",
-    "max_seconds",
-    "device",
-    "resume",
-)
 
 
 class TrainScreen(Step):
@@ -75,7 +48,7 @@ class TrainScreen(Step):
         super().__init__()
         output = Path("mine.safetensors")
         left = output.with_suffix(".checkpoint").exists()
-        self._spec = TrainSpec(folder or Path(), output, TrainSettings(), resume=left)
+        self._spec = TrainSpec(folder or Path(), output, resume=left)
         self._sound = True
 
     def body(self) -> ComposeResult:
@@ -83,7 +56,7 @@ class TrainScreen(Step):
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
                 settings.border_title = "What is trained?"
-                yield Form(self._spec, (*PLACES, *FIELDS))
+                yield Form(self._spec)
             with Vertical(id="beside"):
                 with VerticalScroll(id="about", classes="box") as about:
                     about.border_title = "What happens"
@@ -96,11 +69,8 @@ class TrainScreen(Step):
                     yield Button("Train", id="next", variant="primary")
 
     def on_mount(self) -> None:
-        """Say what each place is for; begin at the data."""
+        """Begin at the data."""
         form = self.query_one(Form)
-        helps = ("a folder with one subfolder a class", "the weights: FILE.safetensors")
-        for name, text in zip(PLACES, helps, strict=True):
-            form.field(name).query_one(".help", Static).update(text)
         if not self._spec.data.name:
             form.field("data").fill("")
         form.field("data").query_one("Input").focus()
@@ -126,7 +96,7 @@ class TrainScreen(Step):
 
     def command(self) -> str | None:
         """Return the equivalent command."""
-        return train_command(self._spec) if self._sound else None
+        return format_command("train", self._spec) if self._sound else None
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
@@ -171,12 +141,12 @@ class TrainRun(WatchScreen):
 
         again = self._spec.resume or self._begun
         self._begun = True
-        lasting = train_command(self._spec, lasting=True)
+        lasting = format_command("train", replace(self._spec, resume=False, max_seconds=None))
         return train(replace(self._spec, resume=again, command=lasting))
 
     def command(self) -> str:
         """Return the equivalent command."""
-        return train_command(self._spec)
+        return format_command("train", self._spec)
 
     def prepared(self) -> None:
         """Clear what a former attempt painted."""

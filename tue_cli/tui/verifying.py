@@ -13,14 +13,13 @@ from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
-from textual.widgets import Button, DataTable, Label, Select, Static
+from textual.widgets import Button, DataTable, Static
 
-from tue_cli.config import BUDGETS
 from tue_cli.errors import BadSetting
 from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.fields import format_command
 from tue_cli.text import printable
 from tue_cli.tui.charts import Chart
-from tue_cli.tui.commands import verify_command
 from tue_cli.tui.forms import Form
 from tue_cli.tui.steps import VERIFY, Said, Step, Steps
 from tue_cli.tui.summary import Part, lines, named
@@ -28,19 +27,6 @@ from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
 
-PLACES = ("protected", "original")
-FIELDS = (
-    "settings.attacks",
-    "settings.victims",
-    "settings.seeds",
-    "settings.size",
-    "settings.seed",
-    "holdout",
-    "background",
-    "report",
-    "device",
-    "resume",
-)
 ARMS = {"clean": "success", "random": "warning", "protected": "error"}
 """What victims are trained on, and the colour of its line."""
 NAMES = {"clean": "originals", "random": "random noise", "protected": "copies"}
@@ -49,7 +35,7 @@ NAMES = {"clean": "originals", "random": "random noise", "protected": "copies"}
 def quick_verification(protected: Path, original: Path) -> VerifySpec:
     """Return the verification that is offered after protecting; its page lies beside the copies."""
     report = protected.absolute().with_name(f"{protected.name}-report.html")
-    return VerifySpec(protected, original, BUDGETS["quick"], report=report, resume=True)
+    return VerifySpec(protected, original, report=report, resume=True)
 
 
 class VerifyScreen(Step):
@@ -75,8 +61,7 @@ class VerifyScreen(Step):
         super().__init__()
         output, folder = surveyed.get("output", ""), surveyed.get("folder", "")
         known = Path(output) if "finished" in surveyed else Path()
-        self._spec = VerifySpec(known, Path(folder), BUDGETS["quick"], resume=True)
-        self._budget = "quick"
+        self._spec = VerifySpec(known, Path(folder), resume=True)
         self._sound = True
 
     def body(self) -> ComposeResult:
@@ -84,16 +69,7 @@ class VerifyScreen(Step):
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
                 settings.border_title = "What is verified?"
-                with Horizontal(id="budget-row"):
-                    yield Label("budget", classes="name")
-                    yield Select(
-                        [(name, name) for name in BUDGETS],
-                        value="quick",
-                        allow_blank=False,
-                        compact=True,
-                        id="budget",
-                    )
-                yield Form(self._spec, (*PLACES, *FIELDS))
+                yield Form(self._spec)
             with Vertical(id="beside"):
                 with VerticalScroll(id="about", classes="box") as about:
                     about.border_title = "What happens"
@@ -106,23 +82,12 @@ class VerifyScreen(Step):
                     yield Button("Verify", id="next", variant="primary")
 
     def on_mount(self) -> None:
-        """Say what each place is for; begin at the copies."""
+        """Begin at the copies."""
         form = self.query_one(Form)
-        helps = ("the folder that tue protect wrote", "the folder that was given to it")
-        for name, text in zip(PLACES, helps, strict=True):
-            form.field(name).query_one(".help", Label).update(text)
+        for name in ("protected", "original"):
             if not getattr(self._spec, name).name:
                 form.field(name).fill("")
         form.field("protected").query_one("Input").focus()
-        self._paint()
-
-    @on(Select.Changed, "#budget")
-    def _budgeted(self, event: Select.Changed) -> None:
-        self._budget = str(event.value)
-        settings = BUDGETS[self._budget]
-        self._spec = replace(self._spec, settings=settings)
-        self.query_one(Form).field("settings.attacks").fill(",".join(settings.attacks))
-        self.query_one(Form).field("settings.seeds").fill(str(settings.seeds))
         self._paint()
 
     @on(Form.Changed)
@@ -138,13 +103,13 @@ class VerifyScreen(Step):
 
     def command(self) -> str | None:
         """Return the equivalent command."""
-        return verify_command(self._spec, self._budget) if self._sound else None
+        return format_command("verify", self._spec) if self._sound else None
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
         """Verify."""
         if self._sound:
-            self.app.push_screen(VerifyRun(self._spec, self._budget))
+            self.app.push_screen(VerifyRun(self._spec))
 
 
 class VerifyRun(WatchScreen):
@@ -162,10 +127,9 @@ class VerifyRun(WatchScreen):
     )
     BINDINGS = [Binding("o", "open", "Open report")]
 
-    def __init__(self, spec: VerifySpec, budget: str) -> None:
+    def __init__(self, spec: VerifySpec) -> None:
         super().__init__()
         self._spec = spec
-        self._budget = budget
         self._attack = ""
 
     def body(self) -> ComposeResult:
@@ -192,7 +156,7 @@ class VerifyRun(WatchScreen):
 
     def command(self) -> str:
         """Return the equivalent command."""
-        return verify_command(self._spec, self._budget)
+        return format_command("verify", self._spec)
 
     def prepared(self) -> None:
         """Clear what a former attempt painted."""

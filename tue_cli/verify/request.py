@@ -2,23 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import MISSING, dataclass
 from pathlib import Path
 from typing import Any
 
 from tue_cli import __version__
 from tue_cli.config import (
+    BUDGETS,
+    DEVICE,
     DEVICES,
     METHODS,
-    NoiseSettings,
     VerifySettings,
     VictimSettings,
-    setting,
 )
+from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.errors import BadSetting
 from tue_cli.protect.plan import refuse_seed
 from tue_cli.report.write import refuse_report
-from tue_cli.text import printable
+from tue_cli.text import printable, read_duration
 
 WIDEST = 4
 """Times the published width: a victim has been mistyped that is wider."""
@@ -28,19 +29,31 @@ WIDEST = 4
 class VerifySpec:
     """What `tue verify` was asked for."""
 
-    protected: Path
-    original: Path
-    settings: VerifySettings
-    seconds: float | None = None
-    """Choose `seen` so that the victims take about so long on this machine."""
-    holdout: Path | None = setting(
-        None, "clean pictures to test on, a subfolder a class; empty: a fifth of the originals"
+    protected: Path = argument("A folder that `tue protect` wrote.")
+    original: Path = setting(MISSING, "The folder of originals that was given to `tue protect`.")
+    settings: VerifySettings = part(BUDGETS["quick"], by="budget", among=BUDGETS, has_others=True)
+    budget: str = setting(
+        "quick",
+        "quick, standard, full, or how long it may take: 10m, 2h.",
+        choices=tuple(BUDGETS),
     )
-    background: Path | None = setting(None, "other people's pictures, as one more class")
-    report: Path | None = setting(None, "a page to show, FILE.html; empty: none")
-    device: str = setting("auto", "where it is computed", choices=DEVICES)
-    resume: bool = setting(False, "keep the victims that are finished")
-    command: str = ""
+    holdout: Path | None = setting(
+        None, "Clean pictures to test on, a subfolder a class; default: a fifth."
+    )
+    background: Path | None = setting(None, "Other people's pictures, as one more class.")
+    report: Path | None = setting(None, "Write a page to show: FILE.html.")
+    device: str = setting("auto", DEVICE, choices=DEVICES)
+    resume: bool = setting(False, "Keep the victims that are finished.")
+    command: str = fixed("", "the command as it was typed")
+
+    @property
+    def seconds(self) -> float | None:
+        """How long the victims may take on this machine, which then decides `seen`.
+
+        Raises:
+            BadSetting: the budget is neither the name of one nor a length of time.
+        """
+        return None if self.budget in BUDGETS else read_duration(self.budget)
 
 
 def refuse(spec: VerifySpec) -> None:
@@ -49,6 +62,8 @@ def refuse(spec: VerifySpec) -> None:
     refuse_seed(settings.seed)
     if settings.seeds < 1:
         raise BadSetting(f"{settings.seeds} seeds train no victim.", "Choose 1 or more.")
+    if spec.budget not in BUDGETS:
+        read_duration(spec.budget)
     if "std" not in settings.attacks:
         raise BadSetting("Standard training is what others are compared with.", "Add std.")
     if settings.seen < 1 or settings.adversary_steps < 1:
@@ -83,15 +98,15 @@ def victims_named(text: str) -> tuple[VictimSettings, ...]:
         BadSetting: one of them has no width that can be.
     """
     victims = []
-    for part in text.split(","):
-        net, _, share = part.strip().partition(":")
+    for named in text.split(","):
+        net, _, share = named.strip().partition(":")
         try:
             times = float(share or 0.25)
         except ValueError:
             times = 0.0
         if not 0 < times <= WIDEST:
             raise BadSetting(
-                f"{part!r} is no victim.",
+                f"{named!r} is no victim.",
                 f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
             )
         victims.append(VictimSettings(net=net, width=round(64 * times)))
@@ -114,10 +129,13 @@ def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, d
     run = manifest["run"]
     try:
         settings, weights = run["settings"], run["weights"]
-        radius, method = float(settings["noise"]["radius"]), METHODS[settings["method"]]
+        method = METHODS[settings["method"]]
+        # A filter's noise has no radius to tell.
+        found = settings["noise"]["radius"] if method.bound != "none" else method.noise.radius
+        radius = float(found)
         if not 0 < radius <= 1:
             raise ValueError(radius)
-        control = NoiseSettings().radius if method.bound == "none" else radius
+        control = METHODS["tue"].noise.radius if method.bound == "none" else radius
         return control, {
             "method": settings["method"],
             "radius": method.promise(radius),
