@@ -18,17 +18,17 @@ from gpu_work import bf16_rate, flops
 from PIL import Image
 from torch import Tensor, nn
 
-from tue_cli.config import NoiseSettings
 from tue_cli.core.batches import generator_at
 from tue_cli.core.capture import Captured, record_call, record_graph, recorded_by
 from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import gradient_of
 from tue_cli.engine.torch import TorchEngine
-from tue_cli.methods import FIT
+from tue_cli.methods import load_recipe
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import TueNoise
 from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card, Weights, fresh
 
@@ -105,7 +105,7 @@ def _noise(
     recorder: Any = None,
 ) -> None:
     """Time the noise of one batch, in ten steps, on the device alone."""
-    noise = replace(NoiseSettings(steps=bench.budget.noise_steps), **TERMS[terms])
+    noise = replace(TueNoise(steps=bench.budget.noise_steps), **TERMS[terms])
     asked = {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps}
     if not bench.rows.lacks("timing: noise", asked):
         return
@@ -166,8 +166,8 @@ def _trainings(bench: Bench) -> None:
         training = trainings_of(card, ("surrogate",), few, bench.computer)["surrogate"]
         bench.way = way
         with _deterministic(exact):
-            updates = FIT["tue"](
-                "surrogate", training, nets, bench.split.train, few, bench.computer.dtype
+            updates = load_recipe("tue")["surrogate"].fit(
+                training, nets, bench.split.train, few, bench.computer.dtype
             )
             seconds = seconds_a_step(bench, updates)
         bench.rows.add(
@@ -199,7 +199,7 @@ def _engine(bench: Bench) -> None:
             engine = TorchEngine(
                 Weights("timed", card, tensors, ""),
                 "tue",
-                NoiseSettings(),
+                TueNoise(),
                 seed=0,
                 machine=bench.computer,
                 batch=batch,

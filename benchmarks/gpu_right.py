@@ -17,18 +17,18 @@ from gpu_bench import WAYS, Bench
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from tue_cli.config import NoiseSettings
 from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured, recorded_by
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import gradient_of
-from tue_cli.methods import FIT
+from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import make_training_loss
 from tue_cli.methods.tue import in_gray, perturb
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import TueNoise
 from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card
 
@@ -114,7 +114,7 @@ def _fields(parts: Parts, device: torch.device, dtype: torch.dtype) -> dict[str,
         {"surrogate": surrogate, "score": field},
         x,
         y,
-        NoiseSettings(steps=1),
+        TueNoise(steps=1),
         start=torch.zeros_like(x),
         generator=generator_at(0, "perturb", 0, CPU),
         run=Captured(device),
@@ -180,8 +180,8 @@ def _three_steps(bench: Bench, way: str) -> tuple[Tensor, str | None]:
     waits = None
     with recorded_by(WAYS[way]), warnings.catch_warnings():
         warnings.simplefilter("ignore", RuntimeWarning)
-        losses = FIT["tue"](
-            "surrogate", training, nets, bench.split.train, chosen, bench.computer.dtype
+        losses = load_recipe("tue")["surrogate"].fit(
+            training, nets, bench.split.train, chosen, bench.computer.dtype
         )
         next(losses)
         next(losses)

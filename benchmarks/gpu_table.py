@@ -16,7 +16,7 @@ import record
 import torch
 from gpu_bench import Bench
 from gpu_views import fit_through_views
-from gpu_work import noise_flops, rem_lite, training_flops, victim_flops, without_score
+from gpu_work import em_like, noise_flops, rem_lite, training_flops, victim_flops, without_score
 from torch import Tensor
 
 from tue_cli.config import RECIPES as ROLES
@@ -25,7 +25,7 @@ from tue_cli.core.batches import Pictures, generator_at
 from tue_cli.core.capture import Captured
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import uniform_start
-from tue_cli.methods import FIT, PERTURB
+from tue_cli.methods import load_method, load_recipe
 from tue_cli.methods.surrogate import quantize
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.train.run import tensors_of, trainings_of
@@ -60,7 +60,7 @@ def settings_of(bench: Bench, name: str) -> TrainSettings:
     tue = bench.budget.training
     return {
         "TUE": tue,
-        "EM": replace(tue, method="em", steps=bench.budget.em_steps),
+        "EM": em_like(tue, bench.budget.em_steps),
         "TUE without score": without_score(tue),
         "REM-lite": rem_lite(tue),
         "B": tue,
@@ -78,9 +78,7 @@ def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str =
     if earlier is not None:
         bench.nets[name] = loaded(bench, earlier)
         return
-    roles = tuple(
-        role for role in ROLES[chosen.method] if role != "score" or chosen.noise.score_ratio
-    )
+    roles = tuple(role for role in ROLES[chosen.method] if role not in chosen.noise.idle_nets)
     card = Card(
         chosen.method,
         chosen.net,
@@ -140,8 +138,8 @@ def _train_role(
             return fit_through_views(
                 training, nets, bench.split.train, chosen, bench.computer.dtype
             )
-        recipe = FIT[chosen.method]
-        return recipe(role, training, nets, bench.split.train, chosen, bench.computer.dtype)
+        recipe = load_recipe(chosen.method)
+        return recipe[role].fit(training, nets, bench.split.train, chosen, bench.computer.dtype)
 
     def begun(steps: int) -> Training:
         lengths = replace(chosen, steps=steps, score_steps=steps)
@@ -247,7 +245,7 @@ def noise(bench: Bench, name: str) -> None:
     for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
         pixels, labels = train.batch(few)
         generator = generator_at(chosen.seed, "noise", number, bench.computer.device)
-        delta = PERTURB[chosen.method](
+        delta = load_method(chosen.method)(
             bench.nets[name],
             pixels,
             labels,

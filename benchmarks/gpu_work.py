@@ -10,12 +10,13 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from tue_cli.config import AdversarySettings, NoiseSettings, TrainSettings
+from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
 from tue_cli.core.pgd import gradient_of
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.nets.score import ScoreNet
+from tue_cli.noise import EmNoise, RemNoise, TueNoise
 
 RATES = (150.0, 220.0)
 """TFLOP/s in bfloat16 between which such nets are expected to run on an H100."""
@@ -71,7 +72,7 @@ TOY = Budget(
         score_steps=4,
         steps=4,
         batch=8,
-        noise=NoiseSettings(steps=2, gray_ratio=0.0),
+        noise=TueNoise(steps=2, gray_ratio=0.0),
         adversary=AdversarySettings(steps=1),
     ),
     em_steps=2,
@@ -125,10 +126,11 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
 def noise_flops(settings: TrainSettings) -> float:
     """Return the operations of making one picture's noise."""
     cost, noise = flops(settings.width, settings.score_width), settings.noise
-    a_step = (noise.samples * (1 + bool(noise.gray_ratio))) * cost["gradient"]
-    if settings.method == "tue" and noise.score_ratio:
-        a_step += cost["score gradient"]
-    if settings.method == "rem":
+    a_step = noise.samples * cost["gradient"]
+    if isinstance(noise, TueNoise):
+        a_step *= 1 + bool(noise.gray_ratio)
+        a_step += bool(noise.score_ratio) * cost["score gradient"]
+    if isinstance(noise, RemNoise):
         a_step *= 1 + noise.inner_steps
     return noise.steps * a_step
 
@@ -153,7 +155,7 @@ def victim_flops(width: int, shown: int, adversary_steps: int) -> float:
 def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
     """Return the steps of a run: name, PFLOP, and seconds at the faster and the slower rate."""
     tue = budget.training
-    em = replace(tue, method="em", steps=budget.em_steps)
+    em = em_like(tue, budget.em_steps)
     rem = rem_lite(tue)
     noise = pictures * noise_flops(tue)
     standard = victim_flops(tue.width, budget.epochs * pictures, 0)
@@ -193,10 +195,16 @@ def without_score(settings: TrainSettings) -> TrainSettings:
     return replace(settings, noise=replace(settings.noise, score_ratio=0.0))
 
 
+def em_like(settings: TrainSettings, steps: int) -> TrainSettings:
+    """Return EM at the budget of TUE's noise, its surrogate trained for so many steps."""
+    noise = EmNoise(steps=settings.noise.steps, samples=settings.noise.samples)
+    return replace(settings, method="em", steps=steps, noise=noise)
+
+
 def rem_lite(settings: TrainSettings) -> TrainSettings:
     """Return REM in an affordable form: half the steps, one sample, an adversary of five steps."""
     few = min(5, settings.noise.steps)
-    noise = replace(settings.noise, samples=1, inner_steps=few)
+    noise = RemNoise(steps=settings.noise.steps, samples=1, inner_steps=few)
     adversary = replace(settings.adversary, steps=min(5, settings.adversary.steps))
     steps = max(1, settings.steps // 2)
     return replace(settings, method="rem", steps=steps, noise=noise, adversary=adversary)

@@ -32,7 +32,6 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from tue_cli.config import NoiseSettings
 from tue_cli.core.batches import generator_at, sample_moves, shift_and_flip
 from tue_cli.core.losses import cross_entropy, score_norm
 from tue_cli.core.pgd import Term, gradient_of, pgd
@@ -42,6 +41,7 @@ from tue_cli.engine.onnx_graph.step import step_graph
 from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
 from tue_cli.images import codec, resize
 from tue_cli.nets.classifiers import Classifier
+from tue_cli.noise import TueNoise
 from tue_cli.weights import Weights, build, fresh, load
 
 SECTIONS = ("agreement", "start", "speed")
@@ -50,12 +50,12 @@ CPU = torch.device("cpu")
 FLOAT32 = ComputeDevice(CPU, torch.float32, "CPU, float32")
 
 
-def by_onnx(weights: Weights, noise: NoiseSettings) -> Engine:
+def by_onnx(weights: Weights, noise: TueNoise) -> Engine:
     graph = step_graph(weights).SerializeToString()
     return OnnxEngine(weights, graph, "tue", noise, seed=0, device="cpu", batch=BATCH)
 
 
-def by_torch(weights: Weights, noise: NoiseSettings, computer: ComputeDevice) -> Engine:
+def by_torch(weights: Weights, noise: TueNoise, computer: ComputeDevice) -> Engine:
     return TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=BATCH)
 
 
@@ -71,7 +71,7 @@ def agreement(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Compare the noise of both engines in float32."""
     pixels, keys = pictures(arguments.data / "test", arguments.count, weights.card.size)
     seeds = list(range(len(pixels)))
-    whole = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
+    whole = TueNoise(steps=arguments.steps, gray_ratio=0.0)
     # One step as long as one of many: a longer one would end at the ball's wall, right or wrong.
     one = replace(whole, steps=1, travel=whole.travel / arguments.steps)
     first, last = (
@@ -141,7 +141,7 @@ def start(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     }
 
 
-def frozen_eager(weights: Weights, noise: NoiseSettings) -> Callable[..., object]:
+def frozen_eager(weights: Weights, noise: TueNoise) -> Callable[..., object]:
     """Return noise by torch as it comes, but for parameters that need no gradient."""
     nets = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
     for net in nets.values():
@@ -172,7 +172,7 @@ def speed(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     """Time whole steps of one batch at two widths."""
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    noise = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
+    noise = TueNoise(steps=arguments.steps, gray_ratio=0.0)
     own = machine("cpu")
     widths = {}
     for width in dict.fromkeys((*arguments.widths, weights.card.width)):

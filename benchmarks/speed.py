@@ -42,8 +42,9 @@ from typing import Any
 import numpy as np
 import record
 
-from tue_cli.config import METHODS, NoiseSettings
+from tue_cli.config import AdversarySettings
 from tue_cli.images.codec import SUFFIXES
+from tue_cli.noise import RemNoise, TueNoise
 from tue_cli.weights import Weights, build, load
 
 SECTIONS = ("engine", "gray", "rem", "photos", "memory", "help")
@@ -95,8 +96,8 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     torch.set_num_threads(arguments.threads)
     computer = machine("cpu")
     batch, card = arguments.batch, weights.card
-    whole = NoiseSettings(steps=arguments.steps, gray_ratio=0.0)
-    alone = NoiseSettings(steps=arguments.steps, score_ratio=0.0, gray_ratio=0.0)
+    whole = TueNoise(steps=arguments.steps, gray_ratio=0.0)
+    alone = TueNoise(steps=arguments.steps, score_ratio=0.0, gray_ratio=0.0)
     seeds = list(range(batch))
     random = np.random.default_rng(0)
     pixels = random.random((batch, 3, card.size, card.size), np.float32)
@@ -118,7 +119,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
 
         return gradient
 
-    def plainly(noise: NoiseSettings) -> object:
+    def plainly(noise: TueNoise) -> object:
         generator = generator_at(0, "perturb", 0, computer.device)
         loss = cross_entropy(plain["surrogate"], labels)
 
@@ -132,7 +133,7 @@ def engine(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
         start = torch.from_numpy(draw_starts(pixels.shape, seeds, noise.radius))
         return pgd(tensor, terms, radius=noise.radius, steps=noise.steps, start=start)
 
-    def engine_for(noise: NoiseSettings) -> Run:
+    def engine_for(noise: TueNoise) -> Run:
         made = TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=batch)
         return lambda: made.perturb(pixels, keys, seeds)
 
@@ -204,9 +205,9 @@ def gray(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     batch, card = arguments.batch, weights.card
     pixels = np.random.default_rng(0).random((batch, 3, card.size, card.size), np.float32)
     keys = np.arange(batch, dtype=np.int64) % len(card.classes)
-    whole = NoiseSettings(steps=arguments.steps)
+    whole = TueNoise(steps=arguments.steps)
 
-    def run_of(noise: NoiseSettings) -> Run:
+    def run_of(noise: TueNoise) -> Run:
         made = TorchEngine(weights, "tue", noise, seed=0, machine=machine("cpu"), batch=batch)
         return lambda: made.perturb(pixels, keys, list(range(batch)))
 
@@ -217,9 +218,9 @@ def gray(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     return paces(seconds, batch, {"time with grey over without": ("with grey", "without grey")})
 
 
-def rem_noise(arguments: argparse.Namespace) -> NoiseSettings:
+def rem_noise(arguments: argparse.Namespace) -> RemNoise:
     """Return the published noise of rem, in as many steps as asked: each costs the same."""
-    return replace(METHODS["rem"].noise, steps=arguments.steps)
+    return RemNoise(steps=arguments.steps)
 
 
 def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
@@ -235,7 +236,7 @@ def rem(arguments: argparse.Namespace, weights: Weights) -> record.Facts:
     computer = machine("cpu")
     batch, card = arguments.batch, weights.card
     noise = rem_noise(arguments)
-    inner = noise.inner
+    inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
     seeds = list(range(batch))
     pixels = np.random.default_rng(0).random((batch, 3, card.size, card.size), np.float32)
     keys = np.arange(batch, dtype=np.int64) % len(card.classes)

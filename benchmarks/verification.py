@@ -32,10 +32,11 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from tue_cli.config import AdversarySettings, NoiseSettings, VictimSettings
+from tue_cli.config import AdversarySettings, VictimSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.engine.torch import machine
+from tue_cli.noise import TueNoise
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
 from tue_cli.verify.pairs import list_clean_pictures, split
 from tue_cli.verify.victim import Attacker, Victim
@@ -326,7 +327,7 @@ def quick(arguments: argparse.Namespace, work: Path, results: record.Results) ->
     results.put(
         quick={
             "pictures": arguments.per_class * 10,
-            "gray_ratio": NoiseSettings().gray_ratio,
+            "gray_ratio": TueNoise().gray_ratio,
             "runs": len(seconds),
             "seconds": record.spread(seconds, 1),
             "same_figures": all(one == said[0] for one in said) if len(said) > 1 else None,

@@ -47,7 +47,6 @@ if TYPE_CHECKING:
     from tue_cli.core.batches import Pictures
     from tue_cli.core.loop import Training
     from tue_cli.engine.torch import ComputeDevice
-    from tue_cli.methods.surrogate import NetFit
 
 REPORT_SECONDS = 5.0
 
@@ -97,7 +96,7 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     yield from failures
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
-    trainings = trainings_of(card, fits, settings, computer)
+    trainings = trainings_of(card, tuple(fits), settings, computer)
     checkpoint = Checkpoint(
         spec.output.with_suffix(".checkpoint"), pictures, classes, settings, trainings
     )
@@ -310,15 +309,17 @@ _RANGES = {
 
 
 def trainings_of(
-    card: Card, fits: Mapping[str, NetFit], settings: TrainSettings, computer: ComputeDevice
+    card: Card, roles: tuple[str, ...], settings: TrainSettings, computer: ComputeDevice
 ) -> dict[str, Training]:
     """Return the card's nets with fresh weights, by role, each at the start of its training."""
     from tue_cli.core.loop import Training
+    from tue_cli.methods import load_recipe
     from tue_cli.nets.frozen import channels_last
 
+    fits = load_recipe(settings.method)
     return {
         role: Training(channels_last(net.to(computer.device)), fits[role].plan(settings, role))
-        for role, net in fresh(card, tuple(fits), settings.seed).items()
+        for role, net in fresh(card, roles, settings.seed).items()
     }
 
 
