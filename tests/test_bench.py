@@ -17,7 +17,7 @@ from PIL import Image
 from tue_cli.bench.cache import BenchCache, load_dataset
 from tue_cli.bench.cifar import CIFAR_LAYOUTS
 from tue_cli.bench.layout import ARMS, CORE, TABLES, Bench
-from tue_cli.bench.run import BenchSpec, bench
+from tue_cli.bench.run import BenchSpec, BenchSummary, bench
 from tue_cli.bench.tables import (
     ResultTable,
     TableCell,
@@ -31,7 +31,7 @@ from tue_cli.config import PRESETS, BenchSettings
 from tue_cli.core.batches import Pictures
 from tue_cli.engine.torch import machine
 from tue_cli.errors import BadSetting, OutputProblem
-from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
+from tue_cli.events import Advanced, AnyEvent, Done, Metric, Note, Table
 
 FEW = replace(
     PRESETS["mini"],
@@ -81,13 +81,13 @@ def means(output: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[AnyEvent]]:
     """A folder with all of table 1, and what was said."""
     output = tmp_path_factory.mktemp("bench")
     return output, list(bench(spec_of(pictures, output, "1")))
 
 
-def test_table_1_is_measured_and_written(whole: tuple[Path, list[Event]]) -> None:
+def test_table_1_is_measured_and_written(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, events = whole
     table = next(event for event in events if isinstance(event, Table))
     assert table.columns == ("training", *ARMS)
@@ -98,15 +98,15 @@ def test_table_1_is_measured_and_written(whole: tuple[Path, list[Event]]) -> Non
     assert "| standard |" in text and "[29.20]" in text
     kept = json.loads((output / "table-1-cifar-10.json").read_text())
     assert len(kept["cells"]) == 3 * len(ARMS)
-    assert isinstance(events[-1], Done)
-    assert events[-1].facts["tables"]["table-1-cifar-10"] == json.loads(json.dumps(kept))
+    assert isinstance(events[-1], Done) and isinstance(events[-1].result, BenchSummary)
+    assert events[-1].result.tables["table-1-cifar-10"] == json.loads(json.dumps(kept))
     for name in ("figure-1", "figure-2"):
         assert (output / f"{name}-cifar-10.svg").read_text().startswith("<svg")
         with Image.open(output / f"{name}-cifar-10.png") as image:
             assert image.width > 400
 
 
-def test_a_cell_says_how_it_came_about(whole: tuple[Path, list[Event]]) -> None:
+def test_a_cell_says_how_it_came_about(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, _ = whole
     cells = json.loads((output / "table-1-cifar-10.json").read_text())["cells"]
     for cell in cells:
@@ -123,7 +123,7 @@ def test_a_cell_says_how_it_came_about(whole: tuple[Path, list[Event]]) -> None:
 
 
 def test_what_is_known_is_not_measured_again(
-    whole: tuple[Path, list[Event]], pictures: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
     output, _ = whole
     before = means(output)
@@ -147,7 +147,7 @@ def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_benches_in_one_folder_share_the_work(
-    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
     first, second = (bench(spec_of(pictures, tmp_path, "1")) for _ in range(2))
     # The first has a victim in hand; the second, which goes on meanwhile, leaves it that one.
@@ -199,7 +199,7 @@ def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: P
 
 
 def test_noise_that_was_begun_is_finished_to_the_same_bytes(
-    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "again"
     shutil.copytree(whole[0], output)
@@ -215,7 +215,7 @@ def test_noise_that_was_begun_is_finished_to_the_same_bytes(
 
 
 def test_every_arm_s_pictures_keep_its_bound(
-    whole: tuple[Path, list[Event]], pictures: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
     dataset, _ = load_dataset(pictures, FEW)
     plan = Bench(FEW, "CIFAR-10", dataset.key())

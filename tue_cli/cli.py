@@ -191,7 +191,8 @@ def protect(
 ) -> None:
     """Write protected copies of pictures beside them; the originals are never touched."""
     from tue_cli.console import Console
-    from tue_cli.protect.plan import ProtectSpec
+    from tue_cli.protect.request import ProtectSpec
+    from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
 
     spec = ProtectSpec(
@@ -227,8 +228,8 @@ def protect(
         command=AGAIN,
     )
     again = f"{AGAIN} --existing skip" if existing == "overwrite" else AGAIN
-    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
-    if facts.get("failed"):
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
+    if isinstance(result, ProtectSummary) and result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
@@ -362,8 +363,8 @@ def train(
         command=lasting(sys.argv[1:]),
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
-    if facts.get("failed"):
+    result = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    if result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
@@ -478,10 +479,10 @@ def verify(
         command=AGAIN,
     )
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
+    result = console.run(job(spec), AGAIN if resume else f"{AGAIN} --resume")
     if fail_under is not None:
-        weakest, doubts = facts["weakest"], [row["inconclusive"] for row in facts["attacks"]]
-        if weakest is None or weakest["value"] < fail_under or any(doubts):
+        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
+        if weakest is None or weakest.value < fail_under or any(doubts):
             raise typer.Exit(ExitCode.MISMATCH)
 
 
@@ -516,8 +517,8 @@ def check(
     from tue_cli.console import Console
 
     spec = CheckSpec(protected, original, manifest, listed=None if verbose else 10)
-    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
-    if facts["mismatches"]:
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
+    if result.mismatches:
         raise typer.Exit(ExitCode.MISMATCH)
 
 

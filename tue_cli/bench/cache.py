@@ -25,7 +25,7 @@ from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.images import resize
-from tue_cli.protect.pipeline import BATCH
+from tue_cli.protect.context import BATCH
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import MOST_STATE, parse_json, read_file
 from tue_cli.text import printable

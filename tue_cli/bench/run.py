@@ -22,8 +22,8 @@ from tue_cli.bench.tables import NOTE, Results, ResultTable, data, grid, markdow
 from tue_cli.config import DEVICES, BenchSettings, setting
 from tue_cli.dataset.manifest import output_problem
 from tue_cli.errors import BadSetting, require
-from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
-from tue_cli.protect.plan import refuse_seed, refuse_size
+from tue_cli.events import Advanced, Done, Event, Job, Note, Saved, Started, Table
+from tue_cli.protect.request import refuse_seed, refuse_size
 from tue_cli.storage.reading import MOST_STATE, read_file
 from tue_cli.text import printable
 from tue_cli.train.checkpoint import write_output
@@ -47,7 +47,25 @@ class BenchSpec:
     """Measure nothing: tell how much there is to do, and write the tables of what is known."""
 
 
-def bench(spec: BenchSpec) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class BenchPlan:
+    """What a bench begins with, in words."""
+
+    data: str
+    known: str
+    device: str
+    output: Path
+
+
+@dataclass(frozen=True)
+class BenchSummary:
+    """What was measured: name of a table -> the table."""
+
+    tables: dict[str, Any]
+    seconds: float
+
+
+def bench(spec: BenchSpec) -> Job[BenchSummary]:
     """Measure what the tables want and is not in the folder yet, and write the tables.
 
     Raises:
@@ -79,13 +97,13 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         sheets = [TABLES[name](plan) for name in spec.tables]
         entries = plan.ordered()
         missing = _missing(plan, shelf)
-        facts = {
-            "data": f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
-            "known": f"{len(entries) - len(missing)} of {len(entries)}",
-            "device": computer.description,
-            "output": str(spec.output),
-        }
-        yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, facts)
+        to_do = BenchPlan(
+            data=f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
+            known=f"{len(entries) - len(missing)} of {len(entries)}",
+            device=computer.description,
+            output=spec.output,
+        )
+        yield Started(f"Measuring on {dataset.name}", len(entries), "victims", None, to_do)
         if not spec.dry_run:
             yield from _measure(plan, shelf, dataset, computer, sheets)
         with acquire_lock(spec.output, "tables", wait=True):
@@ -100,7 +118,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         if "1" in spec.tables and not spec.dry_run:
             yield from _figures(plan, sheets[spec.tables.index("1")], shelf, dataset)
     yield Done(
-        {"tables": written, "seconds": round(time.monotonic() - began, 1)},
+        BenchSummary(written, round(time.monotonic() - began, 1)),
         (NOTE.replace("\\", ""), f"The tables and cells are in {spec.output}."),
     )
 
@@ -266,7 +284,7 @@ def _figures(
     yield from saved
 
 
-def _save_file(content: bytes, path: Path) -> Saved:
+def _save_file(content: bytes, path: Path) -> Saved[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(content, path)
-    return Saved(None, path, {"bytes": len(content)})
+    return Saved(None, path, len(content), None)

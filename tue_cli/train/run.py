@@ -6,7 +6,7 @@ import math
 import os
 import platform
 import time
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -27,10 +27,11 @@ from tue_cli.errors import (
     TueError,
     require,
 )
-from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started
+from tue_cli.events import Advanced, Done, Event, Failed, Job, Metric, Note, Saved, Started
 from tue_cli.images import codec, resize
-from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
+from tue_cli.protect.request import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import Checkpoint, Interrupted, defer_interrupt, write_output
+from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.weights import (
     LARGEST,
     MOST_CLASSES,
@@ -65,7 +66,7 @@ class TrainSpec:
     command: str = ""
 
 
-def train(spec: TrainSpec) -> Generator[Event, None, None]:
+def train(spec: TrainSpec) -> Job[TrainSummary]:
     """Train weights and write them with their card; a checkpoint lies beside them meanwhile.
 
     At the time limit the weights are written as they are, and the checkpoint stays for `--resume`.
@@ -94,8 +95,8 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
-    facts = {"device": computer.description, "pictures": len(pictures), "classes": len(classes)}
-    yield Started(f"Training {settings.method} weights", total, "steps", facts=facts)
+    train_plan = TrainPlan(computer.description, len(pictures), len(classes))
+    yield Started(f"Training {settings.method} weights", total, "steps", None, train_plan)
 
     began = time.monotonic()
     nets: dict[str, Frozen] = {}
@@ -152,18 +153,18 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         card = replace(card, training=about)
         data = pack(card, tensors_of(trainings))
         write_output(data, spec.output)
-        yield Saved(None, spec.output, {"bytes": len(data)})
+        yield Saved(None, spec.output, len(data), None)
         if settings.method in GRAPH_METHODS:
             yield from _graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
     yield Done(
-        {
-            "steps": steps_done,
-            "weights": str(spec.output) if begun else None,
-            "failed": len(failures),
-            "seconds": round(checkpoint.seconds(), 1),
-        }
+        TrainSummary(
+            steps=steps_done,
+            weights=spec.output if begun else None,
+            failed=len(failures),
+            seconds=round(checkpoint.seconds(), 1),
+        )
     )
 
 

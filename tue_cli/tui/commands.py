@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from tue_cli.config import BUDGETS, TrainSettings, VerifySettings
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.fields import asked
 from tue_cli.verify.request import VerifySpec
