@@ -308,9 +308,9 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     run(spec)
     before = copies(tmp_path / "out")
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
-    for place in ("run", "pipeline"):
+    for place in ("context", "pipeline"):
         monkeypatch.setattr(f"tue_cli.protect.{place}.ALGORITHM", ALGORITHM + 1)
-    monkeypatch.setattr("tue_cli.protect.run.__version__", "99")
+    monkeypatch.setattr("tue_cli.protect.context.__version__", "99")
     events = run(spec)
     assert done(events).protected == 1 and done(events).already_done == 6
     assert copies(tmp_path / "out").items() >= before.items()

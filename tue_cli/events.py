@@ -41,7 +41,7 @@ def plain(record: Record) -> dict[str, Any]:
             for name, inner in (plain(value) if value is not None else {}).items():
                 said.setdefault(name, inner)
         elif mark != "unsaid" and not (mark == "optional" and value in (None, ())):
-            said[part.metadata.get("name", part.name)] = _plain(value)
+            said.setdefault(part.metadata.get("name", part.name), _plain(value))
     return said
 
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from tue_cli.events import Record
+if TYPE_CHECKING:
+    from tue_cli.engine.onnx_graph.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -44,5 +46,5 @@ class ExportSummary:
     bytes: int
     holds_weights: bool
     """False where it reads them from the file beside it."""
-    parity: Record
-    """How far it is from torch: `Parity`."""
+    parity: Parity
+    """How far it is from torch."""
