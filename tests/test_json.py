@@ -60,6 +60,7 @@ def fields_of(record: type, *, may_miss: bool = False) -> dict[str, Said]:
         hint, mark = hints[part.name], part.metadata.get("json")
         if mark == "among":
             for inner in filter(is_dataclass, get_args(hint) or (hint,)):
+                assert isinstance(inner, type)
                 missing = may_miss or NoneType in get_args(hint)
                 for name, one in fields_of(inner, may_miss=missing).items():
                     said.setdefault(name, one)
@@ -163,7 +164,7 @@ def has_fields(value: Mapping[str, Any], said: Mapping[str, Said]) -> bool:
 
 def check_event(event: dict[str, Any], command: str) -> str:
     """Hold an event against its records; return its name."""
-    name, schema = event.pop("event"), event.pop("schema")
+    name, schema = str(event.pop("event")), event.pop("schema")
     assert schema == SCHEMA
     said = fields_of(EVENTS[name])
     # A report, weights and a graph are saved without a copy's record.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -96,6 +97,18 @@ def test_a_look_knows_what_was_protected_before(
     done = list(preview(spec, tmp_path / "scratch"))[-1]
     assert isinstance(done, Done)
     assert (done.result.pictures, done.result.already_done) == (0, 6)
+
+
+def test_a_look_refuses_other_settings_only_where_the_run_would(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    list(protect(spec))
+    other = replace(spec, settings=replace(QUICK, seed=1))
+    with pytest.raises(BadSetting, match="other settings"):
+        list(preview(other, tmp_path / "scratch"))
+    done = list(preview(replace(other, existing="overwrite"), tmp_path / "scratch"))[-1]
+    assert isinstance(done, Done) and done.result.pictures == 6
 
 
 def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def plan_tasks(
         Task(item, _change_suffix(item.relative, run.spec.format), keys[item.label])
         for item in items
     )
-    tasks = _placed(tasks, run.output)
+    tasks = _find_places(tasks, run.output)
     if run.spec.existing == "error":
         _refuse_existing(run.output, tasks)
     return tasks
@@ -73,8 +73,8 @@ def _choose_keys(
     return dict.fromkeys(classes, key)
 
 
-def _placed(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
-    """Tell the tasks that have no place of their own; raise BadSetting for pictures without one.
+def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
+    """Return the tasks, told which have no place of their own; raise BadSetting for pictures without one.
 
     Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG.
     """

@@ -95,8 +95,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
-    train_plan = TrainPlan(computer.description, len(pictures), len(classes))
-    yield Started(f"Training {settings.method} weights", total, "steps", None, train_plan)
+    plan = TrainPlan(computer.description, len(pictures), len(classes))
+    yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
 
     began = time.monotonic()
     nets: dict[str, Frozen] = {}
