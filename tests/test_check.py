@@ -21,15 +21,17 @@ import pytest
 from PIL import Image, ImageOps
 
 from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, check, check_ahead
+from tue_cli.check.summary import CheckSummary
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.match import Expected, pair, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
-from tue_cli.events import Advanced, Checked, Done, Event, Note, Skipped, Table
+from tue_cli.events import Advanced, AnyEvent, Checked, Done, Note, Skipped, Table
 from tue_cli.images.jpeg import segments
 from tue_cli.images.residual import CopyFacts
 from tue_cli.noise import TueNoise
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import ProtectSummary
 from tue_cli.protect.run import protect
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
@@ -78,8 +80,15 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
     settings = ProtectSettings(noise=TueNoise(steps=2))
     spec = ProtectSpec((photos,), place / "copies", settings=settings, device="cpu", jobs=2)
     events = list(protect(replace(spec, weights=str(tiny_weights))))
-    assert isinstance(events[-1], Done) and events[-1].facts["protected"] == len(NAMES)
+    assert isinstance(events[-1], Done) and isinstance(events[-1].result, ProtectSummary)
+    assert events[-1].result.protected == len(NAMES)
     return place
+
+
+def left_in(outcome: Checked) -> float:
+    """What is left of the noise, where it could be measured."""
+    assert outcome.survival is not None
+    return outcome.survival
 
 
 @pytest.fixture
@@ -89,12 +98,12 @@ def site(made: Path, tmp_path: Path) -> Path:
     return tmp_path / "site"
 
 
-def looked(spec: CheckSpec) -> tuple[dict[str, Checked], dict[str, Any], list[Event]]:
+def looked(spec: CheckSpec) -> tuple[dict[str, Checked], CheckSummary, list[AnyEvent]]:
     """The outcome of each picture by its name in the manifest, the result, and all events."""
     events = list(check(spec))
     assert isinstance(events[-1], Done)
-    outcomes = {event.facts["picture"]: event for event in events if isinstance(event, Checked)}
-    return outcomes, events[-1].facts, events
+    outcomes = {event.picture: event for event in events if isinstance(event, Checked)}
+    return outcomes, events[-1].result, list(events)
 
 
 def change(path: Path, how: Callable[[Image.Image], Image.Image] = lambda i: i, **o: Any) -> None:
@@ -141,10 +150,10 @@ def older(record: dict[str, Any]) -> None:
 
 
 def test_untouched_copies_are_intact(made: Path) -> None:
-    outcomes, facts, events = looked(CheckSpec(made / "copies"))
+    outcomes, result, events = looked(CheckSpec(made / "copies"))
     assert outcomes.keys() == NAMES
-    assert facts["states"] == {"intact": 6} and facts["mismatches"] == facts["extra"] == 0
-    assert facts["survival"] is None
+    assert result.states == {"intact": 6} and result.mismatches == result.extra == 0
+    assert result.survival is None
     assert not [e for e in events if isinstance(e, Table | Note | Skipped)]
 
 
@@ -166,14 +175,14 @@ def test_recompression_leaves_a_share_of_the_protection(
         place.parent.mkdir(exist_ok=True)
         with Image.open(source) as image:
             image.save(place, **options)
-    outcomes, facts, _ = looked(CheckSpec(tmp_path, made / "photos", made / "copies"))
+    outcomes, result, _ = looked(CheckSpec(tmp_path, made / "photos", made / "copies"))
     cat, coffee = outcomes["everyday/cat.png"], outcomes["everyday/coffee.jpg"]
     assert cat.state == coffee.state == "recompressed"
     assert cat.path == tmp_path / "everyday" / f"cat{suffix}"
-    assert least < cat.facts["survival"] < 1.02
+    assert least < left_in(cat) < 1.02
     # In the place of `coffee` the site has its original, recompressed alike.
-    assert abs(coffee.facts["survival"]) < 0.15
-    assert facts["states"] == {"recompressed": 2, "missing": 4} and facts["measured"] == 2
+    assert abs(left_in(coffee)) < 0.15
+    assert result.states == {"recompressed": 2, "missing": 4} and result.measured == 2
 
 
 def test_finer_recompression_leaves_more(site: Path, made: Path) -> None:
@@ -182,7 +191,7 @@ def test_finer_recompression_leaves_more(site: Path, made: Path) -> None:
         shutil.copy(made / "copies" / "space" / "rocket.jpg", site / "space")
         change(site / "space" / "rocket.jpg", quality=quality)
         outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
-        left.append(outcomes["space/rocket.jpg"].facts["survival"])
+        left.append(left_in(outcomes["space/rocket.jpg"]))
     assert left == sorted(left)
 
 
@@ -195,8 +204,8 @@ def test_a_resized_copy_is_compared_at_the_smaller_size(
     outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
     for name in ("everyday/cat.png", "space/rocket.jpg"):
         assert outcomes[name].state == "resized"
-        assert 0.8 < outcomes[name].facts["survival"] < 1.05
-        assert "was" in outcomes[name].facts["notes"][0] or "lost" in str(outcomes[name].facts)
+        assert 0.8 < left_in(outcomes[name]) < 1.05
+        assert "was" in outcomes[name].notes[0] or outcomes[name].lost
 
 
 def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
@@ -204,8 +213,8 @@ def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
     place.write_bytes(without_segments(place.read_bytes()))
     outcomes, _, _ = looked(CheckSpec(site))
     rocket = outcomes["space/rocket.jpg"]
-    assert rocket.state == "metadata-gone" and rocket.facts["survival"] == 1.0
-    assert rocket.facts["lost"] == ["exif", "icc"]
+    assert rocket.state == "metadata-gone" and rocket.survival == 1.0
+    assert rocket.lost == ("exif", "icc")
 
 
 def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
@@ -213,9 +222,9 @@ def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
     # Grey, colour and an alpha that hides nothing are one picture to a viewer.
     change(site / "everyday" / "grey.png", lambda i: i.convert("RGBA"))
     change(site / "everyday" / "glass.png", lambda i: hidden_white(i), compress_level=1)
-    outcomes, facts, _ = looked(CheckSpec(site))
-    assert facts["states"] == {"intact": 3, "rewritten": 3}
-    assert facts["survival"] is None  # nothing that was measured: no pixel has changed
+    outcomes, result, _ = looked(CheckSpec(site))
+    assert result.states == {"intact": 3, "rewritten": 3}
+    assert result.survival is None  # nothing that was measured: no pixel has changed
 
 
 def test_a_grey_webp_is_known_by_its_pixels(made: Path, tmp_path: Path, tiny_weights: Path) -> None:
@@ -225,8 +234,8 @@ def test_a_grey_webp_is_known_by_its_pixels(made: Path, tmp_path: Path, tiny_wei
     list(protect(replace(spec, weights=str(tiny_weights))))
     data = (tmp_path / "out" / "grey.webp").read_bytes()
     (tmp_path / "out" / "grey.webp").write_bytes(data + bytes(2))
-    _, facts, _ = looked(CheckSpec(tmp_path / "out"))
-    assert facts["states"] == {"rewritten": 1}
+    _, result, _ = looked(CheckSpec(tmp_path / "out"))
+    assert result.states == {"rewritten": 1}
 
 
 def test_what_cannot_be_read_never_stops_the_others(site: Path) -> None:
@@ -238,9 +247,9 @@ def test_what_cannot_be_read_never_stops_the_others(site: Path) -> None:
     (site / "everyday" / "glass.png").unlink()
     os.mkfifo(site / "everyday" / "glass.png")
     (site / "space" / "astronaut.jpg").unlink()
-    outcomes, facts, _ = looked(CheckSpec(site))
-    assert facts["states"] == {"intact": 1, "unreadable": 4, "missing": 1}
-    reasons = {name: o.facts["reason"] for name, o in outcomes.items() if o.state == "unreadable"}
+    outcomes, result, _ = looked(CheckSpec(site))
+    assert result.states == {"intact": 1, "unreadable": 4, "missing": 1}
+    reasons = {name: o.reason for name, o in outcomes.items() if o.state == "unreadable"}
     assert reasons == {
         "everyday/cat.png": "not-a-picture",
         "everyday/coffee.jpg": "not-a-file",
@@ -253,19 +262,19 @@ def test_other_files_are_named_and_are_no_mismatch(site: Path) -> None:
     (site / "page.html").touch()
     (site / "space" / "logo.png").touch()
     (site / ".DS_Store").touch()
-    _, facts, events = looked(CheckSpec(site))
+    _, result, events = looked(CheckSpec(site))
     extra = {e.path.relative_to(site).as_posix() for e in events if isinstance(e, Skipped)}
     assert extra == {"page.html", "space/logo.png"}
-    assert facts["extra"] == 2 and facts["mismatches"] == 0
+    assert result.extra == 2 and result.mismatches == 0
 
 
 def test_copies_are_found_by_name_in_one_flat_folder(made: Path, tmp_path: Path) -> None:
     shutil.copy(made / "copies" / "space" / "rocket.jpg", tmp_path / "ROCKET.JPG")
     shutil.copy(made / "copies" / "everyday" / "cat.png", tmp_path / "cat.webp")
-    outcomes, facts, _ = looked(CheckSpec(tmp_path, manifest=made / "copies" / MANIFEST))
-    assert facts["states"] == {"intact": 2, "missing": 4} and facts["extra"] == 0
+    outcomes, result, _ = looked(CheckSpec(tmp_path, manifest=made / "copies" / MANIFEST))
+    assert result.states == {"intact": 2, "missing": 4} and result.extra == 0
     assert outcomes["space/rocket.jpg"].path == tmp_path / "ROCKET.JPG"
-    assert outcomes["space/rocket.jpg"].facts["notes"] == ["found as ROCKET.JPG"]
+    assert outcomes["space/rocket.jpg"].notes == ("found as ROCKET.JPG",)
 
 
 def test_a_name_that_several_have_is_nobodys(made: Path, tmp_path: Path) -> None:
@@ -299,11 +308,11 @@ def test_an_original_that_has_changed_is_said_and_not_used(
     for name in ("everyday/coffee.jpg", "space/rocket.jpg", "everyday/cat.png"):
         change(site / name, lambda i: i.convert("RGB"), format="JPEG", quality=60)
     outcomes, _, events = looked(CheckSpec(site, tmp_path / "photos", made / "copies"))
-    told = {name: outcome.facts.get("original") for name, outcome in outcomes.items()}
+    told = {name: outcome.original for name, outcome in outcomes.items()}
     assert told["everyday/coffee.jpg"] == "changed"
     assert told["space/rocket.jpg"] == "missing"
     assert told["everyday/cat.png"] == "unchanged"
-    assert "survival" not in outcomes["everyday/coffee.jpg"].facts
+    assert outcomes["everyday/coffee.jpg"].survival is None
     notes = " ".join(event.message for event in events if isinstance(event, Note))
     assert "1 original was not found" in notes and "1 original has changed" in notes
 
@@ -312,16 +321,17 @@ def test_without_intact_copies_a_bound_is_told(site: Path, made: Path, tmp_path:
     for quality, name in ((75, "everyday/coffee.jpg"), (30, "space/rocket.jpg")):
         change(site / name, quality=quality)
     shutil.copy(made / "photos" / "everyday" / "cat.png", site / "everyday" / "cat.png")
-    bounds, facts, events = looked(CheckSpec(site, made / "photos"))
+    bounds, result, events = looked(CheckSpec(site, made / "photos"))
     exact, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
     for name in ("everyday/coffee.jpg", "space/rocket.jpg"):
-        found = bounds[name].facts
-        assert "survival" not in found and found["recorded_mean"] > 0
-        assert exact[name].facts["survival"] - 0.05 < found["at_most"] <= 1
-        assert found["mean"] > 0 and found["psnr"] < found["recorded_psnr"] + 1
-    assert bounds["everyday/cat.png"].facts["at_most"] == 0
-    assert exact["everyday/cat.png"].facts["survival"] == 0
-    assert facts["measured"] == 0 and facts["survival"] is None
+        found = bounds[name]
+        assert found.survival is None and found.recorded_mean and found.recorded_mean > 0
+        assert found.at_most and left_in(exact[name]) - 0.05 < found.at_most <= 1
+        assert found.mean and found.mean > 0
+        assert found.psnr and found.recorded_psnr and found.psnr < found.recorded_psnr + 1
+    assert bounds["everyday/cat.png"].at_most == 0
+    assert exact["everyday/cat.png"].survival == 0
+    assert result.measured == 0 and result.survival is None
     assert any("intact copies" in event.message for event in events if isinstance(event, Note))
 
 
@@ -332,11 +342,11 @@ def test_a_picture_that_a_site_turned_upright_is_compared_upright(site: Path, ma
     turned.save(place, quality=90)
     outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
     found = outcomes["space/astronaut.jpg"]
-    assert found.state == "recompressed" and "turned upright" in found.facts["notes"]
-    assert found.facts["survival"] > 0.8
+    assert found.state == "recompressed" and "turned upright" in found.notes
+    assert left_in(found) > 0.8
     turned.resize((turned.width // 2, turned.height // 2)).save(place)
     found = looked(CheckSpec(site, made / "photos", made / "copies"))[0]["space/astronaut.jpg"]
-    assert found.state == "resized" and found.facts["survival"] > 0.7
+    assert found.state == "resized" and left_in(found) > 0.7
 
 
 def test_nothing_is_measured_in_a_crop_or_in_another_picture(site: Path, made: Path) -> None:
@@ -346,8 +356,9 @@ def test_nothing_is_measured_in_a_crop_or_in_another_picture(site: Path, made: P
     assert outcomes["space/rocket.jpg"].state == "resized"
     assert outcomes["everyday/coffee.jpg"].state == "recompressed"
     for name in ("space/rocket.jpg", "everyday/coffee.jpg"):
-        assert not {"survival", "at_most", "mean"} & outcomes[name].facts.keys()
-        assert "something else" in " ".join(outcomes[name].facts["notes"])
+        cropped = outcomes[name]
+        assert cropped.survival is cropped.at_most is cropped.mean is None
+        assert "something else" in " ".join(cropped.notes)
 
 
 def test_transparency_that_was_painted_over_does_not_count(site: Path, made: Path) -> None:
@@ -359,8 +370,8 @@ def test_transparency_that_was_painted_over_does_not_count(site: Path, made: Pat
     change(site / "everyday" / "glass.png", on_white, format="JPEG", quality=95, subsampling=0)
     outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
     glass = outcomes["everyday/glass.png"]
-    assert glass.facts["lost"] == ["transparency"] and glass.facts["survival"] > 0.8
-    assert glass.facts["mean"] < 10
+    assert glass.lost == ("transparency",) and left_in(glass) > 0.8
+    assert glass.mean and glass.mean < 10
 
 
 def test_older_manifests_are_still_read(site: Path, made: Path) -> None:
@@ -399,8 +410,8 @@ def test_fields_of_the_wrong_kind_count_as_missing(site: Path, made: Path) -> No
         {"small_rms": -1.0, "mean": float("nan"), "psnr": float("inf")},
     ):
         edit(site, functools.partial(updated, wrong))
-        _, facts, _ = looked(CheckSpec(site, made / "photos"))
-        assert facts["checked"] == 6 and facts["mismatches"] == 1
+        _, result, _ = looked(CheckSpec(site, made / "photos"))
+        assert result.checked == 6 and result.mismatches == 1
 
 
 def test_what_cannot_be_checked_is_said_before_any_work(site: Path, tmp_path: Path) -> None:
@@ -440,7 +451,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
         threading.Event().wait(0.01)
         with guard:
             running[0] -= 1
-        return Checked(copy.path, "intact")
+        return Checked(copy.path, "intact", copy.path.as_posix())
 
     with ThreadPoolExecutor(4) as pool:
         results = list(check_ahead(expected, {}, look, pool, 8))

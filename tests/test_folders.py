@@ -19,10 +19,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from tue_cli.dataset.discover import Found, Item, default_output, discover, is_case_sensitive
-from tue_cli.dataset.labels import assign_codes, assign_labels
+from tue_cli.dataset.labels import assign_labels
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
+from tue_cli.protect.codes import assign_codes
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 KEYS = [f"key-{n}" for n in range(8)]

@@ -20,6 +20,7 @@ from tue_cli.errors import BadSetting, ExitCode, OutputProblem, WeightsProblem
 from tue_cli.events import Done
 from tue_cli.nets.classifiers import NETS
 from tue_cli.train.export import ExportSpec, export, make_runner
+from tue_cli.train.result import ExportSummary
 from tue_cli.weights import Card, Weights, fresh, graph_of, pack, read
 
 CARD = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, 0.1, {})
@@ -45,7 +46,7 @@ def random_weights(card: Card, path: Path) -> Weights:
     return read(path, name=path.stem)
 
 
-def done(weights: Path, output: Path | None = None) -> Done:
+def done(weights: Path, output: Path | None = None) -> Done[ExportSummary]:
     last = list(export(ExportSpec(str(weights), output)))[-1]
     assert isinstance(last, Done)
     return last
@@ -63,10 +64,10 @@ def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) 
 def test_the_graph_lies_beside_the_weights_and_holds_none(tmp_path: Path) -> None:
     card = replace(CARD, width=16, score_width=32)
     weights = random_weights(card, tmp_path / "w.safetensors")
-    facts = done(tmp_path / "w.safetensors").facts
+    written = done(tmp_path / "w.safetensors").result
     graph = tmp_path / "w.onnx"
-    assert facts["graph"] == str(graph) and not facts["holds_weights"]
-    assert facts["bytes"] == graph.stat().st_size < 100_000
+    assert written.graph == graph and not written.holds_weights
+    assert written.bytes == graph.stat().st_size < 100_000
     assert graph_of(weights) == graph.read_bytes()
     onnx.checker.check_model(str(graph), full_check=True)
     # Whatever reads ONNX finds the weights in the file beside it.
@@ -85,8 +86,8 @@ def session_runner(session: Any):  # type: ignore[no-untyped-def]
 def test_elsewhere_the_graph_holds_its_weights(tmp_path: Path) -> None:
     weights = random_weights(CARD, tmp_path / "w.safetensors")
     place = tmp_path / "far" / "alone.onnx"
-    facts = done(tmp_path / "w.safetensors", place).facts
-    assert facts["holds_weights"] and facts["bytes"] == place.stat().st_size
+    written = done(tmp_path / "w.safetensors", place).result
+    assert written.holds_weights and written.bytes == place.stat().st_size
     session = runtime().InferenceSession(place.read_bytes(), providers=["CPUExecutionProvider"])
     assert measure_parity(session_runner(session), weights).within
     # Each weight once: not turned round a second time for its gradient.
@@ -96,7 +97,7 @@ def test_elsewhere_the_graph_holds_its_weights(tmp_path: Path) -> None:
 
 def test_the_same_weights_give_the_same_graph(tmp_path: Path) -> None:
     random_weights(CARD, tmp_path / "w.safetensors")
-    digests = [done(tmp_path / "w.safetensors").facts["sha256"] for _ in range(2)]
+    digests = [done(tmp_path / "w.safetensors").result.sha256 for _ in range(2)]
     assert digests[0] == digests[1]
 
 

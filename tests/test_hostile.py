@@ -40,11 +40,11 @@ from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
 from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
 from tue_cli.protect import pipeline
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.scan import FormerRun
 from tue_cli.storage import lines
 from tue_cli.storage.reading import NotAFile, TooLarge, parse_json, read_file
 from tue_cli.train.export import write_graph
-from tue_cli.tui.draft import resumed
 from tue_cli.weights import Card, Weights, build, digest, load, read
 
 ROOT = Path(__file__).parent.parent
@@ -568,7 +568,7 @@ def test_a_run_whose_settings_are_odd_is_offered_with_those_that_are_chosen(tmp_
     spec = ProtectSpec(paths=(tmp_path,))
     odd: list[Any] = [5, [], {}, {"noise": 5}, {"noise": {"new": 1}}]
     for run in ({"settings": settings} for settings in odd):
-        assert resumed(spec, run) == spec
+        assert FormerRun(1, False, run).resume(spec) == spec
 
 
 # --- weights ---------------------------------------------------------------------------------

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -24,16 +25,20 @@ from PIL import Image
 
 from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
-from tue_cli.dataset.labels import assign_codes
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
-from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Skipped, Started
+from tue_cli.events import AnyEvent, Done, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import Picture, decode
 from tue_cli.images.resize import resize_to_square
 from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
-from tue_cli.protect.pipeline import ALGORITHM, BATCH, BATCH_PIXELS, LoadedTask, load_ahead
-from tue_cli.protect.plan import KEYS, ProtectSpec, Task
+from tue_cli.protect.codes import assign_codes
+from tue_cli.protect.context import ALGORITHM, BATCH, KEYS
+from tue_cli.protect.pipeline import BATCH_PIXELS, LoadedTask, load_ahead
+from tue_cli.protect.plan import Task
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.protect.run import protect
+from tue_cli.train.result import TrainSummary
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, graph_of, pack, read
 
@@ -46,13 +51,25 @@ def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> Protec
     return replace(spec, **changes)  # type: ignore[arg-type]
 
 
-def run(spec: ProtectSpec) -> list[Event]:
+def run(spec: ProtectSpec) -> list[AnyEvent]:
     return list(protect(spec))
 
 
-def done(events: list[Event]) -> dict[str, object]:
-    assert isinstance(events[-1], Done)
-    return events[-1].facts
+def done(events: list[AnyEvent]) -> ProtectSummary:
+    assert isinstance(events[-1], Done) and isinstance(events[-1].result, ProtectSummary)
+    return events[-1].result
+
+
+def planned(spec: ProtectSpec) -> ProtectForecast:
+    event = run(spec)[-1]
+    assert isinstance(event, Done) and isinstance(event.result, ProtectForecast)
+    return event.result
+
+
+def keys_of(events: list[AnyEvent]) -> Mapping[str, str]:
+    plan = next(event.plan for event in events if isinstance(event, Started))
+    assert isinstance(plan, ProtectPlan)
+    return plan.keys
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -94,7 +111,7 @@ def test_every_picture_gets_a_copy_in_the_mirrored_tree(
 ) -> None:
     before = tree(photos)
     events = run(spec_of(photos, tmp_path / "out", tiny_weights))
-    assert done(events)["protected"] == 6
+    assert done(events).protected == 6
     assert copies(tmp_path / "out").keys() == before.keys()
     assert tree(photos) == before
     assert not set(copies(tmp_path / "out").values()) & set(before.values())
@@ -143,7 +160,7 @@ def test_each_class_gets_its_own_key_and_gets_it_again(
     keys = []
     for output in (tmp_path / "a", tmp_path / "b"):
         events = run(spec_of(photos, output, tiny_weights))
-        keys.append(next(e.facts["keys"] for e in events if isinstance(e, Started)))
+        keys.append(keys_of(events))
     assert keys[0] == keys[1]
     assert set(keys[0]) == {"space", "everyday"}
     assert len(set(keys[0].values())) == 2
@@ -171,7 +188,7 @@ def test_a_second_run_touches_nothing(photos: Path, tmp_path: Path, tiny_weights
     times = {p: p.stat().st_mtime_ns for p in (tmp_path / "out").rglob("*.jpg")}
     inodes = {p: p.stat().st_ino for p in times}
     events = run(spec)
-    assert done(events)["already_done"] == 6
+    assert done(events).already_done == 6
     assert sum(isinstance(e, Skipped) for e in events) == 6
     assert inodes == {p: p.stat().st_ino for p in times}
 
@@ -192,7 +209,7 @@ def test_a_run_that_was_left_goes_on_and_ends_equal(
     assert len([name for name in finished if not name.startswith(".tue")]) > 0
     assert not (tmp_path / "left" / MANIFEST).exists()
     events = run(spec)
-    assert done(events)["already_done"] == len(
+    assert done(events).already_done == len(
         [name for name in finished if not name.startswith(".tue")]
     )
     assert copies(tmp_path / "left") == copies(tmp_path / "whole")
@@ -255,8 +272,8 @@ def test_a_run_whose_journal_is_removed_stops_at_once_and_knows_its_copies_again
     finished = [name for name in copies(output) if not name.startswith(".tue")]
     assert len(finished) >= outcomes
     events = run(spec)
-    assert done(events)["already_done"] == len(finished)
-    assert done(events)["failed"] == 0
+    assert done(events).already_done == len(finished)
+    assert done(events).failed == 0
 
 
 def test_a_run_whose_output_is_removed_stops_at_once(
@@ -280,7 +297,7 @@ def test_a_poor_file_system_is_one_note(
     if os.name != "nt":
         monkeypatch.setattr("fcntl.flock", refuse)
     events = run(spec_of(photos, tmp_path / "out", tiny_weights))
-    assert done(events)["protected"] == 6 and not done(events)["failed"]
+    assert done(events).protected == 6 and not done(events).failed
     notes = [e.message for e in events if isinstance(e, Note)]
     (note,) = [message for message in notes if "file system" in message]
     assert "permissions" in note and "times" in note and "power cut" in note
@@ -293,11 +310,11 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     run(spec)
     before = copies(tmp_path / "out")
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
-    for place in ("run", "pipeline"):
+    for place in ("context", "pipeline"):
         monkeypatch.setattr(f"tue_cli.protect.{place}.ALGORITHM", ALGORITHM + 1)
-    monkeypatch.setattr("tue_cli.protect.run.__version__", "99")
+    monkeypatch.setattr("tue_cli.protect.context.__version__", "99")
     events = run(spec)
-    assert done(events)["protected"] == 1 and done(events)["already_done"] == 6
+    assert done(events).protected == 1 and done(events).already_done == 6
     assert copies(tmp_path / "out").items() >= before.items()
     assert [e for e in events if isinstance(e, Note) and "6 copies" in e.message]
     manifest = timeless(tmp_path / "out")
@@ -314,7 +331,7 @@ def test_names_that_differ_in_case_get_their_own_copies(
     if len(tree(photos)) != 7:
         pytest.skip("this disk does not tell case")
     events = run(spec_of(photos, tmp_path / "out", tiny_weights))
-    assert done(events)["protected"] == 7
+    assert done(events).protected == 7
     assert copies(tmp_path / "out").keys() == tree(photos).keys()
 
 
@@ -328,8 +345,8 @@ def test_a_raw_file_beside_its_jpeg_stands_in_nobody_s_way(
         assert [(e.path.name, e.reason) for e in events if isinstance(e, Failed)] == [
             ("rocket.CR2", "unsupported")
         ]
-        facts = done(events)
-        assert (facts["protected"], facts["already_done"]) == (protected, already_done)
+        result = done(events)
+        assert (result.protected, result.already_done) == (protected, already_done)
     manifest = json.loads((tmp_path / "out" / MANIFEST).read_text())
     assert [failed["path"] for failed in manifest["summary"]["failed"]] == ["space/rocket.CR2"]
     assert "space/rocket.png" in {record["path"] for record in manifest["pictures"]}
@@ -345,7 +362,7 @@ def test_a_jpeg_named_as_a_raw_file_never_takes_another_copy_s_place(
     events = run(spec)
     reasons = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
     assert reasons == {"rocket.heic": "in-the-way"}
-    assert done(events)["protected"] == 7
+    assert done(events).protected == 7
     sources = {r["path"]: r["source"] for r in timeless(tmp_path / "out")["pictures"]}  # type: ignore[attr-defined]
     assert sources["space/rocket.png"] == "space/rocket.jpg"
     assert sources["space/alone.png"] == "space/alone.heic"
@@ -358,7 +375,7 @@ def test_a_changed_original_is_protected_anew(
     run(spec)
     before = copies(tmp_path / "out")
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "astronaut.jpg")
-    assert done(run(spec))["protected"] == 1
+    assert done(run(spec)).protected == 1
     changed = {k for k, v in copies(tmp_path / "out").items() if before[k] != v}
     assert changed == {"space/astronaut.jpg"}
 
@@ -373,7 +390,7 @@ def test_other_settings_need_another_place(
     events = run(
         spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker, existing="overwrite")
     )
-    assert done(events)["protected"] == 6
+    assert done(events).protected == 6
 
 
 FOREIGN = {"inner_radius": 4 / 255, "inner_steps": 10}
@@ -399,7 +416,7 @@ def test_a_run_whose_settings_held_other_methods_fields_is_gone_on_with(
     place.write_text("\n".join([json.dumps(written), *(rest if stops else [])]) + "\n")
     kept = {k: v for k, v in copies(output).items() if not k.startswith(".tue")}
     facts = done(run(spec))
-    assert facts["already_done"] == len(kept) and facts["protected"] == 6 - len(kept)
+    assert facts.already_done == len(kept) and facts.protected == 6 - len(kept)
     assert kept.items() <= copies(output).items()
     assert read_manifest(output)["run"]["settings"]["noise"] == asdict(spec.settings.noise)
     # What the method has must still be the same.
@@ -418,7 +435,9 @@ def test_a_checkpoint_whose_settings_held_other_methods_fields_is_gone_on_with(
     state["identity"]["settings"]["noise"] |= FOREIGN
     torch.save(state, place)
     whole = replace(spec, max_seconds=None, resume=True)
-    assert done(list(train(whole)))["steps"] == {"score": 4, "surrogate": 4}
+    last = list(train(whole))[-1]
+    assert isinstance(last, Done) and isinstance(last.result, TrainSummary)
+    assert last.result.steps == {"score": 4, "surrogate": 4}
 
 
 def test_the_noise_of_another_method_is_refused(
@@ -439,7 +458,7 @@ def test_a_file_in_the_way_is_left_alone(photos: Path, tmp_path: Path, tiny_weig
     events = run(spec_of(photos, tmp_path / "out", tiny_weights))
     assert [e.reason for e in events if isinstance(e, Failed)] == ["in-the-way"]
     assert stranger.read_bytes() == b"somebody's"
-    assert done(events)["protected"] == 5
+    assert done(events).protected == 5
     with pytest.raises(BadSetting, match="exists|already"):
         run(spec_of(photos, tmp_path / "out", tiny_weights, existing="error"))
 
@@ -461,8 +480,8 @@ def test_a_bad_picture_never_stops_the_others(
         "empty.png": "empty",
         "pipe.jpg": "not-a-file",
     }
-    assert done(events)["protected"] == 6
-    assert done(events)["failed"] == 4
+    assert done(events).protected == 6
+    assert done(events).failed == 4
     summary = json.loads((tmp_path / "out" / MANIFEST).read_text())["summary"]
     assert len(summary["failed"]) == 4
 
@@ -473,7 +492,7 @@ def test_a_bad_picture_never_stops_the_others(
 def test_odd_names_are_kept(name: str, photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     shutil.copy(photos / "everyday" / "cat.png", photos / "everyday" / name)
     events = run(spec_of(photos, tmp_path / "out", tiny_weights))
-    assert done(events)["protected"] == 7
+    assert done(events).protected == 7
     assert (tmp_path / "out" / "everyday" / name).is_file()
 
 
@@ -486,7 +505,7 @@ def test_alpha_and_extreme_shapes_pass(tmp_path: Path, tiny_weights: Path) -> No
         pixels[..., 3] |= 1
         Image.fromarray(pixels, "RGBA").save(folder / f"{height}x{width}.png")
     events = run(spec_of(folder, tmp_path / "out", tiny_weights))
-    assert done(events)["protected"] == 4
+    assert done(events).protected == 4
     for place in folder.iterdir():
         before = np.asarray(Image.open(place)).astype(int)
         after = np.asarray(Image.open(tmp_path / "out" / place.name)).astype(int)
@@ -544,11 +563,11 @@ def test_a_dry_run_says_what_the_real_run_would(
     before = tree(tmp_path)
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
     plan = spec_of(photos, tmp_path / "out", tiny_weights, dry_run=True)
-    assert done(run(plan))["pictures"] == 1
-    assert done(run(plan))["already_done"] == 6
-    assert done(run(replace(plan, existing="overwrite")))["pictures"] == 7
+    forecast = planned(plan)
+    assert (forecast.pictures, forecast.already_done) == (1, 6)
+    assert planned(replace(plan, existing="overwrite")).pictures == 7
     (tmp_path / "out" / "space" / "astronaut.jpg").unlink()
-    assert done(run(plan))["pictures"] == 2
+    assert planned(plan).pictures == 2
     (photos / "space" / "new.jpg").unlink()
     with pytest.raises(BadSetting, match="already holds"):
         run(replace(plan, existing="error"))
@@ -560,7 +579,7 @@ def test_a_dry_run_says_what_the_real_run_would(
 
 def test_clusters_are_labels_too(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="cluster:2"))
-    keys = next(e.facts["keys"] for e in events if isinstance(e, Started))
+    keys = keys_of(events)
     assert set(keys) == {"cluster-00", "cluster-01"}
 
 
@@ -581,7 +600,7 @@ def test_classes_get_the_keys_that_the_surrogate_sees_most_in_them(
     spec = spec_of(photos, tmp_path / "out", tiny_weights)
     for dry in (True, False):
         events = run(replace(spec, dry_run=dry))
-        assert next(e.facts["keys"] for e in events if isinstance(e, Started)) == wanted
+        assert keys_of(events) == wanted
 
 
 def test_noise_that_does_not_show_its_key_gets_keys_by_name(
@@ -600,13 +619,13 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
         settings = ProtectSettings(method=method, noise=noise)
         spec = spec_of(photos, tmp_path / method, tiny_weights, settings=settings, dry_run=True)
         events = run(replace(spec, weights=weights))
-        found = next(e.facts["keys"] for e in events if isinstance(e, Started))
+        found = keys_of(events)
         assert found == assign_codes(["everyday", "space"], keys, {})
 
 
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="single", key="b"))
-    assert next(e.facts["keys"] for e in events if isinstance(e, Started)) == {"photos": "b"}
+    assert keys_of(events) == {"photos": "b"}
 
 
 @pytest.mark.parametrize(
@@ -655,7 +674,7 @@ def test_the_last_class_folder_that_is_left_keeps_its_key(
     spec = spec_of(photos, tmp_path / "out", tiny_weights)
     run(spec)
     shutil.rmtree(photos / "everyday")
-    assert done(run(spec))["already_done"] == 3
+    assert done(run(spec)).already_done == 3
 
 
 def test_more_classes_than_keys_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
@@ -885,7 +904,9 @@ def test_a_damaged_checkpoint_is_named_in_one_sentence(photos: Path, tmp_path: P
 def test_the_time_limit_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> None:
     spec = train_spec(photos, tmp_path / "w.safetensors", max_seconds=0.0)
     events = list(train(spec))
-    assert done(events)["steps"] == {"score": 1, "surrogate": 0}
+    assert isinstance(events[-1], Done)
+    assert events[-1].result.steps == {"score": 1, "surrogate": 0}
+    assert events[-1].result.weights is None
     assert (tmp_path / "w.checkpoint").exists() and not spec.output.exists()
 
 
@@ -901,6 +922,6 @@ def test_em_needs_no_score_network(photos: Path, tmp_path: Path) -> None:
     assert not [name for name in weights.tensors if name.startswith("score.")]
     em = ProtectSettings(method="em", noise=EmNoise(steps=2))
     events = run(spec_of(photos, tmp_path / "out", spec.output, settings=em))
-    assert done(events)["protected"] == 6
+    assert done(events).protected == 6
     with pytest.raises(WeightsProblem, match="score"):
         run(spec_of(photos, tmp_path / "tue", spec.output))

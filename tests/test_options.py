@@ -31,7 +31,7 @@ from tue_cli.errors import BadSetting
 from tue_cli.fields import change, fill, format_command, get_value, list_questions
 from tue_cli.noise import EmNoise, RemNoise, SteppedNoise, TueNoise
 from tue_cli.options import Given, recipe_of
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.train.export import ExportSpec
 from tue_cli.train.run import TrainSpec
 from tue_cli.verify.request import VerifySpec

@@ -31,7 +31,7 @@ from benchmarks.rows import read_rows
 from tue_cli.core.batches import Pictures
 from tue_cli.engine.torch import machine
 from tue_cli.errors import BadSetting, OutputProblem
-from tue_cli.events import Advanced, Done, Event, Metric, Note, Table
+from tue_cli.events import Advanced, AnyEvent, Done, Metric, Note, Table
 from tue_cli.noise import RemNoise, TapNoise, TueNoise
 
 FEW = replace(
@@ -82,13 +82,13 @@ def means(output: Path) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[Event]]:
+def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, list[AnyEvent]]:
     """A folder with all of table 1, and what was said."""
     output = tmp_path_factory.mktemp("bench")
     return output, list(bench(spec_of(pictures, output, "1")))
 
 
-def test_table_1_is_measured_and_written(whole: tuple[Path, list[Event]]) -> None:
+def test_table_1_is_measured_and_written(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, events = whole
     table = next(event for event in events if isinstance(event, Table))
     assert table.columns == ("training", *ARMS)
@@ -105,7 +105,7 @@ def test_table_1_is_measured_and_written(whole: tuple[Path, list[Event]]) -> Non
             assert image.width > 400
 
 
-def test_a_row_says_how_it_came_about(whole: tuple[Path, list[Event]]) -> None:
+def test_a_row_says_how_it_came_about(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, _ = whole
     for row in read_rows(output / "rows.jsonl"):
         settings = row["settings"]
@@ -121,7 +121,7 @@ def test_a_row_says_how_it_came_about(whole: tuple[Path, list[Event]]) -> None:
 
 
 def test_what_is_known_is_not_measured_again(
-    whole: tuple[Path, list[Event]], pictures: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
     output, _ = whole
     before = means(output)
@@ -145,7 +145,7 @@ def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_benches_in_one_folder_share_the_work(
-    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
     first, second = (bench(spec_of(pictures, tmp_path, "1")) for _ in range(2))
     # The first has a victim in hand; the second, which goes on meanwhile, leaves it that one.
@@ -197,7 +197,7 @@ def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: P
 
 
 def test_noise_that_was_begun_is_finished_to_the_same_bytes(
-    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "again"
     shutil.copytree(whole[0], output)
@@ -213,7 +213,7 @@ def test_noise_that_was_begun_is_finished_to_the_same_bytes(
 
 
 def test_every_arm_s_pictures_keep_its_bound(
-    whole: tuple[Path, list[Event]], pictures: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
     dataset, _ = load_dataset(pictures, FEW)
     plan = Bench(FEW, "CIFAR-10", dataset.key())
@@ -399,7 +399,7 @@ def test_the_presets_grow() -> None:
 
 
 def test_a_row_that_was_cut_off_is_measured_again(
-    whole: tuple[Path, list[Event]], pictures: Path, tmp_path: Path
+    whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
     output = tmp_path / "again"
     shutil.copytree(whole[0], output)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,10 +16,10 @@ from tue_cli.events import Done, Looked, Saved
 from tue_cli.images.codec import read_dimensions
 from tue_cli.images.thumbnails import dots, proportions
 from tue_cli.noise import TueNoise
-from tue_cli.protect.plan import ProtectSpec
 from tue_cli.protect.preview import preview
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
-from tue_cli.protect.scan import ScanSpec, count_pictures, scan_folder
+from tue_cli.protect.scan import ScanSpec, ScanSummary, count_pictures, scan_folder
 from tue_cli.text import format_count, format_duration, size
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
@@ -31,31 +32,31 @@ def photos(tmp_path: Path) -> Path:
     return tmp_path / "photos"
 
 
-def facts_of(folder: Path, labels: str = "auto") -> dict[str, object]:
-    *_, done = scan_folder(ScanSpec(folder, labels=labels))
+def scan(folder: Path, labels: str = "auto") -> ScanSummary:
+    done = list(scan_folder(ScanSpec(folder, labels=labels)))[-1]
     assert isinstance(done, Done)
-    return done.facts
+    return done.result
 
 
 def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
     (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
     (photos / "space" / "page.jpg").write_text("<html>")
     (photos / "notes.txt").write_text("x")
-    facts = facts_of(photos)
-    assert facts["pictures"] == 8 and facts["classes"] == {"everyday": 3, "space": 5}
-    assert facts["formats"] == {"JPEG": 6, "PNG": 1, "GIF": 1}
-    assert facts["refused"] == {"unsupported": 1, "not-a-picture": 1}
-    assert facts["ignored"] == {"not a picture": 1}
-    assert facts["output"] == f"{photos}-protected"
-    assert facts_of(photos, "single")["classes"] == {"photos": 8}
+    found = scan(photos)
+    assert found.pictures == 8 and found.classes == {"everyday": 3, "space": 5}
+    assert found.formats == {"JPEG": 6, "PNG": 1, "GIF": 1}
+    assert found.refused == {"unsupported": 1, "not-a-picture": 1}
+    assert found.ignored == {"not a picture": 1}
+    assert found.output == Path(f"{photos}-protected")
+    assert scan(photos, "single").classes == {"photos": 8}
     assert count_pictures(photos / "space") == 5 and count_pictures(photos) == 0
 
 
 def test_a_survey_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
     with pytest.raises(NothingToDo):
-        facts_of(tmp_path)
+        scan(tmp_path)
     with pytest.raises(BadSetting):
-        facts_of(tmp_path / "nowhere")
+        scan(tmp_path / "nowhere")
 
 
 def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
@@ -65,12 +66,13 @@ def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) ->
         if isinstance(event, Saved):
             break
     job.close()
-    left = facts_of(photos)["unfinished"]
-    assert isinstance(left, dict) and left["done"] >= 1
-    assert left["run"]["settings"]["noise"]["steps"] == 1
+    left = scan(photos).former
+    assert left is not None and left.done >= 1 and not left.is_finished
+    assert left.resume(ProtectSpec((photos,))).settings == QUICK
     list(protect(spec))
     assert read_unfinished(Path(f"{photos}-protected")) is None
-    assert "finished" in facts_of(photos)
+    whole = scan(photos).former
+    assert whole is not None and whole.is_finished and whole.done == 6
 
 
 def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
@@ -81,12 +83,11 @@ def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
     events = list(preview(spec, tmp_path / "scratch"))
     looked = [event for event in events if isinstance(event, Looked)]
     assert len(looked) == 3 and not (tmp_path / "photos-protected").exists()
-    assert all(
-        event.path.is_file() and Path(event.facts["difference"]).is_file() for event in looked
-    )
+    assert all(event.path.is_file() and event.full_difference.is_file() for event in looked)
     done = events[-1]
     assert isinstance(done, Done)
-    assert done.facts["pictures"] == 7 and done.facts["seconds"] > 0 and done.facts["psnr"] > 25
+    assert done.result.pictures == 7 and done.result.seconds > 0
+    assert done.result.psnr is not None and done.result.psnr > 25
 
 
 def test_a_look_knows_what_was_protected_before(
@@ -96,7 +97,19 @@ def test_a_look_knows_what_was_protected_before(
     list(protect(spec))
     done = list(preview(spec, tmp_path / "scratch"))[-1]
     assert isinstance(done, Done)
-    assert (done.facts["pictures"], done.facts["already_done"]) == (0, 6)
+    assert (done.result.pictures, done.result.already_done) == (0, 6)
+
+
+def test_a_look_refuses_other_settings_only_where_the_run_would(
+    photos: Path, tiny_weights: Path, tmp_path: Path
+) -> None:
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    list(protect(spec))
+    other = replace(spec, settings=replace(QUICK, seed=1))
+    with pytest.raises(BadSetting, match="other settings"):
+        list(preview(other, tmp_path / "scratch"))
+    done = list(preview(replace(other, existing="overwrite"), tmp_path / "scratch"))[-1]
+    assert isinstance(done, Done) and done.result.pictures == 6
 
 
 def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:

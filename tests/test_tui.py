@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Awaitable, Callable, Generator
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -38,10 +38,11 @@ from tue_cli.config import (
 from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, ExitCode
-from tue_cli.events import Advanced, Event, Failed, Started
+from tue_cli.events import Advanced, Failed, Job, Record, Started
 from tue_cli.fields import list_questions
 from tue_cli.noise import Noise, RemNoise, TueNoise
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import ProtectSummary
 from tue_cli.protect.run import protect
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.app import DARK, LIGHT, TueApp
@@ -172,7 +173,7 @@ def copies(folder: Path) -> dict[str, str]:
 
 def draft(folder: Path, weights: Path, **changes: Any) -> Draft:
     spec = ProtectSpec((folder,), weights=str(weights), settings=QUICK, device="cpu")
-    return Draft(replace(spec, **changes), {"output": f"{folder}-protected"})
+    return Draft(replace(spec, **changes), Path(f"{folder}-protected"))
 
 
 @pytest.mark.usefixtures("shipped")
@@ -386,7 +387,7 @@ def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
         def body(self) -> Any:
             yield from RunScreen.body(self)  # type: ignore[arg-type]
 
-        def job(self) -> Generator[Event, None, None]:
+        def job(self) -> Job[Record]:
             yield Started("Breaking", 1, "pictures")
             raise ZeroDivisionError("[red]of all things[/red]")
 
@@ -507,13 +508,12 @@ def test_a_training_that_is_stopped_goes_on_to_its_weights(
 
 def test_every_screen_shows_its_ways_on_at_80_by_24(photos: Path, tiny_weights: Path) -> None:
     made = draft(photos, tiny_weights)
-    facts: dict[str, Any] = {"protected": 6, "already_done": 0, "failed": 0, "seconds": 1.0}
-    facts |= {"output": "x", "manifest": "x/m"}
+    summary = ProtectSummary(6, 0, 0, {}, Path("x"), Path("x/m"), 1.0, 0.5)
     screens: list[Step] = [
         LookScreen(made),
         StrengthScreen(made),
-        ResultScreen(made, facts, ()),
-        VerifyScreen({}),
+        ResultScreen(made, summary, ()),
+        VerifyScreen(Path(), Path()),
         TrainScreen(None),
     ]
 
@@ -597,19 +597,27 @@ def test_the_folder_looks_as_drawn(
 
 
 def test_choosing_a_verification_and_a_result_look_as_drawn() -> None:
-    surveyed = {"folder": "photos", "output": "photos-protected", "finished": {}}
     spec = ProtectSpec((Path("photos"),))
-    facts: dict[str, Any] = {"protected": 1204, "already_done": 96, "failed": 1, "seconds": 754}
-    facts |= {"output": "photos-protected", "manifest": "photos-protected/tue-manifest.json"}
+    copies = Path("photos-protected")
+    summary = ProtectSummary(
+        protected=1204,
+        already_done=96,
+        failed=1,
+        reasons={"not-a-picture": 1},
+        output=copies,
+        manifest=copies / MANIFEST,
+        seconds=754,
+        engine_seconds=500,
+    )
     failed = (Failed(Path("photos/page.jpg"), "not-a-picture", "The content is no picture."),)
 
     async def verification(app: TueApp, pilot: Pilot[int]) -> None:
-        await app.push_screen(VerifyScreen(surveyed))
+        await app.push_screen(VerifyScreen(copies, Path("photos")))
         await until(pilot, lambda: "tue verify photos-protected" in seen(app))
         await is_as_drawn(pilot, "verify-80x24")
 
     async def result(app: TueApp, pilot: Pilot[int]) -> None:
-        await app.push_screen(ResultScreen(Draft(spec, {}), facts, failed))
+        await app.push_screen(ResultScreen(Draft(spec, copies), summary, failed))
         await until(pilot, lambda: "tue protect photos" in seen(app))
         await is_as_drawn(pilot, "result-80x24")
 
@@ -803,7 +811,7 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
 
 def test_another_budget_brings_its_attackers_and_keeps_what_was_changed() -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
-        await app.push_screen(VerifyScreen({"folder": "in", "output": "out", "finished": {}}))
+        await app.push_screen(VerifyScreen(Path("out"), Path("in")))
         screen = await on_screen(pilot, VerifyScreen)
         await write(pilot, "settings.seed", "7")
         await choose(pilot, "budget", "standard")
@@ -847,7 +855,7 @@ def test_text_that_changes_twice_is_as_high_as_the_second() -> None:
 def test_a_job_that_is_stopped_is_closed_in_its_own_thread() -> None:
     closed: list[str] = []
 
-    def job() -> Generator[Event, None, None]:
+    def job() -> Job[Record]:
         try:
             for number in range(10_000):
                 yield Advanced(number, 10_000, 1.0)

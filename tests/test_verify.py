@@ -21,11 +21,12 @@ from tue_cli.cli import main
 from tue_cli.config import BUDGETS, ProtectSettings, VerifySettings, VictimSettings
 from tue_cli.dataset.manifest import MANIFEST, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem, PackageMissing
-from tue_cli.events import Advanced, Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.events import Advanced, AnyEvent, Done, Failed, Metric, Note, Saved, Started, Table
 from tue_cli.noise import TueNoise
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
 from tue_cli.verify.request import VerifySpec
+from tue_cli.verify.result import VerifyPlan, VerifyResult
 from tue_cli.verify.run import verify
 
 EACH = 104
@@ -86,24 +87,24 @@ def again(folder: Path, place: Path, change: Callable[[dict[str, Any]], object])
     return place
 
 
-def run(spec: VerifySpec) -> tuple[list[Event], dict[str, Any]]:
+def run(spec: VerifySpec) -> tuple[list[AnyEvent], VerifyResult]:
     torch.manual_seed(len(str(spec)))  # which must not matter
     events = list(verify(spec))
     assert isinstance(events[-1], Done)
-    return events, events[-1].facts
+    return list(events), events[-1].result
 
 
-def figures(facts: dict[str, Any]) -> dict[str, Any]:
+def figures(result: VerifyResult) -> VerifyResult:
     """All that a clock cannot change."""
-    attacks = [{k: v for k, v in a.items() if k != "seconds"} for a in facts["attacks"]]
-    return {**facts, "attacks": attacks, "setup": {**facts["setup"], "time": ""}}
+    attacks = tuple(replace(attack, seconds=0.0) for attack in result.attacks)
+    return replace(result, attacks=attacks, setup=replace(result.setup, time=None))
 
 
-def notes(events: list[Event]) -> str:
+def notes(events: list[AnyEvent]) -> str:
     return " ".join(event.message for event in events if isinstance(event, Note))
 
 
-def trained(events: list[Event]) -> int:
+def trained(events: list[AnyEvent]) -> int:
     return sum(isinstance(event, Advanced) for event in events)
 
 
@@ -119,7 +120,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     assert {path: sha256(path) for path in spec.original.rglob("*.png")} == before
 
     job = verify(spec)  # without --resume it begins anew
-    seen: list[Event] = []
+    seen: list[AnyEvent] = []
     for event in job:
         seen.append(event)
         if trained(seen) == 2 and isinstance(event, Metric):
@@ -136,8 +137,8 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     assert "5 of 6 victims were trained before" in notes(events)
     assert trained(events) == 1 and figures(reported) == figures(whole)
     # So small a victim may learn too little on one processor and enough on another.
-    is_sure = whole["status"] == "conclusive"
-    answer = whole["headline"] if is_sure else '<h2 id="answer" class="big">Inconclusive</h2>'
+    is_sure = whole.status == "conclusive"
+    answer = whole.headline if is_sure else '<h2 id="answer" class="big">Inconclusive</h2>'
     assert "t-SNE" in page.read_text() and answer in page.read_text()
     assert [event.path for event in events if isinstance(event, Saved)] == [page]
 
@@ -155,18 +156,18 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     assert "were trained before" not in notes(events)
 
     # The peak of the curve is judged where a victim may stop early, its end where it may not.
-    standard, early, gray = whole["attacks"]
-    assert standard["curves"] == early["curves"] != gray["curves"]
+    standard, early, gray = whole.attacks
+    assert standard.curves == early.curves != gray.curves
     for arm in ("clean", "protected", "random"):
-        (curve,) = standard["curves"][arm]
-        assert standard[arm]["mean"] == pytest.approx(curve[-1], abs=1e-4)
-        assert early[arm]["mean"] == pytest.approx(max(curve), abs=1e-4)
+        (curve,) = standard.curves[arm]
+        assert getattr(standard, arm).mean == pytest.approx(curve[-1], abs=1e-4)
+        assert getattr(early, arm).mean == pytest.approx(max(curve), abs=1e-4)
 
 
 def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
     spec = replace(spec, settings=BRIEF)
-    (first, facts), (second, again) = run(spec), run(spec)
-    assert figures(facts) == figures(again)
+    (first, result), (second, again) = run(spec), run(spec)
+    assert figures(result) == figures(again)
     assert trained(first) == trained(second) == 3
     assert [e for e in first if isinstance(e, Metric)] == [
         e for e in second if isinstance(e, Metric)
@@ -177,12 +178,12 @@ def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Pat
     plain = again(spec.protected, tmp_path / "plain", lambda manifest: None)
     for path in plain.rglob("*.png"):
         shutil.copy(spec.original / path.relative_to(plain), path)
-    events, facts = run(replace(spec, protected=plain))
+    events, result = run(replace(spec, protected=plain))
     assert "208 of 208 copies are not the files that tue wrote" in notes(events)
-    assert facts["status"] == "conclusive"
-    assert facts["weakest"]["low"] == facts["weakest"]["value"] == 0
-    (attack,) = facts["attacks"]
-    assert attack["clean"] == attack["protected"] and attack["clean"]["mean"] > 0.9
+    assert result.status == "conclusive"
+    assert result.weakest and result.weakest.low == result.weakest.value == 0
+    (attack,) = result.attacks
+    assert attack.clean == attack.protected and attack.clean.mean > 0.9
     table = next(event for event in events if isinstance(event, Table))
     assert len(table.rows[0]) == len(table.columns)
 
@@ -192,8 +193,8 @@ def test_copies_that_teach_nothing_are_said_to(spec: VerifySpec, tmp_path: Path)
     for path in useless.rglob("*.png"):
         shade = 60 if path.parent.name == "warm" else 190
         Image.new("RGB", (32, 32), (shade, shade, shade)).save(path)
-    _, facts = run(replace(spec, protected=useless))
-    assert facts["weakest"]["value"] > 50
+    _, result = run(replace(spec, protected=useless))
+    assert result.weakest and result.weakest.value > 50
 
 
 def test_a_control_that_learned_nothing_leaves_no_number(
@@ -207,10 +208,10 @@ def test_a_control_that_learned_nothing_leaves_no_number(
         path.rename(originals / "warm" / path.name)
     output = protected(originals, tmp_path / "out", tiny_weights)
     settings = replace(QUICK, seen=400)
-    _, facts = run(replace(spec, protected=output, original=originals, settings=settings))
-    assert facts["status"] == "inconclusive" and facts["weakest"] is None
-    assert "the control on the originals learned nothing" in facts["headline"]
-    assert facts["attacks"][0]["protection"] is None
+    _, result = run(replace(spec, protected=output, original=originals, settings=settings))
+    assert result.status == "inconclusive" and result.weakest is None
+    assert "the control on the originals learned nothing" in result.headline
+    assert result.attacks[0].protection is None
 
 
 def test_too_few_pictures_are_inconclusive(
@@ -220,27 +221,28 @@ def test_too_few_pictures_are_inconclusive(
     for number in range(10):  # the same picture again is no other picture
         shutil.copy(originals / "cold" / "0.png", originals / "cold" / f"again-{number}.png")
     output = protected(originals, tmp_path / "out", tiny_weights)
-    events, facts = run(replace(spec, protected=output, original=originals))
-    assert facts["status"] == "inconclusive" and facts["headline"].count("198") == 1
+    events, result = run(replace(spec, protected=output, original=originals))
+    assert result.status == "inconclusive" and result.headline.count("198") == 1
     assert not any(isinstance(event, Started) for event in events)
-    assert "%" not in facts["headline"] and not facts.get("weakest")
+    assert "%" not in result.headline and result.weakest is None
 
 
 def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> None:
     originals = pictures(tmp_path / "in", ("",), 2 * EACH)
     output = protected(originals, tmp_path / "out", tiny_weights)
     alone = replace(spec, protected=output, original=originals)
-    _, facts = run(alone)
-    assert facts["status"] == "inconclusive" and "--background" in facts["headline"]
+    _, result = run(alone)
+    assert result.status == "inconclusive" and "--background" in result.headline
     with pytest.raises(BadSetting, match="these very pictures"):
         run(replace(alone, background=originals))
     others = pictures(tmp_path / "others", ("x", "y", "z"), 80, seed=1)
     for event in verify(replace(alone, background=others, settings=PLANNED)):
         if isinstance(event, Started):
             break
-    assert isinstance(event, Started) and event.facts["classes"] == 2
+    assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
+    assert event.plan.classes == 2
     # As many others as pictures of one's own, at most.
-    assert event.facts["training pictures"] + event.facts["held-out pictures"] == 4 * EACH
+    assert event.plan.training_pictures + event.plan.held_out_pictures == 4 * EACH
 
 
 def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:
@@ -248,38 +250,38 @@ def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path)
     pictures(holdout, ("strange",), 2, seed=8)
     shutil.copy(spec.original / "cold" / "3.png", holdout / "cold" / "own.png")
     shutil.copy(holdout / "cold" / "1.png", holdout / "cold" / "twice.png")
-    events = []
+    events: list[AnyEvent] = []
     for event in verify(replace(spec, holdout=holdout, settings=PLANNED)):
         events.append(event)
         if isinstance(event, Started):
             break
-    assert isinstance(event, Started)
-    assert event.facts["training pictures"] == 2 * EACH - 1
-    assert event.facts["held-out pictures"] == 61
+    assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
+    assert event.plan.training_pictures == 2 * EACH - 1
+    assert event.plan.held_out_pictures == 61
     assert "strange" in notes(events) and "1 pictures are in --holdout too" in notes(events)
 
 
 def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
-    _, facts = run(replace(spec, holdout=spec.original))
-    assert facts["status"] == "inconclusive" and "to learn and to be tested" in facts["headline"]
+    _, result = run(replace(spec, holdout=spec.original))
+    assert result.status == "inconclusive" and "to learn and to be tested" in result.headline
     with pytest.raises(BadSetting, match="protected copies"):
         run(replace(spec, holdout=spec.protected))
 
 
 def test_a_class_that_the_holdout_lacks_is_named(spec: VerifySpec, tmp_path: Path) -> None:
     holdout = pictures(tmp_path / "holdout", ("cold",), 10, seed=7)
-    events, facts = run(replace(spec, holdout=holdout))
+    events, result = run(replace(spec, holdout=holdout))
     assert "lacks classes, which are left out: warm" in notes(events)
-    assert facts["status"] == "inconclusive" and "--background" not in facts["headline"]
+    assert result.status == "inconclusive" and "--background" not in result.headline
 
 
 def test_copies_that_cannot_be_read_no_longer_count(spec: VerifySpec, tmp_path: Path) -> None:
     damaged = again(spec.protected, tmp_path / "damaged", lambda manifest: None)
     for path in (damaged / "cold").iterdir():
         path.write_text("<html>")
-    events, facts = run(replace(spec, protected=damaged))
-    assert facts["status"] == "inconclusive" and trained(events) == 0
-    assert facts["failed"] == sum(isinstance(event, Failed) for event in events) > 50
+    events, result = run(replace(spec, protected=damaged))
+    assert result.status == "inconclusive" and trained(events) == 0
+    assert result.failed == sum(isinstance(event, Failed) for event in events) > 50
 
 
 @pytest.mark.parametrize(
@@ -363,23 +365,23 @@ def test_a_cache_that_cannot_be_written_is_said_before_any_training(
 
 def test_what_is_damaged_in_the_cache_is_trained_again_and_no_more(spec: VerifySpec) -> None:
     short = replace(spec, settings=replace(QUICK, seen=170))
-    _, facts = run(short)
+    _, result = run(short)
     (cache,) = (platformdirs.user_cache_path("tue") / "verify").iterdir()
     whole = cache.read_bytes()
     for damaged, lost in ((whole[:-20], 1), (whole[20:], 1), (bytes(1000) + whole[-20:], 3)):
         cache.write_bytes(damaged)
         events, again = run(replace(short, resume=True))
-        assert trained(events) == lost and figures(again) == figures(facts)
+        assert trained(events) == lost and figures(again) == figures(result)
     events, again = run(replace(short, resume=True))
-    assert trained(events) == 0 and figures(again) == figures(facts)
+    assert trained(events) == 0 and figures(again) == figures(result)
 
 
 def test_a_budget_in_seconds_is_fitted_once_and_taken_again(spec: VerifySpec) -> None:
     settings = replace(QUICK, victims=(VictimSettings(width=4, batch=64),))
     timed = replace(spec, settings=settings, budget="0.5s")
-    _, facts = run(timed)
+    _, result = run(timed)
     events, again = run(replace(timed, resume=True))
-    assert trained(events) == 0 and figures(again) == figures(facts)
+    assert trained(events) == 0 and figures(again) == figures(result)
     # What was fitted to one task says nothing of another.
     more = replace(timed, resume=True, settings=replace(settings, attacks=("std", "at4")))
     started = next(event for event in verify(more) if isinstance(event, Started))
@@ -464,7 +466,8 @@ def test_vgg_fits_the_smallest_pictures(spec: VerifySpec) -> None:
     for event in verify(replace(spec, settings=settings)):
         if isinstance(event, Started):
             break
-    assert isinstance(event, Started) and event.facts["victims"] == "vgg16:0.0625"
+    assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
+    assert event.plan.victims == "vgg16:0.0625"
 
 
 @pytest.fixture
@@ -489,13 +492,13 @@ def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refuse
     with pytest.raises(PackageMissing, match="pip install kornia"):
         next(verify(replace(spec, settings=replace(QUICK, attacks=("std", "ueraser")))))
     settings = replace(QUICK, attacks=BUDGETS["standard"].attacks)
-    job, events = verify(replace(spec, settings=settings)), list[Event]()
-    while not events or not isinstance(events[-1], Started) or not events[-1].facts:
+    job, events = verify(replace(spec, settings=settings)), list[AnyEvent]()
+    while not events or not isinstance(events[-1], Started) or events[-1].plan is None:
         events.append(next(job))
     job.close()
     assert "ueraser is left out" in notes(events) and "pip install kornia" in notes(events)
-    assert isinstance(events[-1], Started)
-    attackers = events[-1].facts["attackers"].split(", ")
+    assert isinstance(events[-1], Started) and isinstance(events[-1].plan, VerifyPlan)
+    attackers = events[-1].plan.attackers.split(", ")
     assert attackers == [name for name in settings.attacks if name != "ueraser"]
 
 
@@ -504,7 +507,7 @@ def test_a_report_without_scikit_learn_has_no_map_and_says_why(
     spec: VerifySpec, tmp_path: Path
 ) -> None:
     page = tmp_path / "page.html"
-    events, facts = run(replace(spec, settings=BRIEF, report=page))
-    assert facts["attacks"] and trained(events) == 3
+    events, result = run(replace(spec, settings=BRIEF, report=page))
+    assert result.attacks and trained(events) == 3
     assert "no map of features" in notes(events) and "pip install scikit-learn" in notes(events)
     assert "What the victims learned" in page.read_text() and "t-SNE" not in page.read_text()

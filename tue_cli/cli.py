@@ -20,7 +20,7 @@ from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.exits import end_interrupted, translate_errors
 from tue_cli.fields import format_command
 from tue_cli.options import Given, Json, Quiet, TrainMethod, Verbose, recipe_of, takes
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.train.export import ExportSpec
 from tue_cli.train.run import TrainSpec
 from tue_cli.verify.request import VerifySpec
@@ -81,14 +81,15 @@ def protect(
 ) -> None:
     """Write protected copies of pictures beside them; the originals are never touched."""
     from tue_cli.console import Console
+    from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
 
     spec = replace(given.spec(), command=given.typed)
     again = given.typed
     if spec.existing == "overwrite":
         again += " --existing skip"
-    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
-    if facts.get("failed"):
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
+    if isinstance(result, ProtectSummary) and result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
@@ -108,8 +109,9 @@ def train(
     spec = given.spec(recipe=recipe_of(method, given["recipe"]))
     lasting = format_command("train", replace(spec, resume=False, max_seconds=None))
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(replace(spec, command=lasting)), _resuming(given.typed, spec.resume))
-    if facts.get("failed"):
+    spec = replace(spec, command=lasting)
+    result = console.run(job(spec), _resuming(given.typed, spec.resume))
+    if result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
@@ -145,10 +147,10 @@ def verify(
         raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
     spec = replace(given.spec(), command=given.typed)
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    facts = console.run(job(spec), _resuming(given.typed, spec.resume))
+    result = console.run(job(spec), _resuming(given.typed, spec.resume))
     if fail_under is not None:
-        weakest, doubts = facts["weakest"], [row["inconclusive"] for row in facts["attacks"]]
-        if weakest is None or weakest["value"] < fail_under or any(doubts):
+        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
+        if weakest is None or weakest.value < fail_under or any(doubts):
             raise typer.Exit(ExitCode.MISMATCH)
 
 
@@ -167,8 +169,8 @@ def check(
     spec = given.spec()
     if verbose:
         spec = replace(spec, listed=None)
-    facts = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
-    if facts["mismatches"]:
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
+    if result.mismatches:
         raise typer.Exit(ExitCode.MISMATCH)
 
 

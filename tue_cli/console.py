@@ -5,9 +5,8 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, suppress
-from dataclasses import asdict
 from typing import Any
 
 from rich.box import SIMPLE_HEAD
@@ -18,18 +17,23 @@ from rich.text import Text
 
 from tue_cli.errors import ExitCode, TueError, stdout_problem
 from tue_cli.events import (
+    SCHEMA,
     Advanced,
+    AnyEvent,
     Checked,
     Done,
-    Event,
     Failed,
+    Job,
     Looked,
     Metric,
     Note,
+    R,
+    Record,
     Saved,
     Skipped,
     Started,
     Table,
+    plain,
 )
 from tue_cli.text import format_duration, printable
 
@@ -62,8 +66,8 @@ class Console:
         self._metric = ""
         self._printed = time.monotonic()
 
-    def run(self, job: Generator[Event, None, None], again: str | None = None) -> dict[str, Any]:
-        """Run a job to its end and return the facts of its `Done`.
+    def run(self, job: Job[R], again: str | None = None) -> R:
+        """Run a job to its end and return its result.
 
         Ctrl-C closes the job, prints the command `again`, if one goes on from there, and exits.
         """
@@ -77,9 +81,8 @@ class Console:
                 self._error(f"  {printable(again)}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
-    def _run(self, job: Generator[Event, None, None]) -> dict[str, Any]:
-        facts: dict[str, Any] = {}
-        said: tuple[str, ...] = ()
+    def _run(self, job: Job[R]) -> R:
+        done: Done[R] | None = None
         tables: list[Table] = []
         progress = Progress(
             TextColumn("{task.description}"),
@@ -111,19 +114,20 @@ class Console:
                 elif isinstance(event, Table):
                     tables.append(event)
                 elif isinstance(event, Done):
-                    facts, said = event.facts, event.said
+                    done = event
                 elif not isinstance(event, Checked | Looked):
                     self._show(event)
+        assert done is not None  # the last event of every job
         if not self._json and not self._quiet:
             for table in tables:
                 _print_table(table)
-            for sentence in said or _format_facts(facts):
+            for sentence in done.said or _list_fields(done.result):
                 _print(printable(sentence))
-        return facts
+        return done.result
 
     def _show_start(self, event: Started) -> None:
         self._note(f"{event.title}: {event.total} {event.unit}")
-        for name, value in event.facts.items():
+        for name, value in (plain(event.plan) if event.plan else {}).items():
             if isinstance(value, dict):
                 pairs = [f"{printable(str(k))} → {printable(str(v))}" for k, v in value.items()]
                 more = len(pairs) - 12
@@ -133,7 +137,7 @@ class Console:
         if event.seconds is not None:
             self._note(f"  estimated time: {format_duration(event.seconds)}")
 
-    def _show(self, event: Saved | Skipped | Failed | Note) -> None:
+    def _show(self, event: Saved[Record | None] | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
             self._note(printable(event.message))
         elif isinstance(event, Failed):
@@ -161,15 +165,11 @@ class Console:
     def _error(self, text: str) -> None:
         self._terminal.print(text, style="red")
 
-    def _print_json(self, event: Event) -> None:
+    def _print_json(self, event: AnyEvent) -> None:
         if isinstance(event, Advanced | Table | Looked):
             return
-        fields = asdict(event)
-        fields.pop("said", None)
-        facts = fields.pop("facts", {})
-        fields = {"event": type(event).__name__.lower(), **fields}
-        # A record's `path` and `source` count from their folders; the event's lead to the files.
-        _print(json.dumps({**fields, **facts, **fields}, default=str))
+        name = type(event).__name__.lower()
+        _print(json.dumps({"event": name, "schema": SCHEMA, **plain(event)}))
 
 
 def _print(line: str) -> None:
@@ -216,15 +216,15 @@ def _print_table(table: Table) -> None:
         raise stdout_problem(error) from None
 
 
-def _format_facts(facts: dict[str, Any]) -> Iterator[str]:
-    """Return each fact that says something, as a line."""
-    for name, value in facts.items():
+def _list_fields(result: Record) -> Iterator[str]:
+    """Return each field that says something, as a line."""
+    for name, value in plain(result).items():
         if value not in (None, "", {}):
-            yield f"{name.replace('_', ' ')}: {_plain(value)}"
+            yield f"{name.replace('_', ' ')}: {_format_value(value)}"
 
 
-def _plain(value: Any) -> str:
-    """Return a fact as a person reads it."""
+def _format_value(value: Any) -> str:
+    """Return a plain value as a person reads it."""
     if isinstance(value, dict):
-        return ", ".join(f"{_plain(v)} × {printable(str(k))}" for k, v in value.items())
+        return ", ".join(f"{_format_value(v)} × {printable(str(k))}" for k, v in value.items())
     return printable(str(value))

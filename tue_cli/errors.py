@@ -48,6 +48,12 @@ class BadSetting(TueError):
     exit_code = ExitCode.USAGE
 
 
+def refuse_unless(holds: bool, message: str, remedy: str) -> None:
+    """Raise BadSetting where a claim about a setting does not hold."""
+    if not holds:
+        raise BadSetting(message, remedy)
+
+
 class NothingToDo(TueError):
     """No picture to work on."""
 

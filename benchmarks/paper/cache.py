@@ -24,7 +24,7 @@ from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.images import resize
-from tue_cli.protect.pipeline import BATCH
+from tue_cli.protect.context import BATCH
 from tue_cli.text import printable
 from tue_cli.train.data import load_pictures
 from tue_cli.train.run import TrainSpec, train

@@ -22,8 +22,8 @@ from benchmarks.rows import Rows, describe_hardware, format_command
 from tue_cli.dataset.output import output_problem
 from tue_cli.declare import fixed
 from tue_cli.errors import BadSetting, is_installed, require
-from tue_cli.events import Advanced, Done, Event, Note, Saved, Started, Table
-from tue_cli.protect.plan import refuse_seed, refuse_size
+from tue_cli.events import Advanced, Done, Event, Job, Note, Saved, Started, Table
+from tue_cli.protect.request import refuse_seed, refuse_size
 from tue_cli.storage.reading import MOST_STATE, read_file
 from tue_cli.text import printable
 from tue_cli.train.checkpoint import write_output
@@ -84,7 +84,24 @@ class _Run:
         return {key: summarize(rows) for key, rows in found.items() if rows}
 
 
-def bench(spec: BenchSpec) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class BenchPlan:
+    """What a bench begins with, in words."""
+
+    data: str
+    known: str
+    device: str
+    output: Path
+
+
+@dataclass(frozen=True)
+class BenchSummary:
+    """How long a bench took."""
+
+    seconds: float
+
+
+def bench(spec: BenchSpec) -> Job[BenchSummary]:
     """Measure what the tables want and is not in the folder yet, and write the tables.
 
     Raises:
@@ -117,7 +134,7 @@ def bench(spec: BenchSpec) -> Generator[Event, None, None]:
         if "1" in spec.tables and not spec.dry_run:
             yield from _write_figures(run, run.sheets[spec.tables.index("1")])
     yield Done(
-        {"seconds": round(time.monotonic() - began, 1)},
+        BenchSummary(round(time.monotonic() - began, 1)),
         (NOTE.replace("\\", ""), f"The tables and their rows are in {spec.output}."),
     )
 
@@ -148,12 +165,12 @@ def _open(spec: BenchSpec, folder: Path, computer: ComputeDevice) -> Generator[E
     cache = BenchCache(spec.output, dataset, computer, spec.device)
     run = _Run(plan, sheets, rows, cache, dataset, computer)
     total = len(plan.ordered())
-    told = {
-        "data": f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
-        "known": f"{total - len(run.missing())} of {total}",
-        "device": computer.description,
-        "output": str(spec.output),
-    }
+    told = BenchPlan(
+        data=f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
+        known=f"{total - len(run.missing())} of {total}",
+        device=computer.description,
+        output=spec.output,
+    )
     yield Started(f"Measuring on {dataset.name}", total, "victims", None, told)
     return run
 
@@ -260,7 +277,7 @@ def _count_passes(run: _Run) -> float:
     return work
 
 
-def _write_tables(run: _Run) -> list[Saved]:
+def _write_tables(run: _Run) -> list[Saved[None]]:
     """Write the tables of what is known, in Markdown."""
     from benchmarks.paper.cache import acquire_lock
 
@@ -302,7 +319,7 @@ def _write_figures(run: _Run, sheet: ResultTable) -> Iterator[Event]:
     yield from saved
 
 
-def _save_file(content: bytes, path: Path) -> Saved:
+def _save_file(content: bytes, path: Path) -> Saved[None]:
     path.parent.mkdir(parents=True, exist_ok=True)
     write_output(content, path)
-    return Saved(None, path, {"bytes": len(content)})
+    return Saved(None, path, len(content), None)

@@ -14,20 +14,21 @@ import math
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from tue_cli.check import summary
+from tue_cli.check.summary import CheckPlan, CheckSummary
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import Expected, pair, read_expected
 from tue_cli.declare import argument, fixed, setting
 from tue_cli.errors import BadSetting, OutOfMemory, PictureProblem
-from tue_cli.events import Advanced, Checked, Done, Event, Skipped, Started
+from tue_cli.events import Advanced, Checked, Done, Job, Skipped, Started
 from tue_cli.images import codec, residual
 from tue_cli.images.codec import Picture
+from tue_cli.images.residual import CopyFacts
 from tue_cli.text import printable
 
 PIXELS_AT_ONCE = 64_000_000
@@ -56,7 +57,7 @@ class CheckSpec:
     jobs: int = fixed(0, "threads; 0: one a processor")
 
 
-def check(spec: CheckSpec) -> Generator[Event, None, None]:
+def check(spec: CheckSpec) -> Job[CheckSummary]:
     """Check every copy, yielding what became of it; the consumer may stop at any event.
 
     Raises:
@@ -68,7 +69,7 @@ def check(spec: CheckSpec) -> Generator[Event, None, None]:
     paired = pair(expected, spec.folder)
     for file in paired.extra:
         yield Skipped(spec.folder / file, "extra", "The manifest does not speak of it.")
-    yield Started("Checking", len(expected), "pictures", None, {"manifest": str(home)})
+    yield Started("Checking", len(expected), "pictures", None, CheckPlan(home))
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
     checked: list[Checked] = []
@@ -83,17 +84,14 @@ def check(spec: CheckSpec) -> Generator[Event, None, None]:
         pool.shutdown(wait=True, cancel_futures=True)
     yield from summary.tables(checked, spec.listed)
     yield from summary.suggest_next_steps(checked, has_originals=spec.original is not None)
-    counts = summary.counts(checked)
-    yield Done(
-        {
-            **counts,
-            "extra": len(paired.extra),
-            "folder": str(spec.folder),
-            "manifest": str(home),
-            "seconds": round(time.monotonic() - began, 3),
-        },
-        said=tuple(summary.describe_counts(counts, len(paired.extra))),
+    found = summary.summarize(
+        checked,
+        extra=len(paired.extra),
+        folder=spec.folder,
+        manifest=home,
+        seconds=round(time.monotonic() - began, 3),
     )
+    yield Done(found, said=tuple(summary.describe(found)))
 
 
 class _Look:
@@ -106,74 +104,80 @@ class _Look:
     def __call__(self, copy: Expected, file: Path | None) -> Checked:
         """Say what became of a copy that lies at `file` now; never raises for a bad picture."""
         place = self._spec.folder / (file or copy.path)
-        facts: dict[str, Any] = {"picture": copy.path.as_posix()}
+        checked = Checked(place, "missing", copy.path.as_posix())
         if file is None:
-            return Checked(place, "missing", facts)
-        notes = []
+            return checked
         if file.with_suffix("") != copy.path.with_suffix(""):
-            notes.append(f"found as {file.as_posix()}")
+            checked = replace(checked, notes=(f"found as {file.as_posix()}",))
         try:
-            state = self._state(place, copy, facts, notes)
+            return self._compare(checked, copy)
         except (PictureProblem, MemoryError) as error:
             problem = error if isinstance(error, PictureProblem) else OutOfMemory()
-            state = "unreadable"
-            facts["reason"] = problem.reason
-            notes.append(problem.message)
-        return Checked(place, state, {**facts, "notes": notes} if notes else facts)
+            notes = (*checked.notes, problem.message)
+            return replace(checked, state="unreadable", reason=problem.reason, notes=notes)
 
-    def _state(self, place: Path, copy: Expected, facts: dict[str, Any], notes: list[str]) -> str:
-        """Return the state of a file, and add what is known of it."""
-        data = codec.read(place)
+    def _compare(self, checked: Checked, copy: Expected) -> Checked:
+        """Return the state of a file that is there, and what is known of it."""
+        data = codec.read(checked.path)
         if sha256(data) == copy.sha256:
-            return "intact"
+            return replace(checked, state="intact")
         found = codec.decode(data)
         now = residual.facts(found)
-        if copy.format and found.format != copy.format:
-            notes.append(f"now {found.format}, was {copy.format}")
         whole = None if copy.known else self._whole(copy)
         known = copy.known or (residual.facts(whole) if whole else None)
-        lost = sorted(set(known.metadata) - set(now.metadata)) if known else []
+        lost = tuple(sorted(set(known.metadata) - set(now.metadata))) if known else ()
+        notes = list(checked.notes)
+        if copy.format and found.format != copy.format:
+            notes.append(f"now {found.format}, was {copy.format}")
         if lost:
-            facts["lost"] = lost
             notes.append(f"lost {', '.join(lost)}")
+        checked = replace(checked, lost=lost, notes=tuple(notes))
         if known and now.pixels_sha256 == known.pixels_sha256:
-            facts["survival"] = 1.0
-            return "metadata-gone" if lost else "rewritten"
-        original = self._original(copy, facts)
-        if original and whole is None:
-            whole = self._whole(copy)
-        size = known.size if known else None
-        if size is None and original:
-            size = residual.size_of(original.pixels)
-        # A picture that was turned upright has its sides swapped, and is no smaller for it.
-        resized = size is not None and now.size not in (size, size[::-1])
-        if size and resized:
-            notes.append("now {} × {}, was {} × {}".format(*now.size, *size))
-        left = residual.measure_residual(original, found, whole) if original else None
-        if left:
-            notes.extend(["turned upright"] if left.turned else [])
-            facts |= _describe_residual(left, copy)
-            # An older record has no hash of the pixels, but figures that tell them as well.
-            if not known and (facts["mean"], facts["psnr"]) == (copy.mean, copy.psnr):
-                return "rewritten"
-        elif original:
-            notes.append("shows something else than the original: cropped, edited or another")
-        if resized:
-            return "resized"
-        return "recompressed" if size else "changed"
+            return replace(checked, state="metadata-gone" if lost else "rewritten", survival=1.0)
+        return self._measure(checked, copy, found, known, whole)
 
-    def _original(self, copy: Expected, facts: dict[str, Any]) -> Picture | None:
-        """Return the original where it is at hand and is still what was protected."""
+    def _measure(
+        self,
+        checked: Checked,
+        copy: Expected,
+        found: Picture,
+        known: CopyFacts | None,
+        whole: Picture | None,
+    ) -> Checked:
+        """Return the state of a file whose pixels are others, and what is left of the noise."""
+        named, original = self._original(copy)
+        size, now = known.size if known else None, residual.size_of(found.pixels)
+        if size is None and original is not None:
+            size = residual.size_of(original.pixels)
+        state, notes = "recompressed" if size else "changed", list(checked.notes)
+        # A picture that was turned upright has its sides swapped, and is no smaller for it.
+        if size and now not in (size, size[::-1]):
+            state = "resized"
+            notes.append("now {} × {}, was {} × {}".format(*now, *size))
+        checked = replace(checked, state=state, original=named)
+        if original is not None:
+            left = residual.measure_residual(original, found, whole or self._whole(copy))
+            if left is None:
+                notes.append("shows something else than the original: cropped, edited or another")
+            else:
+                notes.extend(["turned upright"] if left.turned else [])
+                checked = _add_residual(checked, left, copy)
+                # An older record has no hash of the pixels, but figures that tell them as well.
+                if not known and (checked.mean, checked.psnr) == (copy.mean, copy.psnr):
+                    checked = replace(checked, state="rewritten")
+        return replace(checked, notes=tuple(notes))
+
+    def _original(self, copy: Expected) -> tuple[str | None, Picture | None]:
+        """Return how the original was found, and itself where it is still what was protected."""
         if self._spec.original is None:
-            return None
-        place = self._spec.original / copy.source
-        facts["original"] = "missing"
+            return None, None
+        named = "missing"
         try:
-            data = codec.read(place)
-            facts["original"] = "unchanged" if sha256(data) == copy.source_sha256 else "changed"
-            return codec.decode(data) if facts["original"] == "unchanged" else None
+            data = codec.read(self._spec.original / copy.source)
+            named = "unchanged" if sha256(data) == copy.source_sha256 else "changed"
+            return named, codec.decode(data) if named == "unchanged" else None
         except PictureProblem:
-            return None
+            return named, None
 
     def _whole(self, copy: Expected) -> Picture | None:
         """Return the intact copy where the manifest's own folder still holds it."""
@@ -184,16 +188,16 @@ class _Look:
             return None
 
 
-def _describe_residual(left: residual.NoiseResidual, copy: Expected) -> dict[str, Any]:
-    """Return what is left of the noise, as facts."""
-    facts: dict[str, Any] = {"mean": round(left.mean, 3), "psnr": round(left.psnr, 2)}
+def _add_residual(checked: Checked, left: residual.NoiseResidual, copy: Expected) -> Checked:
+    """Return what was found together with what is left of the noise."""
+    checked = replace(checked, mean=round(left.mean, 3), psnr=round(left.psnr, 2))
     if left.survival is not None:
-        return {**facts, "survival": round(left.survival, 3)}
-    facts |= {"recorded_mean": copy.mean, "recorded_psnr": copy.psnr}
+        return replace(checked, survival=round(left.survival, 3))
+    at_most = None
     if copy.small_rms is not None and copy.small_rms > 0:
         # Cauchy-Schwarz; more than all of it cannot be left.
-        facts["at_most"] = round(min(1.0, left.small_rms / copy.small_rms), 3)
-    return facts
+        at_most = round(min(1.0, left.small_rms / copy.small_rms), 3)
+    return replace(checked, recorded_mean=copy.mean, recorded_psnr=copy.psnr, at_most=at_most)
 
 
 def _refuse(spec: CheckSpec) -> None:

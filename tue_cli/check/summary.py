@@ -5,7 +5,8 @@ from __future__ import annotations
 import statistics
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from pathlib import Path
 
 from tue_cli.events import Checked, Note, Table
 
@@ -25,21 +26,54 @@ TOUCHED = STATES[2:5]
 """States of a picture whose pixels are others than they were."""
 
 
-def counts(checked: Sequence[Checked]) -> dict[str, Any]:
-    """Return how many copies are in which state, and what is left of the noise in them.
+@dataclass(frozen=True)
+class CheckPlan:
+    """What copies are held against."""
 
-    `survival` is the median over the changed pictures in which it could be measured.
-    """
+    manifest: Path
+    """The folder of the manifest."""
+
+
+@dataclass(frozen=True)
+class CheckSummary:
+    """How many copies are in which state, and what is left of the noise in them."""
+
+    checked: int
+    mismatches: int
+    """Copies that are not intact."""
+    states: Mapping[str, int]
+    """Those that occur, the best first."""
+    measured: int
+    """Changed copies in which what is left of the noise could be measured."""
+    survival: float | None
+    """The median over these."""
+    lowest_survival: float | None
+    extra: int
+    """Files of which the manifest does not speak."""
+    folder: Path
+    manifest: Path
+    """The folder of the manifest."""
+    seconds: float
+
+
+def summarize(
+    checked: Sequence[Checked], *, extra: int, folder: Path, manifest: Path, seconds: float
+) -> CheckSummary:
+    """Return what became of all copies together."""
     states = Counter(result.state for result in checked)
     survivals = _survivals(checked)
-    return {
-        "checked": len(checked),
-        "mismatches": len(checked) - states["intact"],
-        "states": {state: states[state] for state in reversed(STATES) if states[state]},
-        "measured": len(survivals),
-        "survival": round(statistics.median(survivals), 3) if survivals else None,
-        "lowest_survival": min(survivals, default=None),
-    }
+    return CheckSummary(
+        checked=len(checked),
+        mismatches=len(checked) - states["intact"],
+        states={state: states[state] for state in reversed(STATES) if states[state]},
+        measured=len(survivals),
+        survival=round(statistics.median(survivals), 3) if survivals else None,
+        lowest_survival=min(survivals, default=None),
+        extra=extra,
+        folder=folder,
+        manifest=manifest,
+        seconds=seconds,
+    )
 
 
 def tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Table]:
@@ -54,20 +88,20 @@ def tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Table]:
         yield _copies(some, sorted(wrong, key=_worst_first)[:listed])
 
 
-def describe_counts(counts: Mapping[str, Any], extra: int) -> Iterator[str]:
+def describe(result: CheckSummary) -> Iterator[str]:
     """Yield the result in sentences."""
-    copies, wrong = _number(counts["checked"], "copy", "copies"), counts["mismatches"]
+    copies, wrong = _number(result.checked, "copy", "copies"), result.mismatches
     if wrong:
         yield f"Of {copies}, {_number(wrong, 'differs', 'differ')} from the manifest."
     else:
         yield f"Of {copies}, all are intact."
-    if counts["measured"]:
+    if result.survival is not None and result.lowest_survival is not None:
         yield (
-            f"Noise left in {_number(counts['measured'], 'changed copy', 'changed copies')}: "
-            f"{_share(counts['survival'])} (median), {_share(counts['lowest_survival'])} (lowest)."
+            f"Noise left in {_number(result.measured, 'changed copy', 'changed copies')}: "
+            f"{_share(result.survival)} (median), {_share(result.lowest_survival)} (lowest)."
         )
-    if extra:
-        yield f"{_number(extra, 'other file', 'other files')} beside them; -v names each."
+    if result.extra:
+        yield f"{_number(result.extra, 'other file', 'other files')} beside them; -v names each."
 
 
 def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
@@ -78,7 +112,7 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
             "To learn what is left of the noise in the changed copies, name the folder that was "
             "protected with --original, and the folder of intact copies with --manifest."
         )
-    originals = Counter(result.facts.get("original") for result in touched)
+    originals = Counter(result.original for result in touched)
     if originals["missing"]:
         yield Note(
             f"{_number(originals['missing'], 'original was', 'originals were')} not found; "
@@ -89,7 +123,7 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
             f"{_number(originals['changed'], 'original has', 'originals have')} changed since "
             "they were protected and cannot be compared with."
         )
-    if any("mean" in result.facts and "survival" not in result.facts for result in touched):
+    if any(result.mean is not None and result.survival is None for result in touched):
         yield Note(
             "Without the intact copies it is only known what is left of the noise at most. If "
             "another folder has them, name it with --manifest; tue protect makes them again from "
@@ -98,7 +132,9 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
 
 
 def _survivals(checked: Sequence[Checked]) -> list[float]:
-    return [r.facts["survival"] for r in checked if r.state in TOUCHED and "survival" in r.facts]
+    """Return what is left of the noise in the changed copies where it could be measured."""
+    touched = (result for result in checked if result.state in TOUCHED)
+    return [result.survival for result in touched if result.survival is not None]
 
 
 def _states(checked: Sequence[Checked]) -> Table:
@@ -116,11 +152,11 @@ def _copies(title: str, results: Sequence[Checked]) -> Table:
     columns = ("picture", "state", "notes", "noise left", "mean change (was)")
     rows = [
         (
-            result.facts["picture"],
+            result.picture,
             result.state,
-            "; ".join(result.facts.get("notes", ())),
-            _left(result.facts),
-            _change(result.facts),
+            "; ".join(result.notes),
+            _left(result),
+            _change(result),
         )
         for result in results
     ]
@@ -144,24 +180,25 @@ def _share(part: float) -> str:
     return f"{round(100 * part)}%"
 
 
-def _left(facts: Mapping[str, Any]) -> str:
-    if "survival" in facts:
-        return _share(facts["survival"])
-    return f"at most {_share(facts['at_most'])}" if "at_most" in facts else ""
+def _left(result: Checked) -> str:
+    """Return what is left of the noise."""
+    if result.survival is not None:
+        return _share(result.survival)
+    return "" if result.at_most is None else f"at most {_share(result.at_most)}"
 
 
-def _change(facts: Mapping[str, Any]) -> str:
+def _change(result: Checked) -> str:
     """Return the mean change in levels and, in brackets, that of the intact copy."""
-    if "mean" not in facts or "survival" in facts:
+    if result.mean is None or result.survival is not None:
         return ""
-    recorded = facts["recorded_mean"]
-    return f"{facts['mean']:.1f}" + ("" if recorded is None else f" ({recorded:.1f})")
+    recorded = result.recorded_mean
+    return f"{result.mean:.1f}" + ("" if recorded is None else f" ({recorded:.1f})")
 
 
 def _worst_first(result: Checked) -> tuple[int, float, str]:
-    facts = result.facts
-    left = facts.get("survival", facts.get("at_most", 1.0))
-    return STATES.index(result.state), left, facts["picture"]
+    bounds = (result.survival, result.at_most, 1.0)
+    left = next(bound for bound in bounds if bound is not None)
+    return STATES.index(result.state), left, result.picture
 
 
 def _number(count: int, one: str, several: str) -> str:

@@ -1,27 +1,19 @@
-"""Which class every picture has, and which key of the weights every class gets."""
+"""Which class every picture has."""
 
 from __future__ import annotations
 
 import csv
-import hashlib
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-
-import numpy as np
-from numpy.typing import NDArray
 
 from tue_cli.dataset.discover import Found, Item, make_absolute, nfc
 from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST, is_name, read_file, why
 from tue_cli.text import printable
-
-PASSED_OVER = 2
-"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows.
-Of fewer than seven keys, fewer."""
 
 
 def assign_labels(
@@ -53,57 +45,6 @@ def assign_labels(
         f"--labels {printable(mode)} is unknown.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
     )
-
-
-def assign_codes(
-    classes: Iterable[str],
-    available: Sequence[str],
-    taken: Mapping[str, str],
-    nearness: Mapping[str, NDArray[np.float32]] | None = None,
-) -> dict[str, str]:
-    """Class -> key, each key used once.
-
-    Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
-    With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are nearest to all of them together, but for the `PASSED_OVER` nearest of each. Without,
-    where a class starts to look for a free key depends on its name alone, so that folders that are
-    protected one by one differ.
-
-    Raises BadSetting where there are too few keys.
-    """
-    wanted, keys = sorted(set(classes)), list(dict.fromkeys(available))
-    chosen = {name: key for name, key in taken.items() if key in set(keys)}
-    used = set(chosen.values())
-    new = [name for name in wanted if name not in chosen]
-    if len(new) > len(keys) - len(used):
-        former = len(chosen.keys() - set(wanted))
-        reserved = f" ({former} more were used in this output before)" if former else ""
-        raise BadSetting(
-            f"There are {len(wanted)} classes{reserved}, but the weights have {len(keys)} keys.",
-            "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
-            "your own, or, where others were used before, another output with -o.",
-        )
-    if nearness and new:
-        from scipy.optimize import linear_sum_assignment
-
-        free = [place for place, key in enumerate(keys) if key not in used]
-        near = np.zeros((len(new), len(keys)))
-        last = min(PASSED_OVER, (len(keys) - 1) // 3)
-        for row, name in zip(near, new, strict=True):
-            if name in nearness:
-                row[:] = nearness[name]
-                row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
-        places = linear_sum_assignment(near[:, free], maximize=True)[1]
-        chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
-        return {name: chosen[name] for name in wanted}
-    for name in new:
-        digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") % len(keys)
-        while keys[place] in used:
-            place = (place + 1) % len(keys)
-        chosen[name] = keys[place]
-        used.add(keys[place])
-    return {name: chosen[name] for name in wanted}
 
 
 def _read_label_table(

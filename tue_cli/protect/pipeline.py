@@ -12,32 +12,27 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.journal import Journal
 from tue_cli.dataset.manifest import sha256
-from tue_cli.engine.torch import Engine, Floats
+from tue_cli.engine.torch import Floats
 from tue_cli.errors import DeviceUnavailable, OutOfMemory, PictureProblem
-from tue_cli.events import Advanced, Event, Failed, Saved, Skipped
+from tue_cli.events import Advanced, Failed, Saved, Skipped, plain
 from tue_cli.images import codec, encode, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import facts, small_rms
-from tue_cli.protect.plan import LARGE, ProtectSpec, Task
+from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
+from tue_cli.protect.plan import Task
+from tue_cli.protect.result import CopyRecord
 from tue_cli.text import printable
-from tue_cli.weights import Weights
 
-BATCH = 32
-"""Pictures the engine takes at once; fixed, because another batch size may round differently."""
 BATCH_PIXELS = LARGE
 """A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
-ALGORITHM = 1
-"""To be raised by hand with every change after which the same picture, key, weights and settings
-give other bytes. Copies of a former one stay as they are; each record holds its own."""
 _WITHOUT = {
     "permissions": "permissions were not kept",
     "times": "modification times were not kept",
@@ -67,38 +62,24 @@ class Large:
     task: Task
 
 
-Outcome = Saved | Skipped | Failed
+Outcome = Saved[CopyRecord] | Skipped | Failed
 
 
 class Pipeline:
     """The pipeline of one run: load, perturb, write; at most a few batches in memory."""
 
-    def __init__(
-        self,
-        spec: ProtectSpec,
-        output: Path,
-        weights: Weights,
-        engine: Engine,
-        journal: Journal,
-        pool: ThreadPoolExecutor,
-        threads: int,
-    ) -> None:
-        self._spec = spec
-        self._output = output
-        self._engine = engine
-        self._journal = journal
-        self._pool = pool
-        self._threads = threads
-        self._size = weights.card.size
+    def __init__(self, context: RunContext) -> None:
+        self._context = context
         self._places: dict[Path, str] = {}
-        self._numbers = {name: number for number, name in enumerate(weights.card.classes)}
+        self._numbers = {name: number for number, name in enumerate(context.weights.card.classes)}
         self.counts: Counter[str] = Counter()
         self.failures: list[dict[str, str]] = []
         self.engine_seconds = 0.0
         self._weak = 0
-        self._largest = METHODS[spec.settings.method].largest(spec.settings.noise)
+        settings = context.spec.settings
+        self._largest = METHODS[settings.method].largest(settings.noise)
 
-    def run(self, tasks: Sequence[Task], total: int) -> Iterator[Event]:
+    def run(self, tasks: Sequence[Task], total: int) -> Iterator[Outcome | Advanced]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
         began = time.monotonic()
         self._places = {
@@ -108,7 +89,7 @@ class Pipeline:
         writing: list[Future[Outcome]] = []
         batch: list[LoadedTask] = []
 
-        def outcomes(results: Iterator[Outcome]) -> Iterator[Event]:
+        def outcomes(results: Iterator[Outcome]) -> Iterator[Outcome | Advanced]:
             for outcome in results:
                 self.count(outcome)
                 yield outcome
@@ -117,7 +98,7 @@ class Pipeline:
                 rate = made / (time.monotonic() - began)
                 yield Advanced(done, total, rate, (total - done) / rate if made else None)
 
-        def flushed() -> Iterator[Event]:
+        def flushed() -> Iterator[Outcome | Advanced]:
             """Write what is loaded, beside the loading of what comes next."""
             nonlocal batch, writing
             submitted = self._submit(batch) if batch else []
@@ -125,7 +106,7 @@ class Pipeline:
             yield from outcomes(future.result() for future in writing)
             writing = submitted
 
-        for result in load_ahead(tasks, self._load, self._pool, self._threads):
+        for result in load_ahead(tasks, self._load, self._context.pool, self._context.threads):
             if isinstance(result, Large):
                 # One at a time: all before it is on the disk, and nothing else is taken up.
                 yield from flushed()
@@ -136,7 +117,7 @@ class Pipeline:
                 yield from outcomes(iter([result]))
                 continue
             batch.append(result)
-            if len(batch) == self._engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
+            if len(batch) == self._context.engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
                 yield from flushed()
         yield from flushed()
         yield from flushed()
@@ -153,7 +134,7 @@ class Pipeline:
                 }
             )
         elif isinstance(outcome, Saved):
-            self._weak += outcome.facts["survival"] < encode.SURVIVAL_FLOOR
+            self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
 
     def summary(self) -> dict[str, Any]:
         """Return what the manifest says about the run as a whole."""
@@ -161,10 +142,10 @@ class Pipeline:
 
     def warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
-        if self._journal.refused:
-            lacking = "; ".join(_WITHOUT[what] for what in sorted(self._journal.refused))
+        if self._context.journal.refused:
+            lacking = "; ".join(_WITHOUT[what] for what in sorted(self._context.journal.refused))
             yield f"The output's file system lacks some features: {lacking}."
-        records = self._journal.records.values()
+        records = self._context.journal.records.values()
         if older := sum(record.get("algorithm") != ALGORITHM for record in records):
             yield (
                 f"{older} copies were made by another version of tue and stay as they are. Use "
@@ -207,7 +188,7 @@ class Pipeline:
                 raise PictureProblem(
                     "in-the-way", "Another picture's copy has this name; rename the picture."
                 )
-            small = resize.resize_to_square(picture.pixels, self._size)
+            small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
         except (PictureProblem, MemoryError) as error:
             return _failed(source, error)
         except OSError as error:
@@ -216,14 +197,14 @@ class Pipeline:
 
     def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture is not to be worked on, if it is not."""
-        if self._spec.existing == "overwrite" or not task.has_place:
+        if self._context.spec.existing == "overwrite" or not task.has_place:
             return None
-        place = self._output / task.relative
-        if self._journal.is_done(
+        place = self._context.output / task.relative
+        if self._context.journal.is_done(
             task.relative, source_sha256=digest, label=task.item.label, key=task.key
         ):
             return Skipped(place, "done", "Protected before.")
-        if os.path.lexists(place) and not self._journal.owns(task.relative):
+        if os.path.lexists(place) and not self._context.journal.owns(task.relative):
             return Failed(
                 task.item.source,
                 "in-the-way",
@@ -234,16 +215,16 @@ class Pipeline:
 
     def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""
-        self._journal.refuse_loss()
+        self._context.journal.refuse_loss()
         began = time.monotonic()
-        deltas = self._engine.perturb(
+        deltas = self._context.engine.perturb(
             np.stack([loaded.small for loaded in batch]),
             np.array([self._numbers[loaded.task.key] for loaded in batch]),
-            [_seed(self._spec.settings.seed, loaded.source_sha256) for loaded in batch],
+            [_seed(self._context.spec.settings.seed, loaded.source_sha256) for loaded in batch],
         )
         if not np.isfinite(deltas).all():
             raise DeviceUnavailable(
-                f"{self._engine.description} computed NaN as noise.",
+                f"{self._context.engine.description} computed NaN as noise.",
                 "Use --device cpu, another --backend or other weights.",
             )
         spent = time.monotonic() - began
@@ -253,14 +234,14 @@ class Pipeline:
     def _submit(self, batch: list[LoadedTask]) -> list[Future[Outcome]]:
         deltas, seconds = self._perturb(batch)
         return [
-            self._pool.submit(self._write, loaded, delta, seconds)
+            self._context.pool.submit(self._write, loaded, delta, seconds)
             for loaded, delta in zip(batch, deltas, strict=True)
         ]
 
     def _write(self, loaded: LoadedTask, delta: Floats, engine_seconds: float) -> Outcome:
         began = time.monotonic()
-        task, picture, spec = loaded.task, loaded.picture, self._spec
-        place = self._output / task.relative
+        task, picture, spec = loaded.task, loaded.picture, self._context.spec
+        place = self._context.output / task.relative
         try:
             delta = delta * resize.compute_mask(loaded.small, spec.settings.smooth)
             # Nothing here holds the protected pixels, so that `encode` can let them go.
@@ -276,34 +257,34 @@ class Pipeline:
                     "unchanged",
                     "There is no room for noise in its pixels. If all is smooth, use --smooth 1.",
                 )
-            record = {
-                "path": task.relative.as_posix(),
-                "source": task.item.relative.as_posix(),
-                "source_sha256": loaded.source_sha256,
-                "sha256": sha256(encoded.data),
-                "label": task.item.label,
-                "key": task.key,
-                "algorithm": ALGORITHM,
-                "format": encoded.format,
-                "bytes": len(encoded.data),
-                **asdict(facts(_as_read(encoded))),
-                "largest": quality.largest,
-                "mean": round(quality.mean, 3),
-                "psnr": round(quality.psnr, 2),
-                "ssim": round(quality.ssim, 4),
-                "survival": round(encoded.survival, 3),
-                "small_rms": round(small_rms(picture, encoded.decoded), 3),
-                "notes": [*picture.notes, *encoded.notes],
-            }
+            record = CopyRecord(
+                path=task.relative.as_posix(),
+                source=task.item.relative.as_posix(),
+                source_sha256=loaded.source_sha256,
+                sha256=sha256(encoded.data),
+                label=task.item.label,
+                key=task.key,
+                algorithm=ALGORITHM,
+                format=encoded.format,
+                bytes=len(encoded.data),
+                known=facts(_as_read(encoded)),
+                largest=quality.largest,
+                mean=round(quality.mean, 3),
+                psnr=round(quality.psnr, 2),
+                ssim=round(quality.ssim, 4),
+                survival=round(encoded.survival, 3),
+                small_rms=round(small_rms(picture, encoded.decoded), 3),
+                notes=(*picture.notes, *encoded.notes),
+            )
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
-            timed = {**record, "seconds": round(seconds, 4)}
-            self._journal.save(timed, encoded.data, loaded.status)
+            timed = {**plain(record), "seconds": round(seconds, 4)}
+            self._context.journal.save(timed, encoded.data, loaded.status)
         except (PictureProblem, MemoryError) as error:
             return _failed(task.item.source, error)
         except OSError as error:
             message = f"{printable(place)} cannot be written: {error.strerror or error}."
             return Failed(task.item.source, "not-written", message)
-        return Saved(task.item.source, place, record)
+        return Saved(task.item.source, place, record.bytes, record)
 
 
 def load_ahead(

@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
-from dataclasses import dataclass
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.dataset import discover, labels
 from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.errors import PictureProblem
-from tue_cli.events import Advanced, Done, Event, Note
+from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
+from tue_cli.protect.request import ProtectSpec, count_clusters
+from tue_cli.weights import NETLESS, index
 
 GLANCED = 40
 """Pictures whose headers are read, evenly spread."""
@@ -31,7 +34,55 @@ class ScanSpec:
     labels: str = "auto"
 
 
-def scan_folder(spec: ScanSpec) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class FormerRun:
+    """What a former run left in the output."""
+
+    done: int
+    """Copies that it made."""
+    is_finished: bool
+    run: Mapping[str, Any]
+    """What decided their bytes, as the journal or manifest has it."""
+
+    def resume(self, spec: ProtectSpec) -> ProtectSpec:
+        """Return `spec` with the settings that this run had, as far as it tells them."""
+        run = self.run
+        try:
+            settings = run["settings"]
+            noise, said = METHODS[settings["method"]].noise, settings["noise"]
+            noise = replace(noise, **{own.name: said[own.name] for own in fields(noise)})
+            return replace(
+                spec,
+                settings=ProtectSettings(**{**settings, "noise": noise}),
+                weights=_asked_for(run["weights"]["name"]),
+                format=run["format"],
+                quality=run["quality"],
+            )
+        except (LookupError, TypeError):
+            return spec
+
+
+@dataclass(frozen=True)
+class ScanSummary:
+    """What a folder holds."""
+
+    folder: Path
+    output: Path
+    pictures: int
+    bytes: int
+    formats: Mapping[str, int]
+    """Kind of file -> how many, the most first."""
+    sizes: tuple[tuple[int, int], ...]
+    """Width and height of a few, the smallest first."""
+    ignored: Mapping[str, int]
+    refused: Mapping[str, int]
+    """Why pictures cannot be protected -> how many of those that were looked at."""
+    classes: Mapping[str, int]
+    """Empty where the run itself is to find them."""
+    former: FormerRun | None
+
+
+def scan_folder(spec: ScanSpec) -> Job[ScanSummary]:
     """Tell what a folder holds, from names and a few headers; nothing is decoded or written.
 
     Raises:
@@ -42,26 +93,25 @@ def scan_folder(spec: ScanSpec) -> Generator[Event, None, None]:
     output = spec.output or discover.default_output((spec.folder,))
     found = discover.discover((spec.folder,), output)
     notes: list[str] = []
-    clustered = spec.labels.partition(":")[0] == "cluster"
+    clustered = count_clusters(spec.labels) is not None
     items = found.items if clustered else labels.assign_labels(found, spec.labels, notes.append)
     yield from (Note(text) for text in notes)
     sizes, refused = yield from _sample_sizes(items)
     refused += Counter(reason for _, reason, _ in found.refused)
     classes = Counter(item.label for item in items)
     yield Done(
-        {
-            "folder": str(spec.folder),
-            "output": str(output),
-            "pictures": len(items) + len(found.refused),
-            "bytes": sum(map(_bytes, items)),
-            "formats": dict(Counter(_format(item.source) for item in items).most_common()),
-            "sizes": sorted(sizes, key=lambda size: size[0] * size[1]),
-            "glanced": min(len(items), GLANCED),
-            "ignored": dict(Counter(reason for _, reason in found.ignored).most_common()),
-            "refused": dict(refused.most_common()),
-            "classes": {} if clustered else dict(sorted(classes.items())),
-            **_former(output),
-        }
+        ScanSummary(
+            folder=spec.folder,
+            output=output,
+            pictures=len(items) + len(found.refused),
+            bytes=sum(map(_bytes, items)),
+            formats=dict(Counter(_format(item.source) for item in items).most_common()),
+            sizes=tuple(sorted(sizes, key=lambda size: size[0] * size[1])),
+            ignored=dict(Counter(reason for _, reason in found.ignored).most_common()),
+            refused=dict(refused.most_common()),
+            classes={} if clustered else dict(sorted(classes.items())),
+            former=_former(output),
+        )
     )
 
 
@@ -105,15 +155,20 @@ def _sample_sizes(
     return sizes, refused
 
 
-def _former(output: Path) -> dict[str, Any]:
+def _former(output: Path) -> FormerRun | None:
     """Return what former runs left in the output: how far one came, or that one is finished."""
     if (left := read_unfinished(output)) is not None:
         run, records = left
-        return {"unfinished": {"done": len(records), "run": run}}
+        return FormerRun(len(records), False, run)
     if (output / MANIFEST).is_file():
         whole = read_manifest(output)
-        return {"finished": {"done": len(whole["pictures"]), "run": whole["run"]}}
-    return {}
+        return FormerRun(len(whole["pictures"]), True, whole["run"])
+    return None
+
+
+def _asked_for(name: str) -> str | None:
+    """Return what to ask for to get weights of that name; None for what comes unasked."""
+    return None if name in (NETLESS, index()["default"]) else name
 
 
 def _bytes(item: discover.Item) -> int:

@@ -74,7 +74,7 @@ def write_report(
         manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
     )
     write_page(html, path, mode)
-    yield Saved(None, path, {"bytes": len(html.encode())})
+    yield Saved(None, path, len(html.encode()), None)
 
 
 def _mode_of(original: Path) -> int:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.output import output_problem
 from tue_cli.declare import argument, setting
 from tue_cli.errors import BadSetting, PackageMissing, TueError, WeightsProblem, require
-from tue_cli.events import Done, Event, Note, Saved
+from tue_cli.events import Done, Event, Job, Note, Saved
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import printable
+from tue_cli.train.result import ExportSummary
 from tue_cli.weights import Weights, build, load, read
 
 
@@ -36,7 +37,7 @@ class ExportSpec:
     )
 
 
-def export(spec: ExportSpec) -> Generator[Event, None, None]:
+def export(spec: ExportSpec) -> Job[ExportSummary]:
     """Write a weights file's step graph for ONNX Runtime, yielding what happens.
 
     Beside the weights and under their name, where `tue protect` looks for it, the graph reads the
@@ -56,7 +57,7 @@ def export(spec: ExportSpec) -> Generator[Event, None, None]:
     yield from write_graph(weights, output, beside=output.absolute() == own.absolute())
 
 
-def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Event, None, None]:
+def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSummary]:
     """Build, check, prove and write the graph; with `beside` it names the weights in their file."""
     require("torch", "onnx", "onnxruntime")
     import onnx
@@ -93,16 +94,16 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Generator[Ev
         write_atomically(data, output)
     except OSError as error:
         raise output_problem(error, output.parent) from None
-    yield Saved(None, output, {"bytes": len(data)})
+    yield Saved(None, output, len(data), None)
     yield Done(
-        {
-            "graph": str(output),
-            "weights": weights.name,
-            "sha256": sha256(data),
-            "bytes": len(data),
-            "holds_weights": not beside,
-            "parity": asdict(found),
-        },
+        ExportSummary(
+            graph=output,
+            weights=weights.name,
+            sha256=sha256(data),
+            bytes=len(data),
+            holds_weights=not beside,
+            parity=found,
+        ),
         (
             f"{output}: {len(data) / 1e3:.0f} kB, "
             + (f"reads the weights from {weights.path}." if beside else "weights included."),

@@ -21,8 +21,8 @@ from tue_cli.errors import (
     BadSetting,
     require,
 )
-from tue_cli.events import Advanced, Done, Event, Metric, Note, Saved, Started
-from tue_cli.protect.plan import refuse_noise, refuse_seed, refuse_size
+from tue_cli.events import Advanced, Done, Event, Job, Metric, Note, Saved, Started
+from tue_cli.protect.request import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import (
     Checkpoint,
     Interrupted,
@@ -32,6 +32,7 @@ from tue_cli.train.checkpoint import (
 )
 from tue_cli.train.data import load_pictures
 from tue_cli.train.export import write_own_graph
+from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.weights import (
     LARGEST,
     MOST_CLASSES,
@@ -76,7 +77,7 @@ class TrainSpec:
     command: str = fixed("", "the command that trains the same, from the start and in one go")
 
 
-def train(spec: TrainSpec) -> Generator[Event, None, None]:
+def train(spec: TrainSpec) -> Job[TrainSummary]:
     """Train weights and write them with their card; a checkpoint lies beside them meanwhile.
 
     At the time limit the weights are written as they are, and the checkpoint stays for `--resume`.
@@ -103,8 +104,8 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
-    facts = {"device": computer.description, "pictures": len(pictures), "classes": len(classes)}
-    yield Started(f"Training {settings.method} weights", total, "steps", facts=facts)
+    plan = TrainPlan(computer.description, len(pictures), len(classes))
+    yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
     try:
         out_of_time = yield from _train_nets(spec, trainings, pictures, checkpoint, computer.dtype)
     except (GeneratorExit, Interrupted):
@@ -123,18 +124,18 @@ def train(spec: TrainSpec) -> Generator[Event, None, None]:
         about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
         data = pack(replace(card, training=about), tensors_of(trainings))
         write_output(data, spec.output)
-        yield Saved(None, spec.output, {"bytes": len(data)})
+        yield Saved(None, spec.output, len(data), None)
         if settings.method in GRAPH_METHODS:
             yield from write_own_graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
     yield Done(
-        {
-            "steps": steps_done,
-            "weights": str(spec.output) if begun else None,
-            "failed": len(failures),
-            "seconds": round(checkpoint.seconds(), 1),
-        }
+        TrainSummary(
+            steps=steps_done,
+            weights=spec.output if begun else None,
+            failed=len(failures),
+            seconds=round(checkpoint.seconds(), 1),
+        )
     )
 
 

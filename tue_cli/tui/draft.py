@@ -5,15 +5,13 @@ from __future__ import annotations
 import shutil
 import tempfile
 import weakref
-from collections.abc import Generator
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
-from tue_cli.config import METHODS, ProtectSettings
-from tue_cli.events import Event, Looked
+from tue_cli.events import Job, Looked
 from tue_cli.fields import format_command
-from tue_cli.protect.plan import ProtectSpec
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import PreviewSummary, ProtectForecast, ProtectSummary
 
 LABELS = (
     ("auto", "Auto", "Each subfolder is a class where there are several; else all are one."),
@@ -30,10 +28,10 @@ class Draft:
     """A protection in the making, shared by the screens."""
 
     spec: ProtectSpec
-    surveyed: dict[str, Any]
-    """The facts of the survey of its folder."""
+    default_output: Path
+    """Where the copies go unless another place is named."""
     looked: list[Looked] = field(default_factory=list)
-    estimate: dict[str, Any] = field(default_factory=dict)
+    estimate: PreviewSummary | None = None
     looked_at: ProtectSpec | None = None
     """For which the pictures and the estimate hold."""
     _scratch: str = ""
@@ -46,13 +44,13 @@ class Draft:
     @property
     def output(self) -> Path:
         """Where the copies go."""
-        return self.spec.output or Path(self.surveyed["output"])
+        return self.spec.output or self.default_output
 
     def command(self) -> str:
         """Return the equivalent command."""
         return format_command("protect", self.spec)
 
-    def look(self) -> Generator[Event, None, None]:
+    def look(self) -> Job[PreviewSummary]:
         """Return the job that makes the pictures to look at; they live as long as the draft."""
         from tue_cli.protect.preview import preview
 
@@ -61,35 +59,8 @@ class Draft:
             weakref.finalize(self, shutil.rmtree, self._scratch, ignore_errors=True)
         return preview(self.spec, Path(tempfile.mkdtemp(dir=self._scratch)))
 
-    def protect(self) -> Generator[Event, None, None]:
+    def protect(self) -> Job[ProtectForecast | ProtectSummary]:
         """Return the job that protects."""
         from tue_cli.protect.run import protect
 
         return protect(replace(self.spec, command=self.command()))
-
-
-def resumed(spec: ProtectSpec, run: dict[str, Any]) -> ProtectSpec:
-    """Return `spec` with the settings that a journal or manifest says its run had.
-
-    Where it does not say them, the settings stay as they are.
-    """
-    try:
-        settings = {**run["settings"]}
-        noise, said = METHODS[settings["method"]].noise, settings["noise"]
-        settings["noise"] = replace(noise, **{own.name: said[own.name] for own in fields(noise)})
-        return replace(
-            spec,
-            settings=ProtectSettings(**settings),
-            weights=_asked_for(run["weights"]["name"]),
-            format=run["format"],
-            quality=run["quality"],
-        )
-    except (LookupError, TypeError):
-        return spec
-
-
-def _asked_for(name: str) -> str | None:
-    """Return what to ask for to get weights of that name; None for what comes unasked."""
-    from tue_cli.weights import NETLESS, index
-
-    return None if name in (NETLESS, index()["default"]) else name

@@ -18,10 +18,10 @@ from textual.widgets import Button, DirectoryTree, Input, RadioButton, RadioSet,
 from textual.widgets.tree import TreeNode
 
 from tue_cli.events import Advanced, Done, Note
-from tue_cli.protect.plan import ProtectSpec
-from tue_cli.protect.scan import ScanSpec, count_pictures, scan_folder
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.scan import ScanSpec, ScanSummary, count_pictures, scan_folder
 from tue_cli.text import format_count
-from tue_cli.tui.draft import LABELS, Draft, resumed
+from tue_cli.tui.draft import LABELS, Draft
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Ended, Happened, Runner
@@ -90,7 +90,7 @@ class FolderScreen(Step):
         self._start = start
         self._choose = choose
         self._spec: ProtectSpec | None = None
-        self._facts: dict[str, Any] = {}
+        self._found: ScanSummary | None = None
         self._runner: Runner | None = None
 
     def body(self) -> ComposeResult:
@@ -157,7 +157,7 @@ class FolderScreen(Step):
         """Look through the folder; what was being looked through is left."""
         if self._runner is not None:
             self._runner.stop()
-        self._spec, self._facts = spec, {}
+        self._spec, self._found = spec, None
         self._say("Looking …", near(spec.paths[0]))
         self._offer()
         wanted = ScanSpec(spec.paths[0], spec.output, spec.labels)
@@ -173,9 +173,9 @@ class FolderScreen(Step):
             self._say(f"Looking … {format_count(event.done, 'picture')} so far")
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
-        elif isinstance(event, Done):
-            self._facts = event.facts
-            self._say(summary(event.facts))
+        elif isinstance(event, Done) and isinstance(event.result, ScanSummary):
+            self._found = event.result
+            self._say(summary(event.result))
             self._offer()
 
     @on(Ended)
@@ -190,20 +190,26 @@ class FolderScreen(Step):
 
     def _offer(self) -> None:
         """Show the ways on that there are."""
-        self.query_one("#next", Button).disabled = not self._facts
-        self.query_one("#resume").display = "unfinished" in self._facts
+        self.query_one("#next", Button).disabled = self._found is None
+        self.query_one("#resume").display = self._is_unfinished
         self.refresh_bindings()
+
+    @property
+    def _is_unfinished(self) -> bool:
+        """Whether a run was stopped here."""
+        former = None if self._found is None else self._found.former
+        return former is not None and not former.is_finished
 
     def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
         """Offer to go on only where there is something to go on with."""
         if action == "resume":
-            return "unfinished" in self._facts
+            return self._is_unfinished
         return True
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
         """Go and look at a few of the pictures."""
-        if self._spec is None or not self._facts:
+        if self._found is None:
             self.notify("Choose a folder with pictures first.")
             return
         self.app.push_screen(LookScreen(self._draft()))
@@ -211,14 +217,14 @@ class FolderScreen(Step):
     @on(Button.Pressed, "#resume")
     def action_resume(self) -> None:
         """Go on with the run that was stopped, with its own settings."""
-        if "unfinished" in self._facts:
+        if self._is_unfinished:
             self.app.push_screen(RunScreen(self._draft()))
 
     def _draft(self) -> Draft:
-        assert self._spec is not None
-        former = self._facts.get("unfinished") or self._facts.get("finished")
-        spec = resumed(self._spec, former["run"]) if former else self._spec
-        return Draft(spec, self._facts)
+        assert self._spec is not None and self._found is not None
+        former = self._found.former
+        spec = self._spec if former is None else former.resume(self._spec)
+        return Draft(spec, self._found.output)
 
     def on_screen_resume(self) -> None:
         """Look again where a run may have changed the output."""
@@ -232,7 +238,12 @@ class FolderScreen(Step):
 
     def action_verify(self) -> None:
         """Open the verification."""
-        self.app.push_screen(VerifyScreen(self._facts))
+        copies = originals = Path()
+        if (found := self._found) is not None:
+            originals = found.folder
+            if found.former is not None and found.former.is_finished:
+                copies = found.output
+        self.app.push_screen(VerifyScreen(copies, originals))
 
     def action_train(self) -> None:
         """Open the training."""

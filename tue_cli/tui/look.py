@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
@@ -12,6 +10,7 @@ from textual.events import Resize
 from textual.widgets import Button, LoadingIndicator, Static
 
 from tue_cli.events import Done, Failed, Looked, Note
+from tue_cli.protect.result import PreviewSummary
 from tue_cli.text import printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.panels import error_panel
@@ -96,12 +95,12 @@ class LookScreen(Step):
             )
         elif isinstance(event, Note):
             self._say(event.message)
-        elif isinstance(event, Done):
-            self._draft.estimate, self._draft.looked_at = event.facts, self._draft.spec
+        elif isinstance(event, Done) and isinstance(event.result, PreviewSummary):
+            self._draft.estimate, self._draft.looked_at = event.result, self._draft.spec
             self.query_one(LoadingIndicator).display = False
-            if event.facts["psnr"] is not None:
+            if event.result.psnr is not None:
                 self._say(
-                    f"PSNR {event.facts['psnr']} dB. Textures hide the change; where a picture is "
+                    f"PSNR {event.result.psnr} dB. Textures hide the change; where a picture is "
                     "nearly smooth, a tint may show."
                 )
 
@@ -163,7 +162,7 @@ class LookScreen(Step):
         if not self._draft.looked:
             return
         looked = self._draft.looked[min(self._place, len(self._draft.looked) - 1)]
-        paths = [looked.source.absolute(), looked.path, Path(looked.facts["difference"])]
+        paths = [looked.source.absolute(), looked.path, looked.full_difference]
         if not open_files(paths):
             listed = "\n".join(printable(path) for path in paths)
             self.notify(listed, title="No viewer here; the files are", timeout=20, markup=False)

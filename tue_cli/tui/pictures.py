@@ -94,8 +94,8 @@ class Triptych(Vertical):
     def compose(self) -> ComposeResult:
         """Draw the views side by side, each under its name."""
         looked = self.looked
-        note = looked.facts.get("note", "")
-        yield Label(f"{printable(looked.source.name)}   {note}", classes="caption", markup=False)
+        caption = f"{printable(looked.source.name)}   {looked.note}"
+        yield Label(caption, classes="caption", markup=False)
         views = [("original", looked.before), ("protected", looked.after)]
         views.append(("difference × 10", looked.difference))
         with Horizontal():

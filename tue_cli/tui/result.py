@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import Any
-
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
+from textual.content import Content
 from textual.widgets import Button, Digits, Label, Static
 
 from tue_cli.events import Failed
+from tue_cli.protect.result import ProtectSummary
 from tue_cli.text import format_duration, printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
@@ -40,26 +39,24 @@ class ResultScreen(Step):
         Binding("n,escape", "again", "Another folder"),
     ]
 
-    def __init__(self, draft: Draft, facts: dict[str, Any], failures: tuple[Failed, ...]) -> None:
+    def __init__(self, draft: Draft, summary: ProtectSummary, failures: tuple[Failed, ...]) -> None:
         super().__init__()
         self._draft = draft
-        self._facts = facts
+        self._summary = summary
         self._failures = failures
 
     def body(self) -> ComposeResult:
         """Lay out the counts, what failed and why, and the command."""
-        facts = self._facts
+        summary = self._summary
         with Horizontal(id="counts"):
-            for name, kind in (
-                ("protected", "success"),
-                ("already_done", "plain"),
-                ("failed", "failure" if facts["failed"] else "plain"),
+            for count, name, kind in (
+                (summary.protected, "protected", "success"),
+                (summary.already_done, "done before", "plain"),
+                (summary.failed, "not protected", "failure" if summary.failed else "plain"),
             ):
                 with Vertical(classes=f"count {kind}"):
-                    yield Digits(f"{facts[name]:,}")
-                    yield Label(
-                        {"already_done": "done before", "failed": "not protected"}.get(name, name)
-                    )
+                    yield Digits(f"{count:,}")
+                    yield Label(name)
         with VerticalScroll(id="outcome", classes="box", can_focus=False) as outcome:
             outcome.border_title = "Result"
             yield Static(self._outcome(), markup=False)
@@ -76,8 +73,8 @@ class ResultScreen(Step):
         """Begin where enter goes on."""
         self.query_one("#verify").focus()
 
-    def _outcome(self) -> Any:
-        facts = self._facts
+    def _outcome(self) -> Content:
+        summary = self._summary
         rows: list[tuple[Part, ...]] = []
         for failure in self._failures[:MOST]:
             name, reason = printable(failure.path.name), f"  {failure.reason}  "
@@ -87,9 +84,9 @@ class ResultScreen(Step):
             rows.append(((more, "$warning"),))
         if rows:
             rows.append(())
-        rows.append(named("copies", near(facts["output"]), WIDTH))
-        rows.append(named("manifest", near(facts["manifest"]), WIDTH))
-        rows.append(named("time", format_duration(facts["seconds"]), WIDTH))
+        rows.append(named("copies", near(summary.output), WIDTH))
+        rows.append(named("manifest", near(summary.manifest), WIDTH))
+        rows.append(named("time", format_duration(summary.seconds), WIDTH))
         return lines(*rows)
 
     def command(self) -> str:
@@ -99,14 +96,14 @@ class ResultScreen(Step):
     @on(Button.Pressed, "#verify")
     def action_verify(self) -> None:
         """Verify these copies, in place."""
-        spec = quick_verification(Path(self._facts["output"]), self._draft.spec.paths[0])
+        spec = quick_verification(self._summary.output, self._draft.spec.paths[0])
         self.app.push_screen(VerifyRun(spec))
 
     @on(Button.Pressed, "#open")
     def action_open(self) -> None:
         """Open the folder of the copies."""
-        if not open_files([Path(self._facts["output"])]):
-            self.notify(printable(self._facts["output"]), title="The copies are in", markup=False)
+        if not open_files([self._summary.output]):
+            self.notify(printable(self._summary.output), title="The copies are in", markup=False)
 
     @on(Button.Pressed, "#again")
     def action_again(self) -> None:

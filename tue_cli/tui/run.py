@@ -2,21 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-from typing import Any
-
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.content import Content
 from textual.widgets import DataTable, RichLog
 
-from tue_cli.events import Done, Event, Failed, Note, Saved, Skipped, Started
+from tue_cli.events import AnyEvent, Done, Failed, Job, Note, Saved, Skipped, Started
+from tue_cli.protect.result import CopyRecord, ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.text import printable
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.steps import Said
-from tue_cli.tui.summary import Part, lines, named, near
+from tue_cli.tui.summary import lines, named, near
 from tue_cli.tui.watching import Progress, WatchScreen
 
 WIDTH = 7
@@ -54,7 +52,7 @@ class RunScreen(WatchScreen):
                     failures.border_title = "Not protected"
                     yield DataTable(id="failed", cursor_type="none", show_header=False)
 
-    def job(self) -> Generator[Event, None, None]:
+    def job(self) -> Job[ProtectForecast | ProtectSummary]:
         """Return the job that protects."""
         return self._draft.protect()
 
@@ -71,19 +69,15 @@ class RunScreen(WatchScreen):
         table.clear(columns=True)
         table.add_columns("picture", "reason")
 
-    def happened(self, event: Event) -> None:
+    def happened(self, event: AnyEvent) -> None:
         """Paint an event."""
         log = self.query_one("#log", RichLog)
-        if isinstance(event, Started):
-            self.query_one("#facts", Said).update(_plan(event.facts))
-        elif isinstance(event, Saved):
-            facts = event.facts
-            line = Text.assemble(
-                ("✓ ", "green"), printable(facts.get("path", event.path)), overflow="ellipsis"
-            )
-            if "psnr" in facts:
-                line.append(f"  {facts['psnr']:.1f} dB", "dim")
-            log.write(line)
+        if isinstance(event, Started) and isinstance(event.plan, ProtectPlan):
+            self.query_one("#facts", Said).update(_format_plan(event.plan))
+        elif isinstance(event, Saved) and isinstance(event.copy, CopyRecord):
+            copy = event.copy
+            line = Text.assemble(("✓ ", "green"), printable(copy.path), overflow="ellipsis")
+            log.write(line.append(f"  {copy.psnr:.1f} dB", "dim"))
         elif isinstance(event, Skipped):
             log.write(Text.assemble(("· ", "dim"), (f"{near(event.path)}  {event.reason}", "dim")))
         elif isinstance(event, Failed):
@@ -95,21 +89,21 @@ class RunScreen(WatchScreen):
                 self.query_one("#failed", DataTable).add_row(*row)
         elif isinstance(event, Note):
             log.write(Text(event.message))
-        elif isinstance(event, Done):
+        elif isinstance(event, Done) and isinstance(event.result, ProtectSummary):
             self.finished()
-            result = ResultScreen(self._draft, event.facts, tuple(self._failures))
+            result = ResultScreen(self._draft, event.result, tuple(self._failures))
             self.app.switch_screen(result)
 
 
-def _plan(facts: dict[str, Any]) -> Content:
+def _format_plan(plan: ProtectPlan) -> Content:
     """Return what was decided, for people."""
-    rows: list[tuple[Part, ...]] = []
-    for name, value in facts.items():
-        if isinstance(value, dict):
-            pairs = [
-                f"{printable(str(label))} → {printable(str(key))}" for label, key in value.items()
-            ]
-            value = ", ".join(pairs[:8]) + (f" and {len(pairs) - 8} more" if pairs[8:] else "")
-        said = near(value) if name == "output" else printable(str(value))
-        rows.append(named(name, said, WIDTH))
-    return lines(*rows)
+    keys = [f"{printable(label)} → {printable(key)}" for label, key in plan.keys.items()]
+    rows = {
+        "output": near(plan.output),
+        "weights": printable(plan.weights),
+        "method": plan.method,
+        "engine": printable(plan.engine),
+        "radius": plan.radius,
+        "keys": ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else ""),
+    }
+    return lines(*(named(name, said, WIDTH) for name, said in rows.items()))

@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Generator
+from collections.abc import Callable
 from contextlib import closing
 
 from textual.message import Message
 from textual.widget import Widget
 
 from tue_cli.errors import TueError
-from tue_cli.events import Event
+from tue_cli.events import AnyEvent, Job, Record
 from tue_cli.tui.terminal import log_path
-
-Job = Callable[[], Generator[Event, None, None]]
 
 
 class Happened(Message):
     """A job has said something."""
 
-    def __init__(self, runner: Runner, event: Event) -> None:
+    def __init__(self, runner: Runner, event: AnyEvent) -> None:
         super().__init__()
         self.runner = runner
         self.event = event
@@ -42,7 +40,7 @@ class Runner:
     journal or checkpoint into order.
     """
 
-    def __init__(self, owner: Widget, job: Job) -> None:
+    def __init__(self, owner: Widget, job: Callable[[], Job[Record]]) -> None:
         self._owner = owner
         self._job = job
         self._goes_on = threading.Event()

@@ -11,7 +11,7 @@ from textual.widgets import Button
 
 from tue_cli.errors import BadSetting, TueError
 from tue_cli.events import Done, Looked
-from tue_cli.protect.plan import check
+from tue_cli.protect.result import PreviewSummary
 from tue_cli.text import format_count, format_duration
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.forms import Form
@@ -86,7 +86,7 @@ class StrengthScreen(Step):
             self._fault = BadSetting("A setting cannot be read.", "It is marked at the left.")
         else:
             try:
-                check(spec)
+                spec.validate()
             except BadSetting as error:
                 self._fault = error
         if self._fault is None and spec != self._draft.spec:
@@ -118,8 +118,8 @@ class StrengthScreen(Step):
             self._draft.looked.append(message.event)
             if len(self._draft.looked) == 1:
                 self._show(message.event)
-        elif isinstance(message.event, Done):
-            self._draft.estimate = message.event.facts
+        elif isinstance(message.event, Done) and isinstance(message.event.result, PreviewSummary):
+            self._draft.estimate = message.event.result
             self._draft.looked_at = self._draft.spec
         self._paint()
 
@@ -145,18 +145,18 @@ class StrengthScreen(Step):
         if self._fault is not None:
             figures.update(problem(self._fault))
             return
-        if not draft.is_fresh:
+        if not draft.is_fresh or draft.estimate is None:
             figures.update("measuring on your pictures …")
             return
-        facts = draft.estimate
+        estimate = draft.estimate
         rows: list[tuple[Part, ...]] = [
-            named("time", (f"about {format_duration(facts['seconds'])}", "bold"), WIDTH),
-            named("", f"for {format_count(facts['pictures'], 'picture')}", WIDTH),
+            named("time", (f"about {format_duration(estimate.seconds)}", "bold"), WIDTH),
+            named("", f"for {format_count(estimate.pictures, 'picture')}", WIDTH),
         ]
-        if facts["psnr"] is not None:
-            rows.append(named("visibility", (f"PSNR {facts['psnr']} dB", "bold"), WIDTH))
+        if estimate.psnr is not None:
+            rows.append(named("visibility", (f"PSNR {estimate.psnr} dB", "bold"), WIDTH))
             rows.append(named("", ("more is less visible", "$foreground-muted"), WIDTH))
-        rows.append(((facts["engine"], "$foreground-muted"),))
+        rows.append(((estimate.engine, "$foreground-muted"),))
         rows.append((("Copies go to ", "$foreground-muted"), near(draft.output)))
         figures.update(lines(*rows))
 

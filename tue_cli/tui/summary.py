@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
 
 from textual.content import Content
 
 from tue_cli.errors import TueError
+from tue_cli.protect.scan import ScanSummary
 from tue_cli.text import format_count, printable, size
 
 REASONS = {
@@ -52,41 +53,41 @@ def named(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
     return (f"{name:<{width}}  ", "$foreground-muted"), value
 
 
-def summary(facts: dict[str, Any]) -> Content:
+def summary(found: ScanSummary) -> Content:
     """Return what a survey found, with what is chosen for it."""
-    formats = ", ".join(f"{count:,} {name}" for name, count in facts["formats"].items())
+    formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
     rows: list[tuple[Part, ...]] = [
         (
-            (format_count(facts["pictures"], "picture"), "bold $accent"),
-            f"   {size(facts['bytes'])}",
+            (format_count(found.pictures, "picture"), "bold $accent"),
+            f"   {size(found.bytes)}",
         ),
         (formats,),
-        *_range(facts["sizes"]),
+        *_range(found.sizes),
     ]
-    if left := facts.get("unfinished"):
+    if (former := found.former) is not None and not former.is_finished:
         rows.append(
             (
                 (
-                    f"A run was stopped here after {format_count(left['done'], 'picture')}. ",
+                    f"A run was stopped here after {format_count(former.done, 'picture')}. ",
                     "$warning",
                 ),
                 ("r goes on.", "bold $warning"),
             )
         )
-    elif whole := facts.get("finished"):
-        rows.append(((f"{whole['done']:,} copies were made here before.", "$success"),))
-    if refused := facts["refused"]:
+    elif former is not None:
+        rows.append(((f"{former.done:,} copies were made here before.", "$success"),))
+    if refused := found.refused:
         words = [f"{count:,} × {REASONS.get(reason, reason)}" for reason, count in refused.items()]
         rows.append(((f"Cannot be protected: {', '.join(words)}", "$warning"),))
-    if ignored := facts["ignored"]:
+    if ignored := found.ignored:
         words = [f"{count:,} × {reason}" for reason, count in ignored.items()]
         rows.append(((f"Left aside: {', '.join(words)}", "$foreground-muted"),))
-    rows += [(), _classes(facts["classes"])]
-    rows.append((("Copies go to ", "$foreground-muted"), near(facts["output"])))
+    rows += [(), _classes(found.classes)]
+    rows.append((("Copies go to ", "$foreground-muted"), near(found.output)))
     return lines(*rows)
 
 
-def _range(sizes: list[tuple[int, int]]) -> list[tuple[Part, ...]]:
+def _range(sizes: Sequence[tuple[int, int]]) -> list[tuple[Part, ...]]:
     if not sizes:
         return []
     smallest, largest = (f"{width} × {height}" for width, height in (sizes[0], sizes[-1]))
@@ -94,7 +95,7 @@ def _range(sizes: list[tuple[int, int]]) -> list[tuple[Part, ...]]:
     return [((f"{text} pixels", "$foreground-muted"),)]
 
 
-def _classes(classes: dict[str, int]) -> tuple[Part, ...]:
+def _classes(classes: Mapping[str, int]) -> tuple[Part, ...]:
     if not classes:
         return (("Classes ", "$foreground-muted"), "by looks, when it runs")
     named = [f"{printable(name)} {count:,}" for name, count in list(classes.items())[:8]]

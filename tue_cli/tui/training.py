@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.text import Text
 from textual import on
@@ -14,9 +12,10 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, RichLog, Static
 
-from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started
+from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, plain
 from tue_cli.fields import format_command
-from tue_cli.text import format_count, format_duration, printable
+from tue_cli.text import format_duration, printable
+from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.charts import Chart
 from tue_cli.tui.forms import Form
@@ -135,7 +134,7 @@ class TrainRun(WatchScreen):
         with Vertical(id="said", classes="box"):
             yield RichLog(id="log", max_lines=500, wrap=True)
 
-    def job(self) -> Generator[Event, None, None]:
+    def job(self) -> Job[TrainSummary]:
         """Return the job that trains; a second attempt goes on from the checkpoint."""
         from tue_cli.train.run import train
 
@@ -154,13 +153,12 @@ class TrainRun(WatchScreen):
         self.query_one("#headline").display = False
         self.query_one("#log", RichLog).clear()
 
-    def happened(self, event: Event) -> None:
+    def happened(self, event: AnyEvent) -> None:
         """Paint an event."""
         log = self.query_one("#log", RichLog)
-        if isinstance(event, Started):
-            for name, value in event.facts.items():
-                said = format_count(len(value), "class") if isinstance(value, tuple) else str(value)
-                log.write(Text.assemble((f"{name}  ", "dim"), printable(said)))
+        if isinstance(event, Started) and isinstance(event.plan, TrainPlan):
+            for name, value in plain(event.plan).items():
+                log.write(Text.assemble((f"{name}  ", "dim"), printable(str(value))))
         elif isinstance(event, Metric):
             for value in event.values.values():
                 chart = self.query_one(f"#{event.phase}", Chart)
@@ -171,23 +169,21 @@ class TrainRun(WatchScreen):
             log.write(Text.assemble(("✗ ", "red"), f"{printable(event.path)}: {event.message}"))
         elif isinstance(event, Saved):
             log.write(Text.assemble(("✓ ", "green"), printable(event.path)))
-        elif isinstance(event, Done):
-            self._said(event.facts)
+        elif isinstance(event, Done) and isinstance(event.result, TrainSummary):
+            self._said(event.result)
 
-    def _said(self, facts: dict[str, Any]) -> None:
+    def _said(self, result: TrainSummary) -> None:
         if not self._spec.output.with_suffix(".checkpoint").exists():
             self.finished()
         self.query_one(Steps).go_to("Result")
-        steps = ", ".join(f"{name} {count:,}" for name, count in facts["steps"].items())
+        steps = ", ".join(f"{name} {count:,}" for name, count in result.steps.items())
         rows: list[tuple[Part, ...]] = []
-        if facts["weights"]:
-            rows.append((("The weights are in ", "bold $accent"), printable(facts["weights"])))
+        if result.weights is not None:
+            rows.append((("The weights are in ", "bold $accent"), printable(result.weights)))
             rows.append(named("The step Strength takes them as", "weights"))
         else:
             rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
-        rows.append(
-            ((f"Steps: {steps}; {format_duration(facts['seconds'])}", "$foreground-muted"),)
-        )
+        rows.append(((f"Steps: {steps}; {format_duration(result.seconds)}", "$foreground-muted"),))
         headline = self.query_one("#headline", Said)
         headline.display = True
         headline.update(lines(*rows))

@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 from rich.cells import cell_len
 from rich.text import Text
@@ -16,7 +14,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Static
 
 from tue_cli.errors import BadSetting
-from tue_cli.events import Done, Event, Failed, Metric, Note, Saved, Started, Table
+from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
 from tue_cli.text import printable
 from tue_cli.tui.charts import Chart
@@ -26,6 +24,8 @@ from tue_cli.tui.summary import Part, lines, named
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
+from tue_cli.verify.result import VerifyPlan, VerifyResult
+from tue_cli.verify.trials import TrialProgress
 
 ARMS = {"clean": "success", "random": "warning", "protected": "error"}
 """What victims are trained on, and the colour of its line."""
@@ -56,12 +56,10 @@ class VerifyScreen(Step):
         Binding("y", "copy", "Copy command"),
     ]
 
-    def __init__(self, surveyed: dict[str, Any]) -> None:
-        """`surveyed`: the facts of the folder that was chosen before, if one was."""
+    def __init__(self, protected: Path, original: Path) -> None:
+        """A path without a name stands for a folder that is to be chosen yet."""
         super().__init__()
-        output, folder = surveyed.get("output", ""), surveyed.get("folder", "")
-        known = Path(output) if "finished" in surveyed else Path()
-        self._spec = VerifySpec(known, Path(folder), resume=True)
+        self._spec = VerifySpec(protected, original, resume=True)
         self._sound = True
 
     def body(self) -> ComposeResult:
@@ -146,7 +144,7 @@ class VerifyRun(WatchScreen):
         yield Said("", id="notes", markup=False)
         yield Static(VerifyScreen.HELP, id="explained", classes="box", markup=False)
 
-    def job(self) -> Generator[Event, None, None]:
+    def job(self) -> Job[VerifyResult]:
         """Return the job that verifies."""
         from tue_cli.verify.run import verify
 
@@ -173,16 +171,16 @@ class VerifyRun(WatchScreen):
         for arm, name in NAMES.items():
             table.add_column(name, key=arm)
 
-    def happened(self, event: Event) -> None:
+    def happened(self, event: AnyEvent) -> None:
         """Paint an event."""
-        if isinstance(event, Started):
-            setup = event.facts
+        if isinstance(event, Started) and isinstance(event.plan, VerifyPlan):
+            plan = event.plan
             self.query_one("#notes", Said).update(
-                f"{setup['training pictures']} pictures in {setup['classes']} classes, tested on "
-                f"{setup['held-out pictures']} others; {setup['victims']} on {setup['device']}"
+                f"{plan.training_pictures} pictures in {plan.classes} classes, tested on "
+                f"{plan.held_out_pictures} others; {plan.victims} on {plan.device}"
             )
-        elif isinstance(event, Metric):
-            self._measured(event)
+        elif isinstance(event, Metric) and isinstance(event.trial, TrialProgress):
+            self._measured(event, event.trial)
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
         elif isinstance(event, Failed):
@@ -193,23 +191,23 @@ class VerifyRun(WatchScreen):
             self.notify(printable(event.path), title="The report is written", markup=False)
         elif isinstance(event, Table):
             self._judged(event)
-        elif isinstance(event, Done):
-            self._said(event)
+        elif isinstance(event, Done) and isinstance(event.result, VerifyResult):
+            self._said(event.result, event.said)
 
-    def _measured(self, event: Metric) -> None:
+    def _measured(self, event: Metric, trial: TrialProgress) -> None:
         """Add a point to the chart, and fill in the attacker's row."""
-        arm, _, rest = event.phase.partition(", ")
+        arm, trained = trial.arm, f"{trial.attack}, seed {trial.seed}"
         accuracy = event.values["accuracy"]
         chart, table = self.query_one(Chart), self.query_one("#rows", DataTable)
-        if rest != self._attack:
-            self._attack = rest
-            chart.begin(f"accuracy on clean pictures, trained: {rest}")
+        if trained != self._attack:
+            self._attack = trained
+            chart.begin(f"accuracy on clean pictures, trained: {trained}")
         chart.add(NAMES.get(arm, arm), event.step, accuracy, event.steps)
-        if rest not in table.rows:
-            table.add_row(Text(rest), *["–"] * len(NAMES), key=rest)
+        if trained not in table.rows:
+            table.add_row(Text(trained), *["–"] * len(NAMES), key=trained)
         if arm in NAMES:
             style = "bold" if event.step == event.steps else "dim"
-            table.update_cell(rest, arm, Text(f"{accuracy:.0%}", style), update_width=True)
+            table.update_cell(trained, arm, Text(f"{accuracy:.0%}", style), update_width=True)
 
     def _judged(self, event: Table) -> None:
         table = self.query_one("#rows", DataTable)
@@ -224,12 +222,12 @@ class VerifyRun(WatchScreen):
         self.add_class("-judged")
         self.query_one("#attackers").border_title = "Protection"
 
-    def _said(self, event: Done) -> None:
+    def _said(self, result: VerifyResult, said: tuple[str, ...]) -> None:
         """Show the headline, and what to mind about it."""
         self.finished()
         self.query_one(Steps).go_to("Result")
-        first, *others = event.said or (str(event.facts.get("headline", "")),)
-        sound = event.facts.get("status") == "conclusive"
+        first, *others = said
+        sound = result.status == "conclusive"
         rows: list[tuple[Part, ...]] = [((first, "bold $accent" if sound else "bold $warning"),)]
         rows += [((text, "$foreground-muted"),) for text in others]
         if self._spec.report is not None and self._spec.report.exists() and sound:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
-
 from textual import on
 from textual.app import ComposeResult
 from textual.binding import Binding
 from textual.containers import Horizontal, Vertical
 from textual.widgets import Button, Label, ProgressBar
 
-from tue_cli.events import Advanced, Event, Started
+from tue_cli.events import Advanced, AnyEvent, Job, Record, Started
 from tue_cli.text import format_duration
 from tue_cli.tui.panels import Choice, error_panel
 from tue_cli.tui.running import Ended, Happened, Runner
@@ -70,11 +68,11 @@ class WatchScreen(Step):
         self._runner: Runner | None = None
         self._finished = False
 
-    def job(self) -> Generator[Event, None, None]:
+    def job(self) -> Job[Record]:
         """Return the job; called in its thread."""
         raise NotImplementedError
 
-    def happened(self, event: Event) -> None:
+    def happened(self, event: AnyEvent) -> None:
         """Paint an event."""
 
     def prepared(self) -> None:

@@ -19,6 +19,8 @@ from tue_cli.verify.pairs import Pair, shuffle_by_class
 
 Levels = NDArray[np.uint8]
 """Pictures (N, 3, S, S)."""
+Views = tuple[Levels, Levels, Levels]
+"""One picture (3, S, S): clean, protected, and with random noise."""
 SIZES_LOOKED_AT = 25
 """Pictures that decide at which size victims work."""
 
@@ -129,39 +131,17 @@ def load_victim_dataset(
         failed: told of every picture that cannot be decoded; the others go on.
     """
 
-    def small(pixels: NDArray[np.uint8]) -> Levels:
-        return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
-
-    def views(pair: Pair) -> tuple[Levels, Levels, Levels] | Failed:
-        place = pair.original
-        try:
-            pixels = codec.decode(codec.read(place)).pixels
-            clean = small(pixels)
-            if pair.copy is None:
-                return clean, clean, clean
-            digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
-            draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-            noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
-            random = small(resize.add_upsampled(noise, pixels, radius))
-            place = pair.copy
-            return clean, small(codec.decode(codec.read(place)).pixels), random
-        except PictureProblem as problem:
-            return Failed(place, problem.reason, problem.message)
-
-    def decoded(pairs: Sequence[Pair]) -> Iterator[tuple[str, tuple[Levels, Levels, Levels]]]:
-        ordered = [
-            p
-            for groups in shuffle_by_class(pairs, seed).values()
-            for group in groups
-            for p in group
-        ]
-        for pair, result in zip(ordered, pool.map(views, ordered), strict=True):
-            if isinstance(result, Failed):
-                failed(result)
+    def load(pairs: Sequence[Pair]) -> Iterator[tuple[str, Views]]:
+        classes = shuffle_by_class(pairs, seed).values()
+        ordered = [pair for groups in classes for group in groups for pair in group]
+        loaded = pool.map(lambda pair: _load_views(pair, size, radius, seed), ordered)
+        for pair, views in zip(ordered, loaded, strict=True):
+            if isinstance(views, Failed):
+                failed(views)
             else:
-                yield pair.label, result
+                yield pair.label, views
 
-    learned, tested = list(decoded(train)), list(decoded([_as_original(pair) for pair in held]))
+    learned, tested = list(load(train)), list(load([_as_original(pair) for pair in held]))
     classes = tuple(sorted({label for label, _ in learned} & {label for label, _ in tested}))
     number = {name: place for place, name in enumerate(classes)}
     learned = [one for one in learned if one[0] in number]
@@ -183,6 +163,28 @@ def load_victim_dataset(
         np.stack([levels[0] for _, levels in tested]),
         np.array([number[label] for label, _ in tested], np.int64),
     )
+
+
+def _load_views(pair: Pair, size: int, radius: float, seed: int) -> Views | Failed:
+    """Return a picture as each arm has it: clean, protected, and with random noise."""
+    place = pair.original
+    try:
+        pixels = codec.decode(codec.read(place)).pixels
+        clean = _resize(pixels, size)
+        if pair.copy is None:
+            return clean, clean, clean
+        digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
+        draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+        noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
+        random = _resize(resize.add_upsampled(noise, pixels, radius), size)
+        place = pair.copy
+        return clean, _resize(codec.decode(codec.read(place)).pixels, size), random
+    except PictureProblem as problem:
+        return Failed(place, problem.reason, problem.message)
+
+
+def _resize(pixels: NDArray[np.uint8], size: int) -> Levels:
+    return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
 
 
 def _as_original(pair: Pair) -> Pair:

@@ -16,8 +16,8 @@ from tue_cli.config import (
     VictimSettings,
 )
 from tue_cli.declare import argument, fixed, part, setting
-from tue_cli.errors import BadSetting
-from tue_cli.protect.plan import refuse_seed
+from tue_cli.errors import BadSetting, refuse_unless
+from tue_cli.protect.request import refuse_seed
 from tue_cli.report.write import refuse_report
 from tue_cli.text import printable, read_duration
 
@@ -55,40 +55,60 @@ class VerifySpec:
         """
         return None if self.budget in BUDGETS else read_duration(self.budget)
 
-
-def refuse(spec: VerifySpec) -> None:
-    """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be written."""
-    settings = spec.settings
-    refuse_seed(settings.seed)
-    if settings.seeds < 1:
-        raise BadSetting(f"{settings.seeds} seeds train no victim.", "Choose 1 or more.")
-    if spec.budget not in BUDGETS:
-        read_duration(spec.budget)
-    if "std" not in settings.attacks:
-        raise BadSetting("Standard training is what others are compared with.", "Add std.")
-    if settings.seen < 1 or settings.adversary_steps < 1:
-        raise BadSetting("A victim must see pictures, and an adversary take steps.", "Choose more.")
-    if not 0 < settings.held_out < 1:
-        raise BadSetting(
+    def validate(self) -> None:
+        """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be."""
+        settings, size = self.settings, self.settings.size
+        refuse_seed(settings.seed)
+        refuse_unless(
+            settings.seeds >= 1, f"{settings.seeds} seeds train no victim.", "Choose 1 or more."
+        )
+        if self.budget not in BUDGETS:
+            read_duration(self.budget)
+        refuse_unless(
+            "std" in settings.attacks,
+            "Standard training is what others are compared with.",
+            "Add std.",
+        )
+        refuse_unless(
+            settings.seen >= 1 and settings.adversary_steps >= 1,
+            "A victim must see pictures, and an adversary take steps.",
+            "Choose more.",
+        )
+        refuse_unless(
+            0 < settings.held_out < 1,
             f"A held-out share of {settings.held_out:g} cannot be.",
             "Choose more than 0, less than 1.",
         )
-    if settings.size is not None and (settings.size < 32 or settings.size % 4):
-        raise BadSetting(
-            f"Victims cannot see pictures at {settings.size} pixels.",
+        refuse_unless(
+            size is None or (size >= 32 and size % 4 == 0),
+            f"Victims cannot see pictures at {size} pixels.",
             "Choose a multiple of 4 from 32.",
         )
-    if spec.report is not None:
-        refuse_report(spec.report)
-    if not spec.protected.is_dir():
-        raise BadSetting(
-            f"{printable(spec.protected)} is no folder.", "Name a folder that `tue protect` wrote."
+        if self.report is not None:
+            refuse_report(self.report)
+        refuse_unless(
+            self.protected.is_dir(),
+            f"{printable(self.protected)} is no folder.",
+            "Name a folder that `tue protect` wrote.",
         )
-    if not spec.original.is_dir():
-        raise BadSetting(
-            f"{printable(spec.original)} is no folder.",
+        refuse_unless(
+            self.original.is_dir(),
+            f"{printable(self.original)} is no folder.",
             "Give --original the folder that was given to `tue protect`.",
         )
+
+
+@dataclass(frozen=True)
+class Provenance:
+    """How copies were made, as their manifest tells, and by what they are judged."""
+
+    method: str
+    radius: str
+    """What bounds a pixel's change, in words."""
+    weights: str
+    """Their name and sha256."""
+    tue: str
+    """The version that verifies."""
 
 
 def victims_named(text: str) -> tuple[VictimSettings, ...]:
@@ -118,8 +138,8 @@ def format_victim(victim: VictimSettings) -> str:
     return f"{victim.net}:{victim.width / 64:g}"
 
 
-def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, dict[str, Any]]:
-    """Return the radius of the copies' noise and, for people, how they were made.
+def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, Provenance]:
+    """Return the radius of the copies' noise and how they were made.
 
     Where nothing bounds it, it is the usual radius: random noise of any other would be no control.
 
@@ -136,12 +156,12 @@ def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, d
         if not 0 < radius <= 1:
             raise ValueError(radius)
         control = METHODS["tue"].noise.radius if method.bound == "none" else radius
-        return control, {
-            "method": settings["method"],
-            "radius": method.promise(radius),
-            "weights": f"{weights['name']}, sha256 {weights['sha256']}",
-            "tue": __version__,
-        }
+        return control, Provenance(
+            method=settings["method"],
+            radius=method.promise(radius),
+            weights=f"{weights['name']}, sha256 {weights['sha256']}",
+            tue=__version__,
+        )
     except (ArithmeticError, LookupError, TypeError, ValueError):
         raise BadSetting(
             f"The manifest in {printable(protected)} does not say how its copies were made.",

@@ -1,15 +1,191 @@
-"""What `tue verify` found, as rows to judge, as plain data, and as a table for people."""
+"""What `tue verify` tells: its plan, and what it found, as rows to judge, a record and a table."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
-from tue_cli.events import Done, Failed, Table
-from tue_cli.verify.request import format_victim
+from tue_cli.events import AMONG, OPTIONAL, Table
+from tue_cli.verify.request import Provenance, format_victim
 from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 from tue_cli.verify.trials import Group, Trial
+
+
+@dataclass(frozen=True)
+class VerifyPlan:
+    """How victims are trained, for people."""
+
+    victims: str
+    attackers: str
+    picture_size: str = field(metadata={"name": "picture size"})
+    training_pictures: int = field(metadata={"name": "training pictures"})
+    held_out_pictures: int = field(metadata={"name": "held-out pictures"})
+    classes: int
+    epochs: str
+    adversary_steps: int = field(metadata={"name": "adversary steps"})
+    seeds: int
+    seed: int
+    device: str
+
+
+@dataclass(frozen=True)
+class VerifySetup:
+    """How a verification was made, for people; without a plan where nothing could be trained."""
+
+    plan: VerifyPlan | None = field(metadata=AMONG)
+    time: str | None = field(metadata=OPTIONAL)
+    made: Provenance = field(metadata=AMONG)
+
+
+@dataclass(frozen=True)
+class ArmAccuracy:
+    """Accuracy on clean pictures, 0 to 1, with its 95 % interval."""
+
+    mean: float
+    low: float
+    high: float
+
+
+@dataclass(frozen=True)
+class AttackResult:
+    """One attacker on one kind of victim."""
+
+    name: str
+    title: str
+    victim: str
+    floor: float
+    """Accuracy of what learned nothing from the copies."""
+    floor_name: str
+    clean: ArmAccuracy
+    protected: ArmAccuracy
+    random: ArmAccuracy
+    protection: Estimate | None
+    """In percent; None where it is inconclusive."""
+    inconclusive: str
+    """Why no number may be given; empty where one is."""
+    fitted: float | None
+    """Of adversarial training: accuracy on its own attacked training pictures."""
+    epochs: int
+    curves: Mapping[str, tuple[tuple[float, ...], ...]]
+    """Arm -> a curve of accuracies a seed."""
+    seconds: float
+
+
+@dataclass(frozen=True)
+class WeakestAttack:
+    """The attacker against which the copies protect least; its protection, in percent."""
+
+    value: float
+    low: float
+    high: float
+    attack: str
+    title: str
+    victim: str
+
+
+@dataclass(frozen=True)
+class VerifyResult:
+    """What may be said of the protection."""
+
+    headline: str
+    status: str
+    """conclusive or inconclusive."""
+    reasons: tuple[str, ...]
+    """Why a number is missing, or what to mind about one."""
+    failed: int
+    """Pictures that could not be paired or read."""
+    standard: Estimate | None
+    """Protection against standard training, in percent."""
+    weakest: WeakestAttack | None
+    attacks: tuple[AttackResult, ...]
+    chance: float | None = field(metadata=OPTIONAL)
+    """Accuracy of guessing; None where nothing could be trained."""
+    setup: VerifySetup
+
+
+def describe(judged: Verdict) -> tuple[str, ...]:
+    """Return a verdict in sentences."""
+    said = (judged.headline, *(f"{reason[0].upper()}{reason[1:]}." for reason in judged.reasons))
+    # The headline of an inconclusive one is its first reason.
+    return said if judged.is_conclusive else said[:1] + said[2:]
+
+
+def summarize(
+    judged: Verdict,
+    setup: VerifySetup,
+    *,
+    failed: int,
+    attacks: Sequence[AttackResult] = (),
+    chance: float | None = None,
+) -> VerifyResult:
+    """Return the result: for `--json`, for the report, and for who asked."""
+    worst, estimate = judged.weakest_row, _round(judged.weakest)
+    weakest = None
+    if worst is not None and estimate is not None:
+        weakest = WeakestAttack(
+            value=estimate.value,
+            low=estimate.low,
+            high=estimate.high,
+            attack=worst.attack,
+            title=worst.title,
+            victim=worst.victim,
+        )
+    return VerifyResult(
+        headline=judged.headline,
+        status="conclusive" if judged.is_conclusive else "inconclusive",
+        reasons=judged.reasons,
+        failed=failed,
+        standard=_round(judged.standard),
+        weakest=weakest,
+        attacks=tuple(attacks),
+        chance=chance,
+        setup=setup,
+    )
+
+
+def describe_attack(
+    row: Row,
+    group: Group,
+    results: Mapping[Trial, Mapping[str, Any]],
+    *,
+    chance: float,
+    epochs: int,
+) -> AttackResult:
+    """Return one attacker's part of the result."""
+    doubt = row.doubt(chance)
+    curves = {
+        arm: tuple(tuple(results[trial]["curve"]) for trial in trials)
+        for arm, trials in group.trials.items()
+    }
+    seconds = sum(results[trial]["seconds"] for trials in group.trials.values() for trial in trials)
+    return AttackResult(
+        name=row.attack,
+        title=row.title,
+        victim=row.victim,
+        floor=round(row.floor.mean, 5),
+        floor_name=row.floor_name,
+        clean=_describe_arm(row.clean),
+        protected=_describe_arm(row.protected),
+        random=_describe_arm(row.random),
+        protection=None if doubt else _round(row.protection()),
+        inconclusive=doubt,
+        fitted=row.fitted,
+        epochs=epochs,
+        curves=curves,
+        seconds=round(seconds, 1),
+    )
+
+
+def _describe_arm(accuracy: Accuracy) -> ArmAccuracy:
+    estimate = accuracy.estimate()
+    return ArmAccuracy(round(accuracy.mean, 5), round(estimate.low, 5), round(estimate.high, 5))
+
+
+def _round(estimate: Estimate | None) -> Estimate | None:
+    if estimate is None:
+        return None
+    return Estimate(round(estimate.value, 2), round(estimate.low, 2), round(estimate.high, 2))
 
 
 def row_of(
@@ -42,71 +218,6 @@ def row_of(
     )
 
 
-def facts_of(
-    judged: Verdict,
-    rows: Sequence[Row],
-    groups: Sequence[Group],
-    results: Mapping[Trial, Mapping[str, Any]],
-    chance: float,
-    epochs: int,
-) -> dict[str, Any]:
-    """Return the result as plain data: for `--json`, and for the report."""
-
-    def arm(accuracy: Accuracy) -> dict[str, float]:
-        estimate = accuracy.estimate()
-        return {
-            "mean": round(accuracy.mean, 5),
-            "low": round(estimate.low, 5),
-            "high": round(estimate.high, 5),
-        }
-
-    def part(estimate: Estimate | None) -> dict[str, float] | None:
-        if estimate is None:
-            return None
-        return {name: round(value, 2) for name, value in asdict(estimate).items()}
-
-    attacks = []
-    for row, group in zip(rows, groups, strict=True):
-        doubt = row.doubt(chance)
-        attacks.append(
-            {
-                "name": row.attack,
-                "title": row.title,
-                "victim": row.victim,
-                "floor": round(row.floor.mean, 5),
-                "floor_name": row.floor_name,
-                "clean": arm(row.clean),
-                "protected": arm(row.protected),
-                "random": arm(row.random),
-                "protection": None if doubt else part(row.protection()),
-                "inconclusive": doubt,
-                "fitted": row.fitted,
-                "epochs": epochs,
-                "curves": {
-                    name: [list(results[trial]["curve"]) for trial in trials]
-                    for name, trials in group.trials.items()
-                },
-                "seconds": round(
-                    sum(results[t]["seconds"] for trials in group.trials.values() for t in trials),
-                    1,
-                ),
-            }
-        )
-    weakest = judged.weakest_row
-    return {
-        "standard": part(judged.standard),
-        "weakest": weakest
-        and {
-            **(part(judged.weakest) or {}),
-            "attack": weakest.attack,
-            "title": weakest.title,
-            "victim": weakest.victim,
-        },
-        "chance": chance,
-        "attacks": attacks,
-    }
-
-
 def table_of(rows: Sequence[Row], chance: float) -> Table:
     """Return the result as people read it."""
 
@@ -133,21 +244,3 @@ def table_of(rows: Sequence[Row], chance: float) -> Table:
         )
     columns = ("attacker", "victim", "originals", "random noise", "copies", "floor", "protection")
     return Table("What victims know of clean pictures that they never saw", columns, tuple(lines))
-
-
-def done(judged: Verdict, facts: dict[str, Any], failures: Sequence[Failed]) -> Done:
-    """Return the last event of a verification."""
-    said = (judged.headline, *(f"{reason[0].upper()}{reason[1:]}." for reason in judged.reasons))
-    return Done(
-        {
-            "headline": judged.headline,
-            "status": "conclusive" if judged.is_conclusive else "inconclusive",
-            "reasons": list(judged.reasons),
-            "failed": len(failures),
-            "standard": None,
-            "weakest": None,
-            "attacks": [],
-            **facts,
-        },
-        said if judged.is_conclusive else said[:1] + said[2:],
-    )

@@ -5,15 +5,15 @@ from __future__ import annotations
 import time
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import BUDGETS, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
-from tue_cli.events import Advanced, Event, Failed, Note, Started
-from tue_cli.protect.run import describe_tool
+from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, plain
+from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
 from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
 from tue_cli.verify.pairs import (
@@ -23,9 +23,18 @@ from tue_cli.verify.pairs import (
     limit_pairs,
     split_pairs,
 )
-from tue_cli.verify.request import VerifySpec, format_victim, read_provenance, refuse
-from tue_cli.verify.result import done, facts_of, row_of, table_of
-from tue_cli.verify.stats import FEWEST_PICTURES, Verdict, inconclusive, judge_rows
+from tue_cli.verify.request import VerifySpec, format_victim, read_provenance
+from tue_cli.verify.result import (
+    VerifyPlan,
+    VerifyResult,
+    VerifySetup,
+    describe,
+    describe_attack,
+    row_of,
+    summarize,
+    table_of,
+)
+from tue_cli.verify.stats import FEWEST_PICTURES, inconclusive, judge_rows
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -46,7 +55,19 @@ ONE_SEED = (
 )
 
 
-def verify(spec: VerifySpec) -> Generator[Event, None, None]:
+@dataclass(frozen=True)
+class VictimWork:
+    """What victims are trained on, and how."""
+
+    settings: VerifySettings
+    arms: VictimDataset
+    costs: Costs
+    computer: ComputeDevice
+    cache: TrialCache
+    """Of the victims that are finished."""
+
+
+def verify(spec: VerifySpec) -> Job[VerifyResult]:
     """Train victims on the copies and on their controls, and tell how much less they learned.
 
     Raises:
@@ -56,9 +77,9 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     """
     require("torch")
     spec = yield from _leave_out_attackers(spec)
-    refuse(spec)
+    spec.validate()
     from tue_cli.engine.torch import machine
-    from tue_cli.verify.trainer import fit_time_budget, measure_costs, refuse_victims
+    from tue_cli.verify.trainer import refuse_victims
 
     began = time.monotonic()
     computer = machine(spec.device)
@@ -68,70 +89,34 @@ def verify(spec: VerifySpec) -> Generator[Event, None, None]:
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
-        pairs, train, held = yield from split_pairs(spec, manifest, pool, failures)
-        if (reason := explain_shortage(pairs, train, held)) is not None:
-            yield from _report_verdict(
-                spec, manifest, inconclusive(reason), failures, {"setup": made}
-            )
-            return
-        settings, size = spec.settings, spec.settings.size or choose_working_size(train)
-        # The manifest also holds times, which another run of `tue protect` changes.
-        copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
-        book = TrialCache(
-            f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume
-        )
-        costs = measure_costs(settings, len({pair.label for pair in train}), size, computer)
-        if spec.seconds is not None:
-            # What was fitted once is taken again, so that --resume finds its victims.
-            task = f"{settings} at {size} pixels in {spec.seconds} s"
-            fitted = book.get(task) or fit_time_budget(spec.seconds, settings, costs)
-            book.put(task, fitted)
-            settings = replace(settings, seen=fitted)
-        most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
-        if len(train) > most:
-            yield Note(
-                f"{most} of {len(train)} training pictures are used, drawn by content: more would "
-                "take a larger --budget."
-            )
-            held = limit_pairs(held, max(1000, round(len(held) * most / len(train))), settings.seed)
-            train = limit_pairs(train, most, settings.seed)
-        spoiled: list[Failed] = []
-        arms = load_victim_dataset(
-            train,
-            held,
-            size=size,
-            radius=radius,
-            seed=settings.seed,
-            pool=pool,
-            failed=spoiled.append,
-        )
-        yield from spoiled
-        failures += spoiled
-        whole = (drop_failed(spoiled, some) for some in (pairs, train, held))
-        if spoiled and (reason := explain_shortage(*whole)) is not None:
-            yield from _report_verdict(
-                spec, manifest, inconclusive(reason), failures, {"setup": made}
-            )
-            return
+        work = yield from _load_work(spec, manifest, radius, computer, pool, failures)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+    if isinstance(work, str):
+        judged = inconclusive(work)
+        result = summarize(judged, VerifySetup(None, None, made), failed=len(failures))
+        yield from _write_page(spec, manifest, result)
+        yield Done(result, describe(judged))
+        return
 
+    settings, arms = work.settings, work.arms
     groups = build_groups(settings, len(arms.labels))
-    setup = _setup(settings, arms, groups, computer)
-    results = yield from _train_victims(
-        spec, setup, unique_trials(groups), costs, arms, computer, book
-    )
-    chance = 1 / len(arms.classes)
+    plan = _plan(work, groups)
+    results = yield from _train_victims(spec, plan, unique_trials(groups), work)
+    chance, epochs = 1 / len(arms.classes), count_epochs(len(arms.labels), settings.seen)
     rows = [row_of(group, results, arms.tested(), chance) for group in groups]
     judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
-    setup |= {"time": f"{time.monotonic() - began:.0f} s", **made}
-    epochs = count_epochs(len(arms.labels), settings.seen)
-    facts = facts_of(judged, rows, groups, results, chance, epochs) | {"setup": setup}
+    setup = VerifySetup(plan, f"{time.monotonic() - began:.0f} s", made)
+    attacks = [
+        describe_attack(row, group, results, chance=chance, epochs=epochs)
+        for row, group in zip(rows, groups, strict=True)
+    ]
+    result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
     yield table_of(rows, chance)
-    embedding = book.get(f"{arms.digest()}/embedding")
-    yield from _report_verdict(spec, manifest, judged, failures, facts, embedding)
+    yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
+    yield Done(result, describe(judged))
 
 
 def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
@@ -151,84 +136,135 @@ def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]
     return replace(spec, settings=replace(spec.settings, attacks=kept))
 
 
-def _report_verdict(
+def _load_work(
     spec: VerifySpec,
     manifest: dict[str, Any],
-    judged: Verdict,
-    failures: Sequence[Failed],
-    facts: dict[str, Any],
+    radius: float,
+    computer: ComputeDevice,
+    pool: ThreadPoolExecutor,
+    failures: list[Failed],
+) -> Generator[Event, None, VictimWork | str]:
+    """Return what there is to train, or why that could not tell anything."""
+    from tue_cli.verify.trainer import measure_costs
+
+    pairs, train, held = yield from split_pairs(spec, manifest, pool, failures)
+    if (reason := explain_shortage(pairs, train, held)) is not None:
+        return reason
+    settings, size = spec.settings, spec.settings.size or choose_working_size(train)
+    # The manifest also holds times, which another run of `tue protect` changes.
+    copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
+    cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
+    costs = measure_costs(settings, len({pair.label for pair in train}), size, computer)
+    if spec.seconds is not None:
+        settings = _fit_settings(settings, size, spec.seconds, costs, cache)
+    most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
+    if len(train) > most:
+        yield Note(
+            f"{most} of {len(train)} training pictures are used, drawn by content: more would "
+            "take a larger --budget."
+        )
+        held = limit_pairs(held, max(1000, round(len(held) * most / len(train))), settings.seed)
+        train = limit_pairs(train, most, settings.seed)
+    spoiled: list[Failed] = []
+    arms = load_victim_dataset(
+        train,
+        held,
+        size=size,
+        radius=radius,
+        seed=settings.seed,
+        pool=pool,
+        failed=spoiled.append,
+    )
+    yield from spoiled
+    failures += spoiled
+    whole = (drop_failed(spoiled, some) for some in (pairs, train, held))
+    if spoiled and (reason := explain_shortage(*whole)) is not None:
+        return reason
+    return VictimWork(settings, arms, costs, computer, cache)
+
+
+def _fit_settings(
+    settings: VerifySettings, size: int, seconds: float, costs: Costs, cache: TrialCache
+) -> VerifySettings:
+    """Return the settings with which victims take about so long.
+
+    What was fitted once is taken again, so that --resume finds its victims.
+    """
+    from tue_cli.verify.trainer import fit_time_budget
+
+    task = f"{settings} at {size} pixels in {seconds} s"
+    fitted = cache.get(task) or fit_time_budget(seconds, settings, costs)
+    cache.put(task, fitted)
+    return replace(settings, seen=fitted)
+
+
+def _write_page(
+    spec: VerifySpec,
+    manifest: dict[str, Any],
+    result: VerifyResult,
     embedding: dict[str, Any] | None = None,
 ) -> Iterator[Event]:
-    """Say what was found, on the page too where one was asked for."""
-    finished = done(judged, facts, failures)
+    """Write the page, where one was asked for."""
     if spec.report is not None:
         yield from write_report(
             spec.report,
             manifest,
             spec.protected,
             lambda record: find_original(record, spec.original),
-            result=finished.facts,
+            result=plain(result),
             embedding=embedding,
             command=spec.command,
         )
-    yield finished
 
 
-def _setup(
-    settings: VerifySettings, arms: VictimDataset, groups: Sequence[Group], computer: ComputeDevice
-) -> dict[str, Any]:
-    """Return the plan, for people."""
+def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
+    settings, arms = work.settings, work.arms
     epochs = count_epochs(len(arms.labels), settings.seen)
-    return {
-        "victims": ", ".join(format_victim(victim) for victim in settings.victims),
-        "attackers": ", ".join(settings.attacks),
-        "picture size": f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
-        "training pictures": len(arms.labels),
-        "held-out pictures": len(arms.test_labels),
-        "classes": len(arms.classes),
-        "epochs": f"{epochs} ({groups[0].trials['clean'][0].steps} steps)",
-        "adversary steps": settings.adversary_steps,
-        "seeds": settings.seeds,
-        "seed": settings.seed,
-        "device": computer.description,
-    }
+    return VerifyPlan(
+        victims=", ".join(format_victim(victim) for victim in settings.victims),
+        attackers=", ".join(settings.attacks),
+        picture_size=f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
+        training_pictures=len(arms.labels),
+        held_out_pictures=len(arms.test_labels),
+        classes=len(arms.classes),
+        epochs=f"{epochs} ({groups[0].trials['clean'][0].steps} steps)",
+        adversary_steps=settings.adversary_steps,
+        seeds=settings.seeds,
+        seed=settings.seed,
+        device=work.computer.description,
+    )
 
 
 def _train_victims(
-    spec: VerifySpec,
-    setup: dict[str, Any],
-    trials: Sequence[Trial],
-    costs: Costs,
-    arms: VictimDataset,
-    computer: ComputeDevice,
-    book: TrialCache,
+    spec: VerifySpec, plan: VerifyPlan, trials: Sequence[Trial], work: VictimWork
 ) -> Generator[Event, None, dict[Trial, dict[str, Any]]]:
-    """Train what the book does not know yet, and return what became of every victim."""
+    """Train what the cache does not know yet, and return what became of every victim."""
     from tue_cli.verify.trainer import embedding, train_victim
 
+    arms, cache, computer = work.arms, work.cache, work.computer
     digest = arms.digest()
-    work = {trial: trial.steps * costs[trial.kind] for trial in trials}
-    known = {trial: book.get(f"{digest}/{trial.key()}") for trial in trials}
-    wants_map = spec.report is not None and book.get(f"{digest}/embedding") is None
+    seconds = {trial: trial.steps * work.costs[trial.kind] for trial in trials}
+    known = {trial: cache.get(f"{digest}/{trial.key()}") for trial in trials}
+    wants_map = spec.report is not None and cache.get(f"{digest}/embedding") is None
     if wants_map and not is_installed("sklearn"):
         yield Note(f"The report has no map of features. {PackageMissing('sklearn')}")
         wants_map = False
     if wants_map:
         known[trials[0]] = None
     missing = [trial for trial in trials if known[trial] is None]
-    planned, spent, worked = sum(work[trial] for trial in missing), 0.0, 0.0
-    yield Started("Training victims", len(trials), "victims", round(planned, 1), facts=setup)
+    planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
+    yield Started("Training victims", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):
         yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims were trained before.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)
         if wants_map and trial == trials[0]:
-            book.put(f"{digest}/embedding", embedding(victim, arms, computer))
+            cache.put(f"{digest}/embedding", embedding(victim, arms, computer))
         known[trial] = results
-        book.put(f"{digest}/{trial.key()}", results)
+        cache.put(f"{digest}/{trial.key()}", results)
         spent += time.monotonic() - began
-        worked += work[trial]
+        worked += seconds[trial]
         left = (planned - worked) * spent / worked
         yield Advanced(number, len(trials), results["rate"], round(left, 1))
     return {trial: results for trial, results in known.items() if results is not None}

@@ -17,7 +17,7 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.verify.dataset import VictimDataset
-from tue_cli.verify.trials import Trial, build_groups, unique_trials
+from tue_cli.verify.trials import Trial, TrialProgress, build_groups, unique_trials
 from tue_cli.verify.victim import Victim
 
 PROBED = 4
@@ -76,7 +76,8 @@ def train_victim(
     test = Pictures(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
     victim = _victim(trial, len(arms.classes), arms.clean.shape[-1], computer)
     training = victim.train(pictures, test, points=trial.points)
-    phase, point = f"{trial.arm}, {_recipe(trial)}, seed {trial.seed}", 0
+    progress, point = TrialProgress(trial.arm, _recipe(trial), trial.seed), 0
+    phase = f"{progress.arm}, {progress.attack}, seed {progress.seed}"
     while True:
         try:
             accuracy = next(training)
@@ -84,7 +85,7 @@ def train_victim(
             trained = stop.value
             break
         point += 1
-        yield Metric(phase, point, trial.points, {"accuracy": accuracy})
+        yield Metric(phase, point, trial.points, {"accuracy": accuracy}, progress)
     rate = trial.steps * trial.victim.batch / max(trained.seconds, 1e-9)
     return {**asdict(trained), "rate": round(rate, 1)}, victim
 

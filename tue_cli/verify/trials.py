@@ -54,6 +54,17 @@ class Trial:
 
 
 @dataclass(frozen=True)
+class TrialProgress:
+    """Which victim a measurement is of, in a word each."""
+
+    arm: str
+    """clean, protected or random."""
+    attack: str
+    """How it is trained."""
+    seed: int
+
+
+@dataclass(frozen=True)
 class Group:
     """One attacker on one kind of victim: for each arm, a trial a seed."""
 

@@ -1,0 +1,142 @@
+"""What a run works with, opened once: pictures, weights, engine, threads, the output's journal."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import tue_cli
+from tue_cli import __version__
+from tue_cli.config import METHODS, TrainSettings
+from tue_cli.dataset import discover
+from tue_cli.dataset.journal import Journal, former_run
+from tue_cli.engine.select import engine_for
+from tue_cli.engine.torch import Engine
+from tue_cli.errors import WeightsProblem
+from tue_cli.events import Event, Failed, Note
+from tue_cli.protect.request import ProtectSpec
+from tue_cli.weights import Weights, load, netless
+
+BATCH = 32
+"""Pictures the engine takes at once; fixed, because another batch size may round differently."""
+ALGORITHM = 1
+"""To be raised by hand with every change after which the same picture, key, weights and settings
+give other bytes. Copies of a former one stay as they are; each record holds its own."""
+LARGE = 64_000_000
+"""From so many pixels on, a picture is worked on beside no other such: it bounds the memory."""
+KEYS = tuple(f"{number:03d}" for number in range(1000))
+"""Keys where no weights bring theirs."""
+
+
+@dataclass(frozen=True)
+class RunContext:
+    """A run that is open, for a plan, a preview or the copies."""
+
+    spec: ProtectSpec
+    found: discover.Found
+    weights: Weights
+    engine: Engine
+    pool: ThreadPoolExecutor
+    threads: int
+    """How many of them the pool has."""
+    journal: Journal
+    """What is known of the output; whoever writes there enters it."""
+
+    @property
+    def output(self) -> Path:
+        """Where the copies go."""
+        return self.journal.output
+
+
+@contextmanager
+def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
+    """Check what was asked for, find the pictures, and open all that a run works with.
+
+    Nothing is written, and the output is not locked.
+
+    Raises:
+        TueError: for what cannot work.
+    """
+    spec.validate()
+    output = spec.output or discover.default_output(spec.paths)
+    found = discover.discover(spec.paths, output)
+    weights = weights_for(spec)
+    engine = engine_for(
+        weights,
+        spec.settings.method,
+        spec.settings.noise,
+        seed=spec.settings.seed,
+        backend=spec.backend,
+        device=spec.device,
+        batch=BATCH,
+        pictures=len(found.items),
+        former=former_run(output).get("engine"),
+    )
+    originals = discover.find_source_folders(found.items)
+    journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
+    journal.recall()
+    threads = spec.jobs or os.cpu_count() or 1
+    pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
+    try:
+        yield RunContext(spec, found, weights, engine, pool, threads, journal)
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def tell_found(found: discover.Found) -> Iterator[Event]:
+    """Yield what was found and is not to be protected."""
+    for path, reason, message in found.refused:
+        yield Failed(path, reason, message)
+    for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
+        yield Note(f"Left aside: {count} × {reason}.")
+
+
+def weights_for(spec: ProtectSpec) -> Weights:
+    """Return the weights of a run; a method without nets needs none.
+
+    Raises:
+        WeightsProblem: none are to be found, or they were trained for what does not serve here.
+    """
+    name, method = spec.settings.method, METHODS[spec.settings.method]
+    if not method.recipes and spec.weights is None:
+        return netless(name, KEYS, TrainSettings().size)
+    weights = load(spec.weights)
+    if method.recipes and weights.card.method not in method.recipes:
+        own = method.recipes[0]
+        option = f"--method {own}" if own in METHODS else f"--recipe {own}"
+        raise WeightsProblem(
+            f"The weights {weights.name} were trained for {weights.card.method!r}, and {name} "
+            f"takes those of {own!r}.",
+            f"Make some with `tue train DATA {option} -o {own}.safetensors`, and give them by "
+            "--weights.",
+        )
+    return weights
+
+
+def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
+    """Return what decides the copies' bytes and, with `tool` and `algorithm`, who made them."""
+    return {
+        "tool": describe_tool(),
+        "algorithm": ALGORITHM,
+        "engine": engine.kind,
+        "weights": {"name": weights.name, "sha256": weights.sha256},
+        "settings": asdict(spec.settings),
+        "format": spec.format,
+        "quality": spec.quality,
+    }
+
+
+def describe_tool() -> dict[str, str]:
+    """Return the version and the sha256 of tue's own sources."""
+    state = hashlib.sha256()
+    root = Path(tue_cli.__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        state.update(path.relative_to(root).as_posix().encode() + b"\0" + path.read_bytes())
+    return {"version": __version__, "sha256": state.hexdigest()}
