@@ -74,9 +74,10 @@ def _choose_keys(
 
 
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
-    """Mark the tasks that have no place of their own, or raise BadSetting.
+    """Return the tasks with those marked that have no place of their own.
 
-    Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG.
+    Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG. Two
+    others in one place raise BadSetting.
     """
     refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
     taken = Counter(fold_path(task.relative) for task in tasks)
