@@ -32,9 +32,9 @@ from tue_cli.train.run import trainings_of
 from tue_cli.weights import Card
 
 CPU = torch.device("cpu")
-LIMITS = {torch.float32: 0.05, torch.bfloat16: 0.25}
-"""Largest relative error against float64. Rounding flips some ReLUs, each worth a percent in a
-narrow net; a wrong computation has an error near 1."""
+LIMITS = {torch.float32: 0.05, torch.bfloat16: 0.5}
+"""Largest relative error against float64. A wrong computation has an error near 1; bfloat16, computed
+right on a CPU, has 0.21 by pixels and 0.31 to 0.33 by weights, in nets of width 4, 16 and 64."""
 PICTURES = 16
 
 Parts = tuple[Classifier, ScoreNet, Tensor, Tensor]

@@ -9,8 +9,10 @@ import re
 import subprocess
 import sys
 import tomllib
+from graphlib import TopologicalSorter
 from pathlib import Path
 
+import grimp
 import pytest
 
 import tue_cli
@@ -155,6 +157,21 @@ def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None
     needed = {unlike.get(name.lower(), name) for name in imported}
     # pyproject.toml says why torchvision is there; one of the two onnxruntimes is anywhere.
     assert names - {"torchvision", "onnxruntime_gpu"} == needed
+
+
+def test_files_and_functions_can_be_read_at_one_sitting() -> None:
+    for path in (ROOT / "tue_cli").rglob("*.py"):
+        text = path.read_text()
+        assert len(text.splitlines()) <= 350, path
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                assert (node.end_lineno or 0) - node.lineno < 60, f"{path}: {node.name}"
+
+
+def test_no_modules_import_each_other_in_a_circle() -> None:
+    graph = grimp.build_graph("tue_cli", cache_dir=None)
+    imports = {name: graph.find_modules_directly_imported_by(name) for name in graph.modules}
+    TopologicalSorter(imports).prepare()  # raises CycleError, which names the circle
 
 
 def test_the_version_is_stated_once() -> None:

@@ -63,6 +63,32 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
         BadSetting: a net with a layer that cannot be written.
     """
     sheet = GraphBuilder()
+    results = _write_step(sheet, weights)
+    outputs = []
+    for name, value in results.items():
+        sheet.nodes.append(helper.make_node("Identity", [value], [name]))
+        shape: list[Any] = ["rows", f"{name}_depth"] if name in SEEN else _PICTURES
+        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
+    graph = helper.make_graph(
+        sheet.nodes,
+        "step",
+        [helper.make_tensor_value_info(name, *kind) for name, kind in INPUTS.items()],
+        outputs,
+        [*sheet.constants.values(), *(_named(name, weights.tensors) for name in sheet.weights)],
+    )
+    model = helper.make_model(
+        graph,
+        producer_name="tue",
+        producer_version=__version__,
+        ir_version=IR,
+        opset_imports=[helper.make_opsetid("", OPSET)],
+    )
+    helper.set_model_props(model, {"card": weights.card.to_json(), "weights": weights.sha256})
+    return model
+
+
+def _write_step(sheet: GraphBuilder, weights: Weights) -> dict[str, str]:
+    """Write one step, and return the graph's outputs by name."""
     roles = tuple(
         role
         for role in ("surrogate", "score")
@@ -93,28 +119,7 @@ def step_graph(weights: Weights) -> onnx.ModelProto:
         results |= {"score": score, "score_gradient": gradient}
         nexts["norm"] = _take_step(sheet, alone, gradient, "score_step")
         nexts["ascent"] = _take_step(sheet, alone, sheet.node("Neg", score), "score_step")
-    results |= _project(sheet, nexts)
-    outputs = []
-    for name, value in results.items():
-        sheet.nodes.append(helper.make_node("Identity", [value], [name]))
-        shape: list[Any] = ["rows", f"{name}_depth"] if name in SEEN else _PICTURES
-        outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
-    graph = helper.make_graph(
-        sheet.nodes,
-        "step",
-        [helper.make_tensor_value_info(name, *kind) for name, kind in INPUTS.items()],
-        outputs,
-        [*sheet.constants.values(), *(_named(name, weights.tensors) for name in sheet.weights)],
-    )
-    model = helper.make_model(
-        graph,
-        producer_name="tue",
-        producer_version=__version__,
-        ir_version=IR,
-        opset_imports=[helper.make_opsetid("", OPSET)],
-    )
-    helper.set_model_props(model, {"card": weights.card.to_json(), "weights": weights.sha256})
-    return model
+    return results | _project(sheet, nexts)
 
 
 def _one_hot(sheet: GraphBuilder, classes: int) -> str:
