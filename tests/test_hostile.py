@@ -413,7 +413,7 @@ def test_a_class_with_a_zero_byte_is_refused_with_its_line(
 def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tue_cli.options.MOST_LIST", 100)
+    monkeypatch.setattr("tue_cli.fields.MOST_LIST", 100)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
     with pytest.raises(BadSetting, match="more than 100 bytes"):
         read_paths(["-"])

@@ -95,7 +95,7 @@ TYPED = {
     "folder": Typed(str, read_folder, str),
     "paths": Typed(list[str], read_paths, str),
     "attacks": Typed(
-        str, lambda text: attacks_named(n.strip() for n in text.split(",") if n.strip()), ",".join
+        str, lambda text: attacks_named(name.strip() for name in text.split(",")), ",".join
     ),
     "victims": Typed(str, victims_named, lambda found: ",".join(map(format_victim, found))),
 }

@@ -9,7 +9,7 @@ from typing import Any
 
 from benchmarks.noise import published_noise
 from benchmarks.paper.settings import BenchSettings
-from tue_cli.config import METHODS, AdversarySettings, TrainSettings
+from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
 from tue_cli.noise import Noise
 from tue_cli.verify.trials import Trial
 
@@ -125,7 +125,7 @@ def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
         sigma=sigma,
         steps=budget.clean_steps if recipe == "clean" else budget.steps,
         batch=budget.batch,
-        noise=noise,
+        noise=noise if recipe == method else TRAINING_NOISE[recipe],
         adversary=AdversarySettings(steps=budget.adversary_steps),
         seed=budget.seed,
     )
