@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tue_cli.config import AdversarySettings
-from tue_cli.core.batches import crop_and_flip, generator_at, sample_moves, shift_and_flip
+from tue_cli.core.batches import crop_and_flip, make_generator, sample_moves, shift_and_flip
 from tue_cli.core.losses import cross_entropy, score_norm
-from tue_cli.core.pgd import Objective, Term, pgd, uniform_start
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, pgd
 from tue_cli.core.sampling import draw_starts
 from tue_cli.noise import RemNoise, TueNoise
 
@@ -44,13 +44,13 @@ def perturb_plainly(
     gradient: Gradient,
 ) -> Tensor:
     """Return the noise of tue without the term in grey, in float32 and NCHW."""
-    labels, generator = torch.from_numpy(keys), generator_at(0, "perturb", 0, CPU)
+    labels, generator = torch.from_numpy(keys), make_generator(0, "perturb", 0, CPU)
     loss = cross_entropy(nets["surrogate"], labels)
 
-    def moved(at: Tensor) -> Tensor:
+    def move(at: Tensor) -> Tensor:
         return loss(shift_and_flip(at, sample_moves(1, generator)[0]))
 
-    terms = [Term(gradient(moved, nets["surrogate"]), noise.step)]
+    terms = [Term(gradient(move, nets["surrogate"]), noise.step)]
     if noise.score_ratio:
         norm = score_norm(nets["score"], labels)
         terms.append(Term(gradient(norm, nets["score"]), noise.score_ratio * noise.step))
@@ -73,7 +73,7 @@ def perturb_rem_plainly(
     """
     clean, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
-    generator = generator_at(0, "perturb", 0, CPU)
+    generator = make_generator(0, "perturb", 0, CPU)
 
     def gradient(at: Tensor) -> Tensor:
         leaf = at.detach().requires_grad_()
@@ -87,7 +87,7 @@ def perturb_rem_plainly(
         for _ in range(noise.samples):
             moved = crop_and_flip((clean + delta).clamp(0, 1), generator)
             fixed = moved.detach()
-            attacked = fixed + uniform_start(fixed, inner.radius, generator)
+            attacked = fixed + draw_uniform_start(fixed, inner.radius, generator)
             for _ in range(inner.steps):
                 attacked = attacked + inner.step * gradient(attacked).sign()
                 attacked = fixed + (attacked - fixed).clamp(-inner.radius, inner.radius)

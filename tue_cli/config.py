@@ -81,11 +81,11 @@ class Method:
         """The nets it needs."""
         return RECIPES[self.recipes[0]] if self.recipes else ()
 
-    def largest(self, noise: Noise) -> float:
+    def find_reach(self, noise: Noise) -> float:
         """Return how far one pixel may move, in the pixels' unit."""
         return noise.radius if self.bound == "linf" else 1.0
 
-    def promise(self, radius: float) -> str:
+    def describe_bound(self, radius: float) -> str:
         """Say, for people, how far pixels may move at a radius."""
         levels = f"{radius * 255:g}/255"
         return {

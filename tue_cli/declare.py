@@ -49,7 +49,7 @@ class Part:
     without: tuple[str, ...]
     """Fields that have no option here."""
 
-    def chosen(self, name: str, what: str) -> Any:
+    def choose(self, name: str, what: str) -> Any:
         """Return the record of a name, or None where the default serves it.
 
         Raises:
@@ -111,7 +111,7 @@ def part(
     return field(default=default, metadata={"part": made})
 
 
-def redeclared(record: type, name: str, default: Any, source: str) -> Any:
+def redeclare(record: type, name: str, default: Any, source: str) -> Any:
     """Declare a field as another record does, but for its default and where that comes from."""
     known = next(known for known in fields(record) if known.name == name)
     if "declared" not in known.metadata:

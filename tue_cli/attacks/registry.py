@@ -52,7 +52,7 @@ ATTACKS: dict[str, Attack] = {
 SHORT = {"at": "at4", "jpeg": "jpeg10"}
 
 
-def attacks_named(names: Iterable[str]) -> tuple[str, ...]:
+def parse_attacks(names: Iterable[str]) -> tuple[str, ...]:
     """Return the keys of `ATTACKS` that were asked for, each once; standard training comes first.
 
     Raises:

@@ -21,7 +21,7 @@ def tangent_kernel(a: Tensor, b: Tensor, settings: KernelSettings) -> Tensor:
     return _apply_layers(weight * a @ b.T / a.shape[1] + bias, of_a[:, None], of_b, settings)
 
 
-def own_kernel(a: Tensor, settings: KernelSettings) -> Tensor:
+def compute_kernel_diagonal(a: Tensor, settings: KernelSettings) -> Tensor:
     """Return the diagonal (N,) of `tangent_kernel(a, a)`, of (N, D)."""
     of_a = settings.weight_variance * a.square().mean(1) + settings.bias_variance
     return _apply_layers(of_a, of_a, of_a, settings)
@@ -56,7 +56,7 @@ def fit_coefficients(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
     return coefficients
 
 
-def fit_with_last_picture(
+def fit_with_last_image(
     spectrum: Tensor, rows: Tensor, own: Tensor, targets: Tensor, target: Tensor, time: int
 ) -> tuple[Tensor, Tensor]:
     """Return `fit_coefficients`' result for N blocks that differ by their last picture.

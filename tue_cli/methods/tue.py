@@ -19,38 +19,38 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures, crop_and_flip, gray
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.batches import Images, convert_to_grayscale, crop_and_flip
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
-from tue_cli.core.pgd import Objective, Term, gradient_of, pgd
+from tue_cli.core.pgd import Objective, Term, make_gradient, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     average_over_moves,
     fit_on_own_noise,
+    get_surrogate,
+    make_surrogate_term,
     plan_score,
     plan_surrogate,
     sample_eot_moves,
-    surrogate_of,
-    surrogate_term,
 )
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
 from tue_cli.noise import TueNoise
 
 
-def score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term:
+def make_score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term:
     """Descend the norm of s(x + delta, y), or ascend along s itself."""
     step = noise.score_ratio * noise.step
     if noise.score_mode == "ascent":
         return Term(lambda pixels: score(pixels, labels), -step)
-    return Term(gradient_of(score_norm(score, labels)), step)
+    return Term(make_gradient(score_norm(score, labels)), step)
 
 
-def in_gray(loss: Objective) -> Objective:
+def make_grayscale_loss(loss: Objective) -> Objective:
     """Return the loss of pictures whose colours are gone."""
-    return lambda pixels: loss(gray(pixels))
+    return lambda pixels: loss(convert_to_grayscale(pixels))
 
 
 def perturb(
@@ -61,7 +61,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta-u, (N, 3, H, W), within the radius and not yet snapped (lines 6 to 11).
 
@@ -76,18 +76,18 @@ def perturb(
     """
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
-        surrogate = surrogate_of(nets)
-        terms = [surrogate_term(surrogate, labels, noise, moves)]
+        surrogate = get_surrogate(nets)
+        terms = [make_surrogate_term(surrogate, labels, noise, moves)]
         if noise.gray_ratio:
             # The same shifts and flips as in colour, as in a step of the graph.
             loss = average_over_moves(
-                in_gray(cross_entropy(surrogate, labels)), noise.samples, moves
+                make_grayscale_loss(cross_entropy(surrogate, labels)), noise.samples, moves
             )
-            terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
+            terms.append(Term(make_gradient(loss), noise.gray_ratio * noise.step))
         if noise.score_ratio:
             score = nets["score"]
             assert isinstance(score, FrozenScore)
-            terms.append(score_term(score, labels, noise))
+            terms.append(make_score_term(score, labels, noise))
         return (pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start),)
 
     return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
@@ -96,7 +96,7 @@ def perturb(
 def fit_score(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
@@ -118,7 +118,7 @@ def fit_score(
 def fit_surrogate(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tue_cli.config import METHODS
 from tue_cli.core.clustering import cluster
 from tue_cli.dataset import labels
-from tue_cli.dataset.discover import Item, nfc
+from tue_cli.dataset.discover import Item, normalize_name
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem, refuse_unless
+from tue_cli.errors import BadSetting, ImageProblem, WeightsProblem, refuse_unless
 from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
 from tue_cli.protect.context import LARGE, RunContext
@@ -65,13 +65,13 @@ def _run_surrogate(
     """Return the items that can be decoded, and what `see` makes of each at the working size."""
     turn = threading.Lock()
 
-    def small(item: Item) -> Floats | None:
+    def decode_small(item: Item) -> Floats | None:
         try:
             data = codec.read(item.source)
             is_large = math.prod(codec.read_dimensions(data)) >= LARGE
             with turn if is_large else nullcontext():
                 return resize.resize_to_square(codec.decode(data).pixels, run.weights.card.size)
-        except (PictureProblem, OSError, MemoryError):
+        except (ImageProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
 
     seen: list[Item] = []
@@ -80,7 +80,7 @@ def _run_surrogate(
         part = items[place : place + SEEN_BATCH]
         smalls = [
             (item, pixels)
-            for item, pixels in zip(part, run.pool.map(small, part), strict=True)
+            for item, pixels in zip(part, run.pool.map(decode_small, part), strict=True)
             if pixels is not None
         ]
         if smalls:
@@ -179,7 +179,7 @@ def assign_codes(
         chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
         return {name: chosen[name] for name in wanted}
     for name in new:
-        digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(normalize_name(name).encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") % len(keys)
         while keys[place] in used:
             place = (place + 1) % len(keys)

@@ -14,7 +14,7 @@ from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.images import codec
 from tue_cli.protect.codes import assign_codes
 from tue_cli.protect.context import RunContext
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
@@ -116,6 +116,6 @@ def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
     for task in tasks:
         if os.path.lexists(output / task.relative):
             raise BadSetting(
-                f"{printable(output / task.relative)} exists.",
+                f"{escape(output / task.relative)} exists.",
                 "Choose another output, or --existing skip or overwrite.",
             )

@@ -121,7 +121,7 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
     return groups
 
 
-def unique_trials(groups: Iterable[Group]) -> list[Trial]:
+def list_unique_trials(groups: Iterable[Group]) -> list[Trial]:
     """Return each trial once, in the order of work: all of the first seed before the next."""
     every = dict.fromkeys(
         trial for group in groups for trials in group.trials.values() for trial in trials
