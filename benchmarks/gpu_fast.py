@@ -52,7 +52,7 @@ def measure_speed(bench: Bench, seconds: float) -> None:
     """
     end = min(seconds, bench.clock.count_left()) + time.monotonic()
 
-    def left() -> float:
+    def count_left() -> float:
         return end - time.monotonic()
 
     began = time.monotonic()
@@ -70,9 +70,9 @@ def measure_speed(bench: Bench, seconds: float) -> None:
         _time_noise(bench, width, batch, "all", way, rate)
     steps: list[Callable[[], object]] = [
         lambda: _time_training(bench),
-        lambda: _protect(bench, left()),
-        lambda: _time_compiled(bench, rate) if left() > COMPILED or bench.rehearse else None,
-        lambda: _verify(bench, left()),
+        lambda: _protect(bench, count_left()),
+        lambda: _time_compiled(bench, rate) if count_left() > COMPILED or bench.rehearse else None,
+        lambda: _verify(bench, count_left()),
         *(
             lambda w=w, b=b, terms=terms, way=way: _time_noise(bench, w, b, terms, way, rate)
             for w in sorted(bench.budget.widths, reverse=True)
@@ -83,7 +83,7 @@ def measure_speed(bench: Bench, seconds: float) -> None:
         lambda: _time_engine(bench),
     ]
     for step in steps:
-        if left() > 0:
+        if count_left() > 0:
             bench.attempt("fast", step)
 
 

@@ -349,8 +349,8 @@ def train_victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
         note("no time for its first epoch")
         return
     spent = trained.seconds if trained else time.monotonic() - began
-    shown = len(curve) * len(bench.split.train)
-    work = count_victim_flops(cell["width"], shown, cell["adversary_steps"])
+    seen = len(curve) * len(bench.split.train)
+    work = count_victim_flops(cell["width"], seen, cell["adversary_steps"])
     bench.rows.add(
         "victim",
         cell,

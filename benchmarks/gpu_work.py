@@ -148,10 +148,10 @@ def count_training_flops(settings: TrainSettings, role: str) -> float:
     return settings.steps * settings.batch * a_picture
 
 
-def count_victim_flops(width: int, shown: int, adversary_steps: int) -> float:
+def count_victim_flops(width: int, seen: int, adversary_steps: int) -> float:
     """Return the operations of training a victim that is shown so many pictures."""
     cost = count_flops(width, 64)
-    return shown * (cost["update"] + adversary_steps * cost["gradient"])
+    return seen * (cost["update"] + adversary_steps * cost["gradient"])
 
 
 def predict_steps(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
@@ -161,7 +161,7 @@ def predict_steps(pictures: int, budget: Budget = FULL) -> list[tuple[str, float
     no_score = make_settings(budget, "TUE without score")
     noise = pictures * count_noise_flops(tue)
     standard = count_victim_flops(tue.width, budget.epochs * pictures, 0)
-    shown = budget.adversarial_epochs * pictures
+    seen = budget.adversarial_epochs * pictures
     steps: list[tuple[str, float, int]] = [
         ("starting, reading the archive, right", 0.0, 0),
         ("score network of A", count_training_flops(tue, "score"), tue.score_steps),
@@ -172,8 +172,8 @@ def predict_steps(pictures: int, budget: Budget = FULL) -> list[tuple[str, float
         ("a standard victim (three of them)", standard, budget.epochs * pictures // budget.batch),
         (
             "an adversarial victim (three of them)",
-            count_victim_flops(tue.width, shown, budget.adversary_steps),
-            shown // budget.batch,
+            count_victim_flops(tue.width, seen, budget.adversary_steps),
+            seen // budget.batch,
         ),
         ("fast", 0.0, 0),
         ("TUE without score", count_training_flops(no_score, "surrogate"), tue.steps),

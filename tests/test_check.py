@@ -444,7 +444,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
     most = PIXELS_AT_ONCE // side**2
     running, peak, guard = [0], [0], threading.Lock()
 
-    def look(copy: Expected, _: Path | None) -> Checked:
+    def inspect(copy: Expected, _: Path | None) -> Checked:
         with guard:
             running[0] += 1
             peak[0] = max(peak[0], running[0])
@@ -454,7 +454,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
         return Checked(copy.path, "intact", copy.path.as_posix())
 
     with ThreadPoolExecutor(4) as pool:
-        results = list(check_ahead(expected, {}, look, pool, 8))
+        results = list(check_ahead(expected, {}, inspect, pool, 8))
     assert [result.path.name for result in results] == list("012345")
     assert peak[0] <= most
 

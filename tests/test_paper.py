@@ -168,11 +168,11 @@ def test_benches_in_one_folder_share_the_work(
 @pytest.mark.parametrize("name", ["random noise", "LSP", "EM"])
 def test_another_seed_is_another_noise(name: str, pictures: Path, tmp_path: Path) -> None:
     dataset, _ = load_dataset(pictures, FEW)
-    shelf = BenchCache(tmp_path, dataset, choose_device("cpu"), "cpu")
+    cache = BenchCache(tmp_path, dataset, choose_device("cpu"), "cpu")
 
     def made(seed: int) -> Any:
         # The nets are the same: only the noise's own seed differs.
-        making = shelf.make_images(replace(Bench(FEW, "any", "data").make_arm(name), seed=seed))
+        making = cache.make_images(replace(Bench(FEW, "any", "data").make_arm(name), seed=seed))
         while True:
             try:
                 next(making)
@@ -241,12 +241,12 @@ def test_the_most_telling_victims_come_first() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_can_be_laid_out(name: str) -> None:
     plan = Bench(PRESETS["paper"], "CIFAR-100", "data")
-    sheet = TABLES[name](plan)
-    assert sheet.places.keys() == set(itertools.product(sheet.rows, sheet.columns))
-    assert {place.key for place in sheet.places.values()} == plan.cells.keys()
-    assert ("[" in format_markdown(sheet, {})) == (name.isdigit())
+    table = TABLES[name](plan)
+    assert table.places.keys() == set(itertools.product(table.rows, table.columns))
+    assert {place.key for place in table.places.values()} == plan.cells.keys()
+    assert ("[" in format_markdown(table, {})) == (name.isdigit())
     if name in ("3", "4"):
-        assert sheet.title.startswith("Table 4")
+        assert table.title.startswith("Table 4")
 
 
 def test_the_paper_protocol_is_the_published_one() -> None:
@@ -297,8 +297,8 @@ def test_a_cell_shows_mean_spread_doubt_and_the_paper() -> None:
     assert format_cell(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
     assert format_cell(TableCell("key"), {"key": summarize([row_of(0.2, 0.6)])}) == "20.0 (60)"
     assert format_cell(TableCell("key"), {"key": summarize([row_of(0.2, 0.4)])}) == "20.0 (40)*"
-    sheet = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
-    assert "| r | 30.0 ± 14.1 [29.20] |" in format_markdown(sheet, {"key": two})
+    table = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
+    assert "| r | 30.0 ± 14.1 [29.20] |" in format_markdown(table, {"key": two})
 
 
 @pytest.mark.parametrize("wrong", ["table", "no-test", "classes"])

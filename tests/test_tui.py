@@ -788,7 +788,7 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
         await on_screen(pilot, StrengthScreen)
         form = app.screen.query_one(Form)
 
-        def shown() -> set[str]:
+        def visible_fields() -> set[str]:
             names = {field.question.name for field in form.query(Field) if field.display}
             return {name.rpartition(".")[2] for name in names if "noise" in name}
 
@@ -796,14 +796,14 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
             return made.spec.settings.noise
 
         tue = {"radius", "steps", "samples", "score_ratio", "score_mode", "gray_ratio"}
-        assert shown() == tue
+        assert visible_fields() == tue
         await write(pilot, "settings.noise.radius", "6")
         await choose(pilot, "settings.method", "rem")
-        assert shown() == {"radius", "steps", "samples", "inner_radius", "inner_steps"}
+        assert visible_fields() == {"radius", "steps", "samples", "inner_radius", "inner_steps"}
         assert form.get_field("settings.noise.samples").text == "5"
         assert noise() == RemNoise(radius=6 / 255, steps=1)
         await choose(pilot, "settings.method", "tue")
-        assert shown() == tue
+        assert visible_fields() == tue
         assert noise() == TueNoise(radius=6 / 255, steps=1)
 
     drive(TueApp(), LARGE, steps)

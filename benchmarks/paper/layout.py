@@ -181,16 +181,16 @@ class Bench:
         )
 
     def list_victims(self) -> list[tuple[str, Cell, Trial]]:
-        """Return every victim with its cell and the cell's key, the most telling first."""
+        """Return every victim with its cell and the cell's key, the most rank first."""
 
-        def telling(entry: tuple[str, Cell, Trial]) -> tuple[int, bool, int]:
+        def rank(entry: tuple[str, Cell, Trial]) -> tuple[int, bool, int]:
             _, cell, trial = entry
             harsh = trial.radius in (0, 4 / 255) and not trial.degrade
             others = cell.arm.name not in CORE
             return trial.seed, others or not harsh, 0 if not trial.radius else 1
 
         every = [(key, cell, run) for key, cell in self.cells.items() for run in cell.list_trials()]
-        return sorted(every, key=telling)
+        return sorted(every, key=rank)
 
 
 CORE = ("clean", "random noise", "TUE", "REM", "EM")

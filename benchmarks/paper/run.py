@@ -64,7 +64,7 @@ class _Run:
     """The work on one dataset."""
 
     plan: Bench
-    sheets: Sequence[ResultTable]
+    tables: Sequence[ResultTable]
     rows: Rows
     cache: BenchCache
     dataset: Dataset
@@ -135,11 +135,11 @@ def bench(spec: BenchSpec) -> Job[BenchSummary]:
             yield from _measure(run)
         results = run.collect_results()
         saved = _write_tables(run)
-        for sheet in run.sheets:
-            yield Table(sheet.title, (sheet.corner, *sheet.columns), make_grid(sheet, results))
+        for table in run.tables:
+            yield Table(table.title, (table.corner, *table.columns), make_grid(table, results))
         yield from saved
         if "1" in spec.tables and not spec.dry_run:
-            yield from _write_figures(run, run.sheets[spec.tables.index("1")])
+            yield from _write_figures(run, run.tables[spec.tables.index("1")])
     yield Done(
         BenchSummary(round(time.monotonic() - began, 1)),
         (NOTE.replace("\\", ""), f"The tables and their rows are in {spec.output}."),
@@ -167,10 +167,10 @@ def _open(spec: BenchSpec, folder: Path, computer: ComputeDevice) -> Generator[E
     )
     facts = {"hardware": where, "command": format_command()}
     plan = Bench(spec.settings, dataset.name, dataset.make_key())
-    sheets = [TABLES[name](plan) for name in spec.tables]
+    tables = [TABLES[name](plan) for name in spec.tables]
     rows = Rows(spec.output / "rows.jsonl", facts=facts)
     cache = BenchCache(spec.output, dataset, computer, spec.device)
-    run = _Run(plan, sheets, rows, cache, dataset, computer)
+    run = _Run(plan, tables, rows, cache, dataset, computer)
     total = len(plan.list_victims())
     told = BenchPlan(
         data=f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
@@ -292,19 +292,19 @@ def _write_tables(run: _Run) -> list[Saved[None]]:
     with acquire_lock(folder, "tables", wait=True):
         results = run.collect_results()
         return [
-            _save_file(format_markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
-            for sheet in run.sheets
+            _save_file(format_markdown(table, results).encode(), folder / f"{table.name}.md")
+            for table in run.tables
         ]
 
 
-def _write_figures(run: _Run, sheet: ResultTable) -> Iterator[Event]:
+def _write_figures(run: _Run, table: ResultTable) -> Iterator[Event]:
     """Draw the paper's figures, each where what it shows was measured."""
     from benchmarks.paper.cache import acquire_lock
 
     results, folder = run.collect_results(), run.cache.folder
     drawings: dict[str, Figure] = {}
-    if any(results.get(place.key) for (row, _), place in sheet.places.items() if row == "4/255"):
-        drawings["figure-1"] = draw_effects(sheet, results)
+    if any(results.get(place.key) for (row, _), place in table.places.items() if row == "4/255"):
+        drawings["figure-1"] = draw_effects(table, results)
     arms = {name: run.plan.make_arm(name) for name in COLOURS}
     # The paper does not say through whose eyes: here it is a net trained on clean pictures.
     eyes = run.plan.make_arm("TAP")
@@ -316,7 +316,7 @@ def _write_figures(run: _Run, sheet: ResultTable) -> Iterator[Event]:
         with acquire_lock(folder, run.cache.make_name(eyes), wait=True):
             points = yield from run.cache.map_images(eyes, every)
         drawings["figure-2"] = draw_map(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
-    mark = sheet.name.removeprefix("table-1-")
+    mark = table.name.removeprefix("table-1-")
     with acquire_lock(folder, "tables", wait=True):
         saved = [
             _save_file(render(figure, kind), folder / f"{name}-{mark}.{kind}")

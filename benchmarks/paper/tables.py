@@ -93,11 +93,11 @@ def format_cell(place: TableCell | None, results: Results) -> str:
     return f"{100 * result['mean']:.1f}{spread}{knew}{mark}{paper}"
 
 
-def make_grid(sheet: ResultTable, results: Results) -> tuple[tuple[str, ...], ...]:
+def make_grid(table: ResultTable, results: Results) -> tuple[tuple[str, ...], ...]:
     """Return the rows of a table, each with its name first."""
     return tuple(
-        (row, *(format_cell(sheet.places.get((row, column)), results) for column in sheet.columns))
-        for row in sheet.rows
+        (row, *(format_cell(table.places.get((row, column)), results) for column in table.columns))
+        for row in table.rows
     )
 
 
@@ -110,16 +110,16 @@ NOTE = (
 )
 
 
-def format_markdown(sheet: ResultTable, results: Results) -> str:
+def format_markdown(table: ResultTable, results: Results) -> str:
     """Return a table in Markdown, with what its marks mean."""
     lines = [
-        f"### {sheet.title}",
+        f"### {table.title}",
         "",
-        f"| {' | '.join((sheet.corner, *sheet.columns))} |",
-        f"|{'---|' * (1 + len(sheet.columns))}",
+        f"| {' | '.join((table.corner, *table.columns))} |",
+        f"|{'---|' * (1 + len(table.columns))}",
         *(
             f"| {' | '.join(row).replace('*', chr(92) + '*')} |"
-            for row in make_grid(sheet, results)
+            for row in make_grid(table, results)
         ),
         "",
         NOTE,

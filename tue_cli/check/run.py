@@ -213,7 +213,7 @@ def _refuse(spec: CheckSpec) -> None:
 def check_ahead(
     expected: Sequence[Expected],
     files: Mapping[Path, Path],
-    look: Callable[[Expected, Path | None], Checked],
+    inspect: Callable[[Expected, Path | None], Checked],
     pool: ThreadPoolExecutor,
     most: int,
 ) -> Iterator[Checked]:
@@ -226,7 +226,7 @@ def check_ahead(
             future, done = coming.popleft()
             pixels -= done
             yield future.result()
-        coming.append((pool.submit(look, copy, files.get(copy.path)), these))
+        coming.append((pool.submit(inspect, copy, files.get(copy.path)), these))
         pixels += these
     for future, _ in coming:
         yield future.result()

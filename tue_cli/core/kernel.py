@@ -31,16 +31,16 @@ def _apply_layers(cross: Tensor, of_a: Tensor, of_b: Tensor, settings: KernelSet
     """Return the kernel, of the covariances of the first layer: between and with themselves."""
     weight, bias = settings.weight_variance, settings.bias_variance
 
-    def next_layer(covariance: Tensor, norm: Tensor) -> Tensor:
+    def apply_layer(covariance: Tensor, norm: Tensor) -> Tensor:
         return weight * 2 / math.pi * torch.asin(2 * covariance / norm) + bias
 
     kernel = cross
     for _ in range(settings.layers):
         norms = (1 + 2 * of_a) * (1 + 2 * of_b)
         slope = weight * 4 / math.pi / (norms - 4 * cross.square()).sqrt()
-        cross = next_layer(cross, norms.sqrt())
+        cross = apply_layer(cross, norms.sqrt())
         kernel = cross + kernel * slope
-        of_a, of_b = (next_layer(own, 1 + 2 * own) for own in (of_a, of_b))
+        of_a, of_b = (apply_layer(own, 1 + 2 * own) for own in (of_a, of_b))
     return kernel
 
 

@@ -179,15 +179,15 @@ class OpenImage:
         if kind == "AVIF" and sniff.is_deep_avif(source):
             notes.append("more than 8 bits a channel became 8")
         info = image.info
-        blocks: tuple[bytes, ...] = ()
+        segments: tuple[bytes, ...] = ()
         more: tuple[str, ...] = ()
         exif = self._exif
         if kind == "JPEG":
-            blocks, more = jpeg.read_jpeg_blocks(source)
-            exif = jpeg.join_exif(blocks)
+            segments, more = jpeg.select_segments(source)
+            exif = jpeg.join_exif(segments)
         else:
             if kind == "PNG":
-                blocks, more = metadata.read_png_blocks(source)
+                segments, more = metadata.select_png_chunks(source)
             found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
             exif = exif or metadata.blank_exif_previews(found)
         xmp = info.get("xmp") or b""
@@ -202,7 +202,7 @@ class OpenImage:
                 icc=info.get("icc_profile") or b"",
                 xmp=metadata.blank_text_images(xmp.encode() if isinstance(xmp, str) else xmp),
                 dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-                blocks=blocks,
+                segments=segments,
             ),
             notes=(*notes, *more),
         )

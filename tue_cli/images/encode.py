@@ -75,15 +75,15 @@ def encode(
     best: _EncodedFile | None = None
     decoded: DecodedImage | None = None
     for options, note in _list_attempts(picture, kind, quality):
-        found, loaded = _try_encoding(picture, protected, kind, options, note)
+        found, opened = _try_encoding(picture, protected, kind, options, note)
         if best is None or found.survival > best.survival:
             best, decoded = found, None
         if best.survival >= SURVIVAL_FLOOR:
             # Before the pixels are taken from Pillow: large ones are not held three times.
             del protected
-            decoded = loaded.extract()
+            decoded = opened.extract()
             break
-        del loaded
+        del opened
     assert best is not None
     notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
@@ -155,9 +155,9 @@ def _try_encoding(
     notes = [note] if note else []
     with _translate_errors(kind):
         data = _encode_file(picture, protected, kind, options, notes)
-        loaded = load(data)
-        survival = _measure_survival(picture.pixels, protected, loaded)
-    return _EncodedFile(data, survival, tuple(notes)), loaded
+        opened = load(data)
+        survival = _measure_survival(picture.pixels, protected, opened)
+    return _EncodedFile(data, survival, tuple(notes)), opened
 
 
 @contextmanager
@@ -206,14 +206,14 @@ def _encode_file(
     image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
     same = picture.format == kind
     if kind == "JPEG":
-        blocks, more = (beside.blocks, ()) if same else jpeg.make_jpeg_blocks(beside)
+        segments, more = (beside.segments, ()) if same else jpeg.make_segments(beside)
         notes.extend(more)
         if not same and beside.dpi:
             options = {**options, "dpi": beside.dpi}
-        return jpeg.splice_jpeg(_save_jpeg(image, options), blocks, keep_jfif=not same)
+        return jpeg.splice_jpeg(_save_jpeg(image, options), segments, keep_jfif=not same)
     if kind == "PNG":
-        blocks = beside.blocks if same else metadata.make_png_blocks(beside)
-        return metadata.splice_png(_save_image(image, kind, options), blocks)
+        chunks = beside.segments if same else metadata.make_png_chunks(beside)
+        return metadata.splice_png(_save_image(image, kind, options), chunks)
     if kind == "BMP":
         if picture.alpha is not None:
             return _encode_bmp_with_alpha(planes, beside.dpi)
@@ -311,7 +311,7 @@ def _encode_bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] |
 
 
 def _measure_survival(
-    original: NDArray[np.uint8], protected: NDArray[np.uint8], loaded: OpenImage
+    original: NDArray[np.uint8], protected: NDArray[np.uint8], opened: OpenImage
 ) -> float:
     """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
 
@@ -319,7 +319,7 @@ def _measure_survival(
     """
     left, whole = 0.0, 0.0
     channels = original.shape[2]
-    for rows, found in loaded.read_strips(32):
+    for rows, found in opened.read_strips(32):
         decoded = found[..., 1:2] if channels == 1 and found.shape[2] > 2 else found[..., :channels]
         start = original[rows]
         delta, kept = (

@@ -89,7 +89,7 @@ def make_segment(marker: int, payload: bytes) -> bytes:
     return bytes((0xFF, marker)) + (len(payload) + 2).to_bytes(2, "big") + payload
 
 
-def read_jpeg_blocks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def select_segments(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return the segments that a copy should have, previews taken out, and notes."""
     found = [
         (marker, data)
@@ -182,32 +182,32 @@ def _drop_thumbnails(resources: bytes) -> bytes:
     return b"".join(kept)
 
 
-def join_exif(blocks: Sequence[bytes]) -> bytes:
+def join_exif(segments: Sequence[bytes]) -> bytes:
     """Return the EXIF structure in whole segments."""
-    return b"".join(block[10:] for block in blocks if block[4:10] == EXIF_START)
+    return b"".join(segment[10:] for segment in segments if segment[4:10] == EXIF_START)
 
 
-def make_jpeg_blocks(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def make_segments(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return segments for a JPEG made from a picture of another format, and notes."""
-    blocks, notes = [], []
+    segments, notes = [], []
     for name, payload in (("EXIF", EXIF_START + metadata.exif), ("XMP", XMP + metadata.xmp)):
         if payload in (EXIF_START, XMP):
             continue
         if len(payload) > LONGEST:
             notes.append(f"{name} is too long for a JPEG and was left out")
         else:
-            blocks.append(make_segment(APP1, payload))
+            segments.append(make_segment(APP1, payload))
     room = LONGEST - len(PROFILE) - 2
     parts = [metadata.icc[at : at + room] for at in range(0, len(metadata.icc), room)]
     if len(parts) <= 255:
         for number, part in enumerate(parts, start=1):
-            blocks.append(make_segment(APP2, PROFILE + bytes((number, len(parts))) + part))
-    return tuple(blocks), tuple(notes)
+            segments.append(make_segment(APP2, PROFILE + bytes((number, len(parts))) + part))
+    return tuple(segments), tuple(notes)
 
 
-def splice_jpeg(data: bytes, blocks: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
+def splice_jpeg(data: bytes, segments: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
     """Put segments at the head of a fresh JPEG, after its JFIF header or in its place."""
     header = 2
     if data[2:4] == bytes((0xFF, APP0)):
         header += 2 + int.from_bytes(data[4:6], "big")
-    return b"".join((data[: header if keep_jfif else 2], *blocks, data[header:]))
+    return b"".join((data[: header if keep_jfif else 2], *segments, data[header:]))

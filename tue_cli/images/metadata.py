@@ -59,7 +59,7 @@ class Metadata:
     icc: bytes = b""
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
-    blocks: tuple[bytes, ...] = ()
+    segments: tuple[bytes, ...] = ()
     """The JPEG segments or PNG chunks of the source, whole, for a copy in the same format."""
 
 
@@ -248,9 +248,9 @@ def make_png_chunk(kind: bytes, data: bytes) -> bytes:
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-def read_png_blocks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def select_png_chunks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return the chunks that a copy should have, previews taken out, and notes."""
-    blocks, notes = [], []
+    chunks, notes = [], []
     for kind, data in read_png_chunks(source):
         if kind not in _PNG_KEPT:
             continue
@@ -261,8 +261,8 @@ def read_png_blocks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         if kind in _PNG_TEXT and _holds_image(kind, data):
             notes.append("a text that held a picture was left out")
             continue
-        blocks.append(make_png_chunk(kind, data))
-    return tuple(blocks), tuple(notes)
+        chunks.append(make_png_chunk(kind, data))
+    return tuple(chunks), tuple(notes)
 
 
 def _holds_image(kind: bytes, data: bytes) -> bool:
@@ -287,26 +287,26 @@ def _holds_image(kind: bytes, data: bytes) -> bool:
     return blank_text_images(text) != text
 
 
-def make_png_blocks(metadata: Metadata) -> tuple[bytes, ...]:
+def make_png_chunks(metadata: Metadata) -> tuple[bytes, ...]:
     """Return chunks for a PNG made from a picture of another format."""
-    blocks = []
+    chunks = []
     if metadata.icc:
-        blocks.append(make_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+        chunks.append(make_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
     if metadata.dpi:
         x, y = (round(density / 0.0254) for density in metadata.dpi)
         with suppress(struct.error):
-            blocks.append(make_png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
+            chunks.append(make_png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
     if metadata.exif:
-        blocks.append(make_png_chunk(b"eXIf", metadata.exif))
+        chunks.append(make_png_chunk(b"eXIf", metadata.exif))
     if metadata.xmp:
-        blocks.append(make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
-    return tuple(blocks)
+        chunks.append(make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    return tuple(chunks)
 
 
-def splice_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
+def splice_png(data: bytes, chunks: tuple[bytes, ...]) -> bytes:
     """Put chunks right after the header of a PNG."""
     header = len(PNG_START) + 25
-    return b"".join((data[:header], *blocks, data[header:]))
+    return b"".join((data[:header], *chunks, data[header:]))
 
 
 def read_tiff_exif(image: Image.Image) -> bytes:

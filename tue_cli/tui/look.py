@@ -108,13 +108,13 @@ class LookScreen(Step):
             return
         self.query_one(LoadingIndicator).display = False
 
-        def answered(again: bool | None) -> None:
+        def handle_answer(again: bool | None) -> None:
             if again:
                 self._begin()
             else:
                 self.action_back()
 
-        self.app.push_screen(make_error_panel(message.error), answered)
+        self.app.push_screen(make_error_panel(message.error), handle_answer)
 
     async def _show_all(self) -> None:
         self.query_one(LoadingIndicator).display = False

@@ -203,13 +203,13 @@ class WatchScreen(Step):
             self.app.pop_screen()
             return
 
-        def answered(stop: bool | None) -> None:
+        def handle_answer(stop: bool | None) -> None:
             if stop:
                 self.stop()
                 self.app.pop_screen()
 
         question = Choice(f"{self.WORK} is under way", self.STOPPING, "Stop it", "Let it run")
-        self.app.push_screen(question, answered)
+        self.app.push_screen(question, handle_answer)
 
     def on_unmount(self) -> None:
         """Leave nothing running that nobody sees."""

@@ -244,7 +244,7 @@ def _train_victims(
     arms, cache, computer = work.arms, work.cache, work.computer
     digest = arms.digest()
     seconds = {trial: trial.steps * work.costs[trial.kind] for trial in trials}
-    known = {trial: cache.get(f"{digest}/{trial.key()}") for trial in trials}
+    known = {trial: cache.get(f"{digest}/{trial.make_key()}") for trial in trials}
     wants_map = spec.report is not None and cache.get(f"{digest}/embedding") is None
     if wants_map and not is_installed("sklearn"):
         yield Note(f"The report has no map of features. {PackageMissing('sklearn')}")
@@ -262,7 +262,7 @@ def _train_victims(
         if wants_map and trial == trials[0]:
             cache.put(f"{digest}/embedding", compute_embedding(victim, arms, computer))
         known[trial] = results
-        cache.put(f"{digest}/{trial.key()}", results)
+        cache.put(f"{digest}/{trial.make_key()}", results)
         spent += time.monotonic() - began
         worked += seconds[trial]
         left = (planned - worked) * spent / worked

@@ -48,7 +48,7 @@ class Trial:
         """What decides how long an update takes."""
         return self.victim, bool(self.radius), self.mixing
 
-    def key(self) -> str:
+    def make_key(self) -> str:
         """Return a name that is the same for equal trials."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
 

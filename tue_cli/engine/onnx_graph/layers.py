@@ -1,5 +1,5 @@
-"""A sheet of ONNX nodes being written, and how each layer of our nets is written on it twice:
-once forward, once as the gradient with respect to its input.
+"""Writes an ONNX graph: each layer of our nets twice, once forward and once as the gradient with
+respect to its input.
 
 ONNX Runtime has no autograd. Our nets are made of a dozen kinds of layers, so their gradients are
 written out by hand; `train/export.py` holds every graph against torch before it is kept.
@@ -48,7 +48,7 @@ class GraphBuilder:
         ONNX Runtime computes all that a graph holds, whatever is asked of it, but this.
         """
         branches = {}
-        for name, way in (("then_branch", write), ("else_branch", lambda sheet: other)):
+        for name, way in (("then_branch", write), ("else_branch", lambda graph: other)):
             inner = copy.copy(self)  # the same constants, weights and names
             inner.nodes = []
             value = inner.add_node("Identity", way(inner))
@@ -81,11 +81,11 @@ class GraphBuilder:
         return self.add_node("Shape", values, start=2, end=4)
 
 
-def write_layer(sheet: GraphBuilder, module: nn.Module, name: str, x: str) -> tuple[str, Backward]:
+def write_layer(graph: GraphBuilder, module: nn.Module, name: str, x: str) -> tuple[str, Backward]:
     """Write a layer, or layers in a row, and return its output and how to write its gradient.
 
     Args:
-        sheet: what is written on.
+        graph: the graph to write to.
         module: the layer, as it is in eval mode; only its shape is read.
         name: its place in the weights file, for instance `surrogate.body.0`.
         x: name of its input.
@@ -95,7 +95,7 @@ def write_layer(sheet: GraphBuilder, module: nn.Module, name: str, x: str) -> tu
     """
     for kind, write in LAYERS.items():
         if type(module) is kind:
-            return write(sheet, module, name, x)
+            return write(graph, module, name, x)
     raise BadSetting(
         f"A network with a layer {type(module).__name__} cannot be exported.",
         "Use --backend torch with these weights.",
@@ -103,32 +103,32 @@ def write_layer(sheet: GraphBuilder, module: nn.Module, name: str, x: str) -> tu
 
 
 def write_convolution(
-    sheet: GraphBuilder, conv: nn.Conv2d, weight: str, bias: str | None, x: str
+    graph: GraphBuilder, conv: nn.Conv2d, weight: str, bias: str | None, x: str
 ) -> tuple[str, Backward]:
     """Write a convolution with the kernel and bias of these names."""
     stride, padding, kernel = (
         cast(tuple[int, int], t) for t in (conv.stride, conv.padding, conv.kernel_size)
     )
-    y = sheet.add_node(
+    y = graph.add_node(
         "Conv", x, weight, *([bias] if bias else []), strides=stride, pads=[*padding, *padding]
     )
 
     def backward(gradient: str) -> str:
         if stride == (1, 1):
             # The same kernel, turned round; the runtime turns it when it loads.
-            ends = sheet.add_integers(-(2**31), -(2**31))
-            turned = sheet.add_node(
+            ends = graph.add_integers(-(2**31), -(2**31))
+            turned = graph.add_node(
                 "Slice",
-                sheet.add_node("Transpose", weight, perm=[1, 0, 2, 3]),
-                sheet.add_integers(-1, -1),
+                graph.add_node("Transpose", weight, perm=[1, 0, 2, 3]),
+                graph.add_integers(-1, -1),
                 ends,
-                sheet.add_integers(2, 3),
-                sheet.add_integers(-1, -1),
+                graph.add_integers(2, 3),
+                graph.add_integers(-1, -1),
             )
             around = [k - 1 - p for k, p in zip(kernel, padding, strict=True)]
-            return sheet.add_node("Conv", gradient, turned, pads=[*around, *around])
+            return graph.add_node("Conv", gradient, turned, pads=[*around, *around])
         # As large as the largest input of this stride, then cut to the size that it was.
-        whole = sheet.add_node(
+        whole = graph.add_node(
             "ConvTranspose",
             gradient,
             weight,
@@ -136,134 +136,134 @@ def write_convolution(
             pads=[*padding, *padding],
             output_padding=[s - 1 for s in stride],
         )
-        return sheet.add_node(
-            "Slice", whole, sheet.add_integers(0, 0), sheet.add_size(x), sheet.add_integers(2, 3)
+        return graph.add_node(
+            "Slice", whole, graph.add_integers(0, 0), graph.add_size(x), graph.add_integers(2, 3)
         )
 
     return y, backward
 
 
-def _write_conv(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    bias = None if module.bias is None else sheet.add_weight(f"{name}.bias")
-    return write_convolution(sheet, module, sheet.add_weight(f"{name}.weight"), bias, x)
+def _write_conv(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    bias = None if module.bias is None else graph.add_weight(f"{name}.bias")
+    return write_convolution(graph, module, graph.add_weight(f"{name}.weight"), bias, x)
 
 
-def _write_affine(sheet: GraphBuilder, norm: nn.BatchNorm2d, name: str) -> tuple[str, str]:
+def _write_affine(graph: GraphBuilder, norm: nn.BatchNorm2d, name: str) -> tuple[str, str]:
     """Write a batch norm in eval mode as a scale and a shift, each (C,)."""
     weight, bias, mean, variance = (
-        sheet.add_weight(f"{name}.{part}")
+        graph.add_weight(f"{name}.{part}")
         for part in ("weight", "bias", "running_mean", "running_var")
     )
-    deviation = sheet.add_node(
-        "Sqrt", sheet.add_node("Add", variance, sheet.add_constant(norm.eps))
+    deviation = graph.add_node(
+        "Sqrt", graph.add_node("Add", variance, graph.add_constant(norm.eps))
     )
-    scale = sheet.add_node("Div", weight, deviation)
-    return scale, sheet.add_node("Sub", bias, sheet.add_node("Mul", mean, scale))
+    scale = graph.add_node("Div", weight, deviation)
+    return scale, graph.add_node("Sub", bias, graph.add_node("Mul", mean, scale))
 
 
-def _write_conv_norm(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    scale, shift = _write_affine(sheet, module[1], f"{name}.1")
-    weight = sheet.add_node("Mul", sheet.add_weight(f"{name}.0.weight"), sheet.add_rows(scale, 3))
-    return write_convolution(sheet, module[0], weight, shift, x)
+def _write_conv_norm(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    scale, shift = _write_affine(graph, module[1], f"{name}.1")
+    weight = graph.add_node("Mul", graph.add_weight(f"{name}.0.weight"), graph.add_rows(scale, 3))
+    return write_convolution(graph, module[0], weight, shift, x)
 
 
-def _write_norm(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    scale, shift = (sheet.add_rows(values, 2) for values in _write_affine(sheet, module, name))
-    y = sheet.add_node("Add", sheet.add_node("Mul", x, scale), shift)
-    return y, lambda gradient: sheet.add_node("Mul", gradient, scale)
+def _write_norm(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    scale, shift = (graph.add_rows(values, 2) for values in _write_affine(graph, module, name))
+    y = graph.add_node("Add", graph.add_node("Mul", x, scale), shift)
+    return y, lambda gradient: graph.add_node("Mul", gradient, scale)
 
 
-def write_relu(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
+def write_relu(graph: GraphBuilder, x: str) -> tuple[str, Backward]:
     """Write a ReLU; its gradient is 0 where its output is."""
-    y = sheet.add_node("Relu", x)
+    y = graph.add_node("Relu", x)
 
     def backward(gradient: str) -> str:
         # A comparison and a cast: a tenth of a step faster than Sign, or than Where.
-        above = sheet.add_node("Greater", y, sheet.add_constant(0))
-        return sheet.add_node("Mul", gradient, sheet.add_node("Cast", above, to=TensorProto.FLOAT))
+        above = graph.add_node("Greater", y, graph.add_constant(0))
+        return graph.add_node("Mul", gradient, graph.add_node("Cast", above, to=TensorProto.FLOAT))
 
     return y, backward
 
 
-def _write_sequence(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+def _write_sequence(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
     backwards = []
     for place, layer in module.named_children():
-        x, backward = write_layer(sheet, layer, f"{name}.{place}", x)
+        x, backward = write_layer(graph, layer, f"{name}.{place}", x)
         backwards.append(backward)
 
-    def back(gradient: str) -> str:
+    def pass_back(gradient: str) -> str:
         for backward in reversed(backwards):
             gradient = backward(gradient)
         return gradient
 
-    return x, back
+    return x, pass_back
 
 
 def _write_identity(_: GraphBuilder, __: Any, ___: str, x: str) -> tuple[str, Backward]:
     return x, lambda gradient: gradient
 
 
-def _write_residual(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    left, left_back = write_layer(sheet, module.branch, f"{name}.branch", x)
-    right, right_back = write_layer(sheet, module.shortcut, f"{name}.shortcut", x)
-    y, relu_back = write_relu(sheet, sheet.add_node("Add", left, right))
+def _write_residual(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    left, left_back = write_layer(graph, module.branch, f"{name}.branch", x)
+    right, right_back = write_layer(graph, module.shortcut, f"{name}.shortcut", x)
+    y, relu_back = write_relu(graph, graph.add_node("Add", left, right))
 
     def backward(gradient: str) -> str:
         gradient = relu_back(gradient)
-        return sheet.add_node("Add", left_back(gradient), right_back(gradient))
+        return graph.add_node("Add", left_back(gradient), right_back(gradient))
 
     return y, backward
 
 
-def _write_dense(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    new, back = write_layer(sheet, module.branch, f"{name}.branch", x)
+def _write_dense(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    new, back = write_layer(graph, module.branch, f"{name}.branch", x)
     inputs = module.branch[0].num_features
-    first, rest, axis = sheet.add_integers(0), sheet.add_integers(inputs), sheet.add_integers(1)
+    first, rest, axis = graph.add_integers(0), graph.add_integers(inputs), graph.add_integers(1)
 
     def backward(gradient: str) -> str:
-        old = sheet.add_node("Slice", gradient, first, rest, axis)
-        grown = sheet.add_node("Slice", gradient, rest, sheet.add_integers(2**31), axis)
-        return sheet.add_node("Add", old, back(grown))
+        old = graph.add_node("Slice", gradient, first, rest, axis)
+        grown = graph.add_node("Slice", gradient, rest, graph.add_integers(2**31), axis)
+        return graph.add_node("Add", old, back(grown))
 
-    return sheet.add_node("Concat", x, new, axis=1), backward
-
-
-def _write_linear(sheet: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
-    weight, bias = sheet.add_weight(f"{name}.weight"), sheet.add_weight(f"{name}.bias")
-    y = sheet.add_node("Gemm", x, weight, bias, transB=1)
-    return y, lambda gradient: sheet.add_node("Gemm", gradient, weight)
+    return graph.add_node("Concat", x, new, axis=1), backward
 
 
-def _write_max_pool(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _write_linear(graph: GraphBuilder, module: Any, name: str, x: str) -> tuple[str, Backward]:
+    weight, bias = graph.add_weight(f"{name}.weight"), graph.add_weight(f"{name}.bias")
+    y = graph.add_node("Gemm", x, weight, bias, transB=1)
+    return y, lambda gradient: graph.add_node("Gemm", gradient, weight)
+
+
+def _write_max_pool(graph: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     kernel, stride, padding = (
         [int(n)] * 2 for n in (module.kernel_size, module.stride, module.padding)
     )
-    y = sheet.add_node(
+    y = graph.add_node(
         "MaxPool", x, outputs=2, kernel_shape=kernel, strides=stride, pads=[*padding, *padding]
     )
 
     def backward(gradient: str) -> str:
         """Add each gradient up where its largest value was."""
-        all_ = sheet.add_integers(-1)
-        shape = sheet.add_node("Shape", x)
-        none = sheet.add_node("Reshape", sheet.add_node("Mul", x, sheet.add_constant(0)), all_)
-        places = sheet.add_node("Reshape", f"{y}:1", all_)
-        flat = sheet.add_node("Reshape", gradient, all_)
-        added = sheet.add_node("ScatterElements", none, places, flat, reduction="add")
-        return sheet.add_node("Reshape", added, shape)
+        all_ = graph.add_integers(-1)
+        shape = graph.add_node("Shape", x)
+        none = graph.add_node("Reshape", graph.add_node("Mul", x, graph.add_constant(0)), all_)
+        places = graph.add_node("Reshape", f"{y}:1", all_)
+        flat = graph.add_node("Reshape", gradient, all_)
+        added = graph.add_node("ScatterElements", none, places, flat, reduction="add")
+        return graph.add_node("Reshape", added, shape)
 
     return y, backward
 
 
-def _write_average_pool(sheet: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
+def _write_average_pool(graph: GraphBuilder, module: Any, _: str, x: str) -> tuple[str, Backward]:
     """Write an average over squares that do not overlap."""
     side = int(module.kernel_size)
-    y = sheet.add_node("AveragePool", x, kernel_shape=[side] * 2, strides=[side] * 2)
+    y = graph.add_node("AveragePool", x, kernel_shape=[side] * 2, strides=[side] * 2)
 
     def backward(gradient: str) -> str:
-        share = sheet.add_node("Mul", gradient, sheet.add_constant(1 / side**2))
-        scales = sheet.add_constant([1, 1, side, side])
-        spread = sheet.add_node(
+        share = graph.add_node("Mul", gradient, graph.add_constant(1 / side**2))
+        scales = graph.add_constant([1, 1, side, side])
+        spread = graph.add_node(
             "Resize",
             share,
             "",
@@ -273,9 +273,9 @@ def _write_average_pool(sheet: GraphBuilder, module: Any, _: str, x: str) -> tup
             nearest_mode="floor",
         )
         # A last row or column that no square covered has no part in the average.
-        missing = sheet.add_node("Sub", sheet.add_size(x), sheet.add_size(spread))
-        pads = sheet.add_node("Concat", sheet.add_integers(0, 0), missing, axis=0)
-        return sheet.add_node("Pad", spread, pads, "", sheet.add_integers(2, 3))
+        missing = graph.add_node("Sub", graph.add_size(x), graph.add_size(spread))
+        pads = graph.add_node("Concat", graph.add_integers(0, 0), missing, axis=0)
+        return graph.add_node("Pad", spread, pads, "", graph.add_integers(2, 3))
 
     return y, backward
 
@@ -284,7 +284,7 @@ LAYERS: dict[type[nn.Module], Callable[[GraphBuilder, Any, str, str], tuple[str,
     nn.Conv2d: _write_conv,
     ConvNorm: _write_conv_norm,
     nn.BatchNorm2d: _write_norm,
-    nn.ReLU: lambda sheet, _, __, x: write_relu(sheet, x),
+    nn.ReLU: lambda graph, _, __, x: write_relu(graph, x),
     nn.Sequential: _write_sequence,
     nn.Identity: _write_identity,
     nn.Dropout: _write_identity,
@@ -297,30 +297,30 @@ LAYERS: dict[type[nn.Module], Callable[[GraphBuilder, Any, str, str], tuple[str,
 """The layers that can be written, each with its gradient."""
 
 
-def write_pixel_mean(sheet: GraphBuilder, x: str) -> tuple[str, Backward]:
+def write_pixel_mean(graph: GraphBuilder, x: str) -> tuple[str, Backward]:
     """Write the average over a picture, (N, C, H, W) to (N, C)."""
-    axes = sheet.add_integers(2, 3)
-    y = sheet.add_node("ReduceMean", x, axes, keepdims=0)
+    axes = graph.add_integers(2, 3)
+    y = graph.add_node("ReduceMean", x, axes, keepdims=0)
 
     def backward(gradient: str) -> str:
-        places = sheet.add_node("ReduceProd", sheet.add_size(x), keepdims=0)
-        share = sheet.add_node(
-            "Div", gradient, sheet.add_node("Cast", places, to=TensorProto.FLOAT)
+        places = graph.add_node("ReduceProd", graph.add_size(x), keepdims=0)
+        share = graph.add_node(
+            "Div", gradient, graph.add_node("Cast", places, to=TensorProto.FLOAT)
         )
-        return sheet.add_node(
-            "Expand", sheet.add_node("Unsqueeze", share, axes), sheet.add_node("Shape", x)
+        return graph.add_node(
+            "Expand", graph.add_node("Unsqueeze", share, axes), graph.add_node("Shape", x)
         )
 
     return y, backward
 
 
-def write_unshuffle(sheet: GraphBuilder, x: str, channels: int) -> str:
+def write_unshuffle(graph: GraphBuilder, x: str, channels: int) -> str:
     """Write torch's pixel_unshuffle by 2, of so many channels: (N, C, H, W) to (N, 4C, …)."""
     order: NDArray[np.int64] = np.arange(4 * channels).reshape(4, channels).T.ravel()
-    deep = sheet.add_node("SpaceToDepth", x, blocksize=2)
-    return sheet.add_node("Gather", deep, sheet.add_constant(order, np.int64), axis=1)
+    deep = graph.add_node("SpaceToDepth", x, blocksize=2)
+    return graph.add_node("Gather", deep, graph.add_constant(order, np.int64), axis=1)
 
 
-def write_shuffle(sheet: GraphBuilder, x: str) -> str:
+def write_shuffle(graph: GraphBuilder, x: str) -> str:
     """Write torch's pixel_shuffle by 2."""
-    return sheet.add_node("DepthToSpace", x, blocksize=2, mode="CRD")
+    return graph.add_node("DepthToSpace", x, blocksize=2, mode="CRD")

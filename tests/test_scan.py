@@ -38,7 +38,7 @@ def scan(folder: Path, labels: str = "auto") -> ScanSummary:
     return done.result
 
 
-def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
+def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
     (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
     (photos / "space" / "page.jpg").write_text("<html>")
     (photos / "notes.txt").write_text("x")
@@ -52,14 +52,14 @@ def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None
     assert count_images(photos / "space") == 5 and count_images(photos) == 0
 
 
-def test_a_survey_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
+def test_a_scan_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
     with pytest.raises(NothingToDo):
         scan(tmp_path)
     with pytest.raises(BadSetting):
         scan(tmp_path / "nowhere")
 
 
-def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
+def test_a_scan_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     job = protect(spec)
     for event in job:
