@@ -125,8 +125,8 @@ def protect_classes(
 
 
 def choose_keys(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
-    """Return each class folder's key, one of `KEYS`: the n-th for the n-th, or the one `nearest`
-    to what the surrogate sees in it or `farthest` from it.
+    """Return each class folder's key, one of `KEYS`: the n-th for the n-th, or the one `nearest` to
+    its pictures by the surrogate, or the `farthest`.
 
     Those are so of all folders together, and every key is used once.
     """

@@ -10,7 +10,7 @@ DATA is an archive; its name decides what is run, the most informative steps fir
   timings (`fast`); then, as time allows, EM by adversarial training, random noise, 2/255, TUE
   without score, REM-lite (half the steps, one sample, an adversary of five steps), a second seed,
   PGD-10.
-- tiny-imagenet-50a.tar.xz: surrogate B, trained through grey, resizing and JPEG.
+- tiny-imagenet-50a.tar.xz: surrogate B, trained through grayscale, resizing and JPEG.
 - tiny-imagenet-50b.tar.xz: `unseen.py`, with victims of full width, for the packaged weights and
   for A and B, where these lie in --done.
 

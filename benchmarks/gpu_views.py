@@ -103,7 +103,7 @@ def apply_views(pixels: Tensor, turn: int = 0) -> Tensor:
 
 
 class Viewing(FrozenClassifier):
-    """A surrogate that sees pictures through views, which move on at every call."""
+    """A surrogate that takes pictures through views, which rotate at every call."""
 
     def __init__(self, net: Classifier, dtype: torch.dtype, *, calls: int) -> None:
         """After so many calls, those of one noise, the views begin anew."""
@@ -122,7 +122,7 @@ def fit_through_views(
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train a surrogate as `fit_on_own_noise` does, all that it sees through the views."""
+    """Train a surrogate as `fit_on_own_noise` does, with every input through the views."""
     net, device = training.net, pictures.pixels.device
     noise, adversary = settings.noise, settings.adversary
     assert isinstance(net, Classifier) and isinstance(noise, TueNoise)

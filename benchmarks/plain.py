@@ -43,7 +43,7 @@ def perturb_plainly(
     noise: TueNoise,
     gradient: Gradient,
 ) -> Tensor:
-    """Return the noise of tue without the term in grey, in float32 and NCHW."""
+    """Return the noise of tue without the grayscale term, in float32 and NCHW."""
     labels, generator = torch.from_numpy(keys), make_generator(0, "perturb", 0, CPU)
     loss = cross_entropy(nets["surrogate"], labels)
 
@@ -68,8 +68,8 @@ def perturb_rem_plainly(
 ) -> Tensor:
     """Return the noise of rem by its published loop (Fu et al. 2022), in float32 and NCHW.
 
-    Each picture has shifts and flips of its own; for each of the samples there is an adversary,
-    and the gradient there is sent back through the shift.
+    Each picture has EoT samples of its own; for each of the samples there is an adversary, and the
+    gradient there is sent back through the shift.
     """
     clean, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)

@@ -1,8 +1,8 @@
 """How little a net learns from protected pictures: clean, random-noise and protected arms.
 
 The training pictures are protected by the `tue protect` command itself; a victim is trained on the
-copies, squashed to each size, and tested on the clean pictures that it never saw. Same seed, same
-budget and same order of pictures in every arm. Run it again with, for example,
+copies, resized to each size, and tested on clean pictures held out. Same seed, same budget and same
+order of pictures in every arm. Run it again with, for example,
 
     python -m benchmarks.protection --data DIR/tiny-imagenet-50a --classes 10 --per-class 500 \
         --sizes 32,64 --weights NAME --seeds 0,1 --name protection-tiny
@@ -18,8 +18,8 @@ or `protected`, with a method and options of `tue protect` behind colons: `prote
 `protected:score=0`, `protected:em:weights=FILE:format=png`. `protected:keys=in-order` protects the
 class folders one by one, the n-th with the n-th key, instead of leaving the choice to the command;
 on CIFAR-10 that is each class's own key. With `keys=farthest` each gets the key that is farthest
-from what the surrogate sees in it. The noise is the paper's, without a term in grey and
-as much in smooth places, unless an arm says `gray=1` or `smooth=0.25`.
+from its pictures by the surrogate. The noise is the paper's, without the grayscale term and as
+strong in smooth areas, unless an arm says `gray=1` or `smooth=0.25`.
 
 Victims are those of `tue verify`. The committed figures are of an earlier trainer, this script's
 own: the same net, optimizer, crops and flips, but tested in float32, and attacked on 2,000 of its

@@ -8,11 +8,11 @@ Sections, all unless some are named:
   (float32, NCHW, nets as they were trained in eval mode, `loss.backward()` with the gradients of
   all parameters), for the surrogate's term alone and for the paper's whole step; and the engine's
   two terms alone. Turns are taken (ABAB…), so that what else the machine does falls on all alike.
-- gray: the engine's whole step with the term in grey, as it is by default, against that without.
+- gray: the engine's whole step with the grayscale term, as it is by default, against that without.
 - rem: the noise of rem likewise, by `TorchEngine` and by the published loop written plainly:
-  float32, NCHW, the net in eval mode with its weights frozen, shifts and flips of each picture's
-  own, for each of the samples an adversary, and the gradient there sent back through the shift.
-  The engine's shift and the adversary's start are one draw a batch, and it has bfloat16 where the
+  float32, NCHW, the net in eval mode with its weights frozen, EoT samples of each picture's own,
+  for each of the samples an adversary, and the gradient there sent back through the shift. The
+  engine's shift and the adversary's start are one draw a batch, and it has bfloat16 where the
   processor has; that is part of the ratio.
 - photos: `tue protect --gray 0 --smooth 1` on the photographs in DIR, and the share of its time
   outside the engine.
@@ -171,7 +171,7 @@ def compare_runs(
 
 
 def measure_gray(arguments: argparse.Namespace, weights: Weights) -> Row:
-    """Measure what the term in grey adds to a whole step of the engine."""
+    """Measure what the grayscale term adds to a whole step of the engine."""
     batch, steps = draw_batch(arguments, weights), arguments.steps
     seconds = time_in_turns(
         {
@@ -228,7 +228,7 @@ def protect_once(arguments: argparse.Namespace, count: int, turn: int, *more: st
     source = fill_folder(arguments.photos, count, arguments.work / f"photos-{count}")
     output = arguments.work / f"photos-{count}-protected"
     shutil.rmtree(output, ignore_errors=True)
-    # What the term in grey adds is a section of its own.
+    # What the grayscale term adds is a section of its own.
     options = [*PAPERS]
     if arguments.jobs is not None:
         options += ["--jobs", str(arguments.jobs)]

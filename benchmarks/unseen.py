@@ -10,8 +10,8 @@ and of tiny-imagenet-50a saw none.
 An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as in `cifar10`,
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
 weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS is `farthest` or
-`nearest`: from what the surrogate sees in the classes, of all of them together. A column is an
-attacker, ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
+`nearest`: to the pictures of all classes together, by the surrogate. A column is an attacker,
+ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The

@@ -219,7 +219,7 @@ def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
 
 def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
     change(site / "everyday" / "cat.png", compress_level=1)
-    # Grey, colour and an alpha that hides nothing are one picture to a viewer.
+    # Grayscale, colour and an alpha that hides nothing are one picture to a viewer.
     change(site / "everyday" / "grey.png", lambda i: i.convert("RGBA"))
     change(site / "everyday" / "glass.png", lambda i: hidden_white(i), compress_level=1)
     outcomes, result, _ = looked(CheckSpec(site))

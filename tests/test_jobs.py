@@ -610,7 +610,7 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
     surrogate = {k: v for k, v in tiny.tensors.items() if k.startswith("surrogate.")}
     clean = tmp_path / "clean.safetensors"
     clean.write_bytes(pack(replace(tiny.card, method="clean"), surrogate))
-    # tap makes the surrogate see the class after the key's; lsp has no surrogate to ask.
+    # tap makes the surrogate predict the class after the key's; lsp has no surrogate to ask.
     tap, lsp = TapNoise(steps=2), LspNoise()
     for method, noise, weights, keys in (
         ("tap", tap, str(clean), tiny.card.classes),

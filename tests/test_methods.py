@@ -461,7 +461,7 @@ def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
 
     def training(name: str) -> tuple[Training, TrainSettings]:
         chosen = replace(tiny_settings_of(name), noise=alike[name])
-        # Trained, so that eval mode, in which the adversary sees it, is like train mode.
+        # Trained, so that eval mode, in which the adversary attacks it, is like train mode.
         net = copy.deepcopy(tiny_nets["surrogate"])
         return Training(net, begin(name, "surrogate", chosen, 2).plan), chosen
 
@@ -540,7 +540,7 @@ def tint_net() -> Classifier:
 def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
     name: str, side: int
 ) -> None:
-    # In grey all channels are pulled alike, in some against the colour: left out here.
+    # The grayscale term pulls all channels alike, some against the colour's term: left out here.
     noise = {
         "tue": TueNoise(score_ratio=0.0, gray_ratio=0.0),
         "em": EmNoise(),

@@ -258,7 +258,7 @@ def test_the_paper_protocol_is_the_published_one() -> None:
     assert (tap.noise.steps, round(tap.noise.step * 255, 3)) == (250, 0.4)
     assert asdict(plan.make_arm("SEM").noise)["inner_steps"] == 0
     assert asdict(plan.make_arm("TUE without score").noise)["score_ratio"] == 0
-    # The term in grey is no paper's.
+    # The grayscale term is no paper's.
     for name in ("TUE", "EM", "TUE without score", "clean", "random noise"):
         arm = plan.make_arm(name)
         for noise in (arm.noise, arm.training.noise if arm.training else arm.noise):

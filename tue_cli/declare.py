@@ -12,7 +12,7 @@ from typing import Any
 from tue_cli.errors import BadSetting
 
 RESEARCH = "Research methods"
-"""The panel of the help for what only who compares methods needs."""
+"""The help's panel of options that only comparing methods needs."""
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,7 @@
 """What a job can say: frozen records, yielded one by one, printed or painted by an interface.
 
-Whatever a job tells programs is such a record. `plain` is what JSON has of it, `docs/json.md` what
-its fields mean.
+Whatever a job tells programs is such a record. `make_plain` returns its JSON form, `docs/json.md`
+what its fields mean.
 """
 
 from __future__ import annotations

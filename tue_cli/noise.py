@@ -70,7 +70,7 @@ class SteppedNoise(Noise):
 
 @dataclass(frozen=True)
 class SampledNoise(SteppedNoise):
-    """Noise that a surrogate sees through random shifts and flips at every step."""
+    """Noise whose surrogate term is a mean over EoT samples at every step."""
 
     samples: int = setting(
         1,
@@ -88,7 +88,7 @@ class SampledNoise(SteppedNoise):
 
 @dataclass(frozen=True)
 class TueNoise(SampledNoise):
-    """Fang et al. 2023, Eq. 6, with a term in grey that is ours."""
+    """Fang et al. 2023, Eq. 6, with a grayscale term that is ours."""
 
     score_ratio: float = setting(
         0.25,

@@ -240,7 +240,7 @@ NETLESS = "none"
 
 
 def make_netless(method: str, classes: tuple[str, ...], size: int) -> Weights:
-    """Return what stands in the place of weights where a method needs no net: keys and a size."""
+    """Return stand-in weights for a method without nets: keys and a size."""
     card = Card(method, "", 0, size, classes, 0, 0.0, {})
     return Weights(NETLESS, card, {}, digest({}))
 
@@ -337,7 +337,7 @@ def _explain_unusable(weights: Weights, role: str) -> WeightsProblem:
 
 
 def _count_least(card: Card, role: str) -> int:
-    """Return fewer numbers than a net has: a card may speak of one that no memory holds.
+    """Return a lower bound of a net's parameters: a card may describe one that no memory holds.
 
     Of classifiers the narrowest has 1509 times the square of its width, of score networks 272.
     """

@@ -39,7 +39,7 @@ Levels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of one folder, at the size that nets see, and where they lie."""
+    """The pictures of one folder, at the nets' input size, and where they lie."""
 
     name: str
     folder: Path
@@ -79,7 +79,7 @@ NAMES = {
 
 
 def load_dataset(folder: Path, settings: BenchSettings) -> tuple[Dataset, list[Failed]]:
-    """Read a folder with train/<class>/ and test/<class>/ or val/<class>/, squashed to the size.
+    """Read a folder with train/<class>/ and test/<class>/ or val/<class>/, resized to the size.
 
     Raises:
         BadSetting: it has no such folders, or other classes to test than to train.
@@ -165,7 +165,7 @@ class BenchCache:
         return self.folder / "pictures" / f"{self.make_name(arm)}.npy"
 
     def make_weights(self, arm: Arm) -> Generator[Event, None, Weights]:
-        """Return an arm's weights, trained now where they are not on the shelf."""
+        """Return an arm's weights, trained now where they are not in the cache."""
         if arm.training is None:
             return make_netless(arm.method, self._dataset.classes, self._dataset.pixels.shape[-1])
         path = (
@@ -204,7 +204,7 @@ class BenchCache:
     def map_images(
         self, arm: Arm, kinds: Mapping[str, Levels]
     ) -> Generator[Event, None, dict[str, list[tuple[float, float]]]]:
-        """Return a t-SNE of some pictures of each kind, as the arm's surrogate sees them."""
+        """Return a t-SNE of some pictures of each kind, by the features of the arm's surrogate."""
         from sklearn.manifold import TSNE
 
         weights = yield from self.make_weights(arm)

@@ -181,7 +181,7 @@ class Bench:
         )
 
     def list_victims(self) -> list[tuple[str, Cell, Trial]]:
-        """Return every victim with its cell and the cell's key, the most rank first."""
+        """Return every victim with its cell and the cell's key, the most telling first."""
 
         def rank(entry: tuple[str, Cell, Trial]) -> tuple[int, bool, int]:
             _, cell, trial = entry

@@ -306,7 +306,8 @@ def _write_figures(run: _Run, table: ResultTable) -> Iterator[Event]:
     if any(results.get(place.key) for (row, _), place in table.places.items() if row == "4/255"):
         drawings["figure-1"] = draw_effects(table, results)
     arms = {name: run.plan.make_arm(name) for name in COLOURS}
-    # The paper does not say through whose eyes: here it is a net trained on clean pictures.
+    # The paper does not say by whose features: here they are those of a net trained on clean
+    # pictures.
     eyes = run.plan.make_arm("TAP")
     if all(run.cache.has_images(arm) for arm in (*arms.values(), eyes)):
         every = dict.fromkeys(arms, run.dataset.pixels)

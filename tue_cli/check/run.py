@@ -32,9 +32,9 @@ from tue_cli.images.residual import CopyFacts
 from tue_cli.text import escape
 
 PIXELS_AT_ONCE = 64_000_000
-"""Of pictures that are decoded side by side; one that is larger is decoded alone."""
+"""Decoded at once, at most; a larger picture is decoded alone."""
 UNKNOWN_PIXELS = 12_000_000
-"""What a picture is taken for whose size the manifest does not tell."""
+"""Assumed for a picture whose size the manifest does not tell."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
 
 
 class _CopyChecker:
-    """Looks at one copy, from any thread."""
+    """Checks one copy, from any thread."""
 
     def __init__(self, spec: CheckSpec, home: Path) -> None:
         self._spec = spec
@@ -146,13 +146,13 @@ class _CopyChecker:
         known: CopyFacts | None,
         whole: DecodedImage | None,
     ) -> Checked:
-        """Return the state of a file whose pixels are others, and what is left of the noise."""
+        """Return the state of a file whose pixels have changed, and what is left of the noise."""
         named, original = self._find_original(copy)
         size, now = known.size if known else None, residual.get_size(found.pixels)
         if size is None and original is not None:
             size = residual.get_size(original.pixels)
         state, notes = "recompressed" if size else "changed", list(checked.notes)
-        # A picture that was turned upright has its sides swapped, and is no smaller for it.
+        # A picture that was rotated by its orientation tag has its sides swapped: the same size.
         if size and now not in (size, size[::-1]):
             state = "resized"
             notes.append("now {} × {}, was {} × {}".format(*now, *size))
@@ -164,13 +164,13 @@ class _CopyChecker:
             else:
                 notes.extend(["turned upright"] if left.turned else [])
                 checked = _add_residual(checked, left, copy)
-                # An older record has no hash of the pixels, but figures that tell them as well.
+                # An older record has no hash of the pixels, but its figures identify them as well.
                 if not known and (checked.mean, checked.psnr) == (copy.mean, copy.psnr):
                     checked = replace(checked, state="rewritten")
         return replace(checked, notes=tuple(notes))
 
     def _find_original(self, copy: Expected) -> tuple[str | None, DecodedImage | None]:
-        """Return how the original was found, and itself where it is still what was protected."""
+        """Return the state of the original, and the original itself if it is unchanged."""
         if self._spec.original is None:
             return None, None
         named = "missing"
@@ -217,7 +217,7 @@ def check_ahead(
     pool: ThreadPoolExecutor,
     most: int,
 ) -> Iterator[Checked]:
-    """Yield what became of each copy, in order; as many are looked at ahead as memory allows."""
+    """Yield what became of each copy, in order; check as many ahead as memory allows."""
     coming: deque[tuple[Future[Checked], int]] = deque()
     pixels = 0
     for copy in expected:

@@ -23,12 +23,12 @@ STATES = (
 """Worst first. `changed`: the manifest is too old to tell more. `rewritten`: other bytes that hold
 the same pixels and metadata."""
 TOUCHED = STATES[2:5]
-"""States of a picture whose pixels are others than they were."""
+"""States in which the pixels have changed."""
 
 
 @dataclass(frozen=True)
 class CheckPlan:
-    """What copies are held against."""
+    """What copies are checked against."""
 
     manifest: Path
     """The folder of the manifest."""
@@ -49,7 +49,7 @@ class CheckSummary:
     """The median over these."""
     lowest_survival: float | None
     extra: int
-    """Files of which the manifest does not speak."""
+    """Files that the manifest does not mention."""
     folder: Path
     manifest: Path
     """The folder of the manifest."""

@@ -1,4 +1,4 @@
-"""Pictures in memory as one tensor, drawn in batches, shifted and flipped as tensors.
+"""Images in memory as one tensor: their batches, crops and flips, and EoT samples.
 
 Everything random is a function of a seed and a step, so that a training goes on exactly where it
 was stopped without keeping the state of any generator.
@@ -81,12 +81,12 @@ def sample_crops(count: int, generator: torch.Generator) -> Crops:
 
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each picture by up to 4 pixels over black and flip half of them; (N, C, H, W)."""
+    """Crop each picture at random from 4 pixels of black padding, and flip half; (N, C, H, W)."""
     return apply_crops(pixels, sample_crops(len(pixels), generator))
 
 
 def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
-    """Return pictures (N, C, H, W), each shifted over black and flipped as drawn."""
+    """Return pictures (N, C, H, W), each cropped from its black padding and flipped as drawn."""
     count, _, height, width = pixels.shape
     device = pixels.device
     padded = F.pad(pixels, (PADDING,) * 4)
@@ -102,22 +102,22 @@ def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
 
 
 LUMA = (0.299, 0.587, 0.114)
-"""What red, green and blue weigh in grey (ITU-R 601, as JPEG and Pillow have it)."""
+"""The weights of red, green and blue in grayscale (ITU-R 601, as JPEG and Pillow have it)."""
 
 
 def convert_to_grayscale(pixels: Tensor) -> Tensor:
-    """Return pictures (N, 3, H, W) without colours: their luma in all three channels."""
+    """Return pictures (N, 3, H, W) in grayscale: their luma in all three channels."""
     return (pixels * _get_luma(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
 
 
 @cache
 def _get_luma(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `LUMA` where it is needed: a graph that is being captured can copy nothing there."""
+    """Return `LUMA` on a device, kept there: a capture cannot copy it from the host."""
     return torch.tensor(LUMA, dtype=dtype, device=device)[:, None, None]
 
 
 def sample_moves(count: int, generator: torch.Generator) -> Tensor:
-    """Draw moves, (count, 3) int64, on the generator's device: a shift and a flip each.
+    """Draw EoT samples, (count, 3) int64, on the generator's device: moves, a crop and a flip each.
 
     The expectation over transformations of REM, one sample a step: a batch shares a move, so that
     a picture's noise does not depend on its neighbours. A row says how far down and right a
@@ -133,7 +133,7 @@ def sample_moves(count: int, generator: torch.Generator) -> Tensor:
 
 
 def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
-    """Shift a whole batch over black and flip it, as a move (3,) says; differentiable.
+    """Crop a whole batch from black padding and flip it, as a move (3,) says; differentiable.
 
     Args:
         pixels: (N, C, H, W).

@@ -73,7 +73,7 @@ def _capture(function: Function, inputs: Sequence[Tensor]) -> Replay:
 def record_call(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Record nothing, and call the function anew: what a graph does, where there is no CUDA.
 
-    Like a graph, it keeps the first call's function and inputs, and sees only the values of later
+    Like a graph, it keeps the first call's function and inputs, and takes only the values of later
     inputs.
     """
     return lambda: function(*inputs)

@@ -43,7 +43,7 @@ class Plan:
 
 
 class Training:
-    """A net on its way: its optimiser and how many steps are behind it."""
+    """A net in training: its optimiser and how many steps it has taken."""
 
     def __init__(self, net: nn.Module, plan: Plan) -> None:
         self.net = net
@@ -57,7 +57,7 @@ class Training:
         )
 
     def get_state(self) -> dict[str, Any]:
-        """Return all that `load` needs to go on exactly here."""
+        """Return all that `load` needs to continue from exactly here."""
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -65,14 +65,14 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state` gave."""
+        """Restore a state that `get_state` returned."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
 class Curve:
-    """The losses of a training, which are read from the device when they are asked for."""
+    """The losses of a training, read from the device only when asked for."""
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self._values = list(values)

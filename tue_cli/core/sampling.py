@@ -1,5 +1,6 @@
-"""What is random in making noise, drawn without torch: where a noise begins, and the moves of each
-step. torch's own generator on the CPU draws the same moves, so that both engines make the same.
+"""The randomness of the noise, drawn without torch: each picture's start and each step's EoT
+samples, the moves. torch's generator on the CPU draws the same moves, so both engines make the same
+noise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ PADDING = 4
 
 Places = NDArray[np.int64]
 Move = tuple[int, int, bool]
-"""Where a picture's frame is put over it, down and right from 0 to 8, and whether it is flipped."""
+"""An EoT sample: how far down and right a picture is cropped, 0 to 8, and whether it is flipped."""
 STAY: Move = (PADDING, PADDING, False)
 
 

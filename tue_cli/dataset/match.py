@@ -39,7 +39,7 @@ class Expected:
     """The mean change of its pixels, in levels."""
     psnr: float | None
     small_rms: float | None
-    """As `remains.small_rms` has it."""
+    """As `residual.measure_small_rms` returns it."""
 
 
 @dataclass(frozen=True)

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CPU_BATCH = 8
 """Pictures at once on a CPU: a twentieth slower than 32, and few pictures are not padded to 32."""
 
-SEEN = ("features", "logits")
-"""The graph's outputs that are what the surrogate sees."""
+SURROGATE_OUTPUTS = ("features", "logits")
+"""The graph's outputs that are the surrogate's."""
 
 GRAPH_METHODS = ("tue", "em")
 """The methods whose noise is a descent of what the graph holds."""
@@ -39,7 +39,7 @@ PROVIDERS = {
     "mps": ("CoreMLExecutionProvider", "CoreML"),
     "cpu": ("CPUExecutionProvider", "CPU"),
 }
-"""What computes on a device, by the device's name, in the order in which `auto` tries them."""
+"""Execution providers by the device's name, in the order in which `auto` tries them."""
 
 
 def refuse_method(method: str) -> None:
@@ -106,7 +106,7 @@ class OnnxEngine:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
         noise = self._noise
         radius = np.float32(noise.radius)
-        # The same shifts and flips for every batch: a picture's noise is its own.
+        # The same EoT samples for every batch: a picture's noise is its own.
         seed = sampling.derive_seed(self._seed, "perturb", 0)
         moves = sampling.draw_moves(seed, noise.steps * noise.samples)
         deltas = []
@@ -160,7 +160,9 @@ class OnnxEngine:
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
-            "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
+            "gray_step": np.array(
+                0.0 if output in SURROGATE_OUTPUTS else self._gray_step, np.float32
+            ),
             "score_step": np.array(self._score_step, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }

@@ -1,6 +1,4 @@
-"""What computes the noise, behind one small protocol; here by torch: a device, a precision and the
-frozen nets.
-"""
+"""The protocol of an engine, and the engine on torch: a device, a precision, frozen nets."""
 
 from __future__ import annotations
 
@@ -146,8 +144,8 @@ class TorchEngine:
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
             start = draw_starts(pixels[part].shape, seeds[part], self._noise.radius)
-            # The same shifts and flips for every batch: a picture's noise is its own. They are
-            # drawn on the CPU, whatever computes, so that every engine draws the same.
+            # The same EoT samples for every batch: a picture's noise is its own. They are drawn on
+            # the CPU, whatever the device, so that every engine draws the same.
             generator = make_generator(self._seed, "perturb", 0, torch.device("cpu"))
             try:
                 delta = self._perturb(
@@ -179,7 +177,9 @@ class TorchEngine:
 
         return self._run_surrogate(get_surrogate(self._nets), pixels)
 
-    def _run_surrogate(self, see: Callable[[torch.Tensor], torch.Tensor], pixels: Floats) -> Floats:
+    def _run_surrogate(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], pixels: Floats
+    ) -> Floats:
         import torch
 
         parts = []
@@ -187,7 +187,7 @@ class TorchEngine:
             for place in range(0, len(pixels), self.batch):
                 part = pixels[place : place + self.batch]
                 batch = torch.from_numpy(pad_batch(part, self.batch)).to(self._machine.device)
-                parts.append(see(batch)[: len(part)].cpu().numpy())
+                parts.append(compute(batch)[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
 

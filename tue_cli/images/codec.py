@@ -44,7 +44,7 @@ UNSUPPORTED: Final = frozenset(_REFUSED.split())
 _LOSSLESS_TIFF: Final = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"}
 )
-# Pillow turns a TIFF upright when it loads it; these turn it back.
+# Pillow applies a TIFF's orientation when it loads it; these undo that.
 _TURNED_BACK: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -74,7 +74,7 @@ class DecodedImage:
     """A decoded picture and what is needed to write it back."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, C), C = 3 for RGB or 1 for grey, in stored order."""
+    """(H, W, C), C = 3 for RGB or 1 for grayscale, in stored order."""
     alpha: NDArray[np.uint8] | None
     """(H, W)"""
     format: str
@@ -128,7 +128,7 @@ def load(source: bytes) -> OpenImage:
 
 
 class OpenImage:
-    """A decoded file whose pixels are still Pillow's: to be looked at in strips, or taken out."""
+    """A decoded file whose pixels are still Pillow's: to be read in strips, or extracted whole."""
 
     def __init__(self, image: Image.Image, kind: str, source: bytes) -> None:
         """`image` is one that was not refused, and is loaded here."""

@@ -183,7 +183,7 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
     """
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:
-        # WebP has no grey: what was one plane comes back as three alike.
+        # WebP has no grayscale: one plane comes back as three equal ones.
         pixels = np.ascontiguousarray(pixels[..., 1:2])
     if picture.alpha is not None:
         # WebP and AVIF leave out an alpha that hides nothing.
@@ -218,7 +218,7 @@ def _encode_file(
         if picture.alpha is not None:
             return _encode_bmp_with_alpha(planes, beside.dpi)
         return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
-    # A grey profile says nothing about the three channels that WebP makes of a grey picture.
+    # A grayscale profile does not fit the three channels that WebP makes of one.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
     if kind == "TIFF":

@@ -1,4 +1,4 @@
-"""Pixels as Pillow has them and as we do, and turned as the orientation tag asks."""
+"""Pixels to and from Pillow's images, and turned as the orientation tag asks."""
 
 from __future__ import annotations
 
@@ -39,11 +39,11 @@ def apply_orientation(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]
 
 
 def make_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return an image of pixels (H, W, C), grey where C is 1."""
+    """Return an image of pixels (H, W, C), grayscale where C is 1."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
 def extract_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, C) of an image, C = 1 where it is grey."""
+    """Return the pixels (H, W, C) of an image, C = 1 where it is grayscale."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

@@ -59,7 +59,7 @@ def compare(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Quality:
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the Rec. 601 luma (H, W) of a colour picture, or the one plane of a grey one."""
+    """Return the Rec. 601 luma (H, W) of a colour picture, or the one plane of a grayscale one."""
     if pixels.shape[2] == 1:
         return pixels[..., 0]
     return np.asarray(Image.fromarray(pixels).convert("L"))

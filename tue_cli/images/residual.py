@@ -43,7 +43,7 @@ class CopyFacts:
     metadata: tuple[str, ...]
     """Which of exif, icc, transparency and xmp it has."""
     pixels_sha256: str
-    """Of what a viewer shows: the same for grey as RGB, and for an alpha that hides nothing."""
+    """Of what a viewer shows: equal for grayscale and RGB, and for an alpha that hides nothing."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class NoiseResidual:
     """The change that a file still carries: d', the file less the original."""
 
     turned: bool
-    """The file was turned upright, as the original's orientation tag asks."""
+    """The original's orientation tag was applied to the file's pixels."""
     mean: float
     """Mean |d'|, in levels; where the original is transparent, d' is 0."""
     psnr: float
@@ -97,7 +97,7 @@ def _hash_pixels(picture: DecodedImage) -> str:
         rows = slice(top, top + ROWS)
         pixels = _expand_to_rgb(picture.pixels[rows])
         if alpha is not None:
-            # Programs that save a picture again drop the colours that nobody sees.
+            # Programs that save a picture again drop the colours of transparent pixels.
             pixels = np.where(alpha[rows, :, None] > 0, pixels, np.uint8(0))
             state.update(np.ascontiguousarray(alpha[rows]).data)
         state.update(np.ascontiguousarray(pixels).data)
@@ -203,7 +203,7 @@ def _subtract(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np
 
 
 def _expand_to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return grey as three planes alike, without copying."""
+    """Return grayscale as three equal planes, without copying."""
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 

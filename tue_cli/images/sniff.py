@@ -1,7 +1,7 @@
 """What a file is, by its content, and why some files cannot be protected.
 
 The signatures of formats, the refusals that need no pixels, and the tests of a file's own
-structure: cut short, lossless, deep. `images` asks here before and after it lets Pillow decode.
+structure: cut short, lossless, deep. `codec` asks here before and after Pillow decodes.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def _refuse_moving_gif(source: bytes) -> None:
 
 
 def refuse_tangled(kind: str, source: bytes) -> None:
-    """Raise for metadata that would hold up or choke a decoder, before it sees them."""
+    """Raise for metadata that would hold up or choke a decoder, before it reads them."""
     if kind == "JPEG":
         jpeg.refuse_tangled(source)
     else:

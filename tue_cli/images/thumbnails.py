@@ -1,7 +1,7 @@
 """A picture, its copy and what was changed, as three small views that a page can hold.
 
-The views carry pixels and a colour profile, no other metadata. They stand upright, as a viewer
-shows the files, although `images.decode` keeps the stored order.
+The views carry pixels and a colour profile, no other metadata. Their orientation is applied, as a
+viewer does, although `codec.decode` keeps the stored order.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
 
 
 def render_difference(original: Path, copy: Path) -> bytes:
-    """Return the difference of a picture and its copy at full size, upright, as PNG.
+    """Return the difference of a picture and its copy at full size, as a viewer shows it, as PNG.
 
     Raises:
         ImageProblem: one of the two cannot be read.
@@ -131,7 +131,7 @@ def _render_view(picture: DecodedImage) -> bytes:
 
 
 def _fit_into_side(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Fit pixels into a square of `SIDE`: enlarged by whole steps, or shrunk and antialiased."""
+    """Fit pixels into a square of `SIDE`: enlarged by a whole factor, or antialiased."""
     image = make_image(pixels)
     times = SIDE // max(image.size)
     if times > 1:

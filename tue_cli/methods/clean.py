@@ -21,7 +21,7 @@ def fit_surrogate(
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train the surrogate by standard training, with shifts and flips."""
+    """Train the surrogate by standard training, with crops and flips."""
     assert isinstance(training.net, Classifier)
     yield from fit(
         training,

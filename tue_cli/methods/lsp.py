@@ -38,7 +38,7 @@ PATCHES = PatchSettings()
 
 
 def draw_class(key: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a class's centre (D,), a corner of the cube, and its mixing (D, D), as sklearn does."""
+    """Draw a class's centre (D,), a corner of the cube, and mixing matrix (D, D), as in sklearn."""
     own = make_generator(generator.initial_seed(), "lsp", key, torch.device("cpu"))
     centre = (2 * torch.randint(0, 2, (size,), generator=own) - 1) * PATCHES.separation
     return centre, 2 * torch.rand((size, size), generator=own) - 1

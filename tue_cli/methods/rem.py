@@ -3,7 +3,7 @@ Privacy Against Adversarial Learning"; and SEM (Liu et al. 2024), the same witho
 
 - The adversary meets the shifted view; the gradient at its point goes back through the shift alone,
   as in theirs: the offset is a constant.
-- Its random start is drawn once for a batch, as the shifts are: a picture's noise is its own.
+- Its random start is drawn once for a batch, as the EoT samples are: a picture's noise is its own.
 - The noise stays within the pixels' range, where theirs is cut when it is applied; and the last
   pass covers every picture, where theirs drops those that fill no batch.
 """
@@ -62,7 +62,7 @@ def perturb(
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small for all an adversary does.
 
-    The inner maximum within the outer minimum (Fu et al., Eq. 5), over shifts and flips.
+    The inner maximum within the outer minimum (Fu et al., Eq. 5), over EoT samples.
     """
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
 

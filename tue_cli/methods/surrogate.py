@@ -57,7 +57,7 @@ class NetFit:
 
     fit: Fit
     plan: Callable[[TrainSettings, str], Plan]
-    """Of the settings and the net's name, which names the stream of its draws."""
+    """From the settings and the net's name, which also names its random stream."""
 
 
 def plan_surrogate(settings: TrainSettings, name: str) -> Plan:
@@ -85,7 +85,7 @@ def quantize(delta: Tensor) -> Tensor:
 
 
 def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objective:
-    """Return the mean of a loss over shifts and flips of the pixels: at every call the next ones.
+    """Return the mean of a loss over EoT samples of the pixels: at every call the next ones.
 
     Args:
         loss: of moved pixels.
@@ -102,14 +102,14 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
 
 
 def sample_eot_moves(noise: SampledNoise, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the EoT samples (a shift and a flip each) of all steps, on the pixels' device."""
+    """Draw the EoT samples (a crop and a flip each) of all steps, on the pixels' device."""
     return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
 
 
 def make_surrogate_term(
     surrogate: FrozenClassifier, labels: Tensor, noise: SampledNoise, moves: Tensor
 ) -> Term:
-    """Descend l(f'(t(x + delta)), y) over the next shifts and flips t at every step."""
+    """Descend l(f'(t(x + delta)), y) over the next EoT samples t at every step."""
     loss = average_over_moves(cross_entropy(surrogate, labels), noise.samples, moves)
     return Term(make_gradient(loss), noise.step)
 
@@ -148,7 +148,7 @@ def fit_on_own_noise(
     """Train a classifier on its own unlearnable examples, yielding each step's loss.
 
     With an adversary this is Fang et al., Eq. 7; without one it is standard training on x + delta.
-    The noise lives on the pictures as they are; shifts and flips come after it, so that what is
+    The noise lives on the pictures as they are; crops and flips come after it, so that what is
     learned here is what a file can carry.
     """
     net = training.net

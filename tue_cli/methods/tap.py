@@ -1,7 +1,7 @@
 """TAP, targeted adversarial poisons: Fowl et al. 2021, "Adversarial Examples Make Strong Poisons".
 
-A clean-trained net is fooled into seeing the next class in every picture; the labels stay. A victim
-that has learnt that falls below guessing, which is no better protection than guessing.
+A clean-trained net is made to predict the next class for every picture; the labels stay. A victim
+that learns this falls below chance, which protects no better than chance.
 
 - One start instead of the best of eight: their README does the same to save time.
 - It starts uniformly, as all methods here do, where theirs is a normal draw cut to the ball.
@@ -34,7 +34,7 @@ def perturb(
     generator: torch.Generator,
     run: Run = run_eagerly,
 ) -> Tensor:
-    """Return delta, (N, 3, H, W), that makes the surrogate see the class after the label's."""
+    """Return delta, (N, 3, H, W), that makes the surrogate predict the class after the label's."""
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
         loss = average_over_moves(

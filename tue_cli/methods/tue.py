@@ -5,10 +5,11 @@ Examples", Algorithm 1, with its gaps read as follows.
 - The adversary of lines 12 to 15 ascends with respect to delta-a, as Eq. 7 says.
 - Both noises start uniformly in their balls at every visit (REM); nets are in eval mode in both
   inner loops and in train mode for the update.
-- The surrogate's term sees random shifts and flips, the score's term the picture as it is.
+- The surrogate's term takes EoT samples, random crops and flips; the score's term takes the picture
+  as it is.
 
-One term is not the paper's: the same surrogate's, of the picture in grey, when protecting. Noise
-that is made in colour is in colours, and gone when an attacker takes them away.
+One term is not the paper's: the same surrogate's, of the picture in grayscale, when protecting.
+Without it the noise lies in the colours, and grayscale removes it.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def make_score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term
 
 
 def make_grayscale_loss(loss: Objective) -> Objective:
-    """Return the loss of pictures whose colours are gone."""
+    """Return the loss of pictures in grayscale."""
     return lambda pixels: loss(convert_to_grayscale(pixels))
 
 
@@ -63,7 +64,7 @@ def perturb(
     generator: torch.Generator,
     run: Run = run_eagerly,
 ) -> Tensor:
-    """Return delta-u, (N, 3, H, W), within the radius and not yet snapped (lines 6 to 11).
+    """Return delta-u, (N, 3, H, W), within the radius and not yet quantized (lines 6 to 11).
 
     Args:
         nets: frozen `surrogate` and, unless the score's ratio is 0, `score`.
@@ -71,7 +72,7 @@ def perturb(
         labels: (N,) keys: class numbers of the surrogate.
         noise: radius, steps and the score's part.
         start: where delta begins, of the pixels' shape.
-        generator: draws the shifts and flips; the same state gives the same draws to any batch.
+        generator: draws the EoT samples; the same state draws the same for any batch.
         run: how the steps are run; what it recorded holds for these nets and this noise alone.
     """
 
@@ -79,7 +80,7 @@ def perturb(
         surrogate = get_surrogate(nets)
         terms = [make_surrogate_term(surrogate, labels, noise, moves)]
         if noise.gray_ratio:
-            # The same shifts and flips as in colour, as in a step of the graph.
+            # The same EoT samples as in colour, as in a step of the graph.
             loss = average_over_moves(
                 make_grayscale_loss(cross_entropy(surrogate, labels)), noise.samples, moves
             )

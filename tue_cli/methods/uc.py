@@ -7,8 +7,8 @@ it serves a folder without classes (`--labels cluster`), whatever labels a victi
 
 - The clean net is trained here, where the paper takes one that was trained on ImageNet.
 - The noises themselves are trained, where the paper trains a generator for each of them, a ResNet
-  that sees one fixed picture.
-- They are squashed to the radius by tanh; the paper's are cut there, which stops their gradient.
+  with one fixed input.
+- They are bounded by tanh; the paper's are cut at the radius, which stops their gradient.
 - Every noise learns from all pictures, of whatever cluster, as in the paper's code.
 - As many clusters as the weights have classes.
 """

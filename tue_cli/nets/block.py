@@ -1,6 +1,7 @@
 """The pictures that ntga's learner has, and those that it is to get wrong: data in a net's place.
 
-They are pictures of the folder that the weights were made of, and can be seen in the weights' file.
+They are pictures of the folder that the weights were made of, and anybody can extract them from the
+weights file.
 """
 
 from __future__ import annotations

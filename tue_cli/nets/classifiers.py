@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return what the head sees, (N, D), of pixels (N, 3, H, W) in [0, 1]."""
+        """Return the features, the head's input, (N, D), of pixels (N, 3, H, W) in [0, 1]."""
         return cast(Tensor, self.body(pixels - 0.5)).mean((2, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:

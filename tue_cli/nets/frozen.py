@@ -86,7 +86,7 @@ class FrozenClassifier:
         return cast(Tensor, self.net(self._cast(pixels))).float()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return what the head sees, (N, D)."""
+        """Return the features, the head's input, (N, D)."""
         return self.net.features(self._cast(pixels)).float()
 
 

@@ -39,7 +39,7 @@ _WITHOUT = {
     "locks": "a second run is not locked out",
     "syncing": "a power cut may lose the last copies",
 }
-"""What it means that the output's file system does not do such a thing."""
+"""What follows where the output's file system cannot do such a thing."""
 
 
 @dataclass(frozen=True)
@@ -199,7 +199,7 @@ class Pipeline:
         return LoadedTask(task, picture, small, digest, status, time.monotonic() - began)
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
-        """Return why this picture is not to be worked on, if it is not."""
+        """Return why this picture cannot be worked on, or None."""
         if self._context.spec.existing == "overwrite" or not task.has_place:
             return None
         place = self._context.output / task.relative
@@ -301,8 +301,8 @@ def load_ahead(
 ) -> Iterator[LoadedTask | Large | Skipped | Failed]:
     """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
 
-    How large the pictures to come are is guessed from the largest seen so far; before the first
-    is seen, each thread loads one.
+    The size of the next pictures is guessed from the largest so far; before the first is loaded,
+    each thread loads one.
     """
     coming: deque[Future[LoadedTask | Large | Skipped | Failed]] = deque()
     largest = place = 0
@@ -323,7 +323,7 @@ def _describe_failure(source: Path, error: ImageProblem | MemoryError) -> Failed
 
 
 def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
-    """Return a copy as a reader finds it: WebP has three channels for what was one of grey."""
+    """Return a copy as a reader decodes it: WebP has three channels where grayscale had one."""
     is_grey = encoded.decoded.pixels.shape[2] == 1
     return codec.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
 

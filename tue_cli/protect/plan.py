@@ -29,7 +29,7 @@ class Task:
     """Where the copy goes, below the output."""
     key: str
     has_place: bool = True
-    """False where its copy, if it can have one against its name, would meet another's."""
+    """False where its copy would take another's place."""
 
 
 def plan_tasks(
@@ -76,8 +76,8 @@ def _choose_keys(
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     """Return the tasks with those marked that have no place of their own.
 
-    Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG. Two
-    others in one place raise BadSetting.
+    A file whose name says that it cannot be protected gives way, such as a raw file beside its
+    JPEG. Two others in one place raise BadSetting.
     """
     refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
     taken = Counter(fold_path(task.relative) for task in tasks)

@@ -1,4 +1,4 @@
-"""The report's charts: figures turned into places on paper, which `report.html` draws.
+"""The report's charts: figures turned into coordinates, from which `report.html` draws.
 
 Ours, not matplotlib's: these follow the reader's colours, font and window, say in words what they
 show, and are a third as large. It would add 77 MB, to the light installation too, and the words and

@@ -190,7 +190,7 @@ class Checkpoint:
 
 
 def _hash_images(pictures: Images) -> str:
-    """Return the sha256 of the squashed pictures and their labels."""
+    """Return the sha256 of the resized pictures and their labels."""
     state = hashlib.sha256(pictures.pixels.cpu().numpy().tobytes())
     state.update(pictures.labels.cpu().numpy().tobytes())
     return state.hexdigest()

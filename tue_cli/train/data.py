@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 def load_images(
     data: Path, size: int, limit: int | None = None
 ) -> tuple[tuple[str, ...], Images, list[Failed]]:
-    """Decode a folder with one subfolder a class into memory, squashed to size x size.
+    """Decode a folder with one subfolder a class into memory, resized to size x size.
 
     Returns:
         The classes, the pictures with their labels, and what could not be read.

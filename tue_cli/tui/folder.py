@@ -154,7 +154,7 @@ class FolderScreen(Step):
         self._scan(ProtectSpec((folder,), labels=mode))
 
     def _scan(self, spec: ProtectSpec) -> None:
-        """Look through the folder; what was being looked through is left."""
+        """Scan the folder; stop the scan under way."""
         if self._runner is not None:
             self._runner.stop()
         self._spec, self._found = spec, None
@@ -254,6 +254,6 @@ class FolderScreen(Step):
         await self.app.run_action("app.leave")
 
     def on_unmount(self) -> None:
-        """Leave what is being looked through."""
+        """Stop the scan."""
         if self._runner is not None:
             self._runner.stop()

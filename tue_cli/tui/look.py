@@ -27,7 +27,7 @@ FRAME = 3
 
 
 class LookScreen(Step):
-    """See what protecting does to three of the pictures."""
+    """Compare three of the pictures with their copies."""
 
     STEP = "Look"
     HELP = (

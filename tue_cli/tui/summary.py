@@ -54,7 +54,7 @@ def format_row(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
 
 
 def format_scan(found: ScanSummary) -> Content:
-    """Return what a survey found, with what is chosen for it."""
+    """Return what a scan found, with what is chosen for it."""
     formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
     rows: list[tuple[Part, ...]] = [
         (

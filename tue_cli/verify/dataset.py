@@ -1,4 +1,4 @@
-"""What `tue verify` judges by: the arms, held in memory at the size that victims see."""
+"""What `tue verify` judges by: the arms, held in memory at the victims' input size."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Levels = NDArray[np.uint8]
 Views = tuple[Levels, Levels, Levels]
 """One picture (3, S, S): clean, protected, and with random noise."""
 SIZES_LOOKED_AT = 25
-"""Pictures that decide at which size victims work."""
+"""Pictures that decide the victims' input size."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +95,7 @@ class VictimDataset:
 
 
 def choose_working_size(pairs: Sequence[Pair]) -> int:
-    """Return at how many pixels a side victims see pictures: 32 or 64, as the pictures are."""
+    """Return the side of the victims' input: 32 or 64 pixels, as the pictures are."""
     sides = []
     for pair in pairs[:SIZES_LOOKED_AT]:
         try:
@@ -115,11 +115,11 @@ def load_victim_dataset(
     pool: ThreadPoolExecutor,
     failed: Callable[[Failed], None],
 ) -> VictimDataset:
-    """Decode every picture and squash it to `size` x `size`.
+    """Decode every picture and resize it to `size` x `size`.
 
     Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
-    picture's own pixels within the radius, in smooth places as well; finer noise would be gone when
-    they are squashed.
+    picture's own pixels within the radius, in smooth areas as well; finer noise would be lost when
+    they are resized.
 
     Args:
         train: pictures to learn from, in any order.

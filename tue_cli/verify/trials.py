@@ -19,7 +19,7 @@ from tue_cli.storage.lines import LineFile, read_lines
 
 MOST_EPOCHS = 60
 FEWEST_EPOCHS = 8
-"""Training pictures beyond what can be seen so often are left out."""
+"""Training pictures that could not come up so often are left out."""
 POINTS = 20
 """At most so many times a victim is tested on its way."""
 

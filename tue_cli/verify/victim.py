@@ -1,6 +1,6 @@
 """Victims: classifiers trained as somebody would train them who took the pictures, and tested.
 
-The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, shifts and flips, no clean
+The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, crops and flips, no clean
 picture), shortened; its adversary is REM's PGD.
 """
 
@@ -66,7 +66,7 @@ class Attacker:
 
 
 class Victim:
-    """One victim on its way from fresh weights to its last step."""
+    """One victim, from fresh weights to its last step."""
 
     def __init__(
         self,
@@ -109,7 +109,7 @@ class Victim:
     def train(
         self, pictures: Images, test: Images, *, points: int
     ) -> Generator[float, None, TrainingResult]:
-        """Train to the last step, yielding the test accuracy at `points` places on the way.
+        """Train to the last step, yielding the test accuracy at `points` evenly spaced steps.
 
         The same seed, pictures and machine give the same net.
         """
@@ -178,7 +178,7 @@ class Victim:
 
 @torch.no_grad()
 def balanced_accuracy(logits: Callable[[Tensor], Tensor], pictures: Images, classes: int) -> float:
-    """Return the mean over the classes of the share of its pictures that are recognised, 0 to 1.
+    """Return the mean over the classes of the share of pictures classified correctly, 0 to 1.
 
     So chance is one over the number of classes, however unequal they are.
     """

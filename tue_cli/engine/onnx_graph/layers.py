@@ -26,7 +26,7 @@ Backward = Callable[[str], str]
 
 
 class GraphBuilder:
-    """Nodes, constants and the weights that they name; values are named, names are text."""
+    """An ONNX graph being written; a value in it is a name, as text."""
 
     def __init__(self) -> None:
         self.nodes: list[onnx.NodeProto] = []
@@ -43,9 +43,9 @@ class GraphBuilder:
         return name
 
     def add_branch(self, condition: str, write: Callable[[GraphBuilder], str], other: str) -> str:
-        """Write what `write` does behind a condition, where the other value stands if it is false.
+        """Write a branch: what `write` writes if the condition holds, else the other value.
 
-        ONNX Runtime computes all that a graph holds, whatever is asked of it, but this.
+        ONNX Runtime computes every node of a graph, except in a branch that is not taken.
         """
         branches = {}
         for name, way in (("then_branch", write), ("else_branch", lambda graph: other)):

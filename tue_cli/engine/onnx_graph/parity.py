@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from tue_cli.core import sampling
 from tue_cli.core.batches import convert_to_grayscale
-from tue_cli.engine.onnx import SEEN
+from tue_cli.engine.onnx import SURROGATE_OUTPUTS
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.weights import Weights, build
 
@@ -98,7 +98,7 @@ def _measure_distance(
         # Fresh nets may be 0 everywhere, and so must their graph be.
         norm = float(np.linalg.norm(wanted)) or 1.0
         apart.append(float(np.linalg.norm(got - wanted)) / norm)
-        if name not in SEEN:
+        if name not in SURROGATE_OUTPUTS:
             signs.append(float((np.sign(got) != np.sign(wanted)).mean()))
     return Distance(float(np.max(apart)), max(signs), max(steps))
 

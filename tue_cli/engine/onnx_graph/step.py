@@ -1,7 +1,7 @@
 """One step of the noise as an ONNX graph: all terms' gradients, their signs, one projection.
 
 What is descended is what `methods/` descends (Fang et al., Eq. 6; Algorithm 1, lines 8 to 10). A
-graph names its weights; they lie in the weights file beside it, or are put in.
+graph names its weights, which lie in the file beside it, or holds them itself.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from onnx import TensorProto, helper, numpy_helper
 
 from tue_cli import __version__
 from tue_cli.core.batches import LUMA
-from tue_cli.engine.onnx import SEEN
+from tue_cli.engine.onnx import SURROGATE_OUTPUTS
 from tue_cli.engine.onnx_graph.layers import (
     Backward,
     GraphBuilder,
@@ -46,18 +46,18 @@ INPUTS: dict[str, tuple[int, list[Any]]] = {
     "score_step": (TensorProto.FLOAT, []),
     "radius": (TensorProto.FLOAT, []),
 }
-"""Pixels in [0, 1]; delta, steps and radius in their unit. Of `there` and `back`, which move the
-pictures for the surrogate, `core/sampling.py` tells."""
+"""Pixels in [0, 1]; delta, steps and radius in their unit. `there` and `back` apply the EoT
+samples, as `core/sampling.py` says."""
 
 
 def build_step_graph(weights: Weights) -> onnx.ModelProto:
-    """Return the graph for a weights file, with its weights named and not put in.
+    """Return the graph for a weights file, which names its weights and does not hold them.
 
     Its outputs: the next delta by the surrogate's terms `alone`, with the score's `norm`, or with
     its `ascent`; the fields whose signs these take, `surrogate_gradient`, `gray_gradient`,
     `score_gradient` and `score`; and the surrogate's `features`, (samples * N, D), and `logits`,
-    (samples * N, K), of the moved pictures. What is in grey is computed where `gray_step` is more
-    than 0, and 0 elsewhere. Without a score network, what needs it is left out.
+    (samples * N, K), of the moved pictures. The grayscale term is computed where `gray_step` is
+    more than 0, and 0 elsewhere. Without a score network, what needs it is left out.
 
     Raises:
         BadSetting: a net with a layer that cannot be written.
@@ -67,7 +67,7 @@ def build_step_graph(weights: Weights) -> onnx.ModelProto:
     outputs = []
     for name, value in results.items():
         graph.nodes.append(helper.make_node("Identity", [value], [name]))
-        shape: list[Any] = ["rows", f"{name}_depth"] if name in SEEN else _IMAGES
+        shape: list[Any] = ["rows", f"{name}_depth"] if name in SURROGATE_OUTPUTS else _IMAGES
         outputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, shape))
     proto = helper.make_graph(
         graph.nodes,
@@ -138,7 +138,7 @@ def _write_one_hot(graph: GraphBuilder, classes: int) -> str:
 
 
 def _write_surrogate(graph: GraphBuilder, net: Any, x: str, wanted: str) -> tuple[str, str, str]:
-    """Write the gradient of l(f'(x), y) by x, and what is seen: features and logits."""
+    """Write the gradient of l(f'(x), y) by x, and its features and logits."""
     assert isinstance(net, Classifier)
     centred = graph.add_node("Sub", x, graph.add_constant(0.5))
     body, body_back = write_layer(graph, net.body, "surrogate.body", centred)
@@ -150,7 +150,7 @@ def _write_surrogate(graph: GraphBuilder, net: Any, x: str, wanted: str) -> tupl
 
 
 def _write_grayscale(graph: GraphBuilder, net: Any, moved: str, wanted: str) -> str:
-    """Write the gradient, by the pixels, of the loss of the moved pictures without colours."""
+    """Write the gradient, by the pixels, of the loss of the moved pictures in grayscale."""
     luma = graph.add_constant(np.array(LUMA, np.float32)[:, None, None])
     plane = graph.add_node(
         "ReduceSum", graph.add_node("Mul", moved, luma), graph.add_integers(1), keepdims=1
@@ -267,14 +267,14 @@ def _declare_tensor(name: str, tensors: Mapping[str, Any]) -> onnx.TensorProto:
 
 
 def embed_weights(model: onnx.ModelProto, weights: Weights) -> None:
-    """Put the weights into the graph, which needs no other file then."""
+    """Embed the weights in the graph, which then needs no other file."""
     for tensor in model.graph.initializer:
         if tensor.data_location == TensorProto.EXTERNAL:
             tensor.CopyFrom(numpy_helper.from_array(weights.tensors[tensor.name], tensor.name))
 
 
 def reference_weights(model: onnx.ModelProto, file: Path) -> None:
-    """Say where in a safetensors file, which is to lie beside the graph, the weights are."""
+    """Point the graph to its weights in a safetensors file that will lie beside it."""
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         header = json.loads(stream.read(length))
