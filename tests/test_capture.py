@@ -167,7 +167,7 @@ def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Images) -> None:
             adversary=AdversarySettings(steps=2),
         )
 
-    # `updates` copies the net when it is called: at every step, it copies it as it is then.
+    # `run_updates` copies the net when it is called: at every step, it copies it as it is then.
     anew = victim()
     losses = [float(next(anew.run_updates(toy))) for _ in range(6)]
     assert [float(loss) for loss in victim().run_updates(toy)] == losses

@@ -57,7 +57,7 @@ class NoiseResidual:
     psnr: float
     """Of d', in dB."""
     small_rms: float
-    """Of d', as `small_rms` has it."""
+    """Of d', as `measure_small_rms` returns it."""
     survival: float | None
     """<d', d> / <d, d>, where the intact copy, and with it d, is known."""
 
