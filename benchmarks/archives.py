@@ -16,7 +16,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.images.resize import resize_to_square
 
 PARTS = {"train": "train", "test": "test", "val": "test"}
@@ -31,8 +31,8 @@ class Split(NamedTuple):
     """A data set in two parts."""
 
     classes: tuple[str, ...]
-    train: Pictures
-    test: Pictures
+    train: Images
+    test: Images
 
 
 def read_split(path: Path, size: int, *, part: slice = slice(None)) -> Split:
@@ -43,28 +43,28 @@ def read_split(path: Path, size: int, *, part: slice = slice(None)) -> Split:
         size: pixels a side.
         part: which classes, by name.
     """
-    with _processes() as pool, tarfile.open(path, "r|*") as archive:
-        entries, waiting = _entries(archive), []
+    with _open_pool() as pool, tarfile.open(path, "r|*") as archive:
+        entries, waiting = _read_entries(archive), []
         names: list[tuple[str, str, str]] = []
         while some := list(itertools.islice(entries, TOGETHER)):
             names += [entry[:3] for entry in some]
-            waiting.append(pool.submit(_decoded, [entry[3] for entry in some], size))
+            waiting.append(pool.submit(_decode, [entry[3] for entry in some], size))
         pixels = np.concatenate([some.result() for some in waiting]) if waiting else None
     classes = tuple(sorted({name for kind, name, _ in names if kind == "train"})[part])
     if not classes or pixels is None:
         raise SystemExit(f"{path} holds no train/CLASS/ folders.")
-    train, test = (_pictures(pixels, names, kind, classes) for kind in ("train", "test"))
+    train, test = (_collect_images(pixels, names, kind, classes) for kind in ("train", "test"))
     return Split(classes, train, test)
 
 
-def _processes() -> Executor:
+def _open_pool() -> Executor:
     """Return a pool on all cores; where processes cannot be forked, of threads."""
     if "fork" in multiprocessing.get_all_start_methods():
         return ProcessPoolExecutor(mp_context=multiprocessing.get_context("fork"))
     return ThreadPoolExecutor()
 
 
-def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:
+def _read_entries(archive: tarfile.TarFile) -> Iterator[Entry]:
     for member in archive:
         place = PurePosixPath(member.name)
         if member.isfile() and len(place.parts) >= 3 and place.parts[-3] in PARTS:
@@ -73,7 +73,7 @@ def _entries(archive: tarfile.TarFile) -> Iterator[Entry]:
             yield PARTS[place.parts[-3]], place.parts[-2], place.name, file.read()
 
 
-def _decoded(files: list[bytes], size: int) -> NDArray[np.uint8]:
+def _decode(files: list[bytes], size: int) -> NDArray[np.uint8]:
     pixels = np.empty((len(files), 3, size, size), np.uint8)
     for place, data in enumerate(files):
         with Image.open(io.BytesIO(data)) as image:
@@ -85,15 +85,15 @@ def _decoded(files: list[bytes], size: int) -> NDArray[np.uint8]:
     return pixels
 
 
-def _pictures(
+def _collect_images(
     pixels: NDArray[np.uint8],
     names: list[tuple[str, str, str]],
     kind: str,
     classes: tuple[str, ...],
-) -> Pictures:
+) -> Images:
     """Return a part's pictures, class by class, by name."""
     numbers = {name: number for number, name in enumerate(classes)}
     chosen = [place for place, (of, name, _) in enumerate(names) if of == kind and name in numbers]
     chosen.sort(key=lambda place: names[place][1:])
     labels = [numbers[names[place][1]] for place in chosen]
-    return Pictures(torch.from_numpy(pixels[chosen]), torch.tensor(labels))
+    return Images(torch.from_numpy(pixels[chosen]), torch.tensor(labels))

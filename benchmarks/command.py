@@ -31,12 +31,12 @@ print(json.dumps({"code": code, "wall": wall, "peak": peak}), flush=True)
 """
 
 
-def environment(threads: int) -> dict[str, str]:
+def build_environment(threads: int) -> dict[str, str]:
     """Return the environment of a command under test: so many threads, none of which spins."""
     return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
 
 
-def protect_command(
+def build_protect_command(
     source: Path, output: Path, *, weights: str, device: str, options: Sequence[str] = ()
 ) -> list[str]:
     """Return the command that protects a folder, quietly and with its events as JSON."""
@@ -44,7 +44,7 @@ def protect_command(
     return [*TUE, "protect", str(source), "-o", str(output), *named, *options, "--json", "-q"]
 
 
-def summary_of(stdout: str) -> dict[str, Any]:
+def read_summary(stdout: str) -> dict[str, Any]:
     """Return the last `done` object among the lines that the command wrote."""
     for line in reversed(stdout.splitlines()):
         with suppress(ValueError):
@@ -67,17 +67,17 @@ def run_protect(
 
     Raises SystemExit with what the command said where it did not protect every picture.
     """
-    command = protect_command(source, output, weights=weights, device=device, options=options)
+    command = build_protect_command(source, output, weights=weights, device=device, options=options)
     done = subprocess.run(
         [sys.executable, "-c", _BETWEEN, *command],
-        env=environment(threads),
+        env=build_environment(threads),
         capture_output=True,
         text=True,
         check=False,
     )
     said = done.stdout.rstrip().rpartition("\n")
     measured = json.loads(said[2]) if done.returncode == 0 else {"code": done.returncode}
-    summary = summary_of(said[0])
+    summary = read_summary(said[0])
     if measured["code"] or not summary:
         raise SystemExit(f"{shlex.join(command)} ended with {measured['code']}:\n{done.stderr}")
     in_bytes = measured["peak"] * (1 if sys.platform == "darwin" else 1024)
@@ -125,8 +125,8 @@ def protect_classes(
 
 
 def choose_keys(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
-    """Return each class folder's key, one of `KEYS`: the n-th for the n-th, or the one `nearest`
-    to what the surrogate sees in it or `farthest` from it.
+    """Return each class folder's key, one of `KEYS`: the n-th for the n-th, or the one `nearest` to
+    its pictures by the surrogate, or the `farthest`.
 
     Those are so of all folders together, and every key is used once.
     """
@@ -134,11 +134,11 @@ def choose_keys(weights: Weights, source: Path, which: str) -> tuple[str, ...]:
     import torch
     from scipy.optimize import linear_sum_assignment
 
-    from tue_cli.train.data import load_pictures
+    from tue_cli.train.data import load_images
 
     if which == "in-order":
         return weights.card.classes
-    classes, pictures, _ = load_pictures(source, weights.card.size, 64)
+    classes, pictures, _ = load_images(source, weights.card.size, 64)
     surrogate = build(weights, ("surrogate",))["surrogate"].eval()
     with torch.no_grad():
         odds = surrogate(pictures.pixels.float() / 255).log_softmax(1)

@@ -10,7 +10,7 @@ DATA is an archive; its name decides what is run, the most informative steps fir
   timings (`fast`); then, as time allows, EM by adversarial training, random noise, 2/255, TUE
   without score, REM-lite (half the steps, one sample, an adversary of five steps), a second seed,
   PGD-10.
-- tiny-imagenet-50a.tar.xz: surrogate B, trained through grey, resizing and JPEG.
+- tiny-imagenet-50a.tar.xz: surrogate B, trained through grayscale, resizing and JPEG.
 - tiny-imagenet-50b.tar.xz: `unseen.py`, with victims of full width, for the packaged weights and
   for A and B, where these lie in --done.
 
@@ -52,13 +52,13 @@ import torch
 from benchmarks import gpu_table as full
 from benchmarks.archives import read_split
 from benchmarks.gpu_bench import Bench, Clock
-from benchmarks.gpu_fast import fast
-from benchmarks.gpu_right import right
-from benchmarks.gpu_work import FULL, RATES, TOY, predicted
+from benchmarks.gpu_fast import measure_speed
+from benchmarks.gpu_right import check_ways
+from benchmarks.gpu_work import FULL, RATES, TOY, predict_steps
 from benchmarks.rows import Row, Rows, describe_hardware
 from benchmarks.script import note, say
-from benchmarks.summary import table
-from tue_cli.engine.torch import machine
+from benchmarks.summary import format_table
+from tue_cli.engine.torch import choose_device
 from tue_cli.errors import DeviceUnavailable
 
 SCORE = 35.0
@@ -85,34 +85,46 @@ FIGURES = (
 """What the summary tells of checks and timings."""
 
 
-def cifar(bench: Bench) -> None:
+def measure_cifar(bench: Bench) -> None:
     """Do what is done on CIFAR-10."""
     if bench.computer.device.type == "cuda":
         warm_compiler(bench)
-    bench.attempt("right", lambda: right(bench))
+    bench.attempt("right", lambda: check_ways(bench))
 
-    def cells(names: str, radius: int, **more: int) -> list[dict[str, Any]]:
-        return [full.cell_of(bench, name, radius, **more) for name in names.split(", ")]
+    def list_cells(names: str, radius: int, **more: int) -> list[dict[str, Any]]:
+        return [full.describe_cell(bench, name, radius, **more) for name in names.split(", ")]
 
     steps: list[tuple[str, Callable[[], object]]] = [
-        ("surrogate A", lambda: surrogate_a(bench)),
-        ("standard victims", lambda: victims(bench, cells("TUE, clean", 0), keep=FAST)),
-        ("adversarial victims", lambda: victims(bench, cells("TUE, clean", 4), keep=FAST)),
-        ("EM", lambda: victims(bench, cells("EM", 0), keep=FAST)),
-        ("fast", lambda: fast(bench, FAST)),
-        ("EM, adversarial", lambda: victims(bench, cells("EM", 4), like=cells("TUE", 4))),
-        ("random noise", lambda: victims(bench, cells("random noise", 0))),
-        ("2/255", lambda: victims(bench, cells("TUE, clean, EM", 2))),
-        ("TUE without score", lambda: control(bench, "TUE without score")),
-        ("REM-lite", lambda: control(bench, "REM-lite")),
-        ("second seed", lambda: victims(bench, cells("TUE, clean, EM", 0, seed=1))),
-        ("second seed, adversarial", lambda: victims(bench, cells("TUE, clean, EM", 4, seed=1))),
-        ("PGD-10", lambda: victims(bench, cells("TUE, clean, EM", 4, adversary_steps=10))),
+        ("surrogate A", lambda: train_surrogate_a(bench)),
+        ("standard victims", lambda: train_victims(bench, list_cells("TUE, clean", 0), keep=FAST)),
+        (
+            "adversarial victims",
+            lambda: train_victims(bench, list_cells("TUE, clean", 4), keep=FAST),
+        ),
+        ("EM", lambda: train_victims(bench, list_cells("EM", 0), keep=FAST)),
+        ("fast", lambda: measure_speed(bench, FAST)),
+        (
+            "EM, adversarial",
+            lambda: train_victims(bench, list_cells("EM", 4), like=list_cells("TUE", 4)),
+        ),
+        ("random noise", lambda: train_victims(bench, list_cells("random noise", 0))),
+        ("2/255", lambda: train_victims(bench, list_cells("TUE, clean, EM", 2))),
+        ("TUE without score", lambda: train_control(bench, "TUE without score")),
+        ("REM-lite", lambda: train_control(bench, "REM-lite")),
+        ("second seed", lambda: train_victims(bench, list_cells("TUE, clean, EM", 0, seed=1))),
+        (
+            "second seed, adversarial",
+            lambda: train_victims(bench, list_cells("TUE, clean, EM", 4, seed=1)),
+        ),
+        (
+            "PGD-10",
+            lambda: train_victims(bench, list_cells("TUE, clean, EM", 4, adversary_steps=10)),
+        ),
     ]
     if bench.rehearse:
         steps = steps[:-3]  # the same code again, with other seeds and more steps
     for name, step in steps:
-        if bench.clock.left() > full.SPARE:
+        if bench.clock.count_left() > full.SPARE:
             bench.attempt(name, step)
 
 
@@ -122,7 +134,7 @@ def warm_compiler(bench: Bench) -> None:
     code = f"from benchmarks import gpu_fast; gpu_fast.warm_up({width}, {batch})"
     child = subprocess.Popen(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": import_path()},
+        env={**os.environ, "PYTHONPATH": build_import_path()},
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
         text=True,
@@ -131,13 +143,13 @@ def warm_compiler(bench: Bench) -> None:
     bench.children.append(child)
 
 
-def surrogate_a(bench: Bench) -> None:
+def train_surrogate_a(bench: Bench) -> None:
     """Train the paper's own surrogate with its score network."""
-    seconds = {"score": SCORE, "surrogate": 0.42 * bench.clock.left()}
-    full.surrogate(bench, "TUE", seconds, keep="A")
+    seconds = {"score": SCORE, "surrogate": 0.42 * bench.clock.count_left()}
+    full.train_surrogate(bench, "TUE", seconds, keep="A")
 
 
-def victims(
+def train_victims(
     bench: Bench,
     cells: list[dict[str, Any]],
     *,
@@ -150,66 +162,68 @@ def victims(
     rest get as many epochs; otherwise the time left decides. Where not even half of what is wanted
     fits, the last ones are left to another run.
     """
-    found = [full.finished(bench, cell) for cell in (*cells, *(like or []))]
-    missing = [cell for cell in cells if full.finished(bench, cell) is None]
+    found = [full.find_finished(bench, cell) for cell in (*cells, *(like or []))]
+    missing = [cell for cell in cells if full.find_finished(bench, cell) is None]
     for name in {cell["arm"] for cell in missing} - set(bench.arms):
         if name in SURROGATES:
-            made(bench, name)
+            make_arm(bench, name)
     if not missing:
         return
-    an_epoch = full.seconds_an_epoch(bench, missing[0])
+    an_epoch = full.estimate_epoch(bench, missing[0])
     wanted = min([cells[0]["epochs"], *(row["epochs"] for row in found if row)])
-    left = bench.clock.left() - full.SPARE - (0.0 if bench.rehearse else keep)
+    left = bench.clock.count_left() - full.SPARE - (0.0 if bench.rehearse else keep)
 
-    def fitting() -> int:
+    def count_fitting() -> int:
         return int((left / len(missing) - full.ENDING * (not bench.rehearse)) / an_epoch)
 
-    while missing and fitting() < wanted / 2:
+    while missing and count_fitting() < wanted / 2:
         missing.pop()
     if not missing:
         note(f"victims at {cells[0]['radius']}/255 do not fit: {an_epoch:.1f} s an epoch")
         return
-    epochs = max(1, min(wanted, fitting()))
+    epochs = max(1, min(wanted, count_fitting()))
     for cell in missing:
-        full.victim(bench, cell, epochs)
+        full.train_victim(bench, cell, epochs)
 
 
-def made(bench: Bench, name: str) -> None:
+def make_arm(bench: Bench, name: str) -> None:
     """Make the noise of an arm and, where it is not there, the surrogate that it comes from."""
     if name not in bench.nets:
-        full.surrogate(bench, name, {"score": SCORE, "surrogate": 0.6 * bench.clock.left()})
-    full.noise(bench, name)
+        full.train_surrogate(
+            bench, name, {"score": SCORE, "surrogate": 0.6 * bench.clock.count_left()}
+        )
+    full.protect_all(bench, name)
 
 
-def control(bench: Bench, name: str) -> None:
+def train_control(bench: Bench, name: str) -> None:
     """Train another surrogate and victims of its noise, if half of its training fits."""
-    if bench.clock.left() < 0.5 * seconds_of(name) and not bench.rehearse:
+    if bench.clock.count_left() < 0.5 * estimate_seconds(name) and not bench.rehearse:
         note(f"no time for {name}")
         return
     for radius in (0, 4):
-        like = [full.cell_of(bench, "TUE", radius)]
-        victims(bench, [full.cell_of(bench, name, radius)], like=like)
+        like = [full.describe_cell(bench, "TUE", radius)]
+        train_victims(bench, [full.describe_cell(bench, name, radius)], like=like)
 
 
-def seconds_of(name: str) -> float:
+def estimate_seconds(name: str) -> float:
     """Return the seconds that a step is expected to take at the slower rate."""
-    return next(slow for step, _, _, slow in predicted(50_000) if step == name)
+    return next(slow for step, _, _, slow in predict_steps(50_000) if step == name)
 
 
-def wide(bench: Bench) -> None:
+def train_wide(bench: Bench) -> None:
     """Train surrogate B, of many classes, through what attackers do."""
-    bench.attempt("right", lambda: right(bench))
-    seconds = {"score": SCORE, "surrogate": bench.clock.left() - SCORE}
-    bench.attempt("surrogate B", lambda: full.surrogate(bench, "B", seconds, keep="B"))
+    bench.attempt("right", lambda: check_ways(bench))
+    seconds = {"score": SCORE, "surrogate": bench.clock.count_left() - SCORE}
+    bench.attempt("surrogate B", lambda: full.train_surrogate(bench, "B", seconds, keep="B"))
 
 
-def unseen(bench: Bench) -> None:
+def measure_unseen(bench: Bench) -> None:
     """Measure protection on classes that no weights saw, by `unseen.py`, while there is time."""
     data = bench.work / bench.archive.name.partition(".")[0]
     with tarfile.open(bench.archive, "r|*") as archive:
         archive.extractall(data, filter="data")
     (data,) = [place.parent for place in data.rglob("train")]
-    own = [name for name in ("A", "B") if full.kept(bench, name)]
+    own = [name for name in ("A", "B") if full.find_weights(bench, name)]
     command = [sys.executable, "-m", "benchmarks.unseen", "--data", str(data)]
     command += ["--arms", ",".join([*own, "cifar10"]), "--device", bench.computer.device.type]
     command += ["--results", str(bench.out), "--name", bench.rows.path.stem]
@@ -221,44 +235,44 @@ def unseen(bench: Bench) -> None:
     else:
         columns = "std,gray,jpeg10,jpeg50,resize,blur,std/64,at2,at4"
         command += ["--victim", "resnet18:1", "--seeds", "0", "--columns", columns]
-    seconds = bench.clock.left() - full.SPARE
+    seconds = bench.clock.count_left() - full.SPARE
     code, _, noted = bench.call(
-        command, seconds, TUE_WEIGHTS=str(bench.work), PYTHONPATH=import_path()
+        command, seconds, TUE_WEIGHTS=str(bench.work), PYTHONPATH=build_import_path()
     )
     note(f"unseen.py ended with {code}: {noted[-2000:]}")
 
 
-def import_path() -> str:
+def build_import_path() -> str:
     """Return the PYTHONPATH of a process that imports what this one can."""
     return os.pathsep.join([str(Path(__file__).parent.parent), *sys.path])
 
 
 PLANS: dict[str, Callable[[Bench], None]] = {
-    "cifar-10": cifar,
-    "tiny-imagenet-50a": wide,
-    "tiny-imagenet-50b": unseen,
+    "cifar-10": measure_cifar,
+    "tiny-imagenet-50a": train_wide,
+    "tiny-imagenet-50b": measure_unseen,
 }
 """What is done, by the archive's name."""
 
 
-def summary(rows: list[Row]) -> str:
+def summarize(rows: list[Row]) -> str:
     """Return the rows as a table of at most `LINES` lines, the most telling kept."""
     order = ("failed", "victim", "surrogate", "unseen", "right", "timing", "noise")
     ranked = sorted(rows, key=lambda row: next(n for n, k in enumerate(order) if k in row["cell"]))
     shown = ranked[: LINES - 4]
-    text = table(["cell", "what", "figures", "seconds"], [line_of(row) for row in shown])
+    text = format_table(["cell", "what", "figures", "seconds"], [format_line(row) for row in shown])
     missing = len(ranked) - len(shown)
     return text + (f"\n\n{missing} more rows are in rows.jsonl." if missing else "")
 
 
-def line_of(row: Row) -> list[object]:
+def format_line(row: Row) -> list[object]:
     """Return a row as a line of the summary."""
     cell, asked = row["cell"], row["settings"]
     if cell == "victim":
         what = f"{asked['arm']} at {asked['radius']}/255, {row['epochs']} epochs"
-        figures = f"{percent(row['accuracy'])} [{row['paper_percent'] or '-'}]"
+        figures = f"{format_percent(row['accuracy'])} [{row['paper_percent'] or '-'}]"
         if asked["radius"]:
-            figures += f", robust training accuracy {percent(row['robust_train'])}"
+            figures += f", robust training accuracy {format_percent(row['robust_train'])}"
     elif cell == "surrogate":
         what = asked["name"]
         figures = ", ".join(
@@ -267,7 +281,7 @@ def line_of(row: Row) -> list[object]:
         )
     elif cell == "unseen":
         what = f"{asked['arm']}, {asked['attack']}, {asked['size']} px, ten {asked['ten']}"
-        figures = percent(row["accuracy"])
+        figures = format_percent(row["accuracy"])
     else:
         what = ", ".join(str(value) for value in asked.values())
         told = [name for name in FIGURES if row.get(name) is not None]
@@ -275,22 +289,22 @@ def line_of(row: Row) -> list[object]:
     return [cell, what[:60], figures[:120], row.get("seconds", "")]
 
 
-def percent(share: float | None) -> str:
+def format_percent(share: float | None) -> str:
     """Return a share in percent, or a dash."""
     return "-" if share is None else f"{100 * share:.1f} %"
 
 
-def foreseen() -> str:
+def forecast() -> str:
     """Return what each step is expected to take, as a table."""
     lines = [
         [name, f"{work:.1f}" if work else "-", f"{fast_:.0f}-{slow:.0f}"]
-        for name, work, fast_, slow in predicted(50_000)
+        for name, work, fast_, slow in predict_steps(50_000)
     ]
     low, high = RATES
-    return table(["step", "PFLOP", f"seconds at {high:.0f}-{low:.0f} TFLOP/s"], lines)
+    return format_table(["step", "PFLOP", f"seconds at {high:.0f}-{low:.0f} TFLOP/s"], lines)
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     add = parser.add_argument
@@ -309,15 +323,15 @@ def parsed() -> argparse.Namespace:
 
 def main() -> None:
     """Do what the command line says."""
-    args = parsed()
+    args = parse_arguments()
     if args.predict:
-        say(foreseen())
+        say(forecast())
         return
     if args.out is None:
         raise SystemExit("Say where to write with --out DIR.")
     args.out.mkdir(parents=True, exist_ok=True)
     if args.join:
-        data = full.joined(args.done or args.out, args.join)
+        data = full.join_weights(args.done or args.out, args.join)
         if data is None:
             raise SystemExit(
                 f"There are no parts of {args.join}.safetensors; say where with --done."
@@ -332,10 +346,10 @@ def main() -> None:
         raise SystemExit(f"The archive's name must begin with one of {names}; see --help.")
     budget = TOY if args.rehearse else FULL
     # Before CUDA is, for processes are forked to read it.
-    pictures = None if plan is unseen else read_split(args.data, budget.training.size)
+    pictures = None if plan is measure_unseen else read_split(args.data, budget.training.size)
     note(f"{args.data.name} is read, {time.monotonic() - BEGAN:.0f} s from the start")
     try:
-        computer = machine(args.device or ("cpu" if args.rehearse else "cuda"))
+        computer = choose_device(args.device or ("cpu" if args.rehearse else "cuda"))
     except DeviceUnavailable:
         raise SystemExit("No CUDA GPU can be used here. --rehearse needs none.") from None
     facts = describe_hardware(
@@ -358,7 +372,7 @@ def main() -> None:
             computer=computer,
             rehearse=args.rehearse,
         )
-        end = threading.Timer(clock.left(), stop, [bench])
+        end = threading.Timer(clock.count_left(), stop, [bench])
         end.daemon = True
         end.start()
         try:
@@ -366,13 +380,13 @@ def main() -> None:
         finally:
             end.cancel()
             bench.end_children()
-            say(summary(rows.written()))
+            say(summarize(rows.read_written()))
 
 
 def stop(bench: Bench) -> None:
     """End the run where it is: its time is over, and what it has is written."""
     bench.end_children()
-    say(summary(bench.rows.written()))
+    say(summarize(bench.rows.read_written()))
     say("Stopped at the time limit; the unfinished step is lost.")
     os._exit(0)
 

@@ -18,12 +18,12 @@ from pathlib import Path
 import torch
 
 from benchmarks.archives import Split
-from benchmarks.command import environment as environment_of
+from benchmarks.command import build_environment as environment_of
 from benchmarks.gpu_work import Budget
 from benchmarks.rows import Rows
 from benchmarks.script import note
-from tue_cli.core.batches import Pictures
-from tue_cli.core.capture import Record, record_call, record_graph, recorded_by
+from tue_cli.core.batches import Images
+from tue_cli.core.capture import Record, record_call, record_graph, use_recorder
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.nets.frozen import Frozen
 
@@ -37,7 +37,7 @@ class Clock:
     def __init__(self, minutes: float, *, began: float) -> None:
         self._end = began + 60 * minutes
 
-    def left(self) -> float:
+    def count_left(self) -> float:
         """Return the seconds left."""
         return self._end - time.monotonic()
 
@@ -63,7 +63,7 @@ class Bench:
     children: list[subprocess.Popen[str]] = field(default_factory=list)
     nets: dict[str, dict[str, Frozen]] = field(default_factory=dict)
     """The frozen nets of each surrogate that there is, by role."""
-    arms: dict[str, Pictures] = field(default_factory=dict)
+    arms: dict[str, Images] = field(default_factory=dict)
     """The training pictures as they are and as they were protected."""
 
     @cached_property
@@ -75,9 +75,9 @@ class Bench:
         if most is not None:
             places = [(train.labels == n).nonzero()[:most, 0] for n in range(len(data.classes))]
             chosen = torch.cat(places)
-            train = Pictures(train.pixels[chosen], train.labels[chosen])
+            train = Images(train.pixels[chosen], train.labels[chosen])
         device = self.computer.device
-        test = data.test if most is None else Pictures(data.test.pixels[:40], data.test.labels[:40])
+        test = data.test if most is None else Images(data.test.pixels[:40], data.test.labels[:40])
         return Split(data.classes, train.to(device), test.to(device))
 
     @cached_property
@@ -86,9 +86,9 @@ class Bench:
         pixels = self.split.train.pixels.cpu().numpy().tobytes()
         return f"{self.archive.name.partition('.')[0]}, {hashlib.sha256(pixels).hexdigest()[:12]}"
 
-    def running(self) -> AbstractContextManager[None]:
+    def use_way(self) -> AbstractContextManager[None]:
         """Return a context in which functions run in the way that was found to be right."""
-        return recorded_by(WAYS[self.way])
+        return use_recorder(WAYS[self.way])
 
     def attempt(self, name: str, step: Callable[[], object]) -> None:
         """Do a step; where it fails, write a row that says so, and let the run go on."""
@@ -135,7 +135,7 @@ class Bench:
         if self.computer.device.type == "cuda":
             torch.cuda.synchronize(self.computer.device)
 
-    def timed(self, run: Callable[[], object]) -> tuple[float, int]:
+    def time_run(self, run: Callable[[], object]) -> tuple[float, int]:
         """Return a call's median seconds, and of how many calls, after three that do not count."""
         for _ in range(3):
             run()

@@ -14,22 +14,22 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from benchmarks.command import TUE, protect_command, summary_of
+from benchmarks.command import TUE, build_protect_command, read_summary
 from benchmarks.gpu_bench import WAYS, Bench
-from benchmarks.gpu_table import PROBE, seconds_a_step
-from benchmarks.gpu_work import bf16_rate, flops
-from tue_cli.core.batches import generator_at
-from tue_cli.core.capture import Captured, record_call, record_graph, recorded_by
+from benchmarks.gpu_table import PROBE, measure_step
+from benchmarks.gpu_work import count_flops, measure_bf16_rate
+from tue_cli.core.batches import make_generator
+from tue_cli.core.capture import Captured, record_call, record_graph, use_recorder
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import gradient_of
+from tue_cli.core.pgd import make_gradient
 from tue_cli.engine.torch import TorchEngine
 from tue_cli.methods.tue import FITS, perturb
 from tue_cli.nets.classifiers import Classifier, build_classifier
-from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, channels_last
+from tue_cli.nets.frozen import FrozenClassifier, FrozenScore, convert_to_channels_last
 from tue_cli.nets.score import ScoreNet
 from tue_cli.noise import TueNoise
-from tue_cli.train.run import trainings_of
-from tue_cli.weights import Card, Weights, fresh
+from tue_cli.train.run import begin_trainings
+from tue_cli.weights import Card, Weights, draw_nets
 
 ROOT = Path(__file__).resolve().parent.parent
 CPU = torch.device("cpu")
@@ -44,60 +44,62 @@ COMPILED = 25.0
 """Seconds that must be left for compiling, which cannot be broken off."""
 
 
-def fast(bench: Bench, seconds: float) -> None:
+def measure_speed(bench: Bench, seconds: float) -> None:
     """Write one row for each timing, the most telling first, as long as there is time.
 
     That is noise and training at full width, the two commands, compiled noise; then noise at other
     widths, batches and terms, and the product's engine.
     """
-    end = min(seconds, bench.clock.left()) + time.monotonic()
+    end = min(seconds, bench.clock.count_left()) + time.monotonic()
 
-    def left() -> float:
+    def count_left() -> float:
         return end - time.monotonic()
 
     began = time.monotonic()
-    rate = bf16_rate(bench.budget.side, bench.computer.device, lambda run: bench.timed(run)[0])
+    rate = measure_bf16_rate(
+        bench.budget.side, bench.computer.device, lambda run: bench.time_run(run)[0]
+    )
     asked = {"side": bench.budget.side}
-    if bench.rows.lacks("timing: bf16 product", asked):
+    if bench.rows.is_missing("timing: bf16 product", asked):
         seconds = round(time.monotonic() - began, 2)
         bench.rows.add(
             "timing: bf16 product", asked, tflops=round(rate, 2), seed=0, n=1, seconds=seconds
         )
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
     for way in WAYS:
-        _noise(bench, width, batch, "all", way, rate)
+        _time_noise(bench, width, batch, "all", way, rate)
     steps: list[Callable[[], object]] = [
-        lambda: _trainings(bench),
-        lambda: _protect(bench, left()),
-        lambda: _compiled(bench, rate) if left() > COMPILED or bench.rehearse else None,
-        lambda: _verify(bench, left()),
+        lambda: _time_training(bench),
+        lambda: _protect(bench, count_left()),
+        lambda: _time_compiled(bench, rate) if count_left() > COMPILED or bench.rehearse else None,
+        lambda: _verify(bench, count_left()),
         *(
-            lambda w=w, b=b, terms=terms, way=way: _noise(bench, w, b, terms, way, rate)
+            lambda w=w, b=b, terms=terms, way=way: _time_noise(bench, w, b, terms, way, rate)
             for w in sorted(bench.budget.widths, reverse=True)
             for b in bench.budget.batches
             for terms in TERMS
             for way in (WAYS if b == batch else ("captured",))
         ),
-        lambda: _engine(bench),
+        lambda: _time_engine(bench),
     ]
     for step in steps:
-        if left() > 0:
+        if count_left() > 0:
             bench.attempt("fast", step)
 
 
-def _nets(bench: Bench, width: int) -> dict[str, Any]:
+def _build_nets(bench: Bench, width: int) -> dict[str, Any]:
     torch.manual_seed(0)
     device, dtype = bench.computer.device, bench.computer.dtype
     score = ScoreNet(classes=10, width=bench.budget.training.score_width, sigma=0.1)
     nn.init.normal_(score.leave.weight, std=0.05)
     net = build_classifier("resnet18", classes=10, width=width)
     return {
-        "surrogate": FrozenClassifier(channels_last(net.to(device)), dtype),
-        "score": FrozenScore(channels_last(score.to(device)), dtype),
+        "surrogate": FrozenClassifier(convert_to_channels_last(net.to(device)), dtype),
+        "score": FrozenScore(convert_to_channels_last(score.to(device)), dtype),
     }
 
 
-def _noise(
+def _time_noise(
     bench: Bench,
     width: int,
     batch: int,
@@ -110,23 +112,23 @@ def _noise(
     """Time the noise of one batch, in ten steps, on the device alone."""
     noise = TueNoise(steps=bench.budget.noise_steps, **TERMS[terms])
     asked = {"width": width, "batch": batch, "terms": terms, "way": way, "steps": noise.steps}
-    if not bench.rows.lacks("timing: noise", asked):
+    if not bench.rows.is_missing("timing: noise", asked):
         return
-    nets = nets or _nets(bench, width)
+    nets = nets or _build_nets(bench, width)
     device = bench.computer.device
     generator = torch.Generator(device=device).manual_seed(0)
     pixels = torch.rand((batch, 3, 32, 32), generator=generator, device=device)
     labels = torch.arange(batch, device=device) % 10
     start = torch.zeros_like(pixels)
-    with recorded_by(recorder or WAYS[way]):
+    with use_recorder(recorder or WAYS[way]):
         run = Captured(device)
 
-    def once() -> Tensor:
-        draws = generator_at(0, "perturb", 0, device)
+    def run_once() -> Tensor:
+        draws = make_generator(0, "perturb", 0, device)
         return perturb(nets, pixels, labels, noise, start=start, generator=draws, run=run)
 
-    seconds, n = bench.timed(once)
-    cost = flops(width, bench.budget.training.score_width)
+    seconds, n = bench.time_run(run_once)
+    cost = count_flops(width, bench.budget.training.score_width)
     a_step = cost["gradient"] * (1 + bool(noise.gray_ratio))
     a_step += cost["score gradient"] * bool(noise.score_ratio)
     reached = noise.steps * batch * a_step / seconds / 1e12
@@ -144,7 +146,7 @@ def _noise(
 
 
 @contextmanager
-def _deterministic(wanted: bool) -> Iterator[None]:
+def _set_deterministic(wanted: bool) -> Iterator[None]:
     former = torch.backends.cudnn.deterministic
     torch.backends.cudnn.deterministic = wanted
     try:
@@ -153,28 +155,28 @@ def _deterministic(wanted: bool) -> Iterator[None]:
         torch.backends.cudnn.deterministic = former
 
 
-def _trainings(bench: Bench) -> None:
+def _time_training(bench: Bench) -> None:
     """Time steps of the surrogate's training: captured and eager, cuDNN deterministic or not."""
     chosen, classes = bench.budget.training, bench.split.classes
     card = Card("tue", "resnet18", chosen.width, 32, classes, chosen.score_width, 0.1, {})
     score = ScoreNet(classes=len(classes), width=chosen.score_width, sigma=chosen.sigma)
-    score = channels_last(score.to(bench.computer.device))
+    score = convert_to_channels_last(score.to(bench.computer.device))
     nets = {"score": FrozenScore(score, bench.computer.dtype)}
     chosen_way = bench.way
     for way, exact in (("captured", True), ("eager", True), ("captured", False)):
         asked = {"width": chosen.width, "batch": chosen.batch, "way": way, "deterministic": exact}
-        if not bench.rows.lacks("timing: training step of the surrogate", asked):
+        if not bench.rows.is_missing("timing: training step of the surrogate", asked):
             continue
         few = replace(chosen, steps=PROBE)
-        training = trainings_of(card, {"surrogate": FITS["surrogate"]}, few, bench.computer)[
+        training = begin_trainings(card, {"surrogate": FITS["surrogate"]}, few, bench.computer)[
             "surrogate"
         ]
         bench.way = way
-        with _deterministic(exact):
+        with _set_deterministic(exact):
             updates = FITS["surrogate"].fit(
                 training, nets, bench.split.train, few, bench.computer.dtype
             )
-            seconds = seconds_a_step(bench, updates)
+            seconds = measure_step(bench, updates)
         bench.rows.add(
             "timing: training step of the surrogate",
             asked,
@@ -186,11 +188,11 @@ def _trainings(bench: Bench) -> None:
     bench.way = chosen_way
 
 
-def _engine(bench: Bench) -> None:
+def _time_engine(bench: Bench) -> None:
     """Time the product's engine, whose pictures come from the host and whose noise goes back."""
     for width in bench.budget.widths:
         card = Card("tue", "resnet18", width, 32, tuple("abcdefghij"), 8, 0.1, {})
-        nets = fresh(card, ("score", "surrogate"), seed=0)
+        nets = draw_nets(card, ("score", "surrogate"), seed=0)
         tensors = {
             f"{role}.{name}": value.numpy()
             for role, net in nets.items()
@@ -198,9 +200,9 @@ def _engine(bench: Bench) -> None:
         }
         batch = max(bench.budget.batches)
         asked = {"width": width, "batch": batch, "way": bench.way, "score_width": 8}
-        if not bench.rows.lacks("timing: engine", asked):
+        if not bench.rows.is_missing("timing: engine", asked):
             continue
-        with bench.running():
+        with bench.use_way():
             engine = TorchEngine(
                 Weights("timed", card, tensors, ""),
                 "tue",
@@ -211,7 +213,7 @@ def _engine(bench: Bench) -> None:
             )
         pixels = np.random.default_rng(0).random((batch, 3, 32, 32), np.float32)
         keys, seeds = np.arange(batch) % 10, list(range(batch))
-        seconds, n = bench.timed(lambda: engine.perturb(pixels, keys, seeds))  # noqa: B023
+        seconds, n = bench.time_run(lambda: engine.perturb(pixels, keys, seeds))  # noqa: B023
         bench.rows.add(
             "timing: engine",
             asked,
@@ -235,10 +237,12 @@ def _protect(bench: Bench, seconds: float) -> None:
     options = ["--backend", "torch", *(["--steps", "1"] if bench.rehearse else [])]
     for source in (ROOT / "assets/photos", originals):
         output = bench.work / f"{source.name}-protected"
-        command = protect_command(source, output, weights="cifar10", device=device, options=options)
+        command = build_protect_command(
+            source, output, weights="cifar10", device=device, options=options
+        )
         began = time.monotonic()
         code, said, noted = bench.call(command, max(1.0, end - began))
-        summary = summary_of(said)
+        summary = read_summary(said)
         figures = {name: summary.get(name) for name in ("protected", "failed", "engine_seconds")}
         bench.rows.add(
             "timing: tue protect",
@@ -267,7 +271,7 @@ def _verify(bench: Bench, seconds: float) -> None:
         "timing: tue verify",
         {"budget": budget, "device": device, "pictures": count},
         code=code,
-        verdict=summary_of(said).get("verdict"),
+        verdict=read_summary(said).get("verdict"),
         said=noted[-300:],
         n=1,
         seed=0,
@@ -275,13 +279,13 @@ def _verify(bench: Bench, seconds: float) -> None:
     )
 
 
-def _compiled(bench: Bench, rate: float) -> None:
+def _time_compiled(bench: Bench, rate: float) -> None:
     """Compile the surrogate, hold it against itself, and time its noise, called and captured."""
     width, batch = max(bench.budget.widths), min(bench.budget.batches)
     asked = {"width": width, "batch": batch}
-    if not bench.rows.lacks("timing: compiling", asked):
+    if not bench.rows.is_missing("timing: compiling", asked):
         return
-    nets = _nets(bench, width)
+    nets = _build_nets(bench, width)
     began = time.monotonic()
     failed, apart = compile_net(nets["surrogate"], bench.computer.device, batch)
     bench.rows.add(
@@ -295,7 +299,7 @@ def _compiled(bench: Bench, rate: float) -> None:
     )
     if failed is None:
         for way, recorder in (("compiled", record_call), ("compiled, captured", record_graph)):
-            _noise(bench, width, batch, "all", way, rate, nets, recorder)
+            _time_noise(bench, width, batch, "all", way, rate, nets, recorder)
 
 
 def warm_up(width: int, batch: int) -> None:
@@ -304,7 +308,7 @@ def warm_up(width: int, batch: int) -> None:
     """
     device = torch.device("cuda")
     torch.manual_seed(0)
-    net = channels_last(build_classifier("resnet18", classes=10, width=width).to(device))
+    net = convert_to_channels_last(build_classifier("resnet18", classes=10, width=width).to(device))
     compile_net(FrozenClassifier(net, torch.bfloat16), device, batch)
 
 
@@ -321,10 +325,10 @@ def compile_net(
     generator = torch.Generator(device=device).manual_seed(1)
     pixels = torch.rand((batch, 3, 32, 32), generator=generator, device=device)
     loss = cross_entropy(frozen, torch.arange(batch, device=device) % 10)
-    before = gradient_of(loss)(pixels)
+    before = make_gradient(loss)(pixels)
     try:
         frozen.net = cast(Classifier, torch.compile(plain, backend=backend))
-        after = gradient_of(loss)(pixels)
+        after = make_gradient(loss)(pixels)
         apart = float((after - before).norm() / before.norm())
         if not apart <= 0.1:
             raise RuntimeError(f"the gradient is {apart:.3g} apart")

@@ -17,17 +17,22 @@ from torch import Tensor
 
 from benchmarks.gpu_bench import Bench
 from benchmarks.gpu_views import fit_through_views
-from benchmarks.gpu_work import noise_flops, settings_of, training_flops, victim_flops
+from benchmarks.gpu_work import (
+    count_noise_flops,
+    count_training_flops,
+    count_victim_flops,
+    make_settings,
+)
 from benchmarks.script import note
 from tue_cli.config import RECIPES, AdversarySettings, TrainSettings, VictimSettings
-from tue_cli.core.batches import Pictures, generator_at
+from tue_cli.core.batches import Images, make_generator
 from tue_cli.core.capture import Captured
 from tue_cli.core.loop import Training
-from tue_cli.core.pgd import uniform_start
+from tue_cli.core.pgd import draw_uniform_start
 from tue_cli.methods import load_method, load_recipe
 from tue_cli.methods.surrogate import quantize
 from tue_cli.nets.frozen import Frozen, freeze
-from tue_cli.train.run import tensors_of, trainings_of
+from tue_cli.train.run import begin_trainings, collect_tensors
 from tue_cli.verify.victim import Victim
 from tue_cli.weights import Card, build, pack, read
 
@@ -54,16 +59,16 @@ PAPER = {
 Fit = Callable[[Training, TrainSettings], Iterator[Tensor]]
 
 
-def surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str = "") -> None:
+def train_surrogate(bench: Bench, name: str, seconds: dict[str, float], *, keep: str = "") -> None:
     """Train the nets of a name, each within its seconds; keep the weights under a file's name.
 
     What a row of an earlier run tells of is not trained again, if its weights are there.
     """
-    chosen = settings_of(bench.budget, name)
+    chosen = make_settings(bench.budget, name)
     told = {"name": name, "data": bench.data_name, "training": asdict(chosen)}
-    earlier = kept(bench, keep) if keep and bench.rows.find("surrogate", told) else None
+    earlier = find_weights(bench, keep) if keep and bench.rows.find("surrogate", told) else None
     if earlier is not None:
-        bench.nets[name] = loaded(bench, earlier)
+        bench.nets[name] = load_nets(bench, earlier)
         return
     roles = tuple(r for r in RECIPES[chosen.method] if r not in chosen.noise.idle_nets)
     card = Card(
@@ -128,28 +133,28 @@ def _train_role(
         own = load_recipe(chosen.method)[role]
         return own.fit(training, nets, bench.split.train, chosen, bench.computer.dtype)
 
-    def begun(steps: int) -> Training:
+    def begin(steps: int) -> Training:
         lengths = replace(chosen, steps=steps, score_steps=steps)
         own = {role: load_recipe(chosen.method)[role]}
-        return trainings_of(card, own, lengths, bench.computer)[role]
+        return begin_trainings(card, own, lengths, bench.computer)[role]
 
     wanted = chosen.score_steps if role == "score" else chosen.steps
-    a_step = seconds_a_step(bench, fit(begun(PROBE)))
-    most = min(seconds, bench.clock.left() - SPARE)
+    a_step = measure_step(bench, fit(begin(PROBE)))
+    most = min(seconds, bench.clock.count_left() - SPARE)
     steps = max(1, min(wanted, int(0.95 * most / a_step)))
     note(f"{name}, {role}: {steps} of {wanted} steps, about {steps * a_step:.0f} s")
-    training, losses, began = begun(steps), [], time.monotonic()
-    with bench.running():
+    training, losses, began = begin(steps), [], time.monotonic()
+    with bench.use_way():
         for loss in fit(training):
             losses.append(loss)
             if not training.step % 25:
                 bench.wait()
-                if bench.clock.left() < SPARE:
+                if bench.clock.count_left() < SPARE:
                     break
     bench.wait()
     spent = time.monotonic() - began
     curve = torch.stack(losses).tolist()
-    work = training_flops(chosen, role) * training.step / wanted
+    work = count_training_flops(chosen, role) * training.step / wanted
     return training, {
         "steps": training.step,
         "wanted": wanted,
@@ -164,10 +169,10 @@ def _train_role(
     }
 
 
-def seconds_a_step(bench: Bench, updates: Iterator[Tensor]) -> float:
+def measure_step(bench: Bench, updates: Iterator[Tensor]) -> float:
     """Return the seconds of an update, by the last of a few."""
     times = []
-    with bench.running():
+    with bench.use_way():
         for _ in updates:
             bench.wait()
             times.append(time.perf_counter())
@@ -179,7 +184,7 @@ def keep_weights(path: Path, card: Card, trainings: dict[str, Training]) -> list
     """Write a weights file in half precision, in parts, and return their names."""
     tensors = {
         name: value.astype(np.float16) if value.dtype == np.float32 else value
-        for name, value in tensors_of(trainings).items()
+        for name, value in collect_tensors(trainings).items()
     }
     data = pack(card, tensors)
     names = []
@@ -189,7 +194,7 @@ def keep_weights(path: Path, card: Card, trainings: dict[str, Training]) -> list
     return names
 
 
-def joined(folder: Path, name: str) -> bytes | None:
+def join_weights(folder: Path, name: str) -> bytes | None:
     """Return a weights file of single precision from its parts in a folder, if they are there."""
     parts = sorted(folder.glob(f"{name}.safetensors.[0-9]*"), key=lambda p: int(p.suffix[1:]))
     if not parts:
@@ -205,9 +210,9 @@ def joined(folder: Path, name: str) -> bytes | None:
     return pack(weights.card, tensors)
 
 
-def kept(bench: Bench, name: str) -> Path | None:
+def find_weights(bench: Bench, name: str) -> Path | None:
     """Return a weights file of an earlier run, joined in the output's work folder."""
-    data = joined(bench.done, name) if bench.done else None
+    data = join_weights(bench.done, name) if bench.done else None
     if data is None:
         return None
     place = bench.work / f"{name}.safetensors"
@@ -215,7 +220,7 @@ def kept(bench: Bench, name: str) -> Path | None:
     return place
 
 
-def loaded(bench: Bench, path: Path) -> dict[str, Frozen]:
+def load_nets(bench: Bench, path: Path) -> dict[str, Frozen]:
     """Return the frozen nets of a weights file, by role."""
     weights = read(path, name=path.stem)
     nets = build(weights, ("score", "surrogate"))
@@ -223,22 +228,22 @@ def loaded(bench: Bench, path: Path) -> dict[str, Frozen]:
     return {role: freeze(net.to(device), dtype) for role, net in nets.items()}
 
 
-def noise(bench: Bench, name: str) -> None:
+def protect_all(bench: Bench, name: str) -> None:
     """Protect every training picture by the surrogate of a name; each label is its own key."""
-    train, chosen = bench.split.train, settings_of(bench.budget, name)
+    train, chosen = bench.split.train, make_settings(bench.budget, name)
     began, size = time.monotonic(), bench.budget.noise_batch
     protected = torch.empty_like(train.pixels)
-    with bench.running():
+    with bench.use_way():
         run = Captured(bench.computer.device)
     for number, few in enumerate(torch.split(torch.arange(len(train)), size)):
-        pixels, labels = train.batch(few)
-        generator = generator_at(chosen.seed, "noise", number, bench.computer.device)
+        pixels, labels = train.take_batch(few)
+        generator = make_generator(chosen.seed, "noise", number, bench.computer.device)
         delta = load_method(chosen.method)(
             bench.nets[name],
             pixels,
             labels,
             chosen.noise,
-            start=uniform_start(pixels, chosen.noise.radius, generator),
+            start=draw_uniform_start(pixels, chosen.noise.radius, generator),
             generator=generator,
             run=run,
         )
@@ -247,12 +252,12 @@ def noise(bench: Bench, name: str) -> None:
     spent = time.monotonic() - began
     largest = int((protected.int() - train.pixels.int()).abs().max())
     assert largest <= round(chosen.noise.radius * 255), largest
-    bench.arms[name] = Pictures(protected, train.labels)
+    bench.arms[name] = Images(protected, train.labels)
     bench.rows.add(
         "noise",
         {"name": name, "data": bench.data_name, "noise": asdict(chosen.noise)},
         pictures_a_second=round(len(train) / spent, 1),
-        tflops=round(noise_flops(chosen) * len(train) / spent / 1e12, 2),
+        tflops=round(count_noise_flops(chosen) * len(train) / spent / 1e12, 2),
         largest_change=largest,
         n=len(train),
         seed=chosen.seed,
@@ -260,7 +265,7 @@ def noise(bench: Bench, name: str) -> None:
     )
 
 
-def arm(bench: Bench, name: str) -> Pictures:
+def load_arm(bench: Bench, name: str) -> Images:
     """Return the training pictures of an arm: as they are, with random noise, or protected."""
     if name not in bench.arms:
         train = bench.split.train
@@ -273,11 +278,11 @@ def arm(bench: Bench, name: str) -> Pictures:
             "clean": train.pixels,
             "random noise": (train.pixels + random).clamp(0, 255).to(torch.uint8),
         }[name]
-        bench.arms[name] = Pictures(changed, train.labels)
+        bench.arms[name] = Images(changed, train.labels)
     return bench.arms[name]
 
 
-def cell_of(
+def describe_cell(
     bench: Bench, name: str, radius: int, *, seed: int = 0, adversary_steps: int | None = None
 ) -> dict[str, Any]:
     """Return what is asked of a victim: the settings of its row."""
@@ -295,7 +300,7 @@ def cell_of(
     }
 
 
-def made_by(bench: Bench, cell: dict[str, Any]) -> Victim:
+def make_victim(bench: Bench, cell: dict[str, Any]) -> Victim:
     """Return a victim that will be trained for the cell's epochs."""
     an_epoch = -(-len(bench.split.train) // cell["batch"])
     adversary = AdversarySettings(radius=cell["radius"] / 255, steps=cell["adversary_steps"])
@@ -310,30 +315,30 @@ def made_by(bench: Bench, cell: dict[str, Any]) -> Victim:
     )
 
 
-def finished(bench: Bench, cell: dict[str, Any]) -> dict[str, Any] | None:
+def find_finished(bench: Bench, cell: dict[str, Any]) -> dict[str, Any] | None:
     """Return the row of a victim that was trained as far as was planned, if there is one."""
     row = bench.rows.find("victim", cell)
     return row if row and row["epochs"] == row["planned"] else None
 
 
-def seconds_an_epoch(bench: Bench, cell: dict[str, Any]) -> float:
+def estimate_epoch(bench: Bench, cell: dict[str, Any]) -> float:
     """Return about how long an epoch of a victim takes."""
     train = bench.split.train
     an_epoch: int = -(-len(train) // cell["batch"])
-    probe = made_by(bench, {**cell, "epochs": PROBE / an_epoch})
-    return OVERHEAD * an_epoch * seconds_a_step(bench, probe.updates(train))
+    probe = make_victim(bench, {**cell, "epochs": PROBE / an_epoch})
+    return OVERHEAD * an_epoch * measure_step(bench, probe.run_updates(train))
 
 
-def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
+def train_victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
     """Train a victim for so many epochs, which may be fewer than asked, and write its row."""
     note(f"victim of {cell['arm']} at {cell['radius']}/255: {epochs} epochs")
     began = last = time.monotonic()
     trained, curve, longest = None, [], 0.0
-    with bench.running():
-        training = made_by(bench, {**cell, "epochs": epochs}).train(
-            arm(bench, cell["arm"]), bench.split.test, points=epochs
+    with bench.use_way():
+        training = make_victim(bench, {**cell, "epochs": epochs}).train(
+            load_arm(bench, cell["arm"]), bench.split.test, points=epochs
         )
-        while bench.clock.left() > SPARE + max(1.3 * longest, ENDING * (not bench.rehearse)):
+        while bench.clock.count_left() > SPARE + max(1.3 * longest, ENDING * (not bench.rehearse)):
             try:
                 curve.append(next(training))
             except StopIteration as end:
@@ -344,8 +349,8 @@ def victim(bench: Bench, cell: dict[str, Any], epochs: int) -> None:
         note("no time for its first epoch")
         return
     spent = trained.seconds if trained else time.monotonic() - began
-    shown = len(curve) * len(bench.split.train)
-    work = victim_flops(cell["width"], shown, cell["adversary_steps"])
+    seen = len(curve) * len(bench.split.train)
+    work = count_victim_flops(cell["width"], seen, cell["adversary_steps"])
     bench.rows.add(
         "victim",
         cell,

@@ -16,11 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures, crop_and_flip, gray
+from tue_cli.core.batches import Images, convert_to_grayscale, crop_and_flip
 from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import uniform_start
+from tue_cli.core.pgd import draw_uniform_start
 from tue_cli.methods.surrogate import FrozenNets, ascend_loss, make_training_loss, quantize
 from tue_cli.methods.tue import perturb
 from tue_cli.nets.classifiers import Classifier
@@ -43,28 +43,28 @@ _CHROMA = (
 _YCC = ((0.299, 0.587, 0.114), (-0.168736, -0.331264, 0.5), (0.5, -0.418688, -0.081312))
 
 
-def half_and_back(pixels: Tensor) -> Tensor:
+def halve_and_enlarge(pixels: Tensor) -> Tensor:
     """Return pictures (N, 3, H, W) at half their size and enlarged again."""
     return F.interpolate(F.avg_pool2d(pixels, 2), scale_factor=2, mode="bilinear")
 
 
-def jpeg(pixels: Tensor) -> Tensor:
+def apply_jpeg(pixels: Tensor) -> Tensor:
     """Return pictures (N, 3, H, W) as a JPEG of `QUALITY`, 4:2:0, leaves them.
 
     Rounding is passed through backwards, as if it were not there. H and W are multiples of 16.
     """
-    colours, back, basis, tables = _parts(pixels.dtype, pixels.device)
+    colours, back, basis, tables = _make_tables(pixels.dtype, pixels.device)
     planes = torch.einsum("dc,nchw->ndhw", colours, 255 * pixels)
     luma = planes[:, :1] - 128
     chroma = F.avg_pool2d(planes[:, 1:], 2)
-    luma, chroma = _quantized(luma, basis, tables[0]), _quantized(chroma, basis, tables[1])
+    luma, chroma = _quantize(luma, basis, tables[0]), _quantize(chroma, basis, tables[1])
     chroma = F.interpolate(chroma, scale_factor=2, mode="nearest")
     whole = torch.cat([luma + 128, chroma], 1)
     return (torch.einsum("cd,ndhw->nchw", back, whole) / 255).clamp(0, 1)
 
 
 @cache
-def _parts(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+def _make_tables(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the colours' matrix, its inverse, the cosines (8, 8) and both tables at `QUALITY`."""
     colours = torch.tensor(_YCC, dtype=torch.float64)
     place = torch.arange(8, dtype=torch.float64)
@@ -77,7 +77,7 @@ def _parts(dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor, Te
     return tuple(part.to(dtype=dtype, device=device) for part in parts)  # type: ignore[return-value]
 
 
-def _quantized(planes: Tensor, basis: Tensor, table: Tensor) -> Tensor:
+def _quantize(planes: Tensor, basis: Tensor, table: Tensor) -> Tensor:
     """Round the cosines of 8 x 8 blocks to multiples of a table."""
     count, channels, height, width = planes.shape
     blocks = planes.reshape(count, channels, height // 8, 8, width // 8, 8).transpose(3, 4)
@@ -87,10 +87,15 @@ def _quantized(planes: Tensor, basis: Tensor, table: Tensor) -> Tensor:
     return blocks.transpose(3, 4).reshape(planes.shape)
 
 
-VIEWS: tuple[View, ...] = (lambda pixels: pixels, gray, half_and_back, jpeg)
+VIEWS: tuple[View, ...] = (
+    lambda pixels: pixels,
+    convert_to_grayscale,
+    halve_and_enlarge,
+    apply_jpeg,
+)
 
 
-def quarters(pixels: Tensor, turn: int = 0) -> Tensor:
+def apply_views(pixels: Tensor, turn: int = 0) -> Tensor:
     """Return pictures (N, 3, H, W), each quarter of them through a view; `turn` moves them on."""
     parts = torch.tensor_split(pixels, len(VIEWS))
     views = [VIEWS[(place + turn) % len(VIEWS)] for place in range(len(parts))]
@@ -98,7 +103,7 @@ def quarters(pixels: Tensor, turn: int = 0) -> Tensor:
 
 
 class Viewing(FrozenClassifier):
-    """A surrogate that sees pictures through views, which move on at every call."""
+    """A surrogate that takes pictures through views, which rotate at every call."""
 
     def __init__(self, net: Classifier, dtype: torch.dtype, *, calls: int) -> None:
         """After so many calls, those of one noise, the views begin anew."""
@@ -107,17 +112,17 @@ class Viewing(FrozenClassifier):
 
     def __call__(self, pixels: Tensor) -> Tensor:
         """Return logits (N, K) of pixels (N, 3, H, W) in [0, 1]."""
-        return super().__call__(quarters(pixels, next(self._turns)))
+        return super().__call__(apply_views(pixels, next(self._turns)))
 
 
 def fit_through_views(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train a surrogate as `fit_on_own_noise` does, all that it sees through the views."""
+    """Train a surrogate as `fit_on_own_noise` does, with every input through the views."""
     net, device = training.net, pictures.pixels.device
     noise, adversary = settings.noise, settings.adversary
     assert isinstance(net, Classifier) and isinstance(noise, TueNoise)
@@ -126,19 +131,19 @@ def fit_through_views(
     nets = {**nets, "surrogate": for_noise}
     run_noise, run_adversary = Captured(device), Captured(device)
 
-    def attacked(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+    def attack(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
         moved = pixels + ascend_loss(cross_entropy(for_attack, labels), pixels, adversary, start)
-        return (quarters(moved),)
+        return (apply_views(moved),)
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
         for_noise.follow(net)
         for_attack.follow(net)
-        start = uniform_start(pixels, noise.radius, generator)
+        start = draw_uniform_start(pixels, noise.radius, generator)
         delta = perturb(
             nets, pixels, labels, noise, start=start, generator=generator, run=run_noise
         )
         pixels = crop_and_flip(pixels + quantize(delta), generator)
-        start = uniform_start(pixels, adversary.radius, generator)
-        return run_adversary(attacked, pixels, labels, start)[0], labels
+        start = draw_uniform_start(pixels, adversary.radius, generator)
+        return run_adversary(attack, pixels, labels, start)[0], labels
 
     yield from fit(training, pictures, loss=make_training_loss(net, dtype), prepare=prepare)

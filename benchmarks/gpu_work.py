@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.noise import published_noise
+from benchmarks.noise import make_published_noise
 from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
-from tue_cli.core.pgd import gradient_of
+from tue_cli.core.pgd import make_gradient
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, FrozenScore
 from tue_cli.nets.score import ScoreNet
@@ -73,7 +73,7 @@ TOY = Budget(
         score_steps=4,
         steps=4,
         batch=8,
-        noise=published_noise(steps=2),
+        noise=make_published_noise(steps=2),
         adversary=AdversarySettings(steps=1),
     ),
     em_steps=2,
@@ -92,7 +92,7 @@ TOY = Budget(
 
 
 @cache
-def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
+def count_flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
     """Return the operations a picture, of a ResNet-18 and of a score network.
 
     The gradients are with respect to pixels, the updates with respect to weights.
@@ -111,8 +111,8 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
         score_matching(score, pixels, labels, sigma=0.1, noise=noise).sum().backward()  # type: ignore[no-untyped-call]
 
     counted: dict[str, Callable[[], object]] = {
-        "gradient": lambda: gradient_of(cross_entropy(frozen, labels))(pixels),
-        "score gradient": lambda: gradient_of(score_norm(field, labels))(pixels),
+        "gradient": lambda: make_gradient(cross_entropy(frozen, labels))(pixels),
+        "score gradient": lambda: make_gradient(score_norm(field, labels))(pixels),
         "update": update,
         "score update": update_score,
     }
@@ -124,9 +124,9 @@ def flops(width: int, score_width: int, size: int = 32) -> dict[str, float]:
     return found
 
 
-def noise_flops(settings: TrainSettings) -> float:
+def count_noise_flops(settings: TrainSettings) -> float:
     """Return the operations of making one picture's noise."""
-    cost, noise = flops(settings.width, settings.score_width), settings.noise
+    cost, noise = count_flops(settings.width, settings.score_width), settings.noise
     assert isinstance(noise, SampledNoise)
     a_step = noise.samples * cost["gradient"]
     if isinstance(noise, TueNoise):
@@ -137,62 +137,71 @@ def noise_flops(settings: TrainSettings) -> float:
     return noise.steps * a_step
 
 
-def training_flops(settings: TrainSettings, role: str) -> float:
+def count_training_flops(settings: TrainSettings, role: str) -> float:
     """Return the operations of training a net of a recipe to its end."""
-    cost = flops(settings.width, settings.score_width)
+    cost = count_flops(settings.width, settings.score_width)
     if role == "score":
         return settings.score_steps * settings.batch * cost["score update"]
-    a_picture = cost["update"] + noise_flops(settings)
+    a_picture = cost["update"] + count_noise_flops(settings)
     if settings.method in ("tue", "rem"):
         a_picture += settings.adversary.steps * cost["gradient"]
     return settings.steps * settings.batch * a_picture
 
 
-def victim_flops(width: int, shown: int, adversary_steps: int) -> float:
+def count_victim_flops(width: int, seen: int, adversary_steps: int) -> float:
     """Return the operations of training a victim that is shown so many pictures."""
-    cost = flops(width, 64)
-    return shown * (cost["update"] + adversary_steps * cost["gradient"])
+    cost = count_flops(width, 64)
+    return seen * (cost["update"] + adversary_steps * cost["gradient"])
 
 
-def predicted(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
+def predict_steps(pictures: int, budget: Budget = FULL) -> list[tuple[str, float, float, float]]:
     """Return the steps of a run: name, PFLOP, and seconds at the faster and the slower rate."""
     tue = budget.training
-    em, rem = settings_of(budget, "EM"), settings_of(budget, "REM-lite")
-    no_score = settings_of(budget, "TUE without score")
-    noise = pictures * noise_flops(tue)
-    standard = victim_flops(tue.width, budget.epochs * pictures, 0)
-    shown = budget.adversarial_epochs * pictures
+    em, rem = make_settings(budget, "EM"), make_settings(budget, "REM-lite")
+    no_score = make_settings(budget, "TUE without score")
+    noise = pictures * count_noise_flops(tue)
+    standard = count_victim_flops(tue.width, budget.epochs * pictures, 0)
+    seen = budget.adversarial_epochs * pictures
     steps: list[tuple[str, float, int]] = [
         ("starting, reading the archive, right", 0.0, 0),
-        ("score network of A", training_flops(tue, "score"), tue.score_steps),
-        ("surrogate A", training_flops(tue, "surrogate"), tue.steps),
+        ("score network of A", count_training_flops(tue, "score"), tue.score_steps),
+        ("surrogate A", count_training_flops(tue, "surrogate"), tue.steps),
         ("noise of TUE", noise, 0),
-        ("surrogate of EM", training_flops(em, "surrogate"), em.steps),
-        ("noise of EM", pictures * noise_flops(em), 0),
+        ("surrogate of EM", count_training_flops(em, "surrogate"), em.steps),
+        ("noise of EM", pictures * count_noise_flops(em), 0),
         ("a standard victim (three of them)", standard, budget.epochs * pictures // budget.batch),
         (
             "an adversarial victim (three of them)",
-            victim_flops(tue.width, shown, budget.adversary_steps),
-            shown // budget.batch,
+            count_victim_flops(tue.width, seen, budget.adversary_steps),
+            seen // budget.batch,
         ),
         ("fast", 0.0, 0),
-        ("TUE without score", training_flops(no_score, "surrogate"), tue.steps),
-        ("REM-lite", training_flops(rem, "surrogate"), rem.steps),
-        ("surrogate B, 25,000 pictures, four views", training_flops(tue, "surrogate"), tue.steps),
+        ("TUE without score", count_training_flops(no_score, "surrogate"), tue.steps),
+        ("REM-lite", count_training_flops(rem, "surrogate"), rem.steps),
+        (
+            "surrogate B, 25,000 pictures, four views",
+            count_training_flops(tue, "surrogate"),
+            tue.steps,
+        ),
     ]
     fixed = {"starting, reading the archive, right": 50.0, "fast": 80.0}
     slow, fast = RATES
 
-    def seconds(name: str, work: float, count: int, rate: float) -> float:
+    def predict_seconds(name: str, work: float, count: int, rate: float) -> float:
         return fixed.get(name) or max(work / rate / 1e12, LEAST * count)
 
     return [
-        (step[0], step[1] / 1e15, seconds(*step, rate=fast), seconds(*step, rate=slow))
+        (
+            step[0],
+            step[1] / 1e15,
+            predict_seconds(*step, rate=fast),
+            predict_seconds(*step, rate=slow),
+        )
         for step in steps
     ]
 
 
-def settings_of(budget: Budget, name: str) -> TrainSettings:
+def make_settings(budget: Budget, name: str) -> TrainSettings:
     """Return how the surrogate of a name is trained.
 
     TUE without score is all of TUE but the score network's pull. REM-lite is REM in an affordable
@@ -218,7 +227,7 @@ def settings_of(budget: Budget, name: str) -> TrainSettings:
     }[name]
 
 
-def bf16_rate(
+def measure_bf16_rate(
     side: int, device: torch.device, timed: Callable[[Callable[[], object]], float]
 ) -> float:
     """Return the TFLOP/s of a product of two square matrices in bfloat16, of random numbers."""
@@ -227,7 +236,7 @@ def bf16_rate(
         torch.randn(side, side, generator=generator, device=device).bfloat16() for _ in range(2)
     )
 
-    def product() -> Tensor:
+    def multiply() -> Tensor:
         return one @ other
 
-    return 2 * side**3 / timed(product) / 1e12
+    return 2 * side**3 / timed(multiply) / 1e12

@@ -44,11 +44,11 @@ from benchmarks.command import run_protect
 from tue_cli.cli import main as tue
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK
-from tue_cli.errors import PictureProblem, WeightsProblem
+from tue_cli.errors import ImageProblem, WeightsProblem
 from tue_cli.images import codec, encode, metadata
 from tue_cli.images.quality import compare
 from tue_cli.weights import SHIPPED as WEIGHTS
-from tue_cli.weights import build, digest, index, load
+from tue_cli.weights import build, digest, load, read_index
 
 SECONDS = 20
 """That a case may take; all are small."""
@@ -70,7 +70,7 @@ class Cases:
         self.counts: Counter[str] = Counter()
         self.wrong = 0
 
-    def going(self) -> Iterator[int]:
+    def count_until_end(self) -> Iterator[int]:
         """Yield numbers until the time is up."""
         number = 0
         while time.monotonic() < self._end:
@@ -80,10 +80,10 @@ class Cases:
     def run(self, name: str, data: bytes, case: Callable[[], str]) -> None:
         """Run a case, which returns a word for what came of it; an exception is wrong."""
 
-        def late(*_: object) -> None:
+        def give_up(*_: object) -> None:
             raise TimeoutError(f"longer than {SECONDS} s")
 
-        signal.signal(signal.SIGALRM, late)
+        signal.signal(signal.SIGALRM, give_up)
         signal.alarm(SECONDS)
         try:
             word = case()
@@ -101,7 +101,7 @@ class Cases:
 # --- bytes -----------------------------------------------------------------------------------
 
 
-def pictures() -> dict[str, bytes]:
+def make_images() -> dict[str, bytes]:
     """Return a small picture in every format and coding, with metadata."""
     pixels = np.random.default_rng(0).integers(60, 190, (40, 56, 3), np.uint8)
     exif = Image.Exif()
@@ -133,7 +133,7 @@ def pictures() -> dict[str, bytes]:
     return found
 
 
-def mutant(source: bytes, draw: random.Random) -> bytes:
+def mutate(source: bytes, draw: random.Random) -> bytes:
     """Return the bytes with a few of them changed, gone, doubled or moved."""
     data = bytearray(source)
     for _ in range(draw.choice((1, 1, 2, 4, 16))):
@@ -160,7 +160,7 @@ def mutant(source: bytes, draw: random.Random) -> bytes:
     return bytes(data)
 
 
-def protected(source: bytes) -> str:
+def try_protecting(source: bytes) -> str:
     """Decode and protect a picture, and return a word for what came of it."""
     try:
         picture = codec.decode(source)
@@ -170,26 +170,26 @@ def protected(source: bytes) -> str:
         moved = (picture.pixels.astype(int) + noise).clip(0, 255).astype(np.uint8)
         encoded = encode.encode(picture, moved)
         assert compare(picture.pixels, encoded.decoded.pixels).psnr > 15
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         if problem.reason in ("memory", "unwritable", "alpha-lost"):
             raise RuntimeError(f"{problem.reason}: {problem}") from problem
         return problem.reason
     return "protected"
 
 
-def mutants(cases: Cases, draw: random.Random, place: Path) -> None:
+def fuzz_bytes(cases: Cases, draw: random.Random, place: Path) -> None:
     """Change bytes of pictures."""
-    sources = pictures()
-    for number in cases.going():
+    sources = make_images()
+    for number in cases.count_until_end():
         name = draw.choice(list(sources))
-        data = mutant(sources[name], draw)
-        cases.run(f"{number}-{name}", data, partial(protected, data))
+        data = mutate(sources[name], draw)
+        cases.run(f"{number}-{name}", data, partial(try_protecting, data))
 
 
 # --- metadata --------------------------------------------------------------------------------
 
 
-def directory(draw: random.Random, room: int) -> bytes:
+def draw_directory(draw: random.Random, room: int) -> bytes:
     """Return a TIFF structure with directories that point anywhere, into each other too."""
     order = draw.choice("<>")
     data = bytearray(
@@ -214,7 +214,7 @@ def directory(draw: random.Random, room: int) -> bytes:
     return bytes(data)
 
 
-def text(draw: random.Random, room: int) -> bytes:
+def draw_text(draw: random.Random, room: int) -> bytes:
     """Return XMP that is full of the beginnings of pictures."""
     part = draw.choice(
         (b"/9j/", b"/9j/&#", b"&#65;", b"UklGR\n", b"iVBORw0KGgo=", b"A" * 60 + b"/9j/!")
@@ -222,7 +222,7 @@ def text(draw: random.Random, room: int) -> bytes:
     return b"<x:xmpmeta>" + draw.choice((b"/9j/", b"")) + part * (room // len(part))
 
 
-def resources(draw: random.Random, room: int) -> bytes:
+def draw_resources(draw: random.Random, room: int) -> bytes:
     """Return Photoshop's blocks, which may claim anything."""
     parts: list[bytes] = []
     while sum(map(len, parts)) < room:
@@ -232,20 +232,22 @@ def resources(draw: random.Random, room: int) -> bytes:
     return b"Photoshop 3.0\0" + b"".join(parts)[:room]
 
 
-def laden(draw: random.Random, plain: dict[str, bytes]) -> bytes:
+def add_metadata(draw: random.Random, plain: dict[str, bytes]) -> bytes:
     """Return a picture with drawn metadata in it."""
     room = draw.choice((100, 5_000, 60_000, 600_000))
-    exif = directory(draw, room)
+    exif = draw_directory(draw, room)
     kind = draw.choice(("PNG", "JPEG", "WEBP", "TIFF"))
     if kind == "PNG":
-        chunks = [metadata.png_chunk(b"eXIf", exif)]
-        chunks += [metadata.png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + text(draw, room))]
+        chunks = [metadata.make_png_chunk(b"eXIf", exif)]
+        chunks += [
+            metadata.make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + draw_text(draw, room))
+        ]
         return metadata.splice_png(plain["colour.png"], tuple(chunks))
     if kind == "JPEG":
         step = draw.choice((60_000, 60_000, 500))
         parts = [(0xE1, b"Exif\0\0" + exif[at : at + step]) for at in range(0, len(exif), step)]
-        parts.append((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + text(draw, min(room, 60_000))))
-        parts += [(0xED, resources(draw, min(room, 60_000)))] * draw.choice((1, 5, 300))
+        parts.append((0xE1, b"http://ns.adobe.com/xap/1.0/\0" + draw_text(draw, min(room, 60_000))))
+        parts += [(0xED, draw_resources(draw, min(room, 60_000)))] * draw.choice((1, 5, 300))
         parts.append((0xE2, b"MPF\0" + exif[:60_000]))
         segments = (b"\xff" + bytes([m]) + struct.pack(">H", len(p) + 2) + p for m, p in parts)
         data = plain["grey.jpg"]
@@ -253,18 +255,18 @@ def laden(draw: random.Random, plain: dict[str, bytes]) -> bytes:
     if kind == "WEBP":
         body = plain["lossy.webp"][12:]
         body = body[:8] + bytes([0x0C]) + body[9:]
-        for name, part in ((b"EXIF", exif), (b"XMP ", text(draw, room))):
+        for name, part in ((b"EXIF", exif), (b"XMP ", draw_text(draw, room))):
             body += name + struct.pack("<I", len(part)) + part + bytes(len(part) % 2)
         return b"RIFF" + struct.pack("<I", len(body) + 4) + b"WEBP" + body
     return exif
 
 
-def metadata_cases(cases: Cases, draw: random.Random, place: Path) -> None:
+def fuzz_metadata(cases: Cases, draw: random.Random, place: Path) -> None:
     """Draw metadata that no program would write."""
-    plain = pictures()
-    for number in cases.going():
-        data = laden(draw, plain)
-        cases.run(f"{number}-metadata", data, partial(protected, data))
+    plain = make_images()
+    for number in cases.count_until_end():
+        data = add_metadata(draw, plain)
+        cases.run(f"{number}-metadata", data, partial(try_protecting, data))
 
 
 # --- state -----------------------------------------------------------------------------------
@@ -275,7 +277,7 @@ ODD: tuple[Any, ...] = (
 )
 
 
-def odd(value: Any, draw: random.Random) -> Any:
+def distort(value: Any, draw: random.Random) -> Any:
     """Return a value of JSON in which one part is another, is gone, or is there twice."""
     if isinstance(value, dict) and value and draw.random() < 0.9:
         name = draw.choice(list(value))
@@ -286,24 +288,24 @@ def odd(value: Any, draw: random.Random) -> Any:
             case 1:
                 changed[str(draw.choice(ODD))] = changed[name]
             case _:
-                changed[name] = odd(value[name], draw)
+                changed[name] = distort(value[name], draw)
         return changed
     if isinstance(value, list) and value and draw.random() < 0.9:
         place = draw.randrange(len(value))
-        return [*value[:place], odd(value[place], draw), *value[place + draw.randrange(2) :]]
+        return [*value[:place], distort(value[place], draw), *value[place + draw.randrange(2) :]]
     return draw.choice(ODD)
 
 
-def damaged(good: bytes, draw: random.Random) -> bytes:
+def damage_json(good: bytes, draw: random.Random) -> bytes:
     """Return a JSON file with one part or a few bytes that are not as they were."""
     if draw.random() < 0.3:
-        return mutant(good, draw)
+        return mutate(good, draw)
     if draw.random() < 0.05:
         return good[:-2] + b', "x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
-    return json.dumps(odd(json.loads(good), draw)).encode()
+    return json.dumps(distort(json.loads(good), draw)).encode()
 
 
-def said(*arguments: object) -> tuple[int, str]:
+def run_command(*arguments: object) -> tuple[int, str]:
     """Run a command in this process; return its exit code and what it said."""
     heard = io.StringIO()
     code = 0
@@ -315,15 +317,15 @@ def said(*arguments: object) -> tuple[int, str]:
     return code, heard.getvalue()
 
 
-def tree(folder: Path) -> dict[str, str]:
+def hash_tree(folder: Path) -> dict[str, str]:
     """Return the hash of every file below a folder."""
     files = (path for path in sorted(folder.rglob("*")) if path.is_file())
     return {str(path): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
 
 
-def ended(*arguments: object) -> str:
+def classify_end(*arguments: object) -> str:
     """Run a command, and return a word for its end; it must be one that the README has."""
-    code, heard = said(*arguments)
+    code, heard = run_command(*arguments)
     if code not in (0, 1, 2, 3, 4, 5):
         raise RuntimeError(f"exit {code}: {heard[-200:]}")
     if "Traceback" in heard or "should not have happened" in heard:
@@ -331,7 +333,7 @@ def ended(*arguments: object) -> str:
     return f"{arguments[0]} exit {code}"
 
 
-def sealed(data: bytes, draw: random.Random) -> bytes:
+def reseal(data: bytes, draw: random.Random) -> bytes:
     """Return packaged weights with another card, and a seal that agrees with it."""
     from safetensors.numpy import load as parse
     from safetensors.numpy import save
@@ -339,12 +341,12 @@ def sealed(data: bytes, draw: random.Random) -> bytes:
     length = int.from_bytes(data[:8], "little")
     card = json.loads(data[8 : 8 + length])["__metadata__"]["card"]
     tensors = parse(data)
-    changed = damaged(card.encode(), draw).decode("utf-8", "replace")
+    changed = damage_json(card.encode(), draw).decode("utf-8", "replace")
     seal = hashlib.sha256((digest(tensors) + changed).encode("utf-8", "replace")).hexdigest()
     return save(tensors, metadata={"card": changed, "seal": seal})
 
 
-def weights_read(path: Path) -> str:
+def try_weights(path: Path) -> str:
     """Read a weights file and build its nets, and return a word for what came of it."""
     try:
         build(load(str(path)), ("surrogate", "score"))
@@ -353,55 +355,55 @@ def weights_read(path: Path) -> str:
     return "weights read"
 
 
-def state(cases: Cases, draw: random.Random, place: Path) -> None:
+def fuzz_state(cases: Cases, draw: random.Random, place: Path) -> None:
     """Damage what a run leaves and what it is given."""
     source = shutil.copytree(PHOTOS / "everyday", place / "in")
-    code, heard = said("protect", source, "-o", place / "done", *QUICK)
+    code, heard = run_command("protect", source, "-o", place / "done", *QUICK)
     assert code == 0, heard
     good = (place / "done" / MANIFEST).read_bytes()
     whole = json.loads(good)
     lines = [{"run": whole["run"]}, *whole["pictures"]]
     journal = "\n".join(json.dumps(line) for line in lines).encode() + b"\n"
-    shipped = (WEIGHTS / index()["weights"]["cifar10"]["file"]).read_bytes()
+    shipped = (WEIGHTS / read_index()["weights"]["cifar10"]["file"]).read_bytes()
     table = "\n".join(f"{path.name},a" for path in sorted(source.iterdir())).encode()
-    before = tree(source)
-    for number in cases.going():
+    before = hash_tree(source)
+    for number in cases.count_until_end():
         what = draw.choice(("manifest", "manifest", "journal", "journal", "labels", "weights"))
         output = Path(shutil.copytree(place / "done", place / f"{number}"))
         data, commands = good, [("check", output, "--original", source)]
         if what == "manifest":
-            data = damaged(good, draw)
+            data = damage_json(good, draw)
             (output / MANIFEST).write_bytes(data)
         elif what == "journal":
             line = json.dumps(draw.choice(lines)).encode()
-            data = draw.choice((mutant(journal, draw), journal + damaged(line, draw) + b"\n"))
+            data = draw.choice((mutate(journal, draw), journal + damage_json(line, draw) + b"\n"))
             (output / MANIFEST).unlink()
             (output / WORK).mkdir()
             (output / WORK / "journal.jsonl").write_bytes(data)
         elif what == "labels":
-            data = mutant(table, draw)
+            data = mutate(table, draw)
             (place / "labels.csv").write_bytes(data)
         elif what == "weights":
-            data = sealed(shipped, draw) if draw.random() < 0.7 else mutant(shipped, draw)
+            data = reseal(shipped, draw) if draw.random() < 0.7 else mutate(shipped, draw)
             (place / "w.safetensors").write_bytes(data)
-            cases.run(f"{number}-{what}", data, lambda: weights_read(place / "w.safetensors"))
+            cases.run(f"{number}-{what}", data, lambda: try_weights(place / "w.safetensors"))
         more = QUICK if what != "labels" else ("--labels", place / "labels.csv", *QUICK[2:])
         commands.append(("protect", source, "-o", output, *more))
         if what == "weights":
             commands = []
         for command in commands:
-            cases.run(f"{number}-{what}", data, partial(ended, *command))
-        if tree(source) != before:
+            cases.run(f"{number}-{what}", data, partial(classify_end, *command))
+        if hash_tree(source) != before:
             cases.wrong += 1
             script.note(f"{number}-{what}: an original was changed")
-            before = tree(source)
+            before = hash_tree(source)
         shutil.rmtree(output)
 
 
 # --- memory ----------------------------------------------------------------------------------
 
 
-def large(place: Path) -> Path:
+def write_large(place: Path) -> Path:
     """Write a JPEG of 150 megapixels, a few megabytes, and return its path."""
     path = place / "large.jpg"
     across = np.linspace(0, 255, WIDE).astype(np.uint8)
@@ -414,11 +416,11 @@ def large(place: Path) -> Path:
     return path
 
 
-def memory(cases: Cases, draw: random.Random, place: Path) -> None:
+def measure_memory(cases: Cases, draw: random.Random, place: Path) -> None:
     """Measure what a large picture takes, alone and beside others."""
     (place / "one").mkdir()
     (place / "three").mkdir()
-    path = large(place / "one")
+    path = write_large(place / "one")
     for number in range(3):
         shutil.copy(path, place / "three" / f"{number}.jpg")
     for name, jobs in (("one", 1), ("three", 4)):
@@ -440,12 +442,12 @@ def memory(cases: Cases, draw: random.Random, place: Path) -> None:
 # --- surroundings ----------------------------------------------------------------------------
 
 
-def surroundings(kind: str) -> Callable[[Cases, random.Random, Path], None]:
+def make_fuzzer(kind: str) -> Callable[[Cases, random.Random, Path], None]:
     """Return a fuzzer of `hostile_places.py`."""
 
     def fuzz(cases: Cases, draw: random.Random, place: Path) -> None:
         trials = hostile_places.KINDS[kind](place, cases.seed)
-        for _, (what, wrong) in zip(cases.going(), trials, strict=False):
+        for _, (what, wrong) in zip(cases.count_until_end(), trials, strict=False):
             cases.counts["WRONG" if wrong else "well"] += 1
             if wrong:
                 cases.wrong += 1
@@ -455,12 +457,12 @@ def surroundings(kind: str) -> Callable[[Cases, random.Random, Path], None]:
 
 
 FUZZERS: dict[str, Callable[[Cases, random.Random, Path], None]] = {
-    "mutants": mutants,
-    "metadata": metadata_cases,
-    "state": state,
-    "links": surroundings("links"),
-    "faults": surroundings("faults"),
-    "memory": memory,
+    "mutants": fuzz_bytes,
+    "metadata": fuzz_metadata,
+    "state": fuzz_state,
+    "links": make_fuzzer("links"),
+    "faults": make_fuzzer("faults"),
+    "memory": measure_memory,
 }
 
 

@@ -33,7 +33,7 @@ from PIL import Image
 from tue_cli import cli
 from tue_cli.dataset import journal
 from tue_cli.dataset import output as output_folder
-from tue_cli.engine.onnx import runtime
+from tue_cli.engine.onnx import import_runtime
 from tue_cli.storage import atomic, lines
 
 Plan = dict[str, tuple[str, int, int]]
@@ -48,14 +48,14 @@ PICTURES = 40
 
 
 @dataclass(frozen=True)
-class Ended:
+class Outcome:
     """What a run did."""
 
     code: int | None
     """None where it hung."""
     said: str
 
-    def complaint(self) -> str:
+    def find_fault(self) -> str:
         """Return what was not orderly about it; or nothing."""
         if self.code is None:
             return f"still running after {LIMIT} seconds"
@@ -71,7 +71,7 @@ def protect(
     plan: Plan | None = None,
     midst: Callable[[int], object] = lambda _: None,
     after: float = 0.0,
-) -> Ended:
+) -> Outcome:
     """Run `tue protect`; give `midst` its number once a copy is there and so many seconds are over.
 
     `plan` is what its file system gets wrong, as `spoil` takes it.
@@ -104,10 +104,10 @@ def protect(
             os.kill(number, signal.SIGKILL)
             os.waitpid(number, 0)
         said.seek(0)
-        return Ended(code, said.read().decode(errors="replace"))
+        return Outcome(code, said.read().decode(errors="replace"))
 
 
-def picture_folder(place: Path) -> Path:
+def draw_folder(place: Path) -> Path:
     """Draw two class folders of small pictures, and a file that is none, all for the user alone."""
     noise = np.random.default_rng(0)
     for number in range(PICTURES):
@@ -121,7 +121,7 @@ def picture_folder(place: Path) -> Path:
     return place
 
 
-def seen(folder: Path) -> dict[str, tuple[str, int, int]]:
+def list_contents(folder: Path) -> dict[str, tuple[str, int, int]]:
     """Return content, time and mode of all that lies below a folder, through no link."""
     found = {}
     for path in sorted(folder.rglob("*")):
@@ -136,7 +136,7 @@ def seen(folder: Path) -> dict[str, tuple[str, int, int]]:
     return found
 
 
-def copies(output: Path) -> dict[str, str]:
+def hash_copies(output: Path) -> dict[str, str]:
     """Return the hash of every file of an output but the manifest."""
     return {
         path.relative_to(output).as_posix(): hashlib.sha256(path.read_bytes()).hexdigest()
@@ -156,10 +156,10 @@ class Ground:
     """The same, as a kill may leave it."""
 
 
-def ground(place: Path) -> Ground:
+def make_ground(place: Path) -> Ground:
     """Make the originals, an output, and half an output."""
-    runtime()  # once, for the runs to come
-    originals = picture_folder(place / "originals")
+    import_runtime()  # once, for the runs to come
+    originals = draw_folder(place / "originals")
     finished, begun = place / "finished", place / "begun"
     ended = protect(originals, finished)
     if ended.code:
@@ -178,9 +178,9 @@ Trial = Iterator[tuple[str, str]]
 """What each trial did, and what was wrong with it, or nothing."""
 
 
-def links(place: Path, seed: int) -> Trial:
+def try_links(place: Path, seed: int) -> Trial:
     """Plant what must not be followed; no original may change, whatever the command does."""
-    base = ground(place)
+    base = make_ground(place)
     while True:
         draw = random.Random(seed)
         trial = place / f"trial-{seed}"
@@ -190,7 +190,7 @@ def links(place: Path, seed: int) -> Trial:
         if start is not None:
             shutil.copytree(start, output)
         output.mkdir(exist_ok=True)
-        before = seen(originals)
+        before = list_contents(originals)
         is_early = draw.random() < 0.6
         done: list[str] = []
 
@@ -198,7 +198,7 @@ def links(place: Path, seed: int) -> Trial:
             _: int, draw: random.Random = draw, trial: Path = trial, done: list[str] = done
         ) -> None:
             for _ in range(draw.choice((1, 1, 2))):
-                done.append(planted(draw, trial))
+                done.append(plant_hostile(draw, trial))
 
         if is_early:
             plant(0)
@@ -212,8 +212,8 @@ def links(place: Path, seed: int) -> Trial:
             midst=(lambda _: None) if is_early else plant,
             after=draw.choice((0.0, 0.02, 0.2)),
         )
-        wrong = ended.complaint()
-        if seen(originals) != before:
+        wrong = ended.find_fault()
+        if list_contents(originals) != before:
             wrong = f"the originals changed; exit {ended.code}: {ended.said[-300:]}"
         yield f"seed {seed}, {start and start.name}: {'; '.join(done)} {options}", wrong
         shutil.rmtree(trial)
@@ -235,7 +235,7 @@ PARTS = (
 """Of an output, that something may be planted in the place of."""
 
 
-def planted(draw: random.Random, trial: Path) -> str:
+def plant_hostile(draw: random.Random, trial: Path) -> str:
     """Put something hostile in the place of a part of the output; say what, and where."""
     output, originals = trial / "out", trial / "originals"
     name = draw.choice(PARTS)
@@ -285,35 +285,35 @@ HARMLESS = {"chmod", "utime", "fsync", "flock"}
 REFUSED = {"EPERM", "EACCES", "EINVAL", "ENOSYS", "ENOTSUP", "ENOLCK"}
 
 
-def faults(place: Path, seed: int) -> Trial:
+def try_faults(place: Path, seed: int) -> Trial:
     """Disturb a run; the same command must then end with the copies of an undisturbed one."""
-    base = ground(place)
-    expected = copies(base.finished)
+    base = make_ground(place)
+    expected = hash_copies(base.finished)
     while True:
         draw = random.Random(seed)
         trial = place / f"trial-{seed}"
         originals, output = trial / "originals", trial / "out"
         shutil.copytree(base.originals, originals)
-        before = seen(originals)
+        before = list_contents(originals)
         kind = draw.choice(("refused", "refused", "failing", "removed", "killed"))
         if kind == "killed":
-            what, wrong = "killed", killed(draw, originals, output)
+            what, wrong = "killed", kill_run(draw, originals, output)
         elif kind == "removed":
-            what, wrong = removed(draw, trial)
+            what, wrong = remove_part(draw, trial)
         else:
-            what, wrong = failing(draw, originals, output, refused=kind == "refused")
+            what, wrong = fail_calls(draw, originals, output, refused=kind == "refused")
         again = protect(originals, output)
-        if not wrong and (again.code or copies(output) != expected):
-            different = sorted(set(copies(output).items()) ^ set(expected.items()))
+        if not wrong and (again.code or hash_copies(output) != expected):
+            different = sorted(set(hash_copies(output).items()) ^ set(expected.items()))
             wrong = f"the next run: exit {again.code}, {different[:4]}: {again.said[-500:]}"
-        if seen(originals) != before:
+        if list_contents(originals) != before:
             wrong = "the originals changed"
         yield f"seed {seed}: {what}", wrong
         shutil.rmtree(trial)
         seed += 1
 
 
-def killed(draw: random.Random, originals: Path, output: Path) -> str:
+def kill_run(draw: random.Random, originals: Path, output: Path) -> str:
     """Kill a run."""
     ended = protect(
         originals,
@@ -321,10 +321,10 @@ def killed(draw: random.Random, originals: Path, output: Path) -> str:
         midst=lambda number: os.kill(number, signal.SIGKILL),
         after=draw.random() * 0.3,
     )
-    return "" if ended.code == -signal.SIGKILL else ended.complaint()
+    return "" if ended.code == -signal.SIGKILL else ended.find_fault()
 
 
-def removed(draw: random.Random, trial: Path) -> tuple[str, str]:
+def remove_part(draw: random.Random, trial: Path) -> tuple[str, str]:
     """Remove or move a part of the output in the midst of a run: it ends at once, or was over."""
     output = trial / "out"
     name = draw.choice(("", ".tue", ".tue/journal.jsonl", ".tue/lock", "a", "b"))
@@ -343,10 +343,10 @@ def removed(draw: random.Random, trial: Path) -> tuple[str, str]:
 
     after = draw.random() * 0.2
     ended = protect(trial / "originals", output, "--jobs", "1", midst=disturb, after=after)
-    return f"{'moved' if is_moved else 'removed'} {name or 'the output'}", ended.complaint()
+    return f"{'moved' if is_moved else 'removed'} {name or 'the output'}", ended.find_fault()
 
 
-def failing(
+def fail_calls(
     draw: random.Random, originals: Path, output: Path, *, refused: bool
 ) -> tuple[str, str]:
     """Let system calls be refused for good, or fail from some call on for a while."""
@@ -358,7 +358,7 @@ def failing(
         first = 0 if refused else draw.choice((0, 1, 3, 10, 30, 60))
         plan[call] = (number, first, 10**9 if refused else draw.choice((1, 3, 10**9)))
     ended = protect(originals, output, plan=plan)
-    wrong = ended.complaint()
+    wrong = ended.find_fault()
     if not wrong and refused and (ended.code or ended.said.count("file system lacks") != 1):
         wrong = f"exit {ended.code}, not one note: {ended.said[-500:]}"
     return f"{plan}", wrong
@@ -368,7 +368,7 @@ def spoil(plan: Plan) -> None:
     """Let calls of what writes copies and journal fail, in this process."""
     counts: Counter[str] = Counter()
 
-    def spoilt(name: str, call: Callable[..., object]) -> Callable[..., object]:
+    def spoil_call(name: str, call: Callable[..., object]) -> Callable[..., object]:
         def run(*given: object, **options: object) -> object:
             number, first, many = plan[name]
             counts[name] += 1
@@ -384,12 +384,12 @@ def spoil(plan: Plan) -> None:
 
         def __getattr__(self, name: str) -> object:
             found = getattr(os, name)
-            return spoilt(name, found) if name in plan else found
+            return spoil_call(name, found) if name in plan else found
 
     for module in (atomic, lines, journal, output_folder):
         vars(module)["os"] = Spoilt()
     if "flock" in plan:
-        vars(fcntl)["flock"] = spoilt("flock", fcntl.flock)
+        vars(fcntl)["flock"] = spoil_call("flock", fcntl.flock)
 
 
-KINDS: dict[str, Callable[[Path, int], Trial]] = {"links": links, "faults": faults}
+KINDS: dict[str, Callable[[Path, int], Trial]] = {"links": try_links, "faults": try_faults}

@@ -9,7 +9,7 @@ from tue_cli.config import TRAINING_NOISE
 from tue_cli.noise import TueNoise
 
 
-def published_noise(**changes: Any) -> TueNoise:
+def make_published_noise(**changes: Any) -> TueNoise:
     """Return TUE's noise as the paper has it, but for the changes: no term in grayscale."""
     noise = TRAINING_NOISE["tue"]
     assert isinstance(noise, TueNoise)

@@ -11,9 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tue_cli.config import AdversarySettings
-from tue_cli.core.batches import crop_and_flip, generator_at, sample_moves, shift_and_flip
+from tue_cli.core.batches import crop_and_flip, make_generator, sample_moves, shift_and_flip
 from tue_cli.core.losses import cross_entropy, score_norm
-from tue_cli.core.pgd import Objective, Term, pgd, uniform_start
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, pgd
 from tue_cli.core.sampling import draw_starts
 from tue_cli.noise import RemNoise, TueNoise
 
@@ -43,14 +43,14 @@ def perturb_plainly(
     noise: TueNoise,
     gradient: Gradient,
 ) -> Tensor:
-    """Return the noise of tue without the term in grey, in float32 and NCHW."""
-    labels, generator = torch.from_numpy(keys), generator_at(0, "perturb", 0, CPU)
+    """Return the noise of tue without the grayscale term, in float32 and NCHW."""
+    labels, generator = torch.from_numpy(keys), make_generator(0, "perturb", 0, CPU)
     loss = cross_entropy(nets["surrogate"], labels)
 
-    def moved(at: Tensor) -> Tensor:
+    def move(at: Tensor) -> Tensor:
         return loss(shift_and_flip(at, sample_moves(1, generator)[0]))
 
-    terms = [Term(gradient(moved, nets["surrogate"]), noise.step)]
+    terms = [Term(gradient(move, nets["surrogate"]), noise.step)]
     if noise.score_ratio:
         norm = score_norm(nets["score"], labels)
         terms.append(Term(gradient(norm, nets["score"]), noise.score_ratio * noise.step))
@@ -68,12 +68,12 @@ def perturb_rem_plainly(
 ) -> Tensor:
     """Return the noise of rem by its published loop (Fu et al. 2022), in float32 and NCHW.
 
-    Each picture has shifts and flips of its own; for each of the samples there is an adversary,
-    and the gradient there is sent back through the shift.
+    Each picture has EoT samples of its own; for each of the samples there is an adversary, and the
+    gradient there is sent back through the shift.
     """
     clean, labels = torch.from_numpy(pixels), torch.from_numpy(keys)
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
-    generator = generator_at(0, "perturb", 0, CPU)
+    generator = make_generator(0, "perturb", 0, CPU)
 
     def gradient(at: Tensor) -> Tensor:
         leaf = at.detach().requires_grad_()
@@ -87,7 +87,7 @@ def perturb_rem_plainly(
         for _ in range(noise.samples):
             moved = crop_and_flip((clean + delta).clamp(0, 1), generator)
             fixed = moved.detach()
-            attacked = fixed + uniform_start(fixed, inner.radius, generator)
+            attacked = fixed + draw_uniform_start(fixed, inner.radius, generator)
             for _ in range(inner.steps):
                 attacked = attacked + inner.step * gradient(attacked).sign()
                 attacked = fixed + (attacked - fixed).clamp(-inner.radius, inner.radius)

@@ -1,8 +1,8 @@
 """How little a net learns from protected pictures: clean, random-noise and protected arms.
 
 The training pictures are protected by the `tue protect` command itself; a victim is trained on the
-copies, squashed to each size, and tested on the clean pictures that it never saw. Same seed, same
-budget and same order of pictures in every arm. Run it again with, for example,
+copies, resized to each size, and tested on clean pictures held out. Same seed, same budget and same
+order of pictures in every arm. Run it again with, for example,
 
     python -m benchmarks.protection --data DIR/tiny-imagenet-50a --classes 10 --per-class 500 \
         --sizes 32,64 --weights NAME --seeds 0,1 --name protection-tiny
@@ -18,8 +18,8 @@ or `protected`, with a method and options of `tue protect` behind colons: `prote
 `protected:score=0`, `protected:em:weights=FILE:format=png`. `protected:keys=in-order` protects the
 class folders one by one, the n-th with the n-th key, instead of leaving the choice to the command;
 on CIFAR-10 that is each class's own key. With `keys=farthest` each gets the key that is farthest
-from what the surrogate sees in it. The noise is the paper's, without a term in grey and
-as much in smooth places, unless an arm says `gray=1` or `smooth=0.25`.
+from its pictures by the surrogate. The noise is the paper's, without the grayscale term and as
+strong in smooth areas, unless an arm says `gray=1` or `smooth=0.25`.
 
 Victims are those of `tue verify`. The committed figures are of an earlier trainer, this script's
 own: the same net, optimizer, crops and flips, but tested in float32, and attacked on 2,000 of its
@@ -45,13 +45,13 @@ from numpy.typing import NDArray
 
 from benchmarks import script
 from benchmarks.command import KEYS, PAPERS, protect_classes
-from benchmarks.rows import Row, Rows, key_of
-from benchmarks.summary import spread, table
+from benchmarks.rows import Row, Rows, make_key
+from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
 from tue_cli.config import VictimSettings
-from tue_cli.engine.torch import ComputeDevice, machine
+from tue_cli.engine.torch import ComputeDevice, choose_device
 from tue_cli.images import codec, resize
-from tue_cli.train.data import load_pictures
+from tue_cli.train.data import load_images
 from tue_cli.verify.dataset import Levels, VictimDataset
 from tue_cli.verify.trials import Trial
 from tue_cli.weights import load
@@ -76,7 +76,7 @@ class Arm:
     """`in-order`, `farthest`, `nearest`, or nothing for the command's own choice."""
 
 
-def arm_of(text: str, weights: str) -> Arm:
+def parse_arm(text: str, weights: str) -> Arm:
     """Read an arm as it is written on the command line."""
     kind, *parts = text.split(":")
     if kind not in ("clean", "random", "protected") or (parts and kind != "protected"):
@@ -99,7 +99,7 @@ def arm_of(text: str, weights: str) -> Arm:
     return Arm(kind, ":".join([kind, *shown]), weights, tuple(options), keys)
 
 
-def chosen_classes(data: Path, wanted: str) -> tuple[str, ...]:
+def choose_classes(data: Path, wanted: str) -> tuple[str, ...]:
     """Return the first N class folders, or those of a comma list."""
     names = sorted(p.name for p in (data / "train").iterdir() if p.is_dir())
     if wanted.isdigit():
@@ -110,12 +110,12 @@ def chosen_classes(data: Path, wanted: str) -> tuple[str, ...]:
     return listed
 
 
-def copied(
+def copy_pictures(
     data: Path, classes: tuple[str, ...], per_class: int, test: int | None, work: Path
 ) -> Path:
     """Copy the chosen pictures to `train` and `test` of one folder below `work`; return it."""
     settings = [data.resolve().name, classes, per_class, test]
-    place = work / f"pictures-{key_of({'pictures': settings})}"
+    place = work / f"pictures-{make_key({'pictures': settings})}"
     if (place / "whole").exists():
         return place
     shutil.rmtree(place, ignore_errors=True)
@@ -135,7 +135,7 @@ def copied(
     return place
 
 
-def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> Path:
+def protect_pictures(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> Path:
     """Return the copies of the training pictures, made by `tue protect` if they are not there."""
     # The paper's noise, if the arm does not say otherwise: the later option counts.
     options = [*PAPERS, *arm.options, "--seed", str(arguments.protect_seed)]
@@ -145,7 +145,7 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> Path:
         "options": [*options, arm.keys],
         "on": arguments.device,
     }
-    output: Path = arguments.work / f"protected-{key_of(decided)}"
+    output: Path = arguments.work / f"protected-{make_key(decided)}"
     script.note(f"{arm.name}: tue protect")
     protect_classes(
         pictures / "train",
@@ -160,7 +160,7 @@ def protected(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> Path:
 
 
 def add_random_noise(train: Path, size: int) -> Levels:
-    """Decode pictures as `load_pictures` does, with uniform whole levels added at full size."""
+    """Decode pictures as `load_images` does, with uniform whole levels added at full size."""
     names = sorted(p.name for p in train.iterdir() if p.is_dir())
     files = [
         path
@@ -169,7 +169,7 @@ def add_random_noise(train: Path, size: int) -> Levels:
         if path.suffix.lower() in codec.SUFFIXES
     ]
 
-    def noisy(path: Path) -> NDArray[np.uint8]:
+    def add_noise(path: Path) -> NDArray[np.uint8]:
         source = codec.read(path)
         pixels = codec.decode(source).pixels
         seed = int.from_bytes(hashlib.sha256(source).digest()[:8], "big")
@@ -178,7 +178,7 @@ def add_random_noise(train: Path, size: int) -> Levels:
         return np.rint(resize.resize_to_square(moved, size) * 255).astype(np.uint8)
 
     with ThreadPoolExecutor() as pool:
-        return np.stack(list(pool.map(noisy, files)))
+        return np.stack(list(pool.map(add_noise, files)))
 
 
 class Data:
@@ -186,13 +186,13 @@ class Data:
 
     def __init__(self, arguments: argparse.Namespace, classes: tuple[str, ...]) -> None:
         """`classes` are the names of the folders."""
-        self._pictures = copied(
+        self._pictures = copy_pictures(
             arguments.data, classes, arguments.per_class, arguments.test_per_class, arguments.work
         )
-        self._read = cache(self._reading)
-        self._copies = cache(lambda arm: protected(arm, self._pictures, arguments))
+        self._read = cache(self._read_folder)
+        self._copies = cache(lambda arm: protect_pictures(arm, self._pictures, arguments))
 
-    def arms(self, arm: Arm, size: int) -> VictimDataset:
+    def make_arms(self, arm: Arm, size: int) -> VictimDataset:
         """Return the pictures of an arm at a size."""
         classes, clean, labels = self._read(self._pictures / "train", size)
         _, test, test_labels = self._read(self._pictures / "test", size)
@@ -203,14 +203,14 @@ class Data:
             changed = self._read(self._copies(arm), size)[1]
         return VictimDataset(classes, clean, changed, changed, labels, test, test_labels)
 
-    def _reading(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
-        classes, pictures, failed = load_pictures(folder, size)
+    def _read_folder(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
+        classes, pictures, failed = load_images(folder, size)
         if failed:
             raise SystemExit(f"{len(failed)} pictures cannot be read: {failed[0]}")
         return tuple(classes), pictures.pixels.numpy(), pictures.labels.numpy()
 
 
-def settings_of(
+def make_settings(
     arm: Arm, size: int, adversary: float, seed: int, arguments: argparse.Namespace
 ) -> Row:
     """Return all that decides a victim; `adversary` is a radius in levels, 0 standard training."""
@@ -219,7 +219,7 @@ def settings_of(
         "adversary_steps": arguments.adversary_steps if adversary else None,
         "arm": arm.name,
         "batch": BATCH,
-        "classes": list(chosen_classes(arguments.data, arguments.classes)),
+        "classes": list(choose_classes(arguments.data, arguments.classes)),
         "data": arguments.data.resolve().name,
         "epochs": arguments.epochs,
         "net": arguments.net,
@@ -237,7 +237,7 @@ def settings_of(
     return settings
 
 
-def trial_of(arm: Arm, settings: Row, pictures: int) -> Trial:
+def make_trial(arm: Arm, settings: Row, pictures: int) -> Trial:
     """Return the victim that settings ask for, where there are so many training pictures."""
     return Trial(
         arm=arm.kind,
@@ -254,7 +254,7 @@ def trial_of(arm: Arm, settings: Row, pictures: int) -> Trial:
     )
 
 
-def summary(rows: Sequence[Row]) -> list[Row]:
+def summarize_arms(rows: Sequence[Row]) -> list[Row]:
     """Return each arm's figures over its seeds, by size and adversary."""
     groups: dict[str, list[Row]] = {}
     for row in rows:
@@ -268,11 +268,11 @@ def summary(rows: Sequence[Row]) -> list[Row]:
             {
                 **{name: settings[name] for name in ("arm", "size", "adversary", "epochs", "data")},
                 "seeds": sorted(m["settings"]["seed"] for m in members),
-                "accuracy": spread(m["accuracy"] for m in members),
-                "peak": spread(m["peak"] for m in members),
-                "seconds": spread((m["seconds"] for m in members), 1),
-                "train": spread(m["train"] for m in members),
-                "robust_train": spread(value for value in robust if value is not None),
+                "accuracy": summarize(m["accuracy"] for m in members),
+                "peak": summarize(m["peak"] for m in members),
+                "seconds": summarize((m["seconds"] for m in members), 1),
+                "train": summarize(m["train"] for m in members),
+                "robust_train": summarize(value for value in robust if value is not None),
             }
         )
     order = {"clean": 0, "random": 1}
@@ -284,19 +284,19 @@ def summary(rows: Sequence[Row]) -> list[Row]:
     return sorted(lines, key=place)
 
 
-def markdown(rows: Sequence[Row]) -> str:
+def format_markdown(rows: Sequence[Row]) -> str:
     """Return the summary as a table, in percent."""
 
-    def percent(figures: Row) -> str:
+    def format_percent(figures: Row) -> str:
         if not figures["n"]:
             return "–"
         std = f" ± {100 * figures['std']:.1f}" if figures["std"] is not None else ""
         return f"{100 * figures['mean']:.1f}{std}"
 
-    def ends(figures: Row) -> str:
+    def format_ends(figures: Row) -> str:
         return f"{100 * figures['min']:.1f}–{100 * figures['max']:.1f}"
 
-    return table(
+    return format_table(
         [
             "size",
             "adversary /255",
@@ -313,11 +313,11 @@ def markdown(rows: Sequence[Row]) -> str:
                 row["size"],
                 f"{row['adversary']:g}",
                 row["arm"],
-                percent(row["accuracy"]),
-                ends(row["accuracy"]),
-                percent(row["peak"]),
-                percent(row["train"]),
-                percent(row["robust_train"]),
+                format_percent(row["accuracy"]),
+                format_ends(row["accuracy"]),
+                format_percent(row["peak"]),
+                format_percent(row["train"]),
+                format_percent(row["robust_train"]),
                 ", ".join(str(seed) for seed in row["seeds"]),
             ]
             for row in rows
@@ -325,26 +325,26 @@ def markdown(rows: Sequence[Row]) -> str:
     )
 
 
-def levels(text: str) -> list[float]:
+def parse_levels(text: str) -> list[float]:
     """Read `0,4`."""
     return [float(part) for part in text.split(",")]
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "protection")
+    parser = script.make_parser(__doc__, "protection")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="holds train/ and val/ or test/")
     add("--classes", default="10", help="the first N class folders, or a comma list")
     add("--per-class", type=int, default=500, help="training pictures of each class")
     add("--test-per-class", type=int, help="test pictures of each class; default all")
-    add("--sizes", type=script.numbers, default=[32, 64])
+    add("--sizes", type=script.parse_numbers, default=[32, 64])
     add("--weights", required=True, help="name or file")
-    add("--seeds", type=script.numbers, default=[0])
+    add("--seeds", type=script.parse_numbers, default=[0])
     add("--epochs", type=int, default=12)
     add("--width", type=int, default=16)
     add("--net", default="resnet18")
-    add("--adversary", type=levels, default=[0.0], help="radii/255 of adversarial training")
+    add("--adversary", type=parse_levels, default=[0.0], help="radii/255 of adversarial training")
     add("--adversary-steps", type=int, default=10)
     add("--arms", default="clean,random,protected")
     add("--jobs", type=int, help="of tue protect")
@@ -355,22 +355,24 @@ def parsed() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> None:
     """Train all victims that are not in the results yet, and print the table."""
     torch.set_num_threads(arguments.threads)
-    computer = machine(arguments.device)
-    rows = script.rows_of(
+    computer = choose_device(arguments.device)
+    rows = script.open_rows(
         arguments,
         dtype=str(computer.dtype).removeprefix("torch."),
         device=computer.description,
     )
-    arms = [arm_of(text, arguments.weights) for text in arguments.arms.split(",")]
-    data = Data(arguments, chosen_classes(arguments.data, arguments.classes))
+    arms = [parse_arm(text, arguments.weights) for text in arguments.arms.split(",")]
+    data = Data(arguments, choose_classes(arguments.data, arguments.classes))
     found = [
-        _measure_one(arm, settings_of(arm, size, adversary, seed, arguments), data, rows, computer)
+        _measure_one(
+            arm, make_settings(arm, size, adversary, seed, arguments), data, rows, computer
+        )
         for size in arguments.sizes
         for adversary in arguments.adversary
         for seed in arguments.seeds
         for arm in arms
     ]
-    script.say(markdown(summary(found)))
+    script.say(format_markdown(summarize_arms(found)))
 
 
 def _measure_one(arm: Arm, settings: Row, data: Data, rows: Rows, computer: ComputeDevice) -> Row:
@@ -381,10 +383,10 @@ def _measure_one(arm: Arm, settings: Row, data: Data, rows: Rows, computer: Comp
         f"{arm.name}, {settings['size']} px, adversary {settings['adversary']:g}, "
         f"seed {settings['seed']}"
     )
-    arms = data.arms(arm, settings["size"])
-    figures = measure_victim(trial_of(arm, settings, len(arms.labels)), arms, computer)
+    arms = data.make_arms(arm, settings["size"])
+    figures = measure_victim(make_trial(arm, settings, len(arms.labels)), arms, computer)
     return rows.add("protection", settings, **figures, n=1, seed=settings["seed"])
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

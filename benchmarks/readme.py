@@ -16,8 +16,8 @@ from benchmarks import protection as protection_benchmark
 from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
-from benchmarks.summary import spread
-from tue_cli.weights import index
+from benchmarks.summary import summarize
+from tue_cli.weights import read_index
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -38,7 +38,7 @@ ARMS = {
 """
 
 
-def shown(figures: dict[str, Any] | None) -> str:
+def format_figure(figures: dict[str, Any] | None) -> str:
     """Return a figure in percent, with its spread where there are several seeds."""
     if figures is None:
         return "–"
@@ -48,19 +48,19 @@ def shown(figures: dict[str, Any] | None) -> str:
     return f"{mean} ({100 * figures['min']:.1f}–{100 * figures['max']:.1f})"
 
 
-def rows_of(name: str) -> list[Row]:
+def read_committed(name: str) -> list[Row]:
     """Return the rows of a committed results file, of each key the last."""
     return list({row["key"]: row for row in read_rows(RESULTS / f"{name}.jsonl")}.values())
 
 
-def cells_of(name: str) -> dict[tuple[str, int], Row]:
+def read_cells(name: str) -> dict[tuple[str, int], Row]:
     """Return a file's rows by cell and number of threads."""
-    return {(row["cell"], row["hardware"]["threads"]): row for row in rows_of(name)}
+    return {(row["cell"], row["hardware"]["threads"]): row for row in read_committed(name)}
 
 
-def protection() -> str:
+def write_protection() -> str:
     """Return what the copies leave of a victim's accuracy."""
-    summaries = {name: protection_benchmark.summary(rows_of(name)) for name in TITLES}
+    summaries = {name: protection_benchmark.summarize_arms(read_committed(name)) for name in TITLES}
     measured = {row["arm"] for rows in summaries.values() for row in rows}
     columns = [arm for arm in ARMS if arm in measured]
     titles = " | ".join(ARMS[arm] for arm in columns)
@@ -73,27 +73,27 @@ def protection() -> str:
         for size, adversary in sorted({key[:2] for key in rows}):
             training = f"adversarial, {adversary:g}/255" if adversary else "standard"
             arms = {arm: rows.get((size, adversary, arm)) for arm in columns}
-            figures = [shown(row and row["accuracy"]) for row in arms.values()]
+            figures = [format_figure(row and row["accuracy"]) for row in arms.values()]
             lines.append(f"| {title} | {size} | {training} | {' | '.join(figures)} |")
     return "\n".join(lines)
 
 
-def speed() -> str:
+def write_speed() -> str:
     """Return what is known of speed, memory and resuming, with n and hardware."""
-    rows = cells_of("speed")
+    rows = read_cells("speed")
     return "\n".join(
         [
-            *engines(rows.items()),
-            commands(rows["speed: photos", 1], rows["speed: memory", 1]),
-            kills(rows_of("resume")),
-            machine(rows["speed: photos", 1]["hardware"]),
-            gray(rows["speed: gray", 1]),
-            rem(rows["speed: rem", 1]),
+            *list_engines(rows.items()),
+            list_commands(rows["speed: photos", 1], rows["speed: memory", 1]),
+            describe_kills(read_committed("resume")),
+            describe_machine(rows["speed: photos", 1]["hardware"]),
+            describe_gray(rows["speed: gray", 1]),
+            describe_rem(rows["speed: rem", 1]),
         ]
     )
 
 
-def engines(rows: Iterable[tuple[tuple[str, int], Row]]) -> list[str]:
+def list_engines(rows: Iterable[tuple[tuple[str, int], Row]]) -> list[str]:
     """Return how fast the engine is, a line for each number of threads."""
     lines = []
     for (cell, threads), row in sorted(rows, key=lambda item: item[0]):
@@ -109,7 +109,7 @@ def engines(rows: Iterable[tuple[tuple[str, int], Row]]) -> list[str]:
     return lines
 
 
-def commands(photos: Row, memory: Row) -> str:
+def list_commands(photos: Row, memory: Row) -> str:
     """Return what the command takes on a hundred photographs, and the memory for a thousand."""
     peaks = {
         title: memory["backends"][name]
@@ -130,7 +130,7 @@ def commands(photos: Row, memory: Row) -> str:
     )
 
 
-def kills(rows: list[Row]) -> str:
+def describe_kills(rows: list[Row]) -> str:
     """Return how many runs that were killed and resumed ended as an uninterrupted one."""
     cut = [row for row in rows if row["cell"] == "resume: kill"]
     return (
@@ -140,7 +140,7 @@ def kills(rows: list[Row]) -> str:
     )
 
 
-def machine(hardware: dict[str, Any]) -> str:
+def describe_machine(hardware: dict[str, Any]) -> str:
     """Return where most of the speeds were measured."""
     return (
         f"- Hardware of the lines above: {hardware['cores']} cores of an {hardware['cpu']} "
@@ -149,7 +149,7 @@ def machine(hardware: dict[str, Any]) -> str:
     )
 
 
-def gray(row: Row) -> str:
+def describe_gray(row: Row) -> str:
     """Return what the grayscale term takes."""
     ratio = row["ratios"]["time with grey over without"]
     return (
@@ -158,7 +158,7 @@ def gray(row: Row) -> str:
     )
 
 
-def rem(row: Row) -> str:
+def describe_rem(row: Row) -> str:
     """Return how fast the noise of rem is made."""
     ratio, hardware = row["ratios"]["engine over plain, rem"], row["hardware"]
     return (
@@ -174,9 +174,9 @@ EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
 """What is said of a figure of the noise that was once the default."""
 
 
-def verification() -> str:
+def write_verification() -> str:
     """Return what is known of `tue verify` itself, and what it said of the packaged weights."""
-    rows = rows_of("verification")
+    rows = read_committed("verification")
     (quick,) = (row for row in rows if row["cell"] == "verify: quick")
     controls = {row["settings"]["kind"]: row for row in rows if row["cell"] == "verify: nothing"}
     lines = ["| attacker | originals | random noise | copies | protection |", "|" + "---|" * 5]
@@ -198,21 +198,21 @@ def verification() -> str:
         f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}).",
         "",
         *(
-            f"- {told}: {_protection(controls[name]['verdict'])}."
+            f"- {told}: {_format_protection(controls[name]['verdict'])}."
             for name, told in CONTROLS.items()
             if name in controls
         ),
         "",
-        trainer(rows),
+        describe_trainer(rows),
     ]
     return "\n".join(lines)
 
 
-def trainer(rows: list[Row]) -> str:
+def describe_trainer(rows: list[Row]) -> str:
     """Return whether the trainer of `tue verify` is right, and how fast it is."""
     victims = [row for row in rows if row["cell"] == "verify: trainer"]
     accuracy = {
-        kind: spread(row["accuracy"] for row in victims if row["settings"]["kind"] == kind)
+        kind: summarize(row["accuracy"] for row in victims if row["settings"]["kind"] == kind)
         for kind in ("clean", "plain loop", "random")
     }
     costs = accuracy["clean"]["mean"] - accuracy["random"]["mean"]
@@ -245,16 +245,16 @@ CONTROLS = {
 """Copies that should protect little or nothing."""
 
 
-def _protection(facts: dict[str, Any]) -> str:
+def _format_protection(facts: dict[str, Any]) -> str:
     part = facts["attacks"]["std"]["protection"]
     if part is None:
         return "nothing conclusive"
     return f"{part['value']:.0f} % protection ({part['low']:.0f} to {part['high']:.0f})"
 
 
-def runtimes() -> str:
+def write_runtimes() -> str:
     """Return how ONNX Runtime's noise compares with torch's, and how soon and fast it comes."""
-    cells = cells_of("runtimes")
+    cells = read_cells("runtimes")
     same, start, speed = (cells[f"runtimes: {name}", 1] for name in ("agreement", "start", "speed"))
     seconds, runtime = start["command_seconds"], speed["runtime"]
     lines = [
@@ -299,20 +299,21 @@ WAYS = (
 """Ways of making the noise that are compared side by side, as `unseen.py` names them."""
 
 
-def unseen() -> str:
+def write_unseen() -> str:
     """Return what every attacker learns from ten classes at a time that the weights never saw."""
-    rows = rows_of("unseen")
-    found = unseen_benchmark.columns(rows, str(index()["default"]))
+    rows = read_committed("unseen")
+    found = unseen_benchmark.average_columns(rows, str(read_index()["default"]))
     settings, hardware = rows[0]["settings"], rows[0]["hardware"]
     tens = sorted({row["settings"]["ten"] for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
     precisions = " and ".join(sorted({row["hardware"]["dtype"] for row in rows}))
     said = [
-        unseen_benchmark.tabled(found),
+        unseen_benchmark.format_columns(found),
         "",
-        f"The lowest conclusive score: {unseen_benchmark.lowest(found)}. The data are {len(tens)} "
-        f"sets of ten classes of Tiny ImageNet, with {settings['per_class']} training pictures per "
-        "class. The number after a victim's name is its share of the published width. Standard "
+        f"The lowest conclusive score: {unseen_benchmark.find_lowest(found)}. The data are "
+        f"{len(tens)} sets of ten classes of Tiny ImageNet, with {settings['per_class']} "
+        "training pictures per class. The number after a victim's name is its share of the "
+        "published width. Standard "
         f"victims make {settings['steps']} updates with a batch size of 64. Accuracies are means "
         "over n victims; the brackets hold the scores of the two sets of classes. *Random noise "
         "costs*: how many points of accuracy random noise costs, from one victim. *Robust training "
@@ -324,19 +325,21 @@ def unseen() -> str:
     return "\n".join(said)
 
 
-def levers() -> str:
+def write_levers() -> str:
     """Return what each way of making the noise buys."""
-    rows, default = rows_of("unseen"), str(index()["default"])
-    tables = [unseen_benchmark.compared(rows, [default + way for way in ways]) for ways in WAYS]
+    rows, default = read_committed("unseen"), str(read_index()["default"])
+    tables = [
+        unseen_benchmark.format_comparison(rows, [default + way for way in ways]) for ways in WAYS
+    ]
     return "\n\n".join(tables)
 
 
-def visibility() -> str:
+def write_visibility() -> str:
     """Return how visible the noise is, and where."""
-    rows = rows_of("visibility")
+    rows = read_committed("visibility")
     return "\n".join(
         [
-            visibility_benchmark.tabled(rows),
+            visibility_benchmark.format_ways(rows),
             "",
             f"{rows[0]['n']} photographs of about 500 × 375: median, minimum and maximum. "
             "*Smooth areas* are those where `--smooth 0` would leave less than a quarter of the "
@@ -346,11 +349,11 @@ def visibility() -> str:
     )
 
 
-def methods() -> str:
+def write_methods() -> str:
     """Return table 1 of `benchmarks.paper`, and at which budget it was measured."""
     folder = RESULTS / "bench-mini"
     settings = json.loads((folder / "settings.json").read_text(encoding="utf-8"))
-    rows = rows_of("bench-mini/rows")
+    rows = read_committed("bench-mini/rows")
     page = (folder / "table-1-cifar-10.md").read_text(encoding="utf-8")
     lines = [line for line in page.splitlines() if line.startswith("|")]
     hours = sum(row["wall_seconds"] for row in rows) / 3600
@@ -384,9 +387,9 @@ HEADLINE = {
 """Attackers that the README shows: usual ones, and the one that undoes most."""
 
 
-def summary() -> str:
+def write_summary() -> str:
     """Return five rows of `unseen`, for somebody who reads nothing else."""
-    found = unseen_benchmark.columns(rows_of("unseen"), str(index()["default"]))
+    found = unseen_benchmark.average_columns(read_committed("unseen"), str(read_index()["default"]))
     victim = "resnet18:0.125, 32 px"
     titles = "| the attacker … | originals | copies | protection | n |"
     lines = [titles, "|" + "---|" * 5]
@@ -410,31 +413,31 @@ def summary() -> str:
 
 
 BLOCKS = {
-    "summary": summary,
-    "unseen": unseen,
-    "levers": levers,
-    "methods": methods,
-    "protection": protection,
-    "speed": speed,
-    "verification": verification,
-    "visibility": visibility,
-    "runtimes": runtimes,
+    "summary": write_summary,
+    "unseen": write_unseen,
+    "levers": write_levers,
+    "methods": write_methods,
+    "protection": write_protection,
+    "speed": write_speed,
+    "verification": write_verification,
+    "visibility": write_visibility,
+    "runtimes": write_runtimes,
 }
 
 
-def markers(name: str) -> tuple[str, str]:
+def make_markers(name: str) -> tuple[str, str]:
     """Return what stands before and after a block in its page."""
     return f"<!-- {name}: benchmarks/readme.py -->\n", f"\n<!-- end of {name} -->\n"
 
 
-def page_of(name: str) -> Path:
+def find_page(name: str) -> Path:
     """Return the one page that holds a block.
 
     Raises:
         SystemExit: no page holds it, or several do.
     """
     pages = [*ROOT.glob("README.md"), *ROOT.glob("docs/*.md"), *ROOT.glob("benchmarks/README.md")]
-    holding = [page for page in pages if markers(name)[0] in page.read_text(encoding="utf-8")]
+    holding = [page for page in pages if make_markers(name)[0] in page.read_text(encoding="utf-8")]
     if len(holding) != 1:
         raise SystemExit(f"{len(holding)} pages hold the block {name!r}; one should.")
     return holding[0]
@@ -443,7 +446,7 @@ def page_of(name: str) -> Path:
 def main() -> None:
     """Replace what lies between each pair of markers."""
     for name, block in BLOCKS.items():
-        page, (start, end) = page_of(name), markers(name)
+        page, (start, end) = find_page(name), make_markers(name)
         before, rest = page.read_text(encoding="utf-8").split(start)
         page.write_text(before + start + block() + end + rest.split(end)[1], encoding="utf-8")
 

@@ -25,9 +25,9 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import script
-from benchmarks.command import environment, protect_command, summary_of
+from benchmarks.command import build_environment, build_protect_command, read_summary
 from benchmarks.rows import Row
-from benchmarks.summary import spread, table
+from benchmarks.summary import format_table, summarize
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.weights import load
 
@@ -40,7 +40,7 @@ POLL = 0.005
 """Seconds between two looks at a run."""
 
 
-def chosen(data: Path, classes: int, per_class: int, place: Path) -> Path:
+def copy_pictures(data: Path, classes: int, per_class: int, place: Path) -> Path:
     """Copy the first pictures of the first classes to a folder."""
     shutil.rmtree(place, ignore_errors=True)
     names = sorted(p.name for p in data.iterdir() if p.is_dir())[:classes]
@@ -52,14 +52,14 @@ def chosen(data: Path, classes: int, per_class: int, place: Path) -> Path:
     return place
 
 
-def timeless(value: Any) -> Any:
+def drop_times(value: Any) -> Any:
     """Return a manifest without what the clock decides."""
     if isinstance(value, dict):
-        return {name: timeless(part) for name, part in value.items() if name not in CLOCK}
-    return [timeless(part) for part in value] if isinstance(value, list) else value
+        return {name: drop_times(part) for name, part in value.items() if name not in CLOCK}
+    return [drop_times(part) for part in value] if isinstance(value, list) else value
 
 
-def tree(folder: Path) -> dict[str, bytes]:
+def read_tree(folder: Path) -> dict[str, bytes]:
     """Return all that lies below a folder, by relative path; folders end in a stroke."""
     found = {}
     for path in folder.rglob("*"):
@@ -67,19 +67,19 @@ def tree(folder: Path) -> dict[str, bytes]:
         if path.is_dir():
             found[f"{name}/"] = b""
         elif name == MANIFEST:
-            manifest = timeless(json.loads(path.read_bytes()))
+            manifest = drop_times(json.loads(path.read_bytes()))
             found[name] = json.dumps(manifest, sort_keys=True).encode()
         else:
             found[name] = path.read_bytes()
     return found
 
 
-def differences(tree_a: dict[str, bytes], tree_b: dict[str, bytes]) -> list[str]:
+def list_differences(tree_a: dict[str, bytes], tree_b: dict[str, bytes]) -> list[str]:
     """Return the paths that only one tree has or that differ."""
     return sorted(name for name in tree_a | tree_b if tree_a.get(name) != tree_b.get(name))
 
 
-def copies(output: Path) -> dict[str, tuple[int, int]]:
+def list_copies(output: Path) -> dict[str, tuple[int, int]]:
     """Return the finished copies in an output: inode and size by relative path."""
     found = {}
     for path in output.glob("*/*"):
@@ -102,24 +102,24 @@ class Runs:
     def _start(self, output: Path) -> subprocess.Popen[bytes]:
         given = self._arguments
         options = [] if given.jobs is None else ["--jobs", str(given.jobs)]
-        command = protect_command(
+        command = build_protect_command(
             self._source, output, weights=given.weights, device=given.device, options=options
         )
         with self._said.open("wb") as said, self._complaints.open("wb") as complaints:
             return subprocess.Popen(
                 command,
-                env=environment(given.threads),
+                env=build_environment(given.threads),
                 stdin=subprocess.DEVNULL,
                 stdout=said,
                 stderr=complaints,
             )
 
-    def whole(self, output: Path) -> Row:
+    def run_whole(self, output: Path) -> Row:
         """Run the command to its end; return its code, its summary and its times."""
         began, first = time.monotonic(), None
         process = self._start(output)
         while process.poll() is None:
-            if first is None and copies(output):
+            if first is None and list_copies(output):
                 first = time.monotonic() - began
             time.sleep(POLL)
         return {
@@ -127,10 +127,10 @@ class Runs:
             "first_copy": first,
             "seconds": time.monotonic() - began,
             "stderr": self._complaints.read_text(encoding="utf-8", errors="replace"),
-            "summary": summary_of(self._said.read_text(encoding="utf-8")),
+            "summary": read_summary(self._said.read_text(encoding="utf-8")),
         }
 
-    def killed(self, output: Path, after: float, copies_first: int) -> tuple[bool, float]:
+    def run_killed(self, output: Path, after: float, copies_first: int) -> tuple[bool, float]:
         """Start the command; kill it after so many seconds, and not before so many copies.
 
         Returns whether it had ended by itself, and how long it ran.
@@ -140,7 +140,7 @@ class Runs:
         try:
             process.wait(timeout=after)
         except subprocess.TimeoutExpired:
-            while process.poll() is None and len(copies(output)) < copies_first:
+            while process.poll() is None and len(list_copies(output)) < copies_first:
                 time.sleep(POLL)
         ended = process.poll() is not None
         process.kill()
@@ -153,18 +153,18 @@ def kill_and_resume(
 ) -> Row:
     """Kill a run, resume it, and compare what it leaves with an uninterrupted one."""
     shutil.rmtree(output, ignore_errors=True)
-    ended, ran = runs.killed(output, after, copies_first)
-    before = copies(output)
+    ended, ran = runs.run_killed(output, after, copies_first)
+    before = list_copies(output)
     done = ended or (output / MANIFEST).exists()
     wrong = [path for path in before if (output / path).read_bytes() != reference.get(path)]
-    resumed = runs.whole(output)
-    found = tree(output)
-    later = copies(output)
+    resumed = runs.run_whole(output)
+    found = read_tree(output)
+    later = list_copies(output)
     phase = "after" if done else "within" if before else "before"
     return {
         "already_done": resumed["summary"].get("already_done"),
         "copies_at_kill": len(before),
-        "differing": differences(found, reference)[:20],
+        "differing": list_differences(found, reference)[:20],
         "equal": found == reference,
         "exit_code": resumed["code"],
         "killed_after": round(ran, 3),
@@ -182,11 +182,11 @@ def run_twice(runs: Runs, source: Path, work: Path) -> tuple[dict[str, bytes], f
     for name in ("reference", "again"):
         output = work / name
         shutil.rmtree(output, ignore_errors=True)
-        run = runs.whole(output)
+        run = runs.run_whole(output)
         if run["code"] or not run["summary"]:
             raise SystemExit(f"tue protect ended with {run['code']}:\n{run['stderr']}")
         script.note(f"uninterrupted: {run['seconds']:.1f} s, first copy at {run['first_copy']} s")
-        trees.append(tree(output))
+        trees.append(read_tree(output))
         times.append(run)
     files = {name for name in trees[0] if not name.endswith("/")}
     expected = {path.relative_to(source).as_posix() for path in source.rglob("*.*")} | {MANIFEST}
@@ -194,7 +194,7 @@ def run_twice(runs: Runs, source: Path, work: Path) -> tuple[dict[str, bytes], f
         trees[0],
         min(run["seconds"] for run in times),
         {
-            "differing": differences(*trees)[:20],
+            "differing": list_differences(*trees)[:20],
             "equal": trees[0] == trees[1],
             "files": len(files),
             "first_copy_seconds": [round(run["first_copy"] or 0.0, 3) for run in times],
@@ -205,7 +205,7 @@ def run_twice(runs: Runs, source: Path, work: Path) -> tuple[dict[str, bytes], f
     )
 
 
-def summary(rows: Sequence[Row]) -> Row:
+def summarize_kills(rows: Sequence[Row]) -> Row:
     """Return what all kills of a series came to."""
     phases = Counter(row["phase"] for row in rows)
     return {
@@ -216,13 +216,13 @@ def summary(rows: Sequence[Row]) -> Row:
         "with_strays": sum(bool(row["strays"]) for row in rows),
         "with_unfinished_copies": sum(bool(row["unfinished_copies_in_place"]) for row in rows),
         "with_rewritten_copies": sum(row["rewritten"] > 0 for row in rows),
-        "copies_at_kill": spread((row["copies_at_kill"] for row in rows), 1),
+        "copies_at_kill": summarize((row["copies_at_kill"] for row in rows), 1),
     }
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "resume")
+    parser = script.make_parser(__doc__, "resume")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder of class folders")
     add("--weights", required=True, help="name or file")
@@ -240,8 +240,10 @@ def parsed() -> argparse.Namespace:
 def measure(arguments: argparse.Namespace) -> None:
     """Make the reference, then kill and resume as often as is still missing."""
     work = arguments.work
-    source = chosen(arguments.data, arguments.classes, arguments.per_class, work / "pictures")
-    rows = script.rows_of(arguments, dtype="chosen by tue", device=arguments.device)
+    source = copy_pictures(
+        arguments.data, arguments.classes, arguments.per_class, work / "pictures"
+    )
+    rows = script.open_rows(arguments, dtype="chosen by tue", device=arguments.device)
     runs = Runs(arguments, source)
     reference, full, figures = run_twice(runs, source, work)
     settings = {
@@ -255,7 +257,7 @@ def measure(arguments: argparse.Namespace) -> None:
         "weights_sha256": load(arguments.weights).sha256,
     }
     twice = rows.add("resume: twice", settings, **figures, seed=arguments.seed, n=2)
-    count = len(copies(work / "reference"))
+    count = len(list_copies(work / "reference"))
     series = {"any moment": arguments.kills, "while writing": arguments.writing_kills}
     found: dict[str, list[Row]] = {title: [] for title in series}
     for title, kills in series.items():
@@ -263,19 +265,19 @@ def measure(arguments: argparse.Namespace) -> None:
             asked = {**settings, "kill": number, "series": title}
             row = rows.find("resume: kill", asked)
             if row is None:
-                after, least = moment(title, number, arguments.seed, full, count)
+                after, least = choose_moment(title, number, arguments.seed, full, count)
                 began = time.monotonic()
                 kill = kill_and_resume(runs, work / "killed", after, least, reference)
                 seconds = round(time.monotonic() - began, 3)
                 row = rows.add(
                     "resume: kill", asked, **kill, seed=arguments.seed, n=1, seconds=seconds
                 )
-                script.note(f"{title} {number + 1}/{kills}: {told(row)}")
+                script.note(f"{title} {number + 1}/{kills}: {describe_kill(row)}")
             found[title].append(row)
-    say_all(twice, {title: summary(kills) for title, kills in found.items() if kills})
+    say_all(twice, {title: summarize_kills(kills) for title, kills in found.items() if kills})
 
 
-def moment(title: str, number: int, seed: int, full: float, count: int) -> tuple[float, int]:
+def choose_moment(title: str, number: int, seed: int, full: float, count: int) -> tuple[float, int]:
     """Return after how many seconds, and how many copies, a run is killed, by a kill's number.
 
     `full` are the seconds of a whole run, which makes `count` copies.
@@ -286,7 +288,7 @@ def moment(title: str, number: int, seed: int, full: float, count: int) -> tuple
     return EARLIEST + share * max(0.0, full - EARLIEST), 0
 
 
-def told(row: Row) -> str:
+def describe_kill(row: Row) -> str:
     """Return what became of a kill, in a line."""
     return (
         f"killed after {row['killed_after']:.2f} s, {row['phase']} writing, "
@@ -314,8 +316,8 @@ def say_all(twice: Row, sums: dict[str, Row]) -> None:
         ]
         for title, figures in sums.items()
     ]
-    script.say(table([*head, "strays", "unfinished copies", "rewritten"], lines))
+    script.say(format_table([*head, "strays", "unfinished copies", "rewritten"], lines))
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

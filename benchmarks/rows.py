@@ -29,7 +29,7 @@ RESULTS = Path(__file__).parent / "results"
 Row = dict[str, Any]
 
 
-def key_of(settings: Mapping[str, Any]) -> str:
+def make_key(settings: Mapping[str, Any]) -> str:
     """Return a short name for settings: the same for the same."""
     text = json.dumps(settings, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -55,27 +55,27 @@ class Rows:
         """`facts` are told in every row added here; `done` is a folder of earlier rows."""
         self.path = path
         files = sorted(done.glob("*.jsonl")) if done else []
-        self._earlier = _finished(row for file in files for row in read_rows(file))
+        self._earlier = _index_rows(row for file in files for row in read_rows(file))
         self._facts = {**(facts or {}), "commit": find_commit(), "sources": hash_sources()}
         self._size = -1
         self._written: list[Row] = []
         self._found: dict[str, Row] = {}
 
-    def written(self) -> list[Row]:
+    def read_written(self) -> list[Row]:
         """Return the file's rows, those that another process has added since as well."""
         size = self.path.stat().st_size if self.path.exists() else 0
         if size != self._size:
             self._written = list(read_rows(self.path)) if size else []
-            self._found = self._earlier | _finished(self._written)
+            self._found = self._earlier | _index_rows(self._written)
             self._size = size
         return self._written
 
     def find(self, cell: str, settings: Mapping[str, Any]) -> Row | None:
         """Return the last row of a cell with these settings, of this file or an earlier one."""
-        self.written()
-        return self._found.get(key_of({"cell": cell, **settings}))
+        self.read_written()
+        return self._found.get(make_key({"cell": cell, **settings}))
 
-    def lacks(self, cell: str, settings: Mapping[str, Any]) -> bool:
+    def is_missing(self, cell: str, settings: Mapping[str, Any]) -> bool:
         """Say whether there is no row of a cell with these settings yet."""
         return self.find(cell, settings) is None
 
@@ -91,7 +91,7 @@ class Rows:
     ) -> Row:
         """Write a row, which is on disk when this returns, and return it."""
         row = {
-            "key": key_of({"cell": cell, **settings}),
+            "key": make_key({"cell": cell, **settings}),
             "cell": cell,
             "settings": dict(settings),
             **figures,
@@ -111,7 +111,7 @@ class Rows:
         return row
 
 
-def _finished(rows: Iterator[Row] | list[Row]) -> dict[str, Row]:
+def _index_rows(rows: Iterator[Row] | list[Row]) -> dict[str, Row]:
     return {row["key"]: row for row in rows if "key" in row and "failed" not in row}
 
 

@@ -32,20 +32,20 @@ import torch
 from numpy.typing import NDArray
 
 from benchmarks import script
-from benchmarks.command import PAPERS, environment, protect_command
-from benchmarks.noise import published_noise
+from benchmarks.command import PAPERS, build_environment, build_protect_command
+from benchmarks.noise import make_published_noise
 from benchmarks.plain import perturb_plainly
 from benchmarks.rows import Row
-from benchmarks.summary import spread, table
-from benchmarks.turns import paces, ratio, time_in_turns
+from benchmarks.summary import format_table, summarize
+from benchmarks.turns import compute_paces, compute_ratio, time_in_turns
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import gradient_of
+from tue_cli.core.pgd import make_gradient
 from tue_cli.engine.onnx import OnnxEngine
-from tue_cli.engine.onnx_graph.step import step_graph
-from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
+from tue_cli.engine.onnx_graph.step import build_step_graph
+from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, choose_device
 from tue_cli.images import codec, resize
 from tue_cli.noise import TueNoise
-from tue_cli.weights import Weights, build, fresh, load
+from tue_cli.weights import Weights, build, draw_nets, load
 
 SECTIONS = ("agreement", "start", "speed")
 BATCH = 32
@@ -53,16 +53,18 @@ CPU = torch.device("cpu")
 FLOAT32 = ComputeDevice(CPU, torch.float32, "CPU, float32")
 
 
-def by_onnx(weights: Weights, noise: TueNoise) -> Engine:
-    graph = step_graph(weights).SerializeToString()
+def open_onnx(weights: Weights, noise: TueNoise) -> Engine:
+    graph = build_step_graph(weights).SerializeToString()
     return OnnxEngine(weights, graph, "tue", noise, seed=0, device="cpu", batch=BATCH)
 
 
-def by_torch(weights: Weights, noise: TueNoise, computer: ComputeDevice) -> Engine:
+def open_torch(weights: Weights, noise: TueNoise, computer: ComputeDevice) -> Engine:
     return TorchEngine(weights, "tue", noise, seed=0, machine=computer, batch=BATCH)
 
 
-def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
+def load_pixels(
+    folder: Path, count: int, size: int
+) -> tuple[NDArray[np.float32], NDArray[np.int64]]:
     """Return pictures of a folder with a subfolder a class, evenly from all, and their classes."""
     files = [sorted(c.iterdir()) for c in sorted(folder.iterdir()) if c.is_dir()]
     chosen = [(files[n % len(files)][n // len(files)], n % len(files)) for n in range(count)]
@@ -70,18 +72,18 @@ def pictures(folder: Path, count: int, size: int) -> tuple[NDArray[np.float32], 
     return np.stack(small), np.array([label for _, label in chosen])
 
 
-def agreement(arguments: argparse.Namespace, weights: Weights) -> Row:
+def measure_agreement(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Compare the noise of both engines in float32."""
-    pixels, keys = pictures(arguments.data / "test", arguments.count, weights.card.size)
+    pixels, keys = load_pixels(arguments.data / "test", arguments.count, weights.card.size)
     seeds = list(range(len(pixels)))
-    whole = published_noise(steps=arguments.steps)
+    whole = make_published_noise(steps=arguments.steps)
     # One step as long as one of many: a longer one would end at the ball's wall, right or wrong.
     one = replace(whole, steps=1, travel=whole.travel / arguments.steps)
     first, last = (
         [engine.perturb(pixels, keys, seeds) for engine in engines]
         for engines in (
-            (by_onnx(weights, one), by_torch(weights, one, FLOAT32)),
-            (by_onnx(weights, whole), by_torch(weights, whole, FLOAT32)),
+            (open_onnx(weights, one), open_torch(weights, one, FLOAT32)),
+            (open_onnx(weights, whole), open_torch(weights, whole, FLOAT32)),
         )
     )
     levels = [np.rint(delta * 255) for delta in last]
@@ -106,7 +108,7 @@ def agreement(arguments: argparse.Namespace, weights: Weights) -> Row:
     }
 
 
-def start(arguments: argparse.Namespace, weights: Weights) -> Row:
+def measure_start(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Time `tue protect` of one photograph from its start to its end, by either engine."""
     seconds: dict[str, list[float]] = {"onnx": [], "torch": []}
     size = ""
@@ -121,13 +123,13 @@ def start(arguments: argparse.Namespace, weights: Weights) -> Row:
                 output = Path(folder) / backend
                 steps = ("--steps", str(arguments.steps))
                 options = ("--backend", backend, *steps, *PAPERS)
-                command = protect_command(
+                command = build_protect_command(
                     source, output, weights=arguments.weights, device="cpu", options=options
                 )
                 began = time.perf_counter()
                 subprocess.run(
                     command,
-                    env=environment(arguments.threads),
+                    env=build_environment(arguments.threads),
                     capture_output=True,
                     check=True,
                 )
@@ -138,12 +140,12 @@ def start(arguments: argparse.Namespace, weights: Weights) -> Row:
     pairs = zip(seconds["onnx"], seconds["torch"], strict=True)
     return {
         "photograph": size,
-        "command_seconds": {name: spread(values, 3) for name, values in seconds.items()},
-        "onnx_over_torch": spread((a / b for a, b in pairs), 3),
+        "command_seconds": {name: summarize(values, 3) for name, values in seconds.items()},
+        "onnx_over_torch": summarize((a / b for a, b in pairs), 3),
     }
 
 
-def frozen_eager(weights: Weights, noise: TueNoise) -> Callable[..., object]:
+def make_frozen_eager(weights: Weights, noise: TueNoise) -> Callable[..., object]:
     """Return noise by torch as it comes, but for parameters that need no gradient."""
     nets = {role: net.eval() for role, net in build(weights, ("score", "surrogate")).items()}
     for net in nets.values():
@@ -151,29 +153,29 @@ def frozen_eager(weights: Weights, noise: TueNoise) -> Callable[..., object]:
 
     def perturb(pixels: NDArray[np.float32], keys: NDArray[np.int64], seeds: list[int]) -> object:
         return perturb_plainly(
-            nets, pixels, keys, seeds, noise, lambda objective, _: gradient_of(objective)
+            nets, pixels, keys, seeds, noise, lambda objective, _: make_gradient(objective)
         )
 
     return perturb
 
 
-def speed(arguments: argparse.Namespace, weights: Weights) -> Row:
+def measure_speed(arguments: argparse.Namespace, weights: Weights) -> Row:
     """Time whole steps of one batch at two widths."""
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    noise = published_noise(steps=arguments.steps)
-    own = machine("cpu")
+    noise = make_published_noise(steps=arguments.steps)
+    own = choose_device("cpu")
     widths = {}
     for width in dict.fromkeys((*arguments.widths, weights.card.width)):
-        these = weights if width == weights.card.width else of_width(weights, width)
+        these = weights if width == weights.card.width else make_width(weights, width)
         size, count = these.card.size, len(these.card.classes)
         pixels = np.random.default_rng(0).random((BATCH, 3, size, size), np.float32)
         keys, seeds = np.arange(BATCH, dtype=np.int64) % count, list(range(BATCH))
         runs = {
-            "onnx, float32": by_onnx(these, noise).perturb,
-            "torch engine, float32": by_torch(these, noise, FLOAT32).perturb,
-            "torch frozen, float32": frozen_eager(these, noise),
-            f"torch engine, {str(own.dtype).removeprefix('torch.')}": by_torch(
+            "onnx, float32": open_onnx(these, noise).perturb,
+            "torch engine, float32": open_torch(these, noise, FLOAT32).perturb,
+            "torch frozen, float32": make_frozen_eager(these, noise),
+            f"torch engine, {str(own.dtype).removeprefix('torch.')}": open_torch(
                 these, noise, own
             ).perturb,
         }
@@ -185,15 +187,19 @@ def speed(arguments: argparse.Namespace, weights: Weights) -> Row:
         ours = seconds["onnx, float32"]
         widths[str(width)] = {
             "score_width": these.card.score_width,
-            "pictures_a_second": {name: paces(values, BATCH) for name, values in seconds.items()},
+            "pictures_a_second": {
+                name: compute_paces(values, BATCH) for name, values in seconds.items()
+            },
             "onnx_over": {
-                name: ratio(values, ours) for name, values in seconds.items() if values is not ours
+                name: compute_ratio(values, ours)
+                for name, values in seconds.items()
+                if values is not ours
             },
         }
     return {"widths": widths}
 
 
-def of_width(weights: Weights, width: int) -> Weights:
+def make_width(weights: Weights, width: int) -> Weights:
     """Return fresh nets of another width, the score network in the same proportion: speed does
     not depend on what was learned.
     """
@@ -204,13 +210,13 @@ def of_width(weights: Weights, width: int) -> Weights:
     )
     tensors = {
         f"{role}.{name}": value.numpy()
-        for role, net in fresh(card, ("score", "surrogate"), 0).items()
+        for role, net in draw_nets(card, ("score", "surrogate"), 0).items()
         for name, value in net.state_dict().items()
     }
     return replace(weights, card=card, tensors=tensors)
 
 
-def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -> Row:
+def make_settings(section: str, arguments: argparse.Namespace, weights: Weights) -> Row:
     """Return all that a section's figures depend on, but for the machine."""
     names = {
         "agreement": ("count", "steps"),
@@ -221,7 +227,7 @@ def settings_of(section: str, arguments: argparse.Namespace, weights: Weights) -
     return {"weights_sha256": weights.sha256, **settings}
 
 
-def lines_of(rows: Sequence[Row]) -> list[list[str]]:
+def list_lines(rows: Sequence[Row]) -> list[list[str]]:
     """Return the table's lines."""
     lines: list[list[str]] = []
     for row in rows:
@@ -246,7 +252,7 @@ def lines_of(rows: Sequence[Row]) -> list[list[str]]:
     return lines
 
 
-def runtime() -> Row:
+def describe_runtime() -> Row:
     """Return which ONNX Runtime is installed."""
     for name in ("onnxruntime-gpu", "onnxruntime"):
         try:
@@ -256,9 +262,9 @@ def runtime() -> Row:
     return {}
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "runtimes")
+    parser = script.make_parser(__doc__, "runtimes")
     add = parser.add_argument
     add("--weights", required=True, help="name or file, trained for the method tue")
     add("--data", type=Path, help="a folder with test/, a subfolder a class; for agreement")
@@ -266,7 +272,7 @@ def parsed() -> argparse.Namespace:
     add("--only", default=",".join(SECTIONS), help=f"of {', '.join(SECTIONS)}")
     add("--steps", type=int, default=10)
     add("--count", type=int, default=100, help="pictures of agreement")
-    add("--widths", type=script.numbers, default=[16, 64])
+    add("--widths", type=script.parse_numbers, default=[16, 64])
     add("--repeats", type=int, default=5)
     return parser.parse_args()
 
@@ -276,24 +282,24 @@ def measure(arguments: argparse.Namespace) -> None:
     weights = load(arguments.weights)
     torch.set_num_threads(arguments.threads)
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    rows = script.rows_of(arguments, dtype="float32")
+    rows = script.open_rows(arguments, dtype="float32")
     sections = {
-        "agreement": (agreement, arguments.count),
-        "start": (start, arguments.repeats),
-        "speed": (speed, arguments.repeats),
+        "agreement": (measure_agreement, arguments.count),
+        "start": (measure_start, arguments.repeats),
+        "speed": (measure_speed, arguments.repeats),
     }
     found = []
     for section in arguments.only.split(","):
-        settings, cell = settings_of(section, arguments, weights), f"runtimes: {section}"
+        settings, cell = make_settings(section, arguments, weights), f"runtimes: {section}"
         row = rows.find(cell, settings)
         if row is None:
             began, (run, n) = time.monotonic(), sections[section]
-            figures = {**run(arguments, weights), "runtime": runtime()}
+            figures = {**run(arguments, weights), "runtime": describe_runtime()}
             seconds = round(time.monotonic() - began, 1)
             row = rows.add(cell, settings, **figures, seed=0, n=n, seconds=seconds)
         found.append(row)
-    script.say(table(["section", "what", "median", "n"], lines_of(found)))
+    script.say(format_table(["section", "what", "median", "n"], list_lines(found)))
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

@@ -12,7 +12,7 @@ from pathlib import Path
 from benchmarks.rows import RESULTS, Rows, describe_hardware, format_command
 
 
-def parser_of(doc: str | None, name: str, *, threads: int = 1) -> argparse.ArgumentParser:
+def make_parser(doc: str | None, name: str, *, threads: int = 1) -> argparse.ArgumentParser:
     """Return a parser with the options that every script has; `name` is of its results file."""
     parser = argparse.ArgumentParser(description=(doc or "").partition("\n")[0])
     add = parser.add_argument
@@ -25,7 +25,7 @@ def parser_of(doc: str | None, name: str, *, threads: int = 1) -> argparse.Argum
     return parser
 
 
-def rows_of(arguments: argparse.Namespace, *, dtype: str, device: str = "cpu") -> Rows:
+def open_rows(arguments: argparse.Namespace, *, dtype: str, device: str = "cpu") -> Rows:
     """Return the rows of a script's results file."""
     where = describe_hardware(threads=arguments.threads, dtype=dtype, device=device)
     return Rows(
@@ -58,6 +58,6 @@ def note(text: str) -> None:
     sys.stderr.flush()
 
 
-def numbers(text: str) -> list[int]:
+def parse_numbers(text: str) -> list[int]:
     """Read `32,64`."""
     return [int(part) for part in text.split(",")]

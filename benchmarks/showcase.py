@@ -18,7 +18,7 @@ PHOTOS = ("space/astronaut.jpg", "everyday/cat.png", "everyday/coffee.jpg")
 SIDE, GAP, HEAD = 300, 8, 28
 
 
-def square(pixels: np.ndarray) -> np.ndarray:
+def cut_square(pixels: np.ndarray) -> np.ndarray:
     """Cut SIDE x SIDE pixels out of the upper middle, not scaled."""
     height, width, _ = pixels.shape
     top, left = (height - SIDE) // 8, (width - SIDE) // 2
@@ -45,7 +45,7 @@ def main() -> None:
     for row, pictures in enumerate(rows):
         for column, pixels in enumerate(pictures):
             place = (column * (SIDE + GAP), HEAD + row * (SIDE + GAP))
-            sheet.paste(Image.fromarray(square(pixels)), place)
+            sheet.paste(Image.fromarray(cut_square(pixels)), place)
     sheet.save(ROOT / "assets" / "before-after.png", optimize=True)
 
 

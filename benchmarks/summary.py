@@ -8,7 +8,7 @@ from collections.abc import Iterable, Sequence
 from typing import Any
 
 
-def spread(values: Iterable[float], digits: int = 5) -> dict[str, Any]:
+def summarize(values: Iterable[float], digits: int = 5) -> dict[str, Any]:
     """Return n, mean, median, smallest, largest and the sample's standard deviation, if it has one.
 
     Values that are not finite are left out.
@@ -26,7 +26,7 @@ def spread(values: Iterable[float], digits: int = 5) -> dict[str, Any]:
     }
 
 
-def table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+def format_table(head: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
     """Return a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(str(cell) for cell in line)} |" for line in lines)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 
 from benchmarks.rows import Row
 from benchmarks.script import note
-from benchmarks.summary import spread
+from benchmarks.summary import summarize
 
 Run = Callable[[], object]
 
@@ -25,11 +25,11 @@ def time_in_turns(runs: Mapping[str, Run], repeats: int) -> dict[str, list[float
     return seconds
 
 
-def ratio(slow: Sequence[float], fast: Sequence[float]) -> Row:
+def compute_ratio(slow: Sequence[float], fast: Sequence[float]) -> Row:
     """Return how many times longer the one took, turn by turn."""
-    return spread((a / b for a, b in zip(slow, fast, strict=True)), 3)
+    return summarize((a / b for a, b in zip(slow, fast, strict=True)), 3)
 
 
-def paces(seconds: Sequence[float], batch: int) -> Row:
+def compute_paces(seconds: Sequence[float], batch: int) -> Row:
     """Return pictures a second, of runs of so many."""
-    return spread((batch / value for value in seconds), 2)
+    return summarize((batch / value for value in seconds), 2)

@@ -10,8 +10,8 @@ and of tiny-imagenet-50a saw none.
 An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as in `cifar10`,
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
 weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS is `farthest` or
-`nearest`: from what the surrogate sees in the classes, of all of them together. A column is an
-attacker, ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
+`nearest`: to the pictures of all classes together, by the surrogate. A column is an attacker,
+ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
@@ -40,15 +40,15 @@ import numpy as np
 
 from benchmarks import script
 from benchmarks.command import protect_classes
-from benchmarks.rows import Row, Rows, hash_sources, key_of
-from benchmarks.summary import spread, table
+from benchmarks.rows import Row, Rows, hash_sources, make_key
+from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
-from tue_cli.attacks.registry import attacks_named
+from tue_cli.attacks.registry import parse_attacks
 from tue_cli.config import VerifySettings, VictimSettings
-from tue_cli.engine.torch import ComputeDevice, machine
-from tue_cli.train.data import load_pictures
+from tue_cli.engine.torch import ComputeDevice, choose_device
+from tue_cli.train.data import load_images
 from tue_cli.verify.dataset import Levels, VictimDataset
-from tue_cli.verify.request import format_victim, victims_named
+from tue_cli.verify.request import format_victim, parse_victims
 from tue_cli.verify.stats import FITTED, LEARNED
 from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
@@ -74,7 +74,7 @@ class Column(NamedTuple):
     victim: VictimSettings
 
 
-def column_of(text: str, victim: str) -> Column:
+def parse_column(text: str, victim: str) -> Column:
     """Read ATTACK[/SIZE][/NET[:SHARE]]; a net without its share has that of `victim`."""
     attack, *more = text.split("/")
     sizes = [int(word) for word in more if word.isdigit()]
@@ -84,8 +84,8 @@ def column_of(text: str, victim: str) -> Column:
     net = nets[0] if nets else victim
     if ":" not in net:
         net += f":{victim.partition(':')[2]}"
-    (one,) = victims_named(net)
-    return Column(attacks_named([attack])[-1], sizes[0] if sizes else 32, one)
+    (one,) = parse_victims(net)
+    return Column(parse_attacks([attack])[-1], sizes[0] if sizes else 32, one)
 
 
 class Way(NamedTuple):
@@ -96,7 +96,7 @@ class Way(NamedTuple):
     options: tuple[str, ...]
 
 
-def way_of(arm: str) -> Way:
+def parse_way(arm: str) -> Way:
     """Read WEIGHTS[@KEYS][+OPTION]..."""
     named, *options = arm.split("+")
     weights, _, keys = named.partition("@")
@@ -105,7 +105,7 @@ def way_of(arm: str) -> Way:
     return Way(weights, keys, tuple(options))
 
 
-def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, Path]:
+def copy_ten(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, Path]:
     """Copy ten classes below `work`, so many training pictures of each; return train and test."""
     part = next(name for name in ("val", "test") if (data / name).is_dir())
     classes = sorted(p.name for p in (data / "train").iterdir())[TEN * number : TEN * (number + 1)]
@@ -123,11 +123,11 @@ def ten_of(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, P
     return place / "train", place / part
 
 
-def copies_of(source: Path, arm: str, args: argparse.Namespace) -> Path:
+def protect_ten(source: Path, arm: str, args: argparse.Namespace) -> Path:
     """Protect the ten classes as an arm says; a second call of the same tue finds it done."""
-    way = way_of(arm)
+    way = parse_way(arm)
     told = {"arm": arm, "weights": load(way.weights).sha256, "sources": hash_sources()}
-    output = source.with_name(f"{source.name}-{key_of(told)[:12]}")
+    output = source.with_name(f"{source.name}-{make_key(told)[:12]}")
     protect_classes(
         source,
         output,
@@ -145,17 +145,17 @@ class Ten:
 
     def __init__(self, number: int, args: argparse.Namespace) -> None:
         """`number` says which ten."""
-        self._source, self._held = ten_of(args.data, number, args.per_class, args.work)
-        self._read = cache(self._reading)
-        self._copies = cache(lambda arm: copies_of(self._source, arm, args))
+        self._source, self._held = copy_ten(args.data, number, args.per_class, args.work)
+        self._read = cache(self._read_folder)
+        self._copies = cache(lambda arm: protect_ten(self._source, arm, args))
 
-    def _reading(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
-        classes, pictures, failed = load_pictures(folder, size)
+    def _read_folder(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
+        classes, pictures, failed = load_images(folder, size)
         if failed:
             raise SystemExit(f"{len(failed)} pictures of {folder} cannot be read.")
         return tuple(classes), pictures.pixels.numpy(), pictures.labels.numpy()
 
-    def arms(self, arm: str, size: int) -> VictimDataset:
+    def make_arms(self, arm: str, size: int) -> VictimDataset:
         """Return what victims of an arm, or of a control, are trained and tested on."""
         classes, clean, labels = self._read(self._source, size)
         _, test, test_labels = self._read(self._held, size)
@@ -173,13 +173,13 @@ def score(clean: float, protected: float, floor: float = 1 / TEN) -> float:
     return 100 * (clean - protected) / (clean - floor) if clean > floor else 0.0
 
 
-def named(row: Row) -> str:
+def name_column(row: Row) -> str:
     """Return the column of a row, as tables name it."""
     settings = row["settings"]
     return f"{settings['attack']}, {settings['victim']}, {settings['size']} px"
 
 
-def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
+def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     """Return each column's accuracies of an arm, means over tens and seeds, and its score.
 
     The originals' are of the same tens and seeds. Columns that say nothing come last, before them
@@ -192,7 +192,7 @@ def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     for row in rows:
         settings = row["settings"]
         if settings["arm"] in (*CONTROLS, arm):
-            arms = found.setdefault(named(row), {})
+            arms = found.setdefault(name_column(row), {})
             place = (settings["ten"], settings["seed"])
             arms.setdefault(settings["arm"], {})[place] = row
     result: dict[str, Row] = {}
@@ -203,8 +203,8 @@ def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
         scores = []
         for ten in dict.fromkeys(ten for ten, _ in places):
             these = [place for place in places if place[0] == ten]
-            scores.append(score(*_means(arms, arm, these)))
-        clean, protected, floor = _means(arms, arm, places)
+            scores.append(score(*_average(arms, arm, these)))
+        clean, protected, floor = _average(arms, arm, places)
         victims = [arms[kind][place] for kind in ("clean", arm) for place in places]
         known = [row["robust_train"] for row in victims if row["robust_train"] is not None]
         random = arms.get("random", {})
@@ -221,7 +221,7 @@ def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
             "floor": floor,
             "n": len(places),
             "score": round(score(clean, protected, floor), 2),
-            "scores_of_tens": spread(scores, 1),
+            "scores_of_tens": summarize(scores, 1),
             "robust_train": min(known, default=None),
             "doubt": not taught or min(known, default=1.0) < 1 / TEN + FITTED * (1 - 1 / TEN),
         }
@@ -229,7 +229,7 @@ def columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     return {name: result[name] for name in order}
 
 
-def _means(
+def _average(
     arms: Kept,
     arm: str,
     places: Sequence[tuple[int, int]],
@@ -242,14 +242,14 @@ def _means(
     return clean, protected, fmean(floors) if floors else 1 / TEN
 
 
-def told(row: Row) -> str:
+def format_score(row: Row) -> str:
     """Return a score with its mark, or nothing where victims were taught nothing."""
     if row["clean"] <= row["floor"]:
         return "–*"
     return f"{row['score']:.0f} %{'*' if row['doubt'] else ''}"
 
 
-def tabled(found: dict[str, Row]) -> str:
+def format_columns(found: dict[str, Row]) -> str:
     """Return the columns of one arm as a Markdown table, the lowest that says something last but
     for those that say nothing.
     """
@@ -257,7 +257,9 @@ def tabled(found: dict[str, Row]) -> str:
     for name, row in found.items():
         of = row["scores_of_tens"]
         spread = (
-            f" ({of['min']:.0f} to {of['max']:.0f})" if of["n"] > 1 and "–" not in told(row) else ""
+            f" ({of['min']:.0f} to {of['max']:.0f})"
+            if of["n"] > 1 and "–" not in format_score(row)
+            else ""
         )
         knew = "" if row["robust_train"] is None else f"{100 * row['robust_train']:.0f}"
         costs = "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
@@ -269,19 +271,19 @@ def tabled(found: dict[str, Row]) -> str:
                 f"{100 * row['protected']:.1f}",
                 knew,
                 row["n"],
-                told(row) + spread,
+                format_score(row) + spread,
             ]
         )
     head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
-    return table([*head, "robust training accuracy", "n", "score"], lines)
+    return format_table([*head, "robust training accuracy", "n", "score"], lines)
 
 
-def compared(rows: Sequence[Row], arms: Sequence[str]) -> str:
+def format_comparison(rows: Sequence[Row], arms: Sequence[str]) -> str:
     """Return several arms side by side, of the columns, tens and seeds that all of them have."""
     have: dict[tuple[str, int, int], set[str]] = {}
     for row in rows:
         settings = row["settings"]
-        place = (named(row), settings["ten"], settings["seed"])
+        place = (name_column(row), settings["ten"], settings["seed"])
         have.setdefault(place, set()).add(settings["arm"])
     shared = {place for place, known in have.items() if known >= {*arms, "clean"}}
     if not shared:
@@ -289,26 +291,29 @@ def compared(rows: Sequence[Row], arms: Sequence[str]) -> str:
     kept = [
         row
         for row in rows
-        if (named(row), row["settings"]["ten"], row["settings"]["seed"]) in shared
+        if (name_column(row), row["settings"]["ten"], row["settings"]["seed"]) in shared
     ]
-    sides = {arm: columns(kept, arm) for arm in arms}
+    sides = {arm: average_columns(kept, arm) for arm in arms}
     first = sides[arms[0]]
     lines = [
         [
             name,
             f"{100 * row['clean']:.1f}",
-            *(f"{100 * by[name]['protected']:.1f} ({told(by[name])})" for by in sides.values()),
+            *(
+                f"{100 * by[name]['protected']:.1f} ({format_score(by[name])})"
+                for by in sides.values()
+            ),
             row["n"],
         ]
         for name, row in first.items()
     ]
     titles = [f"`{arm}`" for arm in sides]
-    return table(["attacker, victim, size", "originals", *titles, "n"], lines)
+    return format_table(["attacker, victim, size", "originals", *titles, "n"], lines)
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "unseen")
+    parser = script.make_parser(__doc__, "unseen")
     add = parser.add_argument
     add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
     add("--arms", default="cifar10", help="WEIGHTS[@KEYS][+OPTION]..., with commas between")
@@ -327,21 +332,21 @@ def measure(args: argparse.Namespace) -> None:
     import torch
 
     torch.set_num_threads(args.threads)
-    computer = machine(args.device)
-    rows = script.rows_of(
+    computer = choose_device(args.device)
+    rows = script.open_rows(
         args, dtype=str(computer.dtype).removeprefix("torch."), device=str(computer.device)
     )
-    wanted = [column_of(text, args.victim) for text in args.columns.split(",")]
+    wanted = [parse_column(text, args.victim) for text in args.columns.split(",")]
     given = args.arms.split(",") if args.arms else []
-    tens = {number: Ten(number, args) for number in script.numbers(args.tens)}
+    tens = {number: Ten(number, args) for number in script.parse_numbers(args.tens)}
     found: list[Row] = []
-    for seed, column, number in product(script.numbers(args.seeds), wanted, tens):
+    for seed, column, number in product(script.parse_numbers(args.seeds), wanted, tens):
         found += _measure_column(column, number, seed, given, tens[number], args, rows, computer)
     if old := sum(row["sources"] != hash_sources() for row in found):
         script.note(f"{old} of {len(found)} victims were measured with another tue.")
     for arm in given:
-        result = columns(found, arm)
-        script.say(f"{arm}\n\n{tabled(result)}\n\nThe lowest: {lowest(result)}.\n")
+        result = average_columns(found, arm)
+        script.say(f"{arm}\n\n{format_columns(result)}\n\nThe lowest: {find_lowest(result)}.\n")
 
 
 def _measure_column(
@@ -379,24 +384,24 @@ def _measure_column(
             "steps": trial.steps,
             "ten": number,
             "victim": format_victim(trial.victim),
-            "weights_sha256": None if arm in CONTROLS else load(way_of(arm).weights).sha256,
+            "weights_sha256": None if arm in CONTROLS else load(parse_way(arm).weights).sha256,
         }
         row = rows.find("unseen", settings)
         if row is None:
-            figures = measure_victim(trial, ten.arms(arm, column.size), computer)
+            figures = measure_victim(trial, ten.make_arms(arm, column.size), computer)
             if group.attack.best_epoch:
                 figures["accuracy"] = figures["peak"]
             row = rows.add("unseen", settings, **figures, n=1, seed=seed)
-            script.note(f"{named(row)}, ten {number}, {arm}: {100 * row['accuracy']:.1f} %")
+            script.note(f"{name_column(row)}, ten {number}, {arm}: {100 * row['accuracy']:.1f} %")
         found.append(row)
     return found
 
 
-def lowest(found: dict[str, Row]) -> str:
+def find_lowest(found: dict[str, Row]) -> str:
     """Return the lowest score that says something, with its column."""
     sure = [(row["score"], name) for name, row in found.items() if not row["doubt"]]
     return "none says anything" if not sure else "{:.0f} % ({})".format(*min(sure))
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

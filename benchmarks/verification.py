@@ -32,16 +32,16 @@ import torch.nn.functional as F
 from torch import nn
 
 from benchmarks import script
-from benchmarks.command import TUE, environment, run_protect, summary_of
+from benchmarks.command import TUE, build_environment, read_summary, run_protect
 from benchmarks.rows import Row, Rows
-from benchmarks.summary import spread
+from benchmarks.summary import summarize
 from tue_cli.config import AdversarySettings, VictimSettings
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.dataset.manifest import MANIFEST, sha256
-from tue_cli.engine.torch import machine
+from tue_cli.engine.torch import choose_device
 from tue_cli.noise import TueNoise
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
-from tue_cli.verify.pairs import list_clean_pictures, split
+from tue_cli.verify.pairs import list_clean_images, split
 from tue_cli.verify.victim import Attacker, Victim
 from tue_cli.weights import load
 
@@ -50,7 +50,7 @@ KINDS = ("plain loop", "clean", "random")
 """Victims of `trainer`: of other code, and of `tue verify` on two of its arms."""
 
 
-def chosen(data: Path, per_class: int, work: Path) -> Path:
+def copy_pictures(data: Path, per_class: int, work: Path) -> Path:
     """Copy the first pictures of each class to a folder below `work`; return it."""
     place = work / f"{data.resolve().name}-{per_class}"
     if not (place / ".whole").exists():
@@ -62,10 +62,10 @@ def chosen(data: Path, per_class: int, work: Path) -> Path:
     return place
 
 
-def arms_of(source: Path, size: int) -> VictimDataset:
+def make_arms(source: Path, size: int) -> VictimDataset:
     """Return clean pictures and random noise, as `tue verify` holds them."""
     with ThreadPoolExecutor() as pool:
-        pairs = list_clean_pictures(source, pool, classes=True)
+        pairs = list_clean_images(source, pool, classes=True)
         # Each is its own copy, so that random noise is drawn for it too.
         pairs = [type(p)(p.original, p.original, p.label, p.sha256) for p in pairs]
         train, held = split(pairs, 0.2, 0)
@@ -94,7 +94,7 @@ class PlainBlock(nn.Module):
         return F.relu(self.norm_two(self.two(y)) + self.skip(x))
 
 
-def plain_accuracy(arms: VictimDataset, *, epochs: int, seed: int, rate: float) -> float:
+def measure_plain_accuracy(arms: VictimDataset, *, epochs: int, seed: int, rate: float) -> float:
     """Train a ResNet-18 of width 16 in float32 as a tutorial does, and return its test accuracy."""
     torch.manual_seed(seed)
     blocks, channels = [], 16
@@ -142,11 +142,13 @@ def plain_accuracy(arms: VictimDataset, *, epochs: int, seed: int, rate: float) 
     return float(right.float().mean())
 
 
-def our_accuracy(arms: VictimDataset, arm: str, *, epochs: int, seed: int, device: str) -> float:
+def measure_our_accuracy(
+    arms: VictimDataset, arm: str, *, epochs: int, seed: int, device: str
+) -> float:
     """Train the victim that `tue verify` trains, and return its test accuracy."""
-    computer = machine(device)
+    computer = choose_device(device)
     settings = VictimSettings()
-    pixels, labels = arms.training(arm)
+    pixels, labels = arms.select_training(arm)
     victim = Victim(
         settings,
         classes=len(arms.classes),
@@ -155,27 +157,27 @@ def our_accuracy(arms: VictimDataset, arm: str, *, epochs: int, seed: int, devic
         seed=seed,
         computer=computer,
     )
-    pictures = Pictures(torch.from_numpy(pixels), torch.from_numpy(labels))
-    test = Pictures(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
+    pictures = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+    test = Images(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
     return list(victim.train(pictures, test, points=1))[-1]
 
 
-def trainer(arguments: argparse.Namespace, rows: Rows) -> None:
+def compare_trainers(arguments: argparse.Namespace, rows: Rows) -> None:
     """Compare the clean control with the plain loop, and with random noise."""
-    arms = arms_of(chosen(arguments.data, arguments.per_class, arguments.work), 32)
+    arms = make_arms(copy_pictures(arguments.data, arguments.per_class, arguments.work), 32)
     count = len(arms.labels)
     epochs = max(1, round(arguments.seen / count))
     for seed in arguments.seeds:
         for kind in KINDS:
             settings = {"kind": kind, "seed": seed, "epochs": epochs, "pictures": count}
-            if not rows.lacks("verify: trainer", settings):
+            if not rows.is_missing("verify: trainer", settings):
                 continue
             began = time.monotonic()
             if kind == "plain loop":
                 rate = VictimSettings().rate
-                accuracy = plain_accuracy(arms, epochs=epochs, seed=seed, rate=rate)
+                accuracy = measure_plain_accuracy(arms, epochs=epochs, seed=seed, rate=rate)
             else:
-                accuracy = our_accuracy(
+                accuracy = measure_our_accuracy(
                     arms, kind, epochs=epochs, seed=seed, device=arguments.device
                 )
             seconds = round(time.monotonic() - began, 1)
@@ -190,9 +192,9 @@ def trainer(arguments: argparse.Namespace, rows: Rows) -> None:
             )
 
 
-def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
+def compare_throughput(arguments: argparse.Namespace, rows: Rows) -> None:
     """Compare adversarial training with the bare PGD loop, in turns."""
-    began, computer = time.monotonic(), machine(arguments.device)
+    began, computer = time.monotonic(), choose_device(arguments.device)
     settings = VictimSettings()
     ratios: list[float] = []
     bare: list[float] = []
@@ -201,7 +203,7 @@ def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
     generator = torch.Generator().manual_seed(0)
     pixels = torch.randint(0, 256, (settings.batch, 3, 32, 32), generator=generator)
     labels = torch.arange(settings.batch) % 10
-    pictures = Pictures(pixels.to(torch.uint8), labels).to(computer.device)
+    pictures = Images(pixels.to(torch.uint8), labels).to(computer.device)
     rounds, steps = 9, 4
     victim = Victim(
         settings,
@@ -212,9 +214,9 @@ def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
         computer=computer,
         adversary=adversary,
     )
-    attack = Attacker(victim.frozen(), adversary)
-    updates = victim.updates(pictures)
-    batch = pictures.batch(torch.arange(settings.batch))
+    attack = Attacker(victim.freeze_net(), adversary)
+    updates = victim.run_updates(pictures)
+    batch = pictures.take_batch(torch.arange(settings.batch))
     draws = torch.Generator(device=computer.device).manual_seed(0)
     for turn in range(rounds + 1):
         times = [time.perf_counter()]
@@ -231,9 +233,9 @@ def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
     rows.add(
         "verify: throughput",
         {"adversary_steps": arguments.adversary_steps},
-        ratio=spread(ratios, 3),
-        bare_pgd_pictures_a_second=spread(bare, 1),
-        adversarial_training_pictures_a_second=spread(full, 1),
+        ratio=summarize(ratios, 3),
+        bare_pgd_pictures_a_second=summarize(bare, 1),
+        adversarial_training_pictures_a_second=summarize(full, 1),
         seed=0,
         n=rounds,
         seconds=round(time.monotonic() - began, 1),
@@ -241,7 +243,7 @@ def throughput(arguments: argparse.Namespace, rows: Rows) -> None:
     script.note(f"adversarial training runs at {statistics.median(ratios):.0%} of the bare loop")
 
 
-def verified(
+def run_verify(
     protected: Path, original: Path, attacks: str | None, arguments: argparse.Namespace
 ) -> tuple[dict[str, Any], float]:
     """Run the command and return its last event and its wall time."""
@@ -262,19 +264,19 @@ def verified(
     began = time.monotonic()
     finished = subprocess.run(
         command,
-        env=environment(arguments.threads),
+        env=build_environment(arguments.threads),
         capture_output=True,
         text=True,
         check=False,
     )
     seconds = time.monotonic() - began
-    facts = summary_of(finished.stdout)
+    facts = read_summary(finished.stdout)
     if finished.returncode or not facts:
         raise SystemExit(f"{command} ended with {finished.returncode}:\n{finished.stderr}")
     return facts, round(seconds, 1)
 
 
-def figures_of(facts: dict[str, Any]) -> Row:
+def get_figures(facts: dict[str, Any]) -> Row:
     """Return what a verification says, without what the clock says."""
     return {
         "headline": facts["headline"],
@@ -291,7 +293,7 @@ def figures_of(facts: dict[str, Any]) -> Row:
     }
 
 
-def protected_of(source: Path, output: Path, options: list[str], args: argparse.Namespace) -> Path:
+def protect_once(source: Path, output: Path, options: list[str], args: argparse.Namespace) -> Path:
     """Protect a folder with the shipped weights, once."""
     if not (output / MANIFEST).exists():
         run_protect(
@@ -305,16 +307,16 @@ def protected_of(source: Path, output: Path, options: list[str], args: argparse.
     return output
 
 
-def quick(arguments: argparse.Namespace, rows: Rows) -> None:
+def time_quick(arguments: argparse.Namespace, rows: Rows) -> None:
     """Time `tue verify --budget quick`, as often as asked, and compare its figures."""
     work = arguments.work
-    source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
+    source = copy_pictures(arguments.data, arguments.per_class, work)
+    copies = protect_once(source, work / f"{source.name}-protected", [], arguments)
     said, seconds = [], []
     for _ in range(arguments.repeat):
-        facts, took = verified(copies, source, arguments.attacks, arguments)
+        facts, took = run_verify(copies, source, arguments.attacks, arguments)
         script.note(f"{facts['headline']} {took} s")
-        said.append(figures_of(facts))
+        said.append(get_figures(facts))
         seconds.append(took)
     rows.add(
         "verify: quick",
@@ -333,17 +335,17 @@ def quick(arguments: argparse.Namespace, rows: Rows) -> None:
     )
 
 
-def nothing(arguments: argparse.Namespace, rows: Rows) -> None:
+def verify_nothing(arguments: argparse.Namespace, rows: Rows) -> None:
     """Verify copies that are no protection: the originals themselves, and shuffled keys."""
     work = arguments.work
-    source = chosen(arguments.data, arguments.per_class, work)
-    copies = protected_of(source, work / f"{source.name}-protected", [], arguments)
+    source = copy_pictures(arguments.data, arguments.per_class, work)
+    copies = protect_once(source, work / f"{source.name}-protected", [], arguments)
     folders = {
-        "plain copies": plain_copies(source, copies, work),
-        "shuffled keys": shuffled_keys(source, arguments),
+        "plain copies": copy_originals(source, copies, work),
+        "shuffled keys": shuffle_keys(source, arguments),
     }
     for kind, folder in folders.items():
-        facts, seconds = verified(folder, source, "std", arguments)
+        facts, seconds = run_verify(folder, source, "std", arguments)
         script.note(f"{kind}: {facts['headline']} {seconds} s")
         count = len(json.loads((folder / MANIFEST).read_text())["pictures"])
         settings = {
@@ -352,11 +354,11 @@ def nothing(arguments: argparse.Namespace, rows: Rows) -> None:
             "weights_sha256": load(arguments.weights).sha256,
         }
         rows.add(
-            "verify: nothing", settings, verdict=figures_of(facts), seed=0, n=1, seconds=seconds
+            "verify: nothing", settings, verdict=get_figures(facts), seed=0, n=1, seconds=seconds
         )
 
 
-def plain_copies(source: Path, copies: Path, work: Path) -> Path:
+def copy_originals(source: Path, copies: Path, work: Path) -> Path:
     """Return a folder of the originals themselves, with a manifest that calls them copies."""
     plain = work / f"{source.name}-plain"
     shutil.rmtree(plain, ignore_errors=True)
@@ -370,7 +372,7 @@ def plain_copies(source: Path, copies: Path, work: Path) -> Path:
     return plain
 
 
-def shuffled_keys(source: Path, arguments: argparse.Namespace) -> Path:
+def shuffle_keys(source: Path, arguments: argparse.Namespace) -> Path:
     """Return copies of which each has a key drawn anew: its noise says nothing of its class."""
     names = sorted(p.relative_to(source).as_posix() for p in source.rglob("*.*") if p.is_file())
     names = [name for name in names if "/" in name]
@@ -382,7 +384,7 @@ def shuffled_keys(source: Path, arguments: argparse.Namespace) -> Path:
         lines.writerow(["path", "class"])
         lines.writerows((n, classes[i]) for n, i in zip(names, drawn, strict=True))
     shuffled: Path = arguments.work / f"{source.name}-shuffled-{sha256(table)[:8]}"
-    protected_of(source, shuffled, ["--labels", str(table)], arguments)
+    protect_once(source, shuffled, ["--labels", str(table)], arguments)
     manifest = json.loads((shuffled / MANIFEST).read_text())
     for entry in manifest["pictures"]:
         entry["label"] = entry["path"].split("/")[0]
@@ -390,14 +392,14 @@ def shuffled_keys(source: Path, arguments: argparse.Namespace) -> Path:
     return shuffled
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "verification", threads=2)
+    parser = script.make_parser(__doc__, "verification", threads=2)
     add = parser.add_argument
     add("question", choices=tuple(QUESTIONS))
     add("--data", type=Path, help="holds train/<class>/*")
     add("--per-class", type=int, default=500)
-    add("--seeds", type=script.numbers, default=[0])
+    add("--seeds", type=script.parse_numbers, default=[0])
     add("--seen", type=int, default=80_000, help="pictures that a victim of `trainer` is shown")
     add("--adversary-steps", type=int, default=10, help="of `throughput`; quick takes 5")
     add("--attacks", help="of `quick`; default the budget's")
@@ -406,17 +408,22 @@ def parsed() -> argparse.Namespace:
     return parser.parse_args()
 
 
-QUESTIONS = {"trainer": trainer, "throughput": throughput, "quick": quick, "nothing": nothing}
+QUESTIONS = {
+    "trainer": compare_trainers,
+    "throughput": compare_throughput,
+    "quick": time_quick,
+    "nothing": verify_nothing,
+}
 
 
 def measure(arguments: argparse.Namespace) -> None:
     """Answer one question."""
     torch.set_num_threads(arguments.threads)
-    computer = machine(arguments.device)
+    computer = choose_device(arguments.device)
     dtype = str(computer.dtype).removeprefix("torch.")
-    rows = script.rows_of(arguments, dtype=dtype, device=computer.description)
+    rows = script.open_rows(arguments, dtype=dtype, device=computer.description)
     QUESTIONS[arguments.question](arguments, rows)
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

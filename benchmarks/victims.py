@@ -20,13 +20,13 @@ def measure_victim(trial: Trial, arms: VictimDataset, computer: ComputeDevice) -
         try:
             event = next(training)
         except StopIteration as end:
-            return figures_of(end.value[0])
+            return list_figures(end.value[0])
         if isinstance(event, Metric):
             accuracy = event.values["accuracy"]
             note(f"  {event.phase}, {event.step} of {event.steps}: {100 * accuracy:.1f} %")
 
 
-def figures_of(result: Mapping[str, Any]) -> dict[str, Any]:
+def list_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row tells of a victim.
 
     That is its accuracy at the end and at its best, on its own training pictures and, where it was

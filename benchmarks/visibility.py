@@ -25,7 +25,7 @@ from PIL import Image
 from benchmarks import script
 from benchmarks.command import run_protect
 from benchmarks.rows import Row
-from benchmarks.summary import spread, table
+from benchmarks.summary import format_table, summarize
 from tue_cli.images import codec, resize
 from tue_cli.weights import load
 
@@ -45,7 +45,7 @@ class Pair(NamedTuple):
     hides: NDArray[np.float32]
 
 
-def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
+def read_pairs(source: Path, output: Path, size: int) -> list[Pair]:
     """Return what the manifest of `output` names, in its order."""
     found = []
     for entry in json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]:
@@ -59,23 +59,23 @@ def pairs_of(source: Path, output: Path, size: int) -> list[Pair]:
     return found
 
 
-def figures_of(output: Path, pairs: list[Pair]) -> Row:
+def measure_figures(output: Path, pairs: list[Pair]) -> Row:
     """Return how visible the copies are."""
     manifest = json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]
     changes = [np.abs(p.after.astype(np.float32) - p.before).mean(2) for p in pairs]
     smooth = np.concatenate([c[p.hides < PLAIN] for c, p in zip(changes, pairs, strict=True)])
     rough = np.concatenate([c[p.hides > FULL] for c, p in zip(changes, pairs, strict=True)])
     return {
-        "psnr": spread((entry["psnr"] for entry in manifest), 2),
-        "ssim": spread((entry["ssim"] for entry in manifest), 4),
-        "survival": spread((entry["survival"] for entry in manifest), 3),
+        "psnr": summarize((entry["psnr"] for entry in manifest), 2),
+        "ssim": summarize((entry["ssim"] for entry in manifest), 4),
+        "survival": summarize((entry["survival"] for entry in manifest), 3),
         "enough": sum(entry["psnr"] >= WANTED for entry in manifest),
         "smooth": round(float(smooth.mean()), 2),
         "rough": round(float(rough.mean()), 2),
     }
 
 
-def sheet(pairs: list[Pair]) -> Image.Image:
+def draw_sheet(pairs: list[Pair]) -> Image.Image:
     """Draw the smoothest photographs beside their copies, two pairs a row."""
     chosen = sorted(pairs, key=lambda pair: float(pair.hides.mean()))[:SHOWN]
     page = Image.new("RGB", (4 * SIDE[0], SIDE[1] * -(-len(chosen) // 2)), "white")
@@ -86,9 +86,9 @@ def sheet(pairs: list[Pair]) -> Image.Image:
     return page
 
 
-def parsed() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
-    parser = script.parser_of(__doc__, "visibility")
+    parser = script.make_parser(__doc__, "visibility")
     add = parser.add_argument
     add("--photos", type=Path, required=True, help="a folder of photographs")
     add("--weights", default="cifar10")
@@ -98,7 +98,7 @@ def parsed() -> argparse.Namespace:
 
 def measure(args: argparse.Namespace) -> None:
     """Protect the folder in every way that the results do not hold yet, and print the table."""
-    rows = script.rows_of(args, dtype="float32")
+    rows = script.open_rows(args, dtype="float32")
     weights = load(args.weights)
     found = []
     for arm in ARMS:
@@ -120,17 +120,17 @@ def measure(args: argparse.Namespace) -> None:
                 threads=args.threads,
                 options=["--labels", "single", *arm.split()],
             )
-            pairs = pairs_of(args.photos, output, weights.card.size)
+            pairs = read_pairs(args.photos, output, weights.card.size)
             if wants_sheet:
-                sheet(pairs).save(args.sheet)
-            figures = figures_of(output, pairs)
+                draw_sheet(pairs).save(args.sheet)
+            figures = measure_figures(output, pairs)
             seconds = round(time.monotonic() - began, 1)
             row = rows.add("visibility", settings, **figures, seed=0, n=len(pairs), seconds=seconds)
         found.append(row)
-    script.say(tabled(found))
+    script.say(format_ways(found))
 
 
-def tabled(rows: Sequence[Row]) -> str:
+def format_ways(rows: Sequence[Row]) -> str:
     """Return the ways side by side as a Markdown table."""
     head = ["`tue protect`", "PSNR, dB", f"copies at {WANTED:g} dB or more", "SSIM"]
     lines = [
@@ -144,8 +144,8 @@ def tabled(rows: Sequence[Row]) -> str:
         ]
         for row in sorted(rows, key=lambda row: ARMS.index(row["settings"]["options"]))
     ]
-    return table([*head, "smooth areas", "textured areas"], lines)
+    return format_table([*head, "smooth areas", "textured areas"], lines)
 
 
 if __name__ == "__main__":
-    script.run(parsed(), measure)
+    script.run(parse_arguments(), measure)

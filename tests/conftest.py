@@ -13,13 +13,13 @@ from hypothesis import settings
 from torch import nn
 
 from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.core.loop import Training
 from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.noise import SampledNoise, SteppedNoise, TueNoise
-from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
+from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
 # set here because a module's fixtures are made before `_seeded` comes to its first test: they would
@@ -85,7 +85,7 @@ def needed() -> Callable[[Path], Path]:
     return there
 
 
-def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Pictures:
+def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Images:
     """Draw pictures of three classes, each a colour and a stripe under noise."""
     generator = torch.Generator().manual_seed(seed)
     labels = torch.arange(count) % 3
@@ -94,11 +94,11 @@ def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Pictures:
     stripes = torch.stack([torch.sin(places / (1.0 + k)) for k in range(3)])[:, None, None, :]
     noise = 0.05 * torch.randn((count, 3, size, size), generator=generator)
     pixels = (0.45 + colours[labels] + 0.15 * stripes[labels] + noise).clamp(0, 1)
-    return Pictures((pixels * 255).round().to(torch.uint8), labels)
+    return Images((pixels * 255).round().to(torch.uint8), labels)
 
 
 @pytest.fixture(scope="session")
-def toy() -> Pictures:
+def toy() -> Images:
     """72 pictures of 16x16 in three classes."""
     return make_toy()
 
@@ -117,17 +117,17 @@ def tiny_settings_of() -> Callable[[str], TrainSettings]:
 
 @pytest.fixture(scope="session")
 def tiny_training(
-    toy: Pictures, tmp_path_factory: pytest.TempPathFactory
+    toy: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[float]]]:
     """Train `toy` once: a weights file of method tue and, by role, each step's loss."""
     return trained("tue", toy, tmp_path_factory.mktemp("weights") / "tiny.safetensors")
 
 
-def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, list[float]]]:
+def trained(recipe: str, toy: Images, path: Path) -> tuple[Path, dict[str, list[float]]]:
     """Train a recipe's nets on `toy`: their weights file and, by role, each step's loss."""
     card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
     settings, fits = tiny_for(recipe), load_recipe(recipe)
-    nets = fresh(card, tuple(fits), seed=0)
+    nets = draw_nets(card, tuple(fits), seed=0)
     helpers: dict[str, Frozen] = {}
     losses = {}
     for role, net in nets.items():
@@ -146,14 +146,14 @@ def trained(recipe: str, toy: Pictures, path: Path) -> tuple[Path, dict[str, lis
 
 @pytest.fixture(scope="session")
 def tiny_of(
-    toy: Pictures, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
+    toy: Images, tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Weights]:
     """Tiny weights of every recipe, and none for the methods that need none, by method."""
     folder = tmp_path_factory.mktemp("recipes")
     found: dict[str, Weights] = {}
     for name, method in METHODS.items():
         if not method.recipes:
-            found[name] = netless(name, ("a", "b", "c"), 16)
+            found[name] = make_netless(name, ("a", "b", "c"), 16)
             continue
         path = folder / f"{method.recipes[0]}.safetensors"
         if method.recipes[0] == "tue":

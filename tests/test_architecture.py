@@ -19,7 +19,7 @@ import tue_cli
 from benchmarks import readme
 from tue_cli.errors import ExitCode
 from tue_cli.train.export import write_graph
-from tue_cli.weights import graph_of, index, load, read
+from tue_cli.weights import load, read, read_graph, read_index
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "matplotlib")
@@ -40,14 +40,14 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_shipped_weights_are_what_the_index_says() -> None:
-    listed = index()
+    listed = read_index()
     assert listed["default"] in listed["weights"]
     files = {entry["file"] for entry in listed["weights"].values()}
     assert files == {path.name for path in (ROOT / "weights").glob("*.safetensors")}
     for name, entry in listed["weights"].items():
         path = ROOT / "weights" / entry["file"]
         assert path.stat().st_size < 50_000_000
-        graph = graph_of(load(name))
+        graph = read_graph(load(name))
         assert entry["graph"]["file"] == f"{name}.onnx" and len(graph) < 200_000
         assert hashlib.sha256(graph).hexdigest() == entry["graph"]["sha256"]
         assert hashlib.sha256(path.read_bytes()).hexdigest() == entry["sha256"]
@@ -187,5 +187,5 @@ def test_the_readme_tells_every_exit_code() -> None:
 
 def test_readme_and_docs_quote_the_committed_results() -> None:
     for name, block in readme.BLOCKS.items():
-        start, end = readme.markers(name)
-        assert start + block() + end in readme.page_of(name).read_text(encoding="utf-8")
+        start, end = readme.make_markers(name)
+        assert start + block() + end in readme.find_page(name).read_text(encoding="utf-8")

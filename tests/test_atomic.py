@@ -98,7 +98,7 @@ def test_what_a_file_system_does_not_do_is_remembered_and_gone_on_without(
         raise OSError(number, os.strerror(number))
 
     monkeypatch.setattr(os, "fsync", fsync)
-    with Folder(tmp_path) as folder, folder.inside(Path("a"), make=True) as below:
+    with Folder(tmp_path) as folder, folder.enter(Path("a"), make=True) as below:
         below.write(b"copy", "copy.jpg")
         assert folder.refused == {"syncing"}
         number = errno.ENOSPC
@@ -110,8 +110,8 @@ def test_what_a_file_system_does_not_do_is_remembered_and_gone_on_without(
 def test_folders_below_are_made_where_that_is_asked(tmp_path: Path) -> None:
     with Folder(tmp_path) as folder:
         with pytest.raises(FileNotFoundError):
-            folder.inside(Path("a/b"))
-        with folder.inside(Path("a/b"), make=True) as below:
+            folder.enter(Path("a/b"))
+        with folder.enter(Path("a/b"), make=True) as below:
             below.write(b"copy", "c")
     assert (tmp_path / "a/b/c").read_bytes() == b"copy"
 
@@ -124,7 +124,7 @@ def test_no_link_below_a_folder_is_followed(tmp_path: Path, link: str, target: s
     (tmp_path / "out" / link).symlink_to(tmp_path / target)
     with Folder(tmp_path / "out") as folder:
         with pytest.raises(OSError, match=r".") as caught:
-            folder.inside(Path("a/b"), make=True)
+            folder.enter(Path("a/b"), make=True)
         assert caught.value.errno == errno.ELOOP
         assert caught.value.filename == str(tmp_path / "out" / link)
     assert names(tmp_path / "originals") == {"b"} and not names(tmp_path / "originals/b")
@@ -134,13 +134,13 @@ def test_no_link_below_a_folder_is_followed(tmp_path: Path, link: str, target: s
 def test_nothing_outside_a_folder_is_entered(tmp_path: Path, relative: str) -> None:
     (tmp_path / "out/a").mkdir(parents=True)
     with Folder(tmp_path / "out") as folder, pytest.raises(OSError, match="Outside"):
-        folder.inside(Path(relative))
+        folder.enter(Path(relative))
 
 
 def test_a_folder_that_was_exchanged_for_a_link_is_no_longer_in_place(tmp_path: Path) -> None:
     (tmp_path / "originals").mkdir()
     (tmp_path / "out/a").mkdir(parents=True)
-    with Folder(tmp_path / "out") as folder, folder.inside(Path("a")) as below:
+    with Folder(tmp_path / "out") as folder, folder.enter(Path("a")) as below:
         assert folder.is_in_place() and below.is_in_place()
         (tmp_path / "out/a").rename(tmp_path / "away")
         assert not below.is_in_place()

@@ -11,13 +11,13 @@ import pytest
 import torch
 
 from tue_cli.engine import select as rooms
-from tue_cli.engine.onnx import runtime
-from tue_cli.engine.select import MANY, choose_backend, engine_for
+from tue_cli.engine.onnx import import_runtime
+from tue_cli.engine.select import MANY, choose_backend, choose_engine
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
 from tue_cli.noise import TueNoise
 from tue_cli.train.export import write_graph
-from tue_cli.weights import Weights, graph_of, pack, read
+from tue_cli.weights import Weights, pack, read, read_graph
 
 HAS_CUDA = Path("/proc/driver/nvidia").is_dir()
 
@@ -41,7 +41,7 @@ def opened(weights: Weights, **changes: object) -> Engine:
         "pictures": 1,
         **changes,
     }
-    return engine_for(weights, "tue", TueNoise(steps=1), **arguments)  # type: ignore[arg-type]
+    return choose_engine(weights, "tue", TueNoise(steps=1), **arguments)  # type: ignore[arg-type]
 
 
 def test_auto_takes_onnx_for_few_pictures_and_torch_without_a_graph(
@@ -73,7 +73,7 @@ def test_auto_goes_on_with_what_began(former: str, pictures: int, twin: Weights)
 def test_auto_takes_torch_for_a_method_that_onnx_has_not(twin: Weights) -> None:
     assert choose_backend(twin, "lsp", "cpu", pictures=1) == "torch"
     with pytest.raises(BadSetting, match="lsp") as caught:
-        engine_for(
+        choose_engine(
             twin,
             "lsp",
             TueNoise(),
@@ -130,18 +130,18 @@ def test_auto_says_the_provider_in_force(twin: Weights) -> None:
     engine = opened(twin, backend="onnx", device="auto")
     if not HAS_CUDA and sys.platform == "linux":
         # What the runtime lists is no evidence: onnxruntime-gpu lists CUDA everywhere.
-        assert runtime().get_available_providers()
+        assert import_runtime().get_available_providers()
         assert engine.description.startswith("ONNX Runtime, CPU, ")
 
 
 def test_the_runtime_says_nothing_on_the_screen(twin: Weights) -> None:
     code = (
-        "import sys\nfrom pathlib import Path\nfrom tue_cli.engine.select import engine_for\n"
+        "import sys\nfrom pathlib import Path\nfrom tue_cli.engine.select import choose_engine\n"
         "from tue_cli.errors import TueError\nfrom tue_cli.noise import TueNoise\n"
         "from tue_cli.weights import read\n"
         "for device in ('auto', 'cpu', 'cuda', 'mps', 'directml'):\n"
         "    try:\n"
-        "        engine_for(read(Path(sys.argv[1]), name='w'), 'tue', TueNoise(steps=1),\n"
+        "        choose_engine(read(Path(sys.argv[1]), name='w'), 'tue', TueNoise(steps=1),\n"
         "            seed=0, backend='onnx', device=device, batch=2, pictures=1)\n"
         "    except TueError:\n"
         "        pass\n"
@@ -155,7 +155,7 @@ def test_the_runtime_says_nothing_on_the_screen(twin: Weights) -> None:
 def test_a_graph_of_other_weights_is_refused(twin: Weights, tiny: Weights, tmp_path: Path) -> None:
     card = replace(tiny.card, classes=("x", "y", "z"))
     (tmp_path / "w.safetensors").write_bytes(pack(card, tiny.tensors))
-    (tmp_path / "w.onnx").write_bytes(graph_of(twin))
+    (tmp_path / "w.onnx").write_bytes(read_graph(twin))
     weights = read(tmp_path / "w.safetensors", name="w")
     with pytest.raises(WeightsProblem, match="not of the weights") as caught:
         opened(weights, backend="onnx")
@@ -172,7 +172,7 @@ def test_weights_without_a_graph_say_how_to_get_one(tiny: Weights) -> None:
 def test_a_damaged_graph_is_an_error_with_a_remedy(twin: Weights, tmp_path: Path) -> None:
     assert twin.path is not None
     (tmp_path / "w.safetensors").write_bytes(twin.path.read_bytes())
-    (tmp_path / "w.onnx").write_bytes(b"\x00" * 64 + graph_of(twin)[64:])
+    (tmp_path / "w.onnx").write_bytes(b"\x00" * 64 + read_graph(twin)[64:])
     with pytest.raises(WeightsProblem, match="cannot be opened") as caught:
         opened(read(tmp_path / "w.safetensors", name="w"), backend="onnx")
     assert "tue export" in caught.value.remedy

@@ -12,15 +12,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from tue_cli.core.batches import (
-    Pictures,
-    batch_indices,
+    Images,
     crop_and_flip,
-    generator_at,
+    draw_batch,
+    make_generator,
     sample_moves,
     shift_and_flip,
     shift_and_flip_by_index,
 )
-from tue_cli.core.sampling import PADDING, moves, places, seed_at
+from tue_cli.core.sampling import PADDING, derive_seed, draw_moves, locate_pixels
 
 CPU = torch.device("cpu")
 
@@ -53,7 +53,7 @@ def views(picture: Tensor) -> dict[tuple[int, int, bool], Tensor]:
 def test_an_epoch_covers_every_picture(count: int, size: int, epoch: int) -> None:
     a_epoch = -(-count // size)
     batches = [
-        batch_indices(count, size, seed=3, step=epoch * a_epoch + place) for place in range(a_epoch)
+        draw_batch(count, size, seed=3, step=epoch * a_epoch + place) for place in range(a_epoch)
     ]
     assert all(len(batch) == size for batch in batches)
     drawn = torch.cat(batches)
@@ -63,14 +63,14 @@ def test_an_epoch_covers_every_picture(count: int, size: int, epoch: int) -> Non
 
 @given(seed=st.integers(0, 2**40), step=st.integers(0, 10**6))
 def test_a_batch_is_a_function_of_seed_and_step(seed: int, step: int) -> None:
-    first = batch_indices(97, 10, seed=seed, step=step)
+    first = draw_batch(97, 10, seed=seed, step=step)
     torch.rand(3)
-    assert torch.equal(first, batch_indices(97, 10, seed=seed, step=step))
+    assert torch.equal(first, draw_batch(97, 10, seed=seed, step=step))
 
 
 def test_epochs_and_seeds_are_shuffled_differently() -> None:
     def epoch(seed: int, number: int) -> list[int]:
-        return batch_indices(50, 50, seed=seed, step=number).tolist()
+        return draw_batch(50, 50, seed=seed, step=number).tolist()
 
     orders = [epoch(0, 0), epoch(0, 1), epoch(1, 0), epoch(1, 1), list(range(50))]
     assert len({tuple(order) for order in orders}) == 5
@@ -78,7 +78,7 @@ def test_epochs_and_seeds_are_shuffled_differently() -> None:
 
 def test_a_generator_is_one_step_of_one_stream_of_one_seed() -> None:
     def draw(seed: int, stream: str, step: int) -> float:
-        return float(torch.rand((), generator=generator_at(seed, stream, step, CPU)))
+        return float(torch.rand((), generator=make_generator(seed, stream, step, CPU)))
 
     places = [(0, "a", 0), (1, "a", 0), (0, "b", 0), (0, "a", 1), (0, "a", 10), (0, "a1", 0)]
     assert len({draw(*place) for place in places}) == len(places)
@@ -88,8 +88,8 @@ def test_a_generator_is_one_step_of_one_stream_of_one_seed() -> None:
 def test_a_batch_is_float_in_the_unit_range_and_leaves_the_set_alone() -> None:
     raw = torch.arange(256, dtype=torch.uint8)[:240].reshape(5, 3, 4, 4)
     raw[0, 0, 0, 0] = 255
-    pictures = Pictures(raw.clone(), torch.arange(5))
-    pixels, labels = pictures.batch(torch.tensor([4, 0, 0]))
+    pictures = Images(raw.clone(), torch.arange(5))
+    pixels, labels = pictures.take_batch(torch.tensor([4, 0, 0]))
     assert len(pictures) == 5
     assert pixels.dtype == torch.float32
     assert torch.equal((pixels * 255).round().to(torch.uint8), raw[[4, 0, 0]])
@@ -121,9 +121,9 @@ def test_crops_differ_by_picture_and_reach_every_shift_and_both_flips() -> None:
 
 def test_a_crop_is_a_function_of_its_generator() -> None:
     pixels = torch.rand(6, 3, 8, 8)
-    first = crop_and_flip(pixels, generator_at(1, "crop", 2, CPU))
-    assert torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 2, CPU)))
-    assert not torch.equal(first, crop_and_flip(pixels, generator_at(1, "crop", 3, CPU)))
+    first = crop_and_flip(pixels, make_generator(1, "crop", 2, CPU))
+    assert torch.equal(first, crop_and_flip(pixels, make_generator(1, "crop", 2, CPU)))
+    assert not torch.equal(first, crop_and_flip(pixels, make_generator(1, "crop", 3, CPU)))
 
 
 def one_move(seed: int) -> Tensor:
@@ -191,8 +191,8 @@ def test_sampled_shifts_reach_every_shift_and_both_flips() -> None:
 
 @given(seed=st.integers(0, 2**63 - 1), count=st.integers(1, 12))
 def test_moves_are_drawn_without_torch_as_torch_draws_them(seed: int, count: int) -> None:
-    drawn = sample_moves(count, generator_at(seed, "perturb", 0, CPU)).tolist()
-    assert moves(seed_at(seed, "perturb", 0), count) == [
+    drawn = sample_moves(count, make_generator(seed, "perturb", 0, CPU)).tolist()
+    assert draw_moves(derive_seed(seed, "perturb", 0), count) == [
         (*move[:2], bool(move[2])) for move in drawn
     ]
 
@@ -206,8 +206,8 @@ def test_places_move_a_picture_as_torch_does_and_its_gradient_back(
     height: int, width: int, seed: int
 ) -> None:
     picture = torch.rand((1, 3, height, width), requires_grad=True)
-    moved = shift_and_flip(picture, sample_moves(1, generator_at(seed, "perturb", 0, CPU))[0])
-    there, back = places(moves(seed_at(seed, "perturb", 0), 1), height, width)
+    moved = shift_and_flip(picture, sample_moves(1, make_generator(seed, "perturb", 0, CPU))[0])
+    there, back = locate_pixels(draw_moves(derive_seed(seed, "perturb", 0), 1), height, width)
 
     def taken(values: Tensor, where: Tensor) -> Tensor:
         flat = F.pad(values.flatten(2), (0, 1))

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from tue_cli.config import METHODS, AdversarySettings, VictimSettings
 from tue_cli.core import capture
-from tue_cli.core.batches import Pictures, generator_at
+from tue_cli.core.batches import Images, make_generator
 from tue_cli.core.capture import (
     Captured,
     Function,
@@ -22,9 +22,9 @@ from tue_cli.core.capture import (
     Tensors,
     record_call,
     record_graph,
-    recorded_by,
+    use_recorder,
 )
-from tue_cli.core.pgd import uniform_start
+from tue_cli.core.pgd import draw_uniform_start
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.methods import load_method
 from tue_cli.methods.surrogate import FrozenNets
@@ -38,7 +38,7 @@ MACHINE = ComputeDevice(CPU, torch.float32, "test")
 
 
 def recording(record: Record = record_call) -> Captured:
-    with recorded_by(record):
+    with use_recorder(record):
         return Captured(CPU)
 
 
@@ -95,7 +95,7 @@ def test_what_recording_changes_is_put_back() -> None:
             function(*inputs)
         return lambda: function(*inputs)
 
-    with recorded_by(warmed_up):
+    with use_recorder(warmed_up):
         run = Captured(CPU, keeps=(counted,))
     assert [float(run(count, torch.zeros(()))[0]) for _ in range(3)] == [1, 2, 3]
 
@@ -111,24 +111,28 @@ def test_recorded_noise_is_the_noise(name: str, tiny_frozen: FrozenNets) -> None
     # Later calls bring other pictures, labels, starts and draws; nothing of the first may stick.
     for seed in range(3):
         toy = make_toy(count=6, seed=seed)
-        pixels, labels = toy.batch(torch.randperm(6, generator=torch.Generator().manual_seed(seed)))
+        pixels, labels = toy.take_batch(
+            torch.randperm(6, generator=torch.Generator().manual_seed(seed))
+        )
         found = [
             load_method(name)(
                 tiny_frozen,
                 pixels,
                 labels,
                 noise,
-                start=uniform_start(pixels, noise.radius, generator_at(seed, "start", 0, CPU)),
-                generator=generator_at(seed, "perturb", 0, CPU),
+                start=draw_uniform_start(
+                    pixels, noise.radius, make_generator(seed, "start", 0, CPU)
+                ),
+                generator=make_generator(seed, "perturb", 0, CPU),
                 run=way,
             )
-            for way in (capture.eagerly, run)
+            for way in (capture.run_eagerly, run)
         ]
         assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("mixing", ["", "mixup"])
-def test_a_recorded_victim_is_the_victim(mixing: str, toy: Pictures) -> None:
+def test_a_recorded_victim_is_the_victim(mixing: str, toy: Images) -> None:
     def trained() -> Victim:
         victim = Victim(
             VictimSettings(width=4, batch=16),
@@ -140,18 +144,18 @@ def test_a_recorded_victim_is_the_victim(mixing: str, toy: Pictures) -> None:
             adversary=AdversarySettings(steps=2),
             mixing=mixing,
         )
-        list(victim.updates(toy))
+        list(victim.run_updates(toy))
         return victim
 
     plain = trained()
-    with recorded_by(record_call):
+    with use_recorder(record_call):
         recorded = trained()
     for one, other in zip(plain.net.parameters(), recorded.net.parameters(), strict=True):
         assert torch.equal(one, other)
     assert [b.tolist() for b in plain.net.buffers()] == [b.tolist() for b in recorded.net.buffers()]
 
 
-def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Pictures) -> None:
+def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Images) -> None:
     def victim() -> Victim:
         return Victim(
             VictimSettings(width=4, batch=16),
@@ -163,10 +167,10 @@ def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Pictures) -> None:
             adversary=AdversarySettings(steps=2),
         )
 
-    # `updates` copies the net when it is called: at every step, it copies it as it is then.
+    # `run_updates` copies the net when it is called: at every step, it copies it as it is then.
     anew = victim()
-    losses = [float(next(anew.updates(toy))) for _ in range(6)]
-    assert [float(loss) for loss in victim().updates(toy)] == losses
+    losses = [float(next(anew.run_updates(toy))) for _ in range(6)]
+    assert [float(loss) for loss in victim().run_updates(toy)] == losses
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg16"])

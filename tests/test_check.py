@@ -24,10 +24,10 @@ from tue_cli.check.run import PIXELS_AT_ONCE, CheckSpec, check, check_ahead
 from tue_cli.check.summary import CheckSummary
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST
-from tue_cli.dataset.match import Expected, pair, read_expected
+from tue_cli.dataset.match import Expected, pair_files, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
 from tue_cli.events import Advanced, AnyEvent, Checked, Done, Note, Skipped, Table
-from tue_cli.images.jpeg import segments
+from tue_cli.images.jpeg import read_segments
 from tue_cli.images.residual import CopyFacts
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
@@ -125,7 +125,7 @@ def edit(site: Path, changed: Callable[[dict[str, Any]], object]) -> None:
 def without_segments(data: bytes) -> bytes:
     """Return a JPEG without what stands beside its pixels, as `exiftool -all=` leaves it."""
     kept, at = data[:2], 2
-    for marker, _, end in segments(data):
+    for marker, _, end in read_segments(data):
         if not 0xE1 <= marker <= 0xEF:
             kept += data[at:end]
         at = end
@@ -219,7 +219,7 @@ def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
 
 def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:
     change(site / "everyday" / "cat.png", compress_level=1)
-    # Grey, colour and an alpha that hides nothing are one picture to a viewer.
+    # Grayscale, colour and an alpha that hides nothing are one picture to a viewer.
     change(site / "everyday" / "grey.png", lambda i: i.convert("RGBA"))
     change(site / "everyday" / "glass.png", lambda i: hidden_white(i), compress_level=1)
     outcomes, result, _ = looked(CheckSpec(site))
@@ -286,7 +286,7 @@ def test_a_name_that_several_have_is_nobodys(made: Path, tmp_path: Path) -> None
         for file in files:
             (folder / file).parent.mkdir(parents=True, exist_ok=True)
             (folder / file).touch()
-        found = pair([replace(expected, path=Path(name)) for name in records], folder).files
+        found = pair_files([replace(expected, path=Path(name)) for name in records], folder).files
         return {key.as_posix(): file.as_posix() for key, file in found.items()}
 
     assert paired(["a/x.png", "b/x.png"], ["x.png"]) == {}
@@ -444,7 +444,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
     most = PIXELS_AT_ONCE // side**2
     running, peak, guard = [0], [0], threading.Lock()
 
-    def look(copy: Expected, _: Path | None) -> Checked:
+    def inspect(copy: Expected, _: Path | None) -> Checked:
         with guard:
             running[0] += 1
             peak[0] = max(peak[0], running[0])
@@ -454,7 +454,7 @@ def test_large_pictures_are_not_decoded_side_by_side() -> None:
         return Checked(copy.path, "intact", copy.path.as_posix())
 
     with ThreadPoolExecutor(4) as pool:
-        results = list(check_ahead(expected, {}, look, pool, 8))
+        results = list(check_ahead(expected, {}, inspect, pool, 8))
     assert [result.path.name for result in results] == list("012345")
     assert peak[0] <= most
 

@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.errors import BadSetting
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import NETS, Classifier, ConvNorm, Pointwise, build_classifier
 from tue_cli.nets.frozen import (
     FrozenClassifier,
     FrozenScore,
-    channels_last,
+    convert_to_channels_last,
     fold_batch_norms,
     freeze,
 )
@@ -78,7 +78,7 @@ def test_a_net_takes_pictures_that_are_not_square(name: str, width: int) -> None
 def test_a_strided_convolution_of_one_pixel_has_the_gradient_that_float64_has(
     inputs: int, side: int
 ) -> None:
-    conv = channels_last(Pointwise(inputs, 8, 1, 2, bias=False))
+    conv = convert_to_channels_last(Pointwise(inputs, 8, 1, 2, bias=False))
     exact = nn.Conv2d(inputs, 8, 1, 2, bias=False).double()
     exact.load_state_dict(conv.state_dict())
     pixels = torch.randn(24, inputs, side, 16).contiguous(memory_format=torch.channels_last)
@@ -93,9 +93,9 @@ def test_a_strided_convolution_of_one_pixel_has_the_gradient_that_float64_has(
 MANY_GRADIENTS = """
 import torch
 from tue_cli.nets.classifiers import Pointwise
-from tue_cli.nets.frozen import channels_last
+from tue_cli.nets.frozen import convert_to_channels_last
 for _ in range(60):
-    conv = channels_last(Pointwise(4, 8, 1, 2, bias=False))
+    conv = convert_to_channels_last(Pointwise(4, 8, 1, 2, bias=False))
     pixels = torch.rand(24, 4, 16, 16).contiguous(memory_format=torch.channels_last)
     conv(pixels.requires_grad_()).square().sum().backward()
 """
@@ -221,9 +221,9 @@ def test_a_frozen_copy_shares_nothing_with_its_net() -> None:
 
 
 def test_a_frozen_net_answers_as_its_net_in_eval_mode(
-    tiny_nets: dict[str, nn.Module], toy: Pictures
+    tiny_nets: dict[str, nn.Module], toy: Images
 ) -> None:
-    pixels, labels = toy.batch(torch.arange(8))
+    pixels, labels = toy.take_batch(torch.arange(8))
     surrogate, score = tiny_nets["surrogate"].eval(), tiny_nets["score"].eval()
     assert isinstance(surrogate, Classifier)
     copy = FrozenClassifier(surrogate, torch.float32)
@@ -235,9 +235,9 @@ def test_a_frozen_net_answers_as_its_net_in_eval_mode(
 
 
 def test_bf16_stays_close_to_float32(
-    tiny_nets: dict[str, nn.Module], tiny_frozen: FrozenNets, toy: Pictures
+    tiny_nets: dict[str, nn.Module], tiny_frozen: FrozenNets, toy: Images
 ) -> None:
-    pixels, labels = toy.batch(torch.arange(24))
+    pixels, labels = toy.take_batch(torch.arange(24))
     lowered = {role: freeze(net, torch.bfloat16) for role, net in tiny_nets.items()}
     exact, close = tiny_frozen["surrogate"], lowered["surrogate"]
     assert isinstance(exact, FrozenClassifier)
@@ -254,9 +254,9 @@ def test_bf16_stays_close_to_float32(
 
 
 def test_gradients_through_bf16_come_back_in_float32_and_point_the_same_way(
-    tiny_nets: dict[str, nn.Module], toy: Pictures
+    tiny_nets: dict[str, nn.Module], toy: Images
 ) -> None:
-    pixels, labels = toy.batch(torch.arange(24))
+    pixels, labels = toy.take_batch(torch.arange(24))
     net = tiny_nets["surrogate"]
     assert isinstance(net, Classifier)
 

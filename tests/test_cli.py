@@ -185,7 +185,7 @@ def test_every_method_protects_and_says_its_bound_first(
     assert b"protected: 6" in ran.stdout
     assert BOUNDS[name] in ran.stderr + b"\n"
     manifest = json.loads((tmp_path / "out" / "tue-manifest.json").read_text())
-    largest = METHODS[name].largest(METHODS[name].noise) * 255
+    largest = METHODS[name].find_reach(METHODS[name].noise) * 255
     assert all(1 <= record["largest"] <= largest for record in manifest["pictures"])
     if METHODS[name].bound != "linf":
         assert max(record["largest"] for record in manifest["pictures"]) > 8

@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from onnx import numpy_helper
 
 from tue_cli.config import METHODS
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.core.sampling import draw_starts
 from tue_cli.engine.onnx import OnnxEngine
-from tue_cli.engine.onnx_graph.step import step_graph
-from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, machine
+from tue_cli.engine.onnx_graph.step import build_step_graph
+from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, choose_device
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
 from tue_cli.noise import EmNoise, Noise, RemNoise, SampledNoise, SteppedNoise, TueNoise
 from tue_cli.weights import Weights, build
@@ -58,16 +58,16 @@ def engine(
     batch: int = BATCH,
 ) -> Engine:
     if isinstance(dtype, str):
-        graph = step_graph(weights).SerializeToString()
+        graph = build_step_graph(weights).SerializeToString()
         return OnnxEngine(weights, graph, method, noise, seed=seed, device="cpu", batch=batch)
     cpu = ComputeDevice(torch.device("cpu"), dtype, "CPU")
     return TorchEngine(weights, method, noise, seed=seed, machine=cpu, batch=batch)
 
 
 @pytest.fixture
-def batch(toy: Pictures) -> tuple[NDArray[Any], NDArray[Any], list[int]]:
+def batch(toy: Images) -> tuple[NDArray[Any], NDArray[Any], list[int]]:
     """Return a full batch of pixels, keys and seeds."""
-    pixels, labels = toy.batch(torch.arange(BATCH))
+    pixels, labels = toy.take_batch(torch.arange(BATCH))
     return pixels.numpy(), labels.numpy(), [11, 22, 33, 44, 55, 2**63]
 
 
@@ -202,7 +202,7 @@ def test_every_method_s_noise_is_a_picture_s_own(
     worker = engine(tiny_of[name], name, noise)
     first = worker.perturb(*batch)
     assert np.array_equal(first, engine(tiny_of[name], name, noise).perturb(*batch))
-    assert np.abs(first).max() <= np.float32(METHODS[name].largest(noise))
+    assert np.abs(first).max() <= np.float32(METHODS[name].find_reach(noise))
     assert (np.abs(first).reshape(BATCH, -1).max(1) > 1 / 255).all()
     others = np.random.default_rng(0).random(pixels.shape).astype(np.float32)
     others[2] = pixels[2]
@@ -246,7 +246,7 @@ def test_without_its_score_tue_needs_no_score_network(
 
 
 def test_a_graph_of_an_older_tue_is_to_be_written_anew(tiny: Weights) -> None:
-    graph = step_graph(tiny)
+    graph = build_step_graph(tiny)
     for place, given in enumerate(graph.graph.input):
         if given.name == "gray_step":
             del graph.graph.input[place]
@@ -325,14 +325,14 @@ def test_starts_fill_the_ball_and_are_each_picture_s_own() -> None:
 
 
 def test_the_cpu_is_always_there() -> None:
-    computer = machine("cpu")
+    computer = choose_device("cpu")
     assert computer.device.type == "cpu"
     assert computer.dtype in (torch.float32, torch.bfloat16)
     assert "CPU" in computer.description
 
 
 def test_auto_finds_a_device_that_works() -> None:
-    computer = machine()
+    computer = choose_device()
     assert float(torch.ones(2, device=computer.device).sum()) == 2
 
 
@@ -340,7 +340,7 @@ def test_auto_finds_a_device_that_works() -> None:
 @pytest.mark.parametrize("name", ["cuda", "cuda:0", "cuda:7"])
 def test_cuda_asked_for_and_not_there_is_told(name: str) -> None:
     with pytest.raises(DeviceUnavailable, match=name) as caught:
-        machine(name)
+        choose_device(name)
     assert "--device" in caught.value.remedy
     assert caught.value.exit_code == ExitCode.ENVIRONMENT
 
@@ -348,14 +348,14 @@ def test_cuda_asked_for_and_not_there_is_told(name: str) -> None:
 @pytest.mark.skipif(torch.backends.mps.is_available(), reason="there is an Apple GPU")
 def test_mps_asked_for_and_not_there_is_told() -> None:
     with pytest.raises(DeviceUnavailable, match="mps") as caught:
-        machine("mps")
+        choose_device("mps")
     assert "--device" in caught.value.remedy
 
 
 @pytest.mark.parametrize("name", ["", "gpu", "tpu", "CUDA", "cuda:x", "cuda:-1", "cpu:1", "mps:0"])
 def test_an_unknown_device_is_refused(name: str) -> None:
     with pytest.raises(BadSetting) as caught:
-        machine(name)
+        choose_device(name)
     assert repr(name) in caught.value.message
     assert caught.value.exit_code == ExitCode.USAGE
 
@@ -363,5 +363,5 @@ def test_an_unknown_device_is_refused(name: str) -> None:
 @pytest.mark.parametrize("name", ["cuda:", "cuda:99999999999999999999", "cuda:²"])
 def test_an_ill_written_device_number_is_an_error_with_a_remedy(name: str) -> None:
     with pytest.raises((BadSetting, DeviceUnavailable)) as caught:
-        machine(name)
+        choose_device(name)
     assert caught.value.remedy

@@ -18,7 +18,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tue_cli.dataset.discover import Found, Item, default_output, discover, is_case_sensitive
+from tue_cli.dataset.discover import Found, Item, choose_default_output, discover, is_case_sensitive
 from tue_cli.dataset.labels import assign_labels
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK
@@ -70,7 +70,7 @@ def test_the_working_folder_can_be_given_as_a_dot(
 ) -> None:
     plant(tmp_path / "photos", "-rf.jpg", "a/b.jpg")
     monkeypatch.chdir(tmp_path / "photos")
-    output = default_output([Path()])
+    output = choose_default_output([Path()])
     assert output == tmp_path / "photos-protected"
     found = discover([Path()], output)
     assert places(found) == ["-rf.jpg", "a/b.jpg"]
@@ -381,12 +381,12 @@ def test_two_files_of_one_name_collide(tmp_path: Path) -> None:
 def test_the_default_output_lies_beside_the_input(tmp_path: Path) -> None:
     photos = plant(tmp_path / "photos", "a.jpg", "b.jpg")
     beside = tmp_path / "photos-protected"
-    assert default_output([photos]) == beside
-    assert default_output([photos / "a.jpg"]) == beside
-    assert default_output([photos / "a.jpg", photos / "b.jpg"]) == beside
+    assert choose_default_output([photos]) == beside
+    assert choose_default_output([photos / "a.jpg"]) == beside
+    assert choose_default_output([photos / "a.jpg", photos / "b.jpg"]) == beside
     for several in ([photos, tmp_path / "other"], [photos, photos / "a.jpg"], [Path("/")]):
         with pytest.raises(BadSetting, match="-o"):
-            default_output(several)
+            choose_default_output(several)
 
 
 def test_folders_are_classes_and_the_top_is_named_after_the_input(tmp_path: Path) -> None:

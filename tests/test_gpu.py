@@ -227,7 +227,7 @@ def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s() -> None:
     with Image.open(file) as image:
         expected = torch.from_numpy(np.array(image.convert("RGB"))).permute(2, 0, 1) / 255
     pixels = (torch.from_numpy(np.array(small)).permute(2, 0, 1) / 255)[None].requires_grad_()
-    found = gpu_views.jpeg(pixels)
+    found = gpu_views.apply_jpeg(pixels)
     # Pillow smooths chroma when it enlarges it; nothing else differs by more than rounding.
     change = (expected - pixels[0]).abs().mean()
     assert (found[0] - expected).abs().mean() < 0.35 * change
@@ -247,7 +247,7 @@ def test_a_net_that_cannot_be_compiled_stays_as_it_was() -> None:
 
 def test_each_picture_s_noise_meets_every_view() -> None:
     pixels = torch.rand(8, 3, 32, 32)
-    through = torch.stack([gpu_views.quarters(pixels, turn) for turn in range(4)])
+    through = torch.stack([gpu_views.apply_views(pixels, turn) for turn in range(4)])
     wanted = torch.stack([view(pixels) for view in gpu_views.VIEWS])
     for place in range(8):
         apart = (through[:, None, place] - wanted[None, :, place]).abs().amax((2, 3, 4))

@@ -12,16 +12,16 @@ import onnx
 import pytest
 from torch import nn
 
-from tue_cli.engine.onnx import runtime
-from tue_cli.engine.onnx_graph.layers import GraphBuilder, forward
+from tue_cli.engine.onnx import import_runtime
+from tue_cli.engine.onnx_graph.layers import GraphBuilder, write_layer
 from tue_cli.engine.onnx_graph.parity import measure_parity
-from tue_cli.engine.onnx_graph.step import put_in, step_graph
+from tue_cli.engine.onnx_graph.step import build_step_graph, embed_weights
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem, WeightsProblem
 from tue_cli.events import Done
 from tue_cli.nets.classifiers import NETS
 from tue_cli.train.export import ExportSpec, export, make_runner
 from tue_cli.train.result import ExportSummary
-from tue_cli.weights import Card, Weights, fresh, graph_of, pack, read
+from tue_cli.weights import Card, Weights, draw_nets, pack, read, read_graph
 
 CARD = Card("tue", "resnet18", 4, 16, ("a", "b", "c"), 8, 0.1, {})
 
@@ -30,7 +30,7 @@ def random_weights(card: Card, path: Path) -> Weights:
     """Write and read weights that are random all over: fresh nets have zeros that hide mistakes."""
     random = np.random.default_rng(0)
     tensors = {}
-    for role, net in fresh(card, ("surrogate", "score"), seed=0).items():
+    for role, net in draw_nets(card, ("surrogate", "score"), seed=0).items():
         for name, value in net.state_dict().items():
             array = value.numpy().copy()
             if array.dtype == np.float32:
@@ -57,7 +57,9 @@ def done(weights: Path, output: Path | None = None) -> Done[ExportSummary]:
 def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) -> None:
     card = replace(CARD, net=net, size=size)
     weights = random_weights(card, tmp_path / "w.safetensors")
-    found = measure_parity(make_runner(step_graph(weights).SerializeToString(), weights), weights)
+    found = measure_parity(
+        make_runner(build_step_graph(weights).SerializeToString(), weights), weights
+    )
     assert found.within, found
 
 
@@ -68,10 +70,10 @@ def test_the_graph_lies_beside_the_weights_and_holds_none(tmp_path: Path) -> Non
     graph = tmp_path / "w.onnx"
     assert written.graph == graph and not written.holds_weights
     assert written.bytes == graph.stat().st_size < 100_000
-    assert graph_of(weights) == graph.read_bytes()
+    assert read_graph(weights) == graph.read_bytes()
     onnx.checker.check_model(str(graph), full_check=True)
     # Whatever reads ONNX finds the weights in the file beside it.
-    session = runtime().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
+    session = import_runtime().InferenceSession(str(graph), providers=["CPUExecutionProvider"])
     assert measure_parity(session_runner(session), weights).within
     props = session.get_modelmeta().custom_metadata_map
     assert json.loads(props["card"]) == json.loads(card.to_json())
@@ -88,7 +90,9 @@ def test_elsewhere_the_graph_holds_its_weights(tmp_path: Path) -> None:
     place = tmp_path / "far" / "alone.onnx"
     written = done(tmp_path / "w.safetensors", place).result
     assert written.holds_weights and written.bytes == place.stat().st_size
-    session = runtime().InferenceSession(place.read_bytes(), providers=["CPUExecutionProvider"])
+    session = import_runtime().InferenceSession(
+        place.read_bytes(), providers=["CPUExecutionProvider"]
+    )
     assert measure_parity(session_runner(session), weights).within
     # Each weight once: not turned round a second time for its gradient.
     floats = sum(a.size for a in weights.tensors.values() if a.dtype == np.float32)
@@ -119,7 +123,7 @@ def test_without_a_score_network_the_graph_has_the_surrogate_s_terms_alone(tmp_p
 @pytest.mark.parametrize("kind", ["Conv", "Sub", "Add"])
 def test_a_graph_that_is_wrong_anywhere_is_not_within(kind: str, tmp_path: Path) -> None:
     weights = random_weights(CARD, tmp_path / "w.safetensors")
-    wrong = step_graph(weights)
+    wrong = build_step_graph(weights)
     last = [n for n in wrong.graph.node if n.op_type == kind][-1]
     if kind == "Conv":
         pads = next(a for a in last.attribute if a.name == "pads")
@@ -152,13 +156,13 @@ def test_an_output_of_another_name_or_where_nothing_can_be_is_refused(tmp_path: 
 
 def test_a_layer_that_cannot_be_written_is_named() -> None:
     with pytest.raises(BadSetting, match="GELU"):
-        forward(GraphBuilder(), nn.GELU(), "net", "x")
+        write_layer(GraphBuilder(), nn.GELU(), "net", "x")
 
 
 def test_weights_held_in_the_graph_are_those_of_the_file(tmp_path: Path) -> None:
     weights = random_weights(CARD, tmp_path / "w.safetensors")
-    model = step_graph(weights)
-    put_in(model, weights)
+    model = build_step_graph(weights)
+    embed_weights(model, weights)
     held = {t.name: onnx.numpy_helper.to_array(t) for t in model.graph.initializer}
     used = held.keys() & weights.tensors.keys()
     assert used == {k for k, v in weights.tensors.items() if v.dtype == np.float32}

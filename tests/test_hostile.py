@@ -33,10 +33,10 @@ from benchmarks.paper.run import BenchSpec, bench
 from benchmarks.paper.settings import PRESETS
 from tue_cli.cli import main
 from tue_cli.dataset import manifest
-from tue_cli.dataset.journal import former_run
+from tue_cli.dataset.journal import read_former_run
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import WORK
-from tue_cli.errors import BadSetting, ExitCode, PictureProblem, WeightsProblem
+from tue_cli.errors import BadSetting, ExitCode, ImageProblem, WeightsProblem
 from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
 from tue_cli.protect import pipeline
@@ -348,14 +348,14 @@ def test_a_journal_of_lines_that_are_no_entries_is_given_up_early(
     (tmp_path / WORK).mkdir()
     with (tmp_path / WORK / "journal.jsonl").open("w", encoding="ascii") as file:
         file.write(f"{line}\n" * 990 + '{"run": {"engine": "x"}}\n')
-    assert former_run(tmp_path) == {"engine": "x"}
+    assert read_former_run(tmp_path) == {"engine": "x"}
     with (tmp_path / WORK / "journal.jsonl").open("a", encoding="ascii") as file:
         file.write(f"{line}\n" * 50_000)
     with (
         mock.patch.object(lines, "parse_json", wraps=parse_json) as parsed,
         pytest.raises(BadSetting, match="more than 1,000 lines"),
     ):
-        former_run(tmp_path)
+        read_former_run(tmp_path)
     assert parsed.call_count < 1_100
 
 
@@ -363,7 +363,7 @@ def test_a_long_line_of_a_journal_is_not_read_at_once(tmp_path: Path) -> None:
     (tmp_path / WORK).mkdir()
     (tmp_path / WORK / "journal.jsonl").write_bytes(bytes(100_000_000) + b'\n{"run": {}}\n')
     tracemalloc.start()
-    assert former_run(tmp_path) == {}
+    assert read_former_run(tmp_path) == {}
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 10_000_000
@@ -452,7 +452,7 @@ def test_only_regular_files_of_a_bearable_size_are_read(tmp_path: Path) -> None:
         file.truncate(1 << 40)  # of a terabyte, which takes no room where it is sparse
     with pytest.raises(TooLarge):
         read_file(tmp_path / "giant", 1 << 30)
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         codec.read(tmp_path / "giant")
     assert caught.value.reason == "too-large"
     with pytest.raises(OSError, match="null"):
@@ -774,7 +774,7 @@ def test_every_field_of_a_card_is_looked_at(tiny: Weights) -> None:
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    return metadata.png_chunk(kind, data)
+    return metadata.make_png_chunk(kind, data)
 
 
 def png(*chunks: bytes) -> bytes:
@@ -850,7 +850,7 @@ BEARABLE: dict[str, Callable[[], bytes]] = {
 
 @pytest.mark.parametrize("name", TANGLED)
 def test_metadata_that_would_stop_a_run_are_refused(name: str) -> None:
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         codec.decode(TANGLED[name]())
     assert caught.value.reason == "metadata"
 
@@ -862,7 +862,7 @@ def test_metadata_that_can_be_read_to_the_end_are(name: str) -> None:
     tracemalloc.start()
     try:
         codec.decode(source)
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         assert problem.reason == "metadata"
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
@@ -891,14 +891,14 @@ def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path)
     code = (
         "import resource, sys\n"
         "from pathlib import Path\n"
-        "from tue_cli.errors import PictureProblem\n"
+        "from tue_cli.errors import ImageProblem\n"
         "from tue_cli.images import codec\n"
         "data = codec.read(Path(sys.argv[1]))\n"
         "pages = int(Path('/proc/self/statm').read_text().split()[0])\n"
         "room = pages * resource.getpagesize() + 200_000_000\n"
         "resource.setrlimit(resource.RLIMIT_AS, (room, room))\n"
         "try: codec.decode(data)\n"
-        "except PictureProblem as problem: print(problem.reason)"
+        "except ImageProblem as problem: print(problem.reason)"
     )
     ran = subprocess.run([sys.executable, "-c", code, path], capture_output=True, check=False)
     assert ran.stdout.strip() == b"memory", ran.stderr

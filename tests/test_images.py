@@ -26,15 +26,15 @@ from numpy.typing import NDArray
 from PIL import Image, ImageCms, PngImagePlugin
 from skimage import data as bundled
 
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 from tue_cli.images import codec, jpeg, metadata
-from tue_cli.images.codec import Picture, decode
+from tue_cli.images.codec import DecodedImage, decode
 from tue_cli.images.encode import (
     SURVIVAL_FLOOR,
     Encoded,
-    _bmp_with_alpha,
+    _encode_bmp_with_alpha,
+    add_tiff_directories,
     encode,
-    tiff_with_directories,
 )
 from tue_cli.images.quality import compare
 from tue_cli.images.resize import add_upsampled, compute_mask, resize_to_square
@@ -58,13 +58,13 @@ def picture_file(kind: str, mode: str, **options: Any) -> bytes:
         image.putalpha(Image.fromarray(ALPHA))
     if (kind, mode) == ("BMP", "RGBA"):
         planes = np.asarray(image)
-        return _bmp_with_alpha(planes, None)
+        return _encode_bmp_with_alpha(planes, None)
     file = io.BytesIO()
     image.save(file, kind, **options)
     return file.getvalue()
 
 
-def protect(source: bytes, **options: Any) -> tuple[Picture, NDArray[np.uint8], Encoded]:
+def protect(source: bytes, **options: Any) -> tuple[DecodedImage, NDArray[np.uint8], Encoded]:
     picture = decode(source)
     signs = np.random.default_rng(0).choice([-1.0, 1.0], (3, 16, 16)).astype(np.float32)
     protected = add_upsampled(signs * np.float32(RADIUS), picture.pixels, RADIUS)
@@ -78,7 +78,7 @@ def reopened(data: bytes) -> Image.Image:
 
 
 def reason(source: bytes) -> str:
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         decode(source)
     assert caught.value.message
     return caught.value.reason
@@ -268,7 +268,7 @@ def test_noise_in_a_progressive_jpeg_of_the_finest_tables_is_written() -> None:
     )
     picture = decode(file.getvalue())
     coding = codec.Coding(False, picture.coding.tables, 0, progressive=True)
-    fine = Picture(picture.pixels, None, "JPEG", coding)
+    fine = DecodedImage(picture.pixels, None, "JPEG", coding)
     assert encode(fine, noise).decoded.pixels.shape == noise.shape
 
 
@@ -321,7 +321,7 @@ def test_a_grey_profile_does_not_go_into_a_webp() -> None:
 
 
 def test_a_jpeg_cannot_have_alpha() -> None:
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         protect(picture_file("PNG", "RGBA"), format="jpeg")
     assert caught.value.reason == "alpha" and "--format png" in caught.value.message
 
@@ -365,7 +365,7 @@ def test_density_is_kept(kind: str) -> None:
 def test_a_tiff_keeps_the_exif_directory(compression: str) -> None:
     values = {36867: "2020:01:02 03:04:05", 33434: 0.5}
     plain = picture_file("TIFF", "RGB", compression=compression)
-    _, _, encoded = protect(tiff_with_directories(plain, {34665: values}))
+    _, _, encoded = protect(add_tiff_directories(plain, {34665: values}))
     assert reopened(encoded.data).getexif().get_ifd(34665) == values
 
 
@@ -385,14 +385,14 @@ def test_pixels_stay_in_stored_order_and_the_orientation_tag_stays(
 
 
 def test_jpeg_segments_are_copied_byte_for_byte() -> None:
-    xmp = jpeg.segment(0xE1, jpeg.XMP + XMP)
-    iptc = jpeg.segment(0xED, jpeg.PHOTOSHOP + b"8BIM\x04\x04\0\0\0\0\0\x05\x1c\x02\x05\0\0\0")
-    comment = jpeg.segment(0xFE, b"a comment")
-    exif = jpeg.segment(0xE1, b"Exif\0\0" + exif_with_thumbnail(b"")[:-12] + b"maker's note")
+    xmp = jpeg.make_segment(0xE1, jpeg.XMP + XMP)
+    iptc = jpeg.make_segment(0xED, jpeg.PHOTOSHOP + b"8BIM\x04\x04\0\0\0\0\0\x05\x1c\x02\x05\0\0\0")
+    comment = jpeg.make_segment(0xFE, b"a comment")
+    exif = jpeg.make_segment(0xE1, b"Exif\0\0" + exif_with_thumbnail(b"")[:-12] + b"maker's note")
     blocks = (exif, xmp, iptc, comment)
     source = jpeg.splice_jpeg(picture_file("JPEG", "RGB"), blocks, keep_jfif=True)
     _, _, encoded = protect(source)
-    kept = [jpeg.segment(marker, data) for marker, data, _ in jpeg.segments(encoded.data)]
+    kept = [jpeg.make_segment(marker, data) for marker, data, _ in jpeg.read_segments(encoded.data)]
     assert kept[0][4:9] == b"JFIF\0"
     assert kept[2:5] == list(blocks[1:])
     assert kept[1][:40] == exif[:40] and kept[1].endswith(b"maker's note")
@@ -417,36 +417,36 @@ def test_a_thumbnail_without_compression_is_blanked_too() -> None:
     strip = b"original" * 12
     exif = exif_with_thumbnail(strip).replace(b"\x01\x02\x04", b"\x11\x01\x04")
     exif = exif.replace(b"\x02\x02\x04", b"\x17\x01\x04")
-    cleaned = metadata.without_exif_previews(exif)
+    cleaned = metadata.blank_exif_previews(exif)
     assert len(cleaned) == len(exif) and b"original" not in cleaned
     assert cleaned[:34] == exif[:34] and cleaned.endswith(b"maker's note")
 
 
 def test_a_preview_inside_a_makers_note_is_blanked_in_its_place() -> None:
     exif, preview = exif_with_thumbnail(b""), thumbnail()
-    cleaned = metadata.without_exif_previews(exif + preview + b"the rest")
-    assert cleaned == metadata.without_exif_previews(exif) + bytes(len(preview)) + b"the rest"
+    cleaned = metadata.blank_exif_previews(exif + preview + b"the rest")
+    assert cleaned == metadata.blank_exif_previews(exif) + bytes(len(preview)) + b"the rest"
 
 
 @given(noise=st.binary(max_size=200), order=st.sampled_from([b"II*\0", b"MM\0*", b""]))
 @settings(max_examples=200)
 def test_any_exif_can_be_cleaned(noise: bytes, order: bytes) -> None:
-    assert len(metadata.without_exif_previews(order + noise)) == len(order + noise)
+    assert len(metadata.blank_exif_previews(order + noise)) == len(order + noise)
 
 
 def test_an_exif_directory_that_loops_ends() -> None:
     exif = bytearray(exif_with_thumbnail(b""))
     struct.pack_into("<I", exif, 34, 8)
-    assert metadata.without_exif_previews(bytes(exif))[:34] == exif[:34]
+    assert metadata.blank_exif_previews(bytes(exif))[:34] == exif[:34]
 
 
 def photoshop_preview(preview: bytes) -> bytes:
     resource = b"8BIM\x04\x0c\0\0" + struct.pack(">I", len(preview)) + preview
-    return jpeg.segment(0xED, jpeg.PHOTOSHOP + resource + bytes(len(preview) % 2))
+    return jpeg.make_segment(0xED, jpeg.PHOTOSHOP + resource + bytes(len(preview) % 2))
 
 
 def xmp_preview(preview: bytes) -> bytes:
-    return jpeg.segment(0xE1, jpeg.XMP + b"<image>" + base64.b64encode(preview) + b"</image>")
+    return jpeg.make_segment(0xE1, jpeg.XMP + b"<image>" + base64.b64encode(preview) + b"</image>")
 
 
 @pytest.mark.parametrize(
@@ -454,10 +454,10 @@ def xmp_preview(preview: bytes) -> bytes:
     [
         photoshop_preview,
         xmp_preview,
-        lambda preview: jpeg.segment(0xE0, b"JFXX\0\x10" + preview),
-        lambda preview: jpeg.segment(0xE5, b"Preview" + preview),
-        lambda preview: jpeg.segment(0xE2, b"FPXR\0" + preview),
-        lambda preview: jpeg.segment(0xEB, b"JP\0\1" + preview),
+        lambda preview: jpeg.make_segment(0xE0, b"JFXX\0\x10" + preview),
+        lambda preview: jpeg.make_segment(0xE5, b"Preview" + preview),
+        lambda preview: jpeg.make_segment(0xE2, b"FPXR\0" + preview),
+        lambda preview: jpeg.make_segment(0xEB, b"JP\0\1" + preview),
     ],
 )
 def test_no_other_segment_shows_the_original(hidden: Callable[[bytes], bytes]) -> None:
@@ -501,7 +501,7 @@ def png_header(depth: int, colour: int, width: int = 4, height: int = 4) -> byte
     header = struct.pack(">IIBBBBB", width, height, depth, colour, 0, 0, 0)
     body = zlib.compress(bytes(4 * (1 + 4 * 6)))
     chunks = ((b"IHDR", header), (b"IDAT", body), (b"IEND", b""))
-    return metadata.PNG_START + b"".join(metadata.png_chunk(*chunk) for chunk in chunks)
+    return metadata.PNG_START + b"".join(metadata.make_png_chunk(*chunk) for chunk in chunks)
 
 
 BOMB = b"BM" + struct.pack("<IIIIiiHH24x", 99, 0, 54, 40, 30_000, 30_000, 1, 24)
@@ -543,7 +543,7 @@ def test_a_header_that_asks_for_too_much_is_refused_before_decoding(
 ) -> None:
     source = picture_file("PNG", "RGB")
     monkeypatch.setattr(codec, "MAX_PIXELS", 128 * 96 - 1)
-    monkeypatch.setattr(codec, "OpenPicture", lambda *_: pytest.fail("was decoded"))
+    monkeypatch.setattr(codec, "OpenImage", lambda *_: pytest.fail("was decoded"))
     assert reason(source) == "too-large"
 
 
@@ -554,7 +554,7 @@ def test_a_picture_that_is_cut_short_is_not_half_protected(kind: str) -> None:
     for share in (0.1, 0.3, 0.5, 0.9, 0.999):
         try:
             found = decode(source[: int(len(source) * share)])
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             assert problem.reason in ("truncated", "unreadable")
         else:
             assert np.array_equal(found.pixels, whole)
@@ -568,7 +568,7 @@ def test_a_damaged_byte_is_a_picture_problem_at_worst(at: int, byte: int, kind: 
     source[at % min(len(source), 700)] = byte
     try:
         protect(bytes(source))
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         assert problem.reason
 
 
@@ -589,7 +589,7 @@ def test_pillow_has_its_own_limit_of_pixels_back_after_a_picture(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     source = picture_file("PNG", "RGB")
-    with pytest.raises(PictureProblem, match="pixels"):
+    with pytest.raises(ImageProblem, match="pixels"):
         decode(BOMB)
     with ThreadPoolExecutor(4) as pool:
         list(pool.map(decode, [source] * 20))
@@ -626,7 +626,7 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
     def attempt() -> None:
         try:
             codec.read(path)
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             caught.append(problem.reason)
 
     thread = threading.Thread(target=attempt, daemon=True)
@@ -636,15 +636,15 @@ def test_a_pipe_is_refused_and_never_waited_for(tmp_path: Path) -> None:
 
 
 def test_a_folder_and_a_missing_file_are_picture_problems(tmp_path: Path) -> None:
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         codec.read(tmp_path)
     assert caught.value.reason == "not-a-file"
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         codec.read(tmp_path / "missing.jpg")
     assert caught.value.reason == "unreadable"
 
 
-def test_a_thousand_hostile_pictures_raise_picture_problems_at_worst(
+def test_a_thousand_hostile_pictures_raise_image_problems_at_worst(
     needed: Callable[[Path], Path], tmp_path: Path
 ) -> None:
     with tarfile.open(needed(HOSTILE)) as archive:
@@ -657,7 +657,7 @@ def test_a_thousand_hostile_pictures_raise_picture_problems_at_worst(
             picture, _, encoded = protect(codec.read(path))
             assert compare(picture.pixels, encoded.decoded.pixels).psnr > 20, path
             reasons["protected"] += 1
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             reasons[problem.reason] += 1
         assert time.monotonic() - started < 20, path
     assert reasons["protected"] > 500

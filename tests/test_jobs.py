@@ -28,7 +28,7 @@ from tue_cli.dataset.discover import Item
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import AnyEvent, Done, Failed, Metric, Note, Saved, Skipped, Started
-from tue_cli.images.codec import Picture, decode
+from tue_cli.images.codec import DecodedImage, decode
 from tue_cli.images.resize import resize_to_square
 from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
 from tue_cli.protect.codes import assign_codes
@@ -40,7 +40,7 @@ from tue_cli.protect.result import ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.protect.run import protect
 from tue_cli.train.result import TrainSummary
 from tue_cli.train.run import TrainSpec, train
-from tue_cli.weights import build, graph_of, pack, read
+from tue_cli.weights import build, pack, read, read_graph
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=TueNoise(steps=2))
@@ -525,7 +525,7 @@ def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> No
         side = 4000 if number == 0 else 10
         pixels = np.broadcast_to(np.uint8(0), (side, side, 3))
         small = np.zeros((3, 16, 16), np.float32)
-        return LoadedTask(task, Picture(pixels, None, "PNG"), small, "", tmp_path.stat(), 0.0)
+        return LoadedTask(task, DecodedImage(pixels, None, "PNG"), small, "", tmp_path.stat(), 0.0)
 
     with ThreadPoolExecutor(2) as pool:
         for seen, _ in enumerate(load_ahead(tasks, load, pool, 2)):
@@ -610,7 +610,7 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
     surrogate = {k: v for k, v in tiny.tensors.items() if k.startswith("surrogate.")}
     clean = tmp_path / "clean.safetensors"
     clean.write_bytes(pack(replace(tiny.card, method="clean"), surrogate))
-    # tap makes the surrogate see the class after the key's; lsp has no surrogate to ask.
+    # tap makes the surrogate predict the class after the key's; lsp has no surrogate to ask.
     tap, lsp = TapNoise(steps=2), LspNoise()
     for method, noise, weights, keys in (
         ("tap", tap, str(clean), tiny.card.classes),
@@ -731,7 +731,7 @@ def test_training_writes_weights_with_their_card(photos: Path, tmp_path: Path) -
     assert about["command"] == "tue train photos"
     assert about["settings"]["noise"]["radius"] == 8 / 255
     assert sorted(p.name for p in tmp_path.iterdir() if p.is_file()) == ["w.onnx", "w.safetensors"]
-    assert graph_of(weights)
+    assert read_graph(weights)
 
 
 @pytest.mark.parametrize("stop_after", ["score", "surrogate"])
@@ -807,7 +807,7 @@ def test_weights_that_could_not_be_read_are_refused_before_any_picture_is(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.delattr("tue_cli.train.run.load_pictures")
+    monkeypatch.delattr("tue_cli.train.run.load_images")
     spec = train_spec(photos, tmp_path / "w.safetensors")
     settings = replace(spec.settings, **changes)  # type: ignore[arg-type]
     with pytest.raises(BadSetting, match=f"Give another {option}: "):
@@ -818,8 +818,8 @@ def test_more_classes_than_weights_may_have_are_refused_before_training(
     photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("tue_cli.weights.MOST_CLASSES", 1)
-    monkeypatch.delattr("tue_cli.train.run.trainings_of")
-    monkeypatch.setattr("tue_cli.train.run._check", lambda _: None)
+    monkeypatch.delattr("tue_cli.train.run.begin_trainings")
+    monkeypatch.setattr("tue_cli.train.run._refuse", lambda _: None)
     with pytest.raises(BadSetting, match="2 classes"):
         list(train(train_spec(photos, tmp_path / "w.safetensors")))
 

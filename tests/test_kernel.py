@@ -9,7 +9,12 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import KernelSettings
-from tue_cli.core.kernel import fit_coefficients, fit_with_last_picture, own_kernel, tangent_kernel
+from tue_cli.core.kernel import (
+    compute_kernel_diagonal,
+    fit_coefficients,
+    fit_with_last_image,
+    tangent_kernel,
+)
 
 TWO = KernelSettings(layers=2)
 
@@ -42,7 +47,7 @@ def test_the_kernel_is_that_of_a_wide_net() -> None:
     rows[3:] -= 1
     ours, theirs = tangent_kernel(rows, rows, TWO), wide_kernel(rows, 2000, TWO)
     assert torch.allclose(ours, theirs, rtol=0.1, atol=0.02 * float(ours.max()))
-    assert torch.allclose(own_kernel(rows, TWO), ours.diagonal())
+    assert torch.allclose(compute_kernel_diagonal(rows, TWO), ours.diagonal())
 
 
 def test_descent_for_a_long_time_fits_the_targets_and_for_a_short_one_does_not() -> None:
@@ -63,7 +68,7 @@ def test_one_more_picture_is_learnt_as_if_it_had_been_in_the_block(time: int) ->
     kernel = tangent_kernel(rows, rows, TWO)
     kernel = kernel / kernel.diagonal().mean()
     spectrum, basis = torch.linalg.eigh(kernel[:8, :8])
-    shared, last = fit_with_last_picture(
+    shared, last = fit_with_last_image(
         spectrum,
         kernel[8:, :8] @ basis,
         kernel[8:, 8],

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from tue_cli.core.batches import Pictures, crop_and_flip
+from tue_cli.core.batches import Images, crop_and_flip
 from tue_cli.core.loop import Plan, Training, accuracy, fit
 from tue_cli.nets.classifiers import build_classifier
 
@@ -25,7 +25,7 @@ def small_net(name: str = "resnet18") -> nn.Module:
     return build_classifier(name, classes=3, width=4, size=32 if name == "vgg16" else 16)
 
 
-def run(training: Training, pictures: Pictures, count: int | None = None) -> list[float]:
+def run(training: Training, pictures: Images, count: int | None = None) -> list[float]:
     """Train with crops and with noise, for all the plan or for `count` steps."""
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
@@ -56,7 +56,7 @@ def same(one: nn.Module, other: nn.Module) -> bool:
 
 @pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adam", 0.02)])
 def test_the_loss_falls_on_pictures_that_can_be_told_apart(
-    optimizer: str, rate: float, toy: Pictures
+    optimizer: str, rate: float, toy: Images
 ) -> None:
     torch.manual_seed(7)
     # Without batch norms, whose averages need longer than this to settle.
@@ -73,14 +73,14 @@ def test_the_loss_falls_on_pictures_that_can_be_told_apart(
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
 @pytest.mark.parametrize("stop", [0, 3])
 def test_resume_equals_the_uninterrupted_training_bit_for_bit(
-    optimizer: str, stop: int, toy: Pictures
+    optimizer: str, stop: int, toy: Images
 ) -> None:
     whole = Training(small_net(), plan(optimizer=optimizer))
     losses = run(whole, toy)
 
     first = Training(small_net(), plan(optimizer=optimizer))
     before = run(first, toy, stop)
-    state = through_a_file(first.state())
+    state = through_a_file(first.get_state())
     torch.rand(5)
     second = Training(build_classifier("resnet18", classes=3, width=4, size=16), first.plan)
     second.load(state)
@@ -89,39 +89,39 @@ def test_resume_equals_the_uninterrupted_training_bit_for_bit(
     assert same(second.net, whole.net)
 
 
-def test_resume_is_exact_for_a_net_with_dropout(toy: Pictures) -> None:
-    pictures = Pictures(toy.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), toy.labels)
+def test_resume_is_exact_for_a_net_with_dropout(toy: Images) -> None:
+    pictures = Images(toy.pixels.repeat_interleave(2, 2).repeat_interleave(2, 3), toy.labels)
     whole = Training(small_net("vgg16"), plan(4))
     losses = run(whole, pictures)
     first = Training(small_net("vgg16"), plan(4))
     before = run(first, pictures, 2)
     torch.rand(5)
     second = Training(small_net("vgg16"), plan(4))
-    second.load(through_a_file(first.state()))
+    second.load(through_a_file(first.get_state()))
     assert before + run(second, pictures) == losses
     assert same(second.net, whole.net)
 
 
-def test_a_finished_training_takes_no_further_step(toy: Pictures) -> None:
+def test_a_finished_training_takes_no_further_step(toy: Images) -> None:
     training = Training(small_net(), plan(2))
     run(training, toy)
     assert run(training, toy) == []
 
 
-def test_stopping_the_iterator_stops_the_training(toy: Pictures) -> None:
+def test_stopping_the_iterator_stops_the_training(toy: Images) -> None:
     training = Training(small_net(), plan(6))
     run(training, toy, 2)
     assert training.step == 2
 
 
-def test_another_seed_is_another_training(toy: Pictures) -> None:
+def test_another_seed_is_another_training(toy: Images) -> None:
     losses = [run(Training(small_net(), plan(3, seed=seed)), toy) for seed in (0, 0, 1)]
     assert losses[0] == losses[1] != losses[2]
 
 
 @pytest.mark.parametrize("steps", [1, 5, 10, 100, 5000])
 def test_the_rate_warms_up_to_its_peak_and_ends_near_zero(steps: int) -> None:
-    rates = [plan(steps, rate=0.1).rate_at(step) for step in range(steps)]
+    rates = [plan(steps, rate=0.1).compute_rate(step) for step in range(steps)]
     assert all(0 < rate <= 0.1 for rate in rates)
     assert max(rates) == pytest.approx(0.1)
     peak = rates.index(max(rates))
@@ -133,7 +133,7 @@ def test_the_rate_warms_up_to_its_peak_and_ends_near_zero(steps: int) -> None:
         assert rates[-1] < 0.1 / 1000
 
 
-def test_the_optimiser_follows_the_plan_s_rate(toy: Pictures) -> None:
+def test_the_optimiser_follows_the_plan_s_rate(toy: Images) -> None:
     training = Training(small_net(), plan(5))
     losses = fit(
         training,
@@ -142,10 +142,10 @@ def test_the_optimiser_follows_the_plan_s_rate(toy: Pictures) -> None:
         prepare=lambda p, labels, _: (p, labels),
     )
     for step, _ in enumerate(losses):
-        assert training.optimizer.param_groups[0]["lr"] == training.plan.rate_at(step)
+        assert training.optimizer.param_groups[0]["lr"] == training.plan.compute_rate(step)
 
 
-def test_the_net_is_trained_in_train_mode_whoever_borrowed_it(toy: Pictures) -> None:
+def test_the_net_is_trained_in_train_mode_whoever_borrowed_it(toy: Images) -> None:
     training = Training(small_net(), plan(2))
     modes = []
 
@@ -161,7 +161,7 @@ def test_the_net_is_trained_in_train_mode_whoever_borrowed_it(toy: Pictures) -> 
     assert modes == [True, True]
 
 
-def test_prepare_makes_what_the_net_is_trained_on(toy: Pictures) -> None:
+def test_prepare_makes_what_the_net_is_trained_on(toy: Images) -> None:
     seen = []
     training = Training(small_net(), plan(2))
 
@@ -173,7 +173,7 @@ def test_prepare_makes_what_the_net_is_trained_on(toy: Pictures) -> None:
     assert all(not pixels.any() for pixels in seen)
 
 
-def test_parameters_that_need_no_gradient_stay(toy: Pictures) -> None:
+def test_parameters_that_need_no_gradient_stay(toy: Images) -> None:
     net = build_classifier("resnet18", classes=3, width=4, size=16)
     net.head.requires_grad_(False)
     before = [p.clone() for p in net.parameters()]
@@ -182,7 +182,7 @@ def test_parameters_that_need_no_gradient_stay(toy: Pictures) -> None:
     assert changed == [p.requires_grad for p in net.parameters()]
 
 
-def test_accuracy_is_the_share_of_right_pictures_whatever_the_batch(toy: Pictures) -> None:
+def test_accuracy_is_the_share_of_right_pictures_whatever_the_batch(toy: Images) -> None:
     def right_for_two_classes(pixels: Tensor) -> Tensor:
         colours = pixels.mean((2, 3))
         return torch.where(torch.arange(3) == 2, -1.0, colours)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from tue_cli.core.losses import Score, cross_entropy, score_matching, score_norm
-from tue_cli.core.pgd import Term, gradient_of, pgd
+from tue_cli.core.pgd import Term, make_gradient, pgd
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.nets.score import ScoreNet
 
@@ -53,8 +53,8 @@ def test_score_norm_pulls_as_the_plain_norm_does() -> None:
         return norms
 
     # In double precision: score_norm lowers its field to float32, which rounds but does not turn.
-    half = gradient_of(score_norm(net, labels))(pixels)
-    whole = gradient_of(plain)(pixels)
+    half = make_gradient(score_norm(net, labels))(pixels)
+    whole = make_gradient(plain)(pixels)
     sure = whole.abs() > 1e-4 * whole.abs().max()
     assert sure.float().mean() > 0.99
     assert torch.equal(half.sign()[sure], whole.sign()[sure])
@@ -63,7 +63,7 @@ def test_score_norm_pulls_as_the_plain_norm_does() -> None:
 def test_score_norm_has_a_gradient_where_the_score_is_zero() -> None:
     labels = torch.tensor([1])
     pixels = torch.full((1, 3, 4, 4), 0.5)
-    gradient = gradient_of(score_norm(gaussian(1.0), labels))(pixels)
+    gradient = make_gradient(score_norm(gaussian(1.0), labels))(pixels)
     assert torch.equal(gradient, torch.zeros_like(pixels))
 
 
@@ -122,7 +122,7 @@ def test_eq_5_is_differentiable_in_the_network() -> None:
 def modes(score: Score, pixels: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     """Return the deltas of descending the norm and of ascending along the score."""
     zeros = torch.zeros_like(pixels)
-    norm = Term(gradient_of(score_norm(score, labels)), 0.01)
+    norm = Term(make_gradient(score_norm(score, labels)), 0.01)
     ascent = Term(lambda p: score(p, labels), -0.01)
     return (
         pgd(pixels, [norm], radius=0.03, steps=3, start=zeros),

@@ -15,11 +15,11 @@ from typing import Any
 import pytest
 
 from tue_cli.dataset.journal import Journal
-from tue_cli.dataset.manifest import MANIFEST, differences, read_manifest, sha256
-from tue_cli.dataset.output import WORK, is_output, output_problem
+from tue_cli.dataset.manifest import MANIFEST, describe_differences, read_manifest, sha256
+from tue_cli.dataset.output import WORK, explain_output_error, is_output
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem
-from tue_cli.storage.atomic import SCRATCH, identity_of
-from tue_cli.text import printable
+from tue_cli.storage.atomic import SCRATCH, get_identity
+from tue_cli.text import escape
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
 RUN: dict[str, Any] = {"tool": "tue", "weights": "abc", "settings": {"radius": 8, "steps": 20}}
@@ -444,7 +444,7 @@ def test_an_output_without_permission_is_a_problem(output: Path) -> None:
     ],
 )
 def test_every_way_to_fail_at_writing_has_a_sentence(number: int, words: str) -> None:
-    problem = output_problem(OSError(number, os.strerror(number)), Path("out\nput"))
+    problem = explain_output_error(OSError(number, os.strerror(number)), Path("out\nput"))
     assert words in problem.message and "out\\nput" in problem.message and problem.remedy
 
 
@@ -465,7 +465,7 @@ def test_a_full_disk_stops_the_run_and_keeps_what_was_done(
 
 
 def test_paths_are_shown_on_one_line() -> None:
-    assert printable("é \n\x1b\udce9🐈") == "é \\n\\x1b\\udce9🐈"
+    assert escape("é \n\x1b\udce9🐈") == "é \\n\\x1b\\udce9🐈"
 
 
 def test_another_version_goes_on_and_leaves_finished_copies(finished: Path) -> None:
@@ -550,7 +550,7 @@ def test_a_folder_exchanged_mid_run_stops_it_and_nothing_is_written_there(
 @pytest.mark.parametrize("place", ["", "cats"])
 def test_a_folder_of_originals_gets_no_copy_whatever_leads_there(output: Path, place: str) -> None:
     (output / "cats").mkdir(parents=True)
-    originals = {identity_of((output / place).stat())}
+    originals = {get_identity((output / place).stat())}
     with (
         pytest.raises(OutputProblem, match="replaced"),
         Journal(output, RUN, "skip", originals) as journal,
@@ -605,7 +605,7 @@ def test_a_planted_scratch_file_is_removed_and_its_target_stays(
 
 
 def test_differences_are_told_in_short() -> None:
-    told = differences({"format": "x" * 10**6, "y" * 10**6: 1}, {"format": "keep"})
+    told = describe_differences({"format": "x" * 10**6, "y" * 10**6: 1}, {"format": "keep"})
     assert "format was 'xxx" in told and "and is now 'keep'" in told
     assert len(told) < 400
-    assert differences({"radius": 8}, {"radius": 16}) == "radius was 8 and is now 16"
+    assert describe_differences({"radius": 8}, {"radius": 16}) == "radius was 8 and is now 16"

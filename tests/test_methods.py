@@ -16,25 +16,25 @@ from tue_cli import config
 from tue_cli.attacks.filters import apply_filter
 from tue_cli.config import AdversarySettings, TrainSettings
 from tue_cli.core.batches import (
-    Pictures,
-    generator_at,
-    gray,
+    Images,
+    convert_to_grayscale,
+    make_generator,
     sample_moves,
     shift_and_flip,
 )
 from tue_cli.core.kernel import fit_coefficients
 from tue_cli.core.loop import Training
 from tue_cli.core.losses import cross_entropy, score_norm
-from tue_cli.core.pgd import Term, gradient_of, pgd, uniform_start
+from tue_cli.core.pgd import Term, draw_uniform_start, make_gradient, pgd
 from tue_cli.errors import BadSetting
 from tue_cli.methods import cuda, em, load_method, load_recipe, lsp, ntga, tue, uc
 from tue_cli.methods.surrogate import (
     FrozenNets,
     ascend_loss,
     fit_on_own_noise,
+    get_surrogate,
+    make_surrogate_term,
     quantize,
-    surrogate_of,
-    surrogate_term,
 )
 from tue_cli.nets.block import NtgaBlock
 from tue_cli.nets.classifiers import Classifier, build_classifier
@@ -90,8 +90,8 @@ def perturb(
         pixels,
         labels,
         noise,
-        start=uniform_start(pixels, noise.radius, generator_at(seed, "start", 0, CPU)),
-        generator=generator_at(seed, "perturb", 0, CPU),
+        start=draw_uniform_start(pixels, noise.radius, make_generator(seed, "start", 0, CPU)),
+        generator=make_generator(seed, "perturb", 0, CPU),
     )
 
 
@@ -102,9 +102,9 @@ def score_of(nets: FrozenNets) -> FrozenScore:
 
 
 @pytest.fixture
-def batch(toy: Pictures) -> tuple[Tensor, Tensor]:
+def batch(toy: Images) -> tuple[Tensor, Tensor]:
     """Return 12 pictures, some with pixels at the ends of the range, and their labels."""
-    pixels, labels = toy.batch(torch.arange(12))
+    pixels, labels = toy.take_batch(torch.arange(12))
     pixels[:2, :, :4] = 0
     pixels[1:3, :, 8:12] = 1
     return pixels, labels
@@ -150,7 +150,7 @@ def test_noise_keeps_bound_and_range_and_changes_every_picture(
     assert delta.dtype == torch.float32
     assert not delta.requires_grad
     method = config.METHODS[name]
-    assert delta.abs().max() <= torch.tensor(method.largest(noise)) + 1e-7
+    assert delta.abs().max() <= torch.tensor(method.find_reach(noise)) + 1e-7
     if method.bound == "l2":
         assert (delta.square().mean((1, 2, 3)).sqrt() <= noise.radius + 1e-6).all()
     assert (pixels + delta).min() >= -1e-7
@@ -158,7 +158,7 @@ def test_noise_keeps_bound_and_range_and_changes_every_picture(
     assert torch.equal(pixels, before)
     levels = quantize(delta) * 255
     assert torch.allclose(levels, levels.round(), atol=1e-4)
-    assert levels.abs().max() <= method.largest(noise) * 255 + 1e-3
+    assert levels.abs().max() <= method.find_reach(noise) * 255 + 1e-3
     assert (levels.flatten(1).abs().max(1).values > 0.5).all()
 
 
@@ -212,10 +212,10 @@ def test_the_surrogate_s_loss_goes_down(
     name: str, noise: Noise, tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    loss = cross_entropy(get_surrogate(tiny_frozen), labels)
     delta = quantize(perturb(name, tiny_frozen, pixels, labels, noise))
     assert loss(pixels + delta).mean() < loss(pixels).mean()
-    random = quantize(uniform_start(pixels, RADIUS, generator_at(1, "control", 0, CPU)))
+    random = quantize(draw_uniform_start(pixels, RADIUS, make_generator(1, "control", 0, CPU)))
     assert loss(pixels + delta).mean() < loss(pixels + random).mean()
 
 
@@ -224,7 +224,7 @@ def test_no_step_returns_the_start(
     name: str, frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    start = 0.5 * uniform_start(pixels, RADIUS, generator_at(0, "start", 0, CPU))
+    start = 0.5 * draw_uniform_start(pixels, RADIUS, make_generator(0, "start", 0, CPU))
     noise = PUBLISHED[name]
     assert isinstance(noise, SteppedNoise)
     found = load_method(name)(
@@ -233,7 +233,7 @@ def test_no_step_returns_the_start(
         labels,
         replace(noise, steps=0),
         start=start,
-        generator=generator_at(0, "perturb", 0, CPU),
+        generator=make_generator(0, "perturb", 0, CPU),
     )
     assert torch.equal(found, torch.maximum(torch.minimum(start, 1 - pixels), -pixels))
 
@@ -258,25 +258,25 @@ def test_tue_without_score_and_grey_is_em_exactly(
 
 
 def test_the_term_in_grey_makes_noise_that_is_there_in_grey(
-    tiny_frozen: FrozenNets, toy: Pictures
+    tiny_frozen: FrozenNets, toy: Images
 ) -> None:
-    pixels, labels = toy.batch(torch.arange(24))
-    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    pixels, labels = toy.take_batch(torch.arange(24))
+    loss = cross_entropy(get_surrogate(tiny_frozen), labels)
 
     def in_grey(noise: TueNoise) -> Tensor:
         delta = perturb("tue", tiny_frozen, pixels, labels, noise)
         levels = apply_filter(((pixels + delta) * 255).round().byte().numpy(), "gray")
         return loss(torch.from_numpy(levels) / 255).mean()
 
-    before = loss(gray(pixels)).mean()
+    before = loss(convert_to_grayscale(pixels)).mean()
     gained = before - in_grey(replace(NOISE, gray_ratio=2.0))
     assert gained > 2 * (before - in_grey(replace(NOISE, gray_ratio=0.0))) > 0
 
 
-def test_grey_pictures_are_what_pillow_makes_of_them(toy: Pictures) -> None:
-    pixels = toy.batch(torch.arange(12))[0]
+def test_grey_pictures_are_what_pillow_makes_of_them(toy: Images) -> None:
+    pixels = toy.take_batch(torch.arange(12))[0]
     levels = torch.from_numpy(apply_filter(toy.pixels[:12].numpy(), "gray"))
-    assert (gray(pixels) * 255 - levels).abs().max() <= 1
+    assert (convert_to_grayscale(pixels) * 255 - levels).abs().max() <= 1
 
 
 def test_the_two_modes_are_two_noises(
@@ -303,7 +303,7 @@ def test_the_score_s_term_alone_does_what_its_mode_says(
     pixels, labels = batch
     score = score_of(tiny_frozen)
     noise = replace(NOISE, score_mode=mode, score_ratio=0.5)
-    term = tue.score_term(score, labels, noise)
+    term = tue.make_score_term(score, labels, noise)
     zeros = torch.zeros_like(pixels)
     delta = pgd(pixels, [term], radius=RADIUS, steps=noise.steps, start=zeros)
     if mode == "norm":
@@ -333,7 +333,7 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
     }
     size, seen = 12, set()
     places = torch.arange(1, size * size + 1, dtype=torch.float32).reshape(1, 1, size, size)
-    for move in sample_moves(NOISE.steps, generator_at(3, "perturb", 0, CPU)):
+    for move in sample_moves(NOISE.steps, make_generator(3, "perturb", 0, CPU)):
         seen.add(int(shift_and_flip(places, move)[0, 0, 5, 7]))
     pixels = torch.full((2, 3, size, size), 0.5)
     noise = {"tue": NOISE, "em": EmNoise(), "tap": TapNoise(steps=10, travel=2.0)}[name]
@@ -343,7 +343,7 @@ def test_noise_lies_where_the_unshifted_picture_needs_it(name: str) -> None:
         torch.tensor([0, 1]),
         noise,
         start=torch.zeros_like(pixels),
-        generator=generator_at(3, "perturb", 0, CPU),
+        generator=make_generator(3, "perturb", 0, CPU),
     )
     touched = {
         place + 1 for place in delta.abs().amax((0, 1)).flatten().nonzero().flatten().tolist()
@@ -359,12 +359,12 @@ def test_a_step_averages_its_samples(batch: tuple[Tensor, Tensor]) -> None:
     surrogate = FrozenClassifier(
         build_classifier("resnet18", classes=3, width=4, size=16), torch.float32
     )
-    moves = sample_moves(3, generator_at(0, "perturb", 0, CPU))
-    term = surrogate_term(surrogate, labels, replace(NOISE, samples=3), moves)
+    moves = sample_moves(3, make_generator(0, "perturb", 0, CPU))
+    term = make_surrogate_term(surrogate, labels, replace(NOISE, samples=3), moves)
     loss = cross_entropy(surrogate, labels)
 
     def seen_through(move: Tensor) -> Tensor:
-        return gradient_of(lambda pixels: loss(shift_and_flip(pixels, move)))(pixels)
+        return make_gradient(lambda pixels: loss(shift_and_flip(pixels, move)))(pixels)
 
     expected = torch.stack([seen_through(move) for move in moves]).mean(0)
     assert torch.allclose(term.gradient(pixels), expected, atol=1e-7)
@@ -374,10 +374,10 @@ def test_the_adversary_s_ascent_raises_what_the_noise_has_lowered(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    loss = cross_entropy(get_surrogate(tiny_frozen), labels)
     protected = pixels + perturb("tue", tiny_frozen, pixels, labels)
-    ascend = Term(gradient_of(loss), -(4 / 255) / 5)
-    start = uniform_start(protected, 4 / 255, generator_at(0, "adversary", 0, CPU))
+    ascend = Term(make_gradient(loss), -(4 / 255) / 5)
+    start = draw_uniform_start(protected, 4 / 255, make_generator(0, "adversary", 0, CPU))
     delta = pgd(protected, [ascend], radius=4 / 255, steps=10, start=start)
     assert (loss(protected + delta) > loss(protected)).all()
 
@@ -392,7 +392,7 @@ def fit(
     recipe: str,
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     chosen: TrainSettings,
     dtype: torch.dtype = torch.float32,
 ) -> Iterator[Tensor]:
@@ -425,7 +425,7 @@ def test_training_tue_lowers_the_loss_of_each_role(
 
 @pytest.mark.parametrize("name", ["em", "rem", "clean"])
 def test_training_a_surrogate_lowers_its_loss(
-    name: str, tiny_settings_of: SettingsOf, toy: Pictures
+    name: str, tiny_settings_of: SettingsOf, toy: Images
 ) -> None:
     chosen = tiny_settings_of(name)
     training = begin(name, "surrogate", chosen)
@@ -436,7 +436,7 @@ def test_training_a_surrogate_lowers_its_loss(
 
 @pytest.mark.parametrize(("name", "role"), ROLES)
 def test_a_role_s_training_resumes_bit_for_bit(
-    name: str, role: str, tiny_frozen: FrozenNets, tiny_settings_of: SettingsOf, toy: Pictures
+    name: str, role: str, tiny_frozen: FrozenNets, tiny_settings_of: SettingsOf, toy: Images
 ) -> None:
     chosen = tiny_settings_of(name)
 
@@ -447,21 +447,21 @@ def test_a_role_s_training_resumes_bit_for_bit(
     whole, first, second = (begin(name, role, chosen, 4) for _ in range(3))
     everything = losses(whole)
     before = losses(first, 2)
-    second.load(first.state())
+    second.load(first.get_state())
     assert before + losses(second) == everything
     for a, b in zip(whole.net.state_dict().values(), second.net.state_dict().values(), strict=True):
         assert torch.equal(a, b)
 
 
 def test_the_surrogate_of_tue_meets_an_adversary_and_em_s_does_not(
-    tiny_nets: dict[str, nn.Module], tiny_settings_of: SettingsOf, toy: Pictures
+    tiny_nets: dict[str, nn.Module], tiny_settings_of: SettingsOf, toy: Images
 ) -> None:
     own = EmNoise(steps=2)
     alike = {"em": own, "tue": TueNoise(steps=2, score_ratio=0.0, gray_ratio=0.0)}
 
     def training(name: str) -> tuple[Training, TrainSettings]:
         chosen = replace(tiny_settings_of(name), noise=alike[name])
-        # Trained, so that eval mode, in which the adversary sees it, is like train mode.
+        # Trained, so that eval mode, in which the adversary attacks it, is like train mode.
         net = copy.deepcopy(tiny_nets["surrogate"])
         return Training(net, begin(name, "surrogate", chosen, 2).plan), chosen
 
@@ -493,7 +493,7 @@ def test_a_role_trains_in_bf16(
     role: str,
     tiny_nets: dict[str, nn.Module],
     tiny_settings_of: SettingsOf,
-    toy: Pictures,
+    toy: Images,
 ) -> None:
     usual = tiny_settings_of(name)
     # Of noise that descends, signs turn over with the precision, and nets part after one update of
@@ -540,7 +540,7 @@ def tint_net() -> Classifier:
 def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
     name: str, side: int
 ) -> None:
-    # In grey all channels are pulled alike, in some against the colour: left out here.
+    # The grayscale term pulls all channels alike, some against the colour's term: left out here.
     noise = {
         "tue": TueNoise(score_ratio=0.0, gray_ratio=0.0),
         "em": EmNoise(),
@@ -560,14 +560,14 @@ def test_on_a_linear_net_the_noise_is_the_radius_along_the_weights_signs(
     assert torch.allclose(delta[..., 4:12, 4:12], best.expand(2, 3, 8, 8))
 
 
-def tinted(count: int = 64) -> Pictures:
+def tinted(count: int = 64) -> Images:
     """Half greenish, half magenta pictures of noise."""
     generator = torch.Generator().manual_seed(5)
     labels = torch.arange(count) % 2
     side = (2 * labels - 1)[:, None, None, None]
     pixels = 0.5 + 0.25 * side * Tint.WEIGHTS
     pixels = pixels + 0.05 * torch.randn((count, 3, 16, 16), generator=generator)
-    return Pictures((pixels.clamp(0, 1) * 255).round().to(torch.uint8), labels)
+    return Images((pixels.clamp(0, 1) * 255).round().to(torch.uint8), labels)
 
 
 def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
@@ -580,9 +580,9 @@ def test_uc_pulls_each_cluster_to_the_next_one_on_a_linear_net(
     training = Training(net, begin("uc", "patterns", chosen, 120).plan)
     losses = list(fit("uc", training, {"surrogate": surrogate}, pictures, chosen))
     assert sum(losses[-30:]) < 0.98 * sum(losses[:30])
-    pixels, labels = pictures.batch(torch.arange(8))
+    pixels, labels = pictures.take_batch(torch.arange(8))
     nets = {"surrogate": surrogate, "patterns": freeze(net, torch.float32)}
-    centres = uc.centres_of(surrogate, pictures, 2, chosen.seed)
+    centres = uc.find_centres(surrogate, pictures, 2, chosen.seed)
     toward = (centres.roll(-1, 0) - centres)[:, 1].sign()
     for key in (0, 1):
         noises = perturb("uc", nets, torch.full_like(pixels, 0.5), labels * 0 + key, chosen.noise)
@@ -608,7 +608,7 @@ def test_rem_without_an_adversary_is_em_with_its_draws(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    loss = cross_entropy(get_surrogate(tiny_frozen), labels)
     bare = replace(REM, inner_radius=0.0)
     found = perturb("rem", tiny_frozen, pixels, labels, bare)
     assert loss(pixels + found).mean() == pytest.approx(
@@ -624,12 +624,12 @@ def test_rem_s_noise_holds_better_against_an_adversary_than_em_s(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    loss = cross_entropy(surrogate_of(tiny_frozen), labels)
+    loss = cross_entropy(get_surrogate(tiny_frozen), labels)
     adversary = AdversarySettings()
 
     def attacked(name: str) -> Tensor:
         moved = pixels + perturb(name, tiny_frozen, pixels, labels, PUBLISHED[name])
-        start = uniform_start(moved, adversary.radius, generator_at(9, "test", 0, CPU))
+        start = draw_uniform_start(moved, adversary.radius, make_generator(9, "test", 0, CPU))
         return loss(moved + ascend_loss(loss, moved, adversary, start)).mean()
 
     assert attacked("rem") < attacked("em")
@@ -639,7 +639,7 @@ def test_tap_makes_the_net_see_the_next_class(
     frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
 ) -> None:
     pixels, labels = batch
-    net = surrogate_of(frozen_of["tap"])
+    net = get_surrogate(frozen_of["tap"])
     assert (net(pixels).argmax(1) == labels).float().mean() > 0.5
     delta = perturb("tap", frozen_of["tap"], pixels, labels, PUBLISHED["tap"])
     for key in range(3):  # the last class is followed by the first
@@ -671,7 +671,9 @@ def test_lsp_s_patches_fill_pictures_of_any_size(size: int) -> None:
 
 def test_lsp_s_standardised_draws_are_normal() -> None:
     # What the points of a class have in common is its centre; what is left has the mixing's spread.
-    start = uniform_start(torch.zeros(4000, 3, 16, 16), 6 / 255, generator_at(0, "t", 0, CPU))
+    start = draw_uniform_start(
+        torch.zeros(4000, 3, 16, 16), 6 / 255, make_generator(0, "t", 0, CPU)
+    )
     cells = torch.nn.functional.avg_pool2d(start, lsp.PATCHES.side).flatten(1)
     normal = cells * lsp.PATCHES.side * 3**0.5 / (6 / 255)
     assert normal.std() == pytest.approx(1, abs=0.02)
@@ -683,9 +685,9 @@ def test_cuda_s_filter_is_the_class_s_and_the_picture_is_filtered(
 ) -> None:
     pixels, labels = batch
     delta = perturb("cuda", {}, pixels, labels)
-    generator = generator_at(0, "perturb", 0, CPU)
+    generator = make_generator(0, "perturb", 0, CPU)
     for place in range(4):
-        kernel = cuda.filter_of(int(labels[place]), generator)
+        kernel = cuda.draw_filter(int(labels[place]), generator)
         assert kernel.max() == 1
         assert (kernel == 1).sum() == 1
         assert kernel.flatten().sort().values[-2] <= cuda.FILTER.blur
@@ -715,19 +717,19 @@ def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
     keys = torch.arange(12)
     whole = perturb(name, {}, pixels, keys)
     noise = PUBLISHED[name]
-    start = uniform_start(pixels, noise.radius, generator_at(0, "start", 0, CPU))
+    start = draw_uniform_start(pixels, noise.radius, make_generator(0, "start", 0, CPU))
     few = load_method(name)(
         {},
         pixels[5:8],
         keys[5:8],
         noise,
         start=start[5:8],
-        generator=generator_at(0, "perturb", 0, CPU),
+        generator=make_generator(0, "perturb", 0, CPU),
     )
     assert torch.allclose(whole[5:8], few, atol=1e-6)
 
 
-def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy: Pictures) -> None:
+def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy: Images) -> None:
     chosen = replace(tiny_settings_of("ntga"), noise=PUBLISHED["ntga"])
     training = begin("ntga", "block", chosen)
     block = training.net
@@ -735,10 +737,10 @@ def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy:
     losses = list(fit("ntga", training, {}, toy, chosen))
     assert len(losses) == 10
     assert losses == sorted(losses)
-    clean = ntga.held_out_losses(block, block.pixels).mean()
-    random = uniform_start(block.pixels, RADIUS, generator_at(1, "control", 0, CPU))
+    clean = ntga.compute_held_out_losses(block, block.pixels).mean()
+    random = draw_uniform_start(block.pixels, RADIUS, make_generator(1, "control", 0, CPU))
     assert losses[-1] > clean + 0.01
-    assert losses[-1] > ntga.held_out_losses(block, block.pixels + random).mean() + 0.01
+    assert losses[-1] > ntga.compute_held_out_losses(block, block.pixels + random).mean() + 0.01
     assert block.delta.detach().abs().max() <= RADIUS
     # Nothing that is held out is in the block.
     seen = {tuple(row.flatten().tolist()) for row in block.levels}
@@ -756,11 +758,11 @@ def test_a_picture_that_joins_ntga_s_block_makes_it_more_wrong(
 
     def wrong(moved: Tensor, key: int) -> float:
         joined = torch.cat([shared, moved[None]])
-        kernel = ntga.kernel_of(joined, joined)
+        kernel = ntga.compute_kernel(joined, joined)
         scale = kernel[:-1, :-1].diagonal().mean()
-        targets = ntga.targets_of(torch.cat([block.labels, torch.tensor([key])]), block.classes)
+        targets = ntga.make_targets(torch.cat([block.labels, torch.tensor([key])]), block.classes)
         known = fit_coefficients(kernel / scale, targets, ntga.KERNEL.time)
-        logits = ntga.kernel_of(block.held_out, joined) / scale @ known
+        logits = ntga.compute_kernel(block.held_out, joined) / scale @ known
         return float(torch.nn.functional.cross_entropy(logits.double(), block.held_out_labels))
 
     for place in range(4):

@@ -30,7 +30,7 @@ from tue_cli.config import (
 from tue_cli.errors import BadSetting
 from tue_cli.fields import change, fill, format_command, get_value, list_questions
 from tue_cli.noise import EmNoise, RemNoise, SteppedNoise, TueNoise
-from tue_cli.options import Given, recipe_of
+from tue_cli.options import Given, choose_recipe
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.train.export import ExportSpec
 from tue_cli.train.run import TrainSpec
@@ -54,8 +54,8 @@ def parse(command: str) -> Any:
     _, name, *arguments = shlex.split(command)
     read = dict(group.commands[name].make_context(name, arguments).params)
     given: Given[Any] = Given(SPECS[name], read, "")
-    settled = {"recipe": recipe_of(read["method"], read["recipe"])} if name == "train" else {}
-    return given.spec(**settled)
+    settled = {"recipe": choose_recipe(read["method"], read["recipe"])} if name == "train" else {}
+    return given.read_spec(**settled)
 
 
 def leaves(record: type, prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -23,13 +23,13 @@ from benchmarks.paper.tables import (
     ResultTable,
     TableCell,
     format_cell,
+    format_markdown,
     get_published,
-    markdown,
     summarize,
 )
 from benchmarks.rows import read_rows
-from tue_cli.core.batches import Pictures
-from tue_cli.engine.torch import machine
+from tue_cli.core.batches import Images
+from tue_cli.engine.torch import choose_device
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.events import Advanced, AnyEvent, Done, Metric, Note, Table
 from tue_cli.noise import RemNoise, TapNoise, TueNoise
@@ -59,7 +59,7 @@ FEW = replace(
 
 
 @pytest.fixture(scope="module")
-def pictures(toy: Pictures, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def pictures(toy: Images, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder of three classes, to train and to test."""
     folder = tmp_path_factory.mktemp("data") / "cifar-10"
     for number, (pixels, label) in enumerate(zip(toy.pixels, toy.labels, strict=True)):
@@ -136,12 +136,12 @@ def test_what_is_known_is_not_measured_again(
 
 def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
     dataset, _ = load_dataset(pictures, FEW)
-    a, b = (Bench(s, "CIFAR-10", dataset.key()) for s in (FEW, replace(FEW, victim_steps=5)))
-    arm = a.arm("TUE")
+    a, b = (Bench(s, "CIFAR-10", dataset.make_key()) for s in (FEW, replace(FEW, victim_steps=5)))
+    arm = a.make_arm("TUE")
     assert a.place(arm).key != b.place(arm).key
     assert a.place(arm, "at4").key == b.place(arm, "at4").key
     # More seeds add to a cell, and do not begin another.
-    assert Bench(replace(FEW, seeds=3), "CIFAR-10", dataset.key()).place(arm) == a.place(arm)
+    assert Bench(replace(FEW, seeds=3), "CIFAR-10", dataset.make_key()).place(arm) == a.place(arm)
 
 
 def test_benches_in_one_folder_share_the_work(
@@ -168,11 +168,11 @@ def test_benches_in_one_folder_share_the_work(
 @pytest.mark.parametrize("name", ["random noise", "LSP", "EM"])
 def test_another_seed_is_another_noise(name: str, pictures: Path, tmp_path: Path) -> None:
     dataset, _ = load_dataset(pictures, FEW)
-    shelf = BenchCache(tmp_path, dataset, machine("cpu"), "cpu")
+    cache = BenchCache(tmp_path, dataset, choose_device("cpu"), "cpu")
 
     def made(seed: int) -> Any:
         # The nets are the same: only the noise's own seed differs.
-        making = shelf.pictures(replace(Bench(FEW, "any", "data").arm(name), seed=seed))
+        making = cache.make_images(replace(Bench(FEW, "any", "data").make_arm(name), seed=seed))
         while True:
             try:
                 next(making)
@@ -216,10 +216,12 @@ def test_every_arm_s_pictures_keep_its_bound(
     whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
     dataset, _ = load_dataset(pictures, FEW)
-    plan = Bench(FEW, "CIFAR-10", dataset.key())
+    plan = Bench(FEW, "CIFAR-10", dataset.make_key())
     for name in ARMS[1:]:
-        arm = plan.arm(name)
-        moved = np.load(whole[0] / "pictures" / f"{arm.key(dataset.key())}.npy").astype(int)
+        arm = plan.make_arm(name)
+        moved = np.load(whole[0] / "pictures" / f"{arm.make_key(dataset.make_key())}.npy").astype(
+            int
+        )
         change = np.abs(moved - dataset.pixels).max((1, 2, 3))
         assert (change > 0).all()
         assert (change.max() <= 8) == (name not in ("LSP", "CUDA"))
@@ -227,8 +229,8 @@ def test_every_arm_s_pictures_keep_its_bound(
 
 def test_the_most_telling_victims_come_first() -> None:
     plan = Bench(PRESETS["mini"], "CIFAR-10", "data")
-    plan.table_1()
-    entries = plan.ordered()
+    plan.make_table_1()
+    entries = plan.list_victims()
     assert len(entries) == 11 * (3 * 2 + 2)
     first = entries[: 2 * len(CORE)]
     assert {cell.arm.name for _, cell, _ in first} == set(CORE)
@@ -239,26 +241,26 @@ def test_the_most_telling_victims_come_first() -> None:
 @pytest.mark.parametrize("name", TABLES)
 def test_every_table_can_be_laid_out(name: str) -> None:
     plan = Bench(PRESETS["paper"], "CIFAR-100", "data")
-    sheet = TABLES[name](plan)
-    assert sheet.places.keys() == set(itertools.product(sheet.rows, sheet.columns))
-    assert {place.key for place in sheet.places.values()} == plan.cells.keys()
-    assert ("[" in markdown(sheet, {})) == (name.isdigit())
+    table = TABLES[name](plan)
+    assert table.places.keys() == set(itertools.product(table.rows, table.columns))
+    assert {place.key for place in table.places.values()} == plan.cells.keys()
+    assert ("[" in format_markdown(table, {})) == (name.isdigit())
     if name in ("3", "4"):
-        assert sheet.title.startswith("Table 4")
+        assert table.title.startswith("Table 4")
 
 
 def test_the_paper_protocol_is_the_published_one() -> None:
     plan = Bench(PRESETS["paper"], "CIFAR-10", "data")
-    tue, rem, tap = (plan.arm(name) for name in ("TUE", "REM", "TAP"))
+    tue, rem, tap = (plan.make_arm(name) for name in ("TUE", "REM", "TAP"))
     assert isinstance(tue.noise, TueNoise) and isinstance(rem.noise, RemNoise)
     assert (tue.noise.steps, tue.noise.samples, rem.noise.inner_steps) == (10, 5, 10)
     assert isinstance(tap.noise, TapNoise)
     assert (tap.noise.steps, round(tap.noise.step * 255, 3)) == (250, 0.4)
-    assert asdict(plan.arm("SEM").noise)["inner_steps"] == 0
-    assert asdict(plan.arm("TUE without score").noise)["score_ratio"] == 0
-    # The term in grey is no paper's.
+    assert asdict(plan.make_arm("SEM").noise)["inner_steps"] == 0
+    assert asdict(plan.make_arm("TUE without score").noise)["score_ratio"] == 0
+    # The grayscale term is no paper's.
     for name in ("TUE", "EM", "TUE without score", "clean", "random noise"):
-        arm = plan.arm(name)
+        arm = plan.make_arm(name)
         for noise in (arm.noise, arm.training.noise if arm.training else arm.noise):
             assert asdict(noise).get("gray_ratio", 0) == 0
     key = plan.place(tue, "at4").key
@@ -295,8 +297,8 @@ def test_a_cell_shows_mean_spread_doubt_and_the_paper() -> None:
     assert format_cell(place, {"key": two}) == "30.0 ± 14.1 [29.20]"
     assert format_cell(TableCell("key"), {"key": summarize([row_of(0.2, 0.6)])}) == "20.0 (60)"
     assert format_cell(TableCell("key"), {"key": summarize([row_of(0.2, 0.4)])}) == "20.0 (40)*"
-    sheet = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
-    assert "| r | 30.0 ± 14.1 [29.20] |" in markdown(sheet, {"key": two})
+    table = ResultTable("t", "T", "a", ("r",), ("c",), {("r", "c"): place})
+    assert "| r | 30.0 ± 14.1 [29.20] |" in format_markdown(table, {"key": two})
 
 
 @pytest.mark.parametrize("wrong", ["table", "no-test", "classes"])

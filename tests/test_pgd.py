@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient, pgd
 from tue_cli.nets.classifiers import build_classifier
 
 RADIUS = 8 / 255
@@ -25,7 +25,7 @@ def linear(weight: Tensor) -> Objective:
 def test_a_linear_net_gets_radius_times_sign(shape: tuple[int, ...], way: int) -> None:
     weight = torch.randn(shape[1:])
     pixels = torch.full(shape, 0.5)
-    term = Term(gradient_of(linear(weight)), way * RADIUS / 5)
+    term = Term(make_gradient(linear(weight)), way * RADIUS / 5)
     delta = pgd(pixels, [term], radius=RADIUS, steps=11, start=(2 * torch.rand(shape) - 1) * RADIUS)
     assert torch.equal(delta, (-way * RADIUS * weight.sign()).expand(shape))
 
@@ -34,7 +34,7 @@ def test_a_linear_net_gets_radius_times_sign(shape: tuple[int, ...], way: int) -
 def test_at_the_edge_of_the_range_the_optimum_is_the_clipped_one(shape: tuple[int, ...]) -> None:
     weight = torch.randn(shape[1:])
     pixels = torch.rand(shape).mul(1.2).sub(0.1).clamp(0, 1)
-    term = Term(gradient_of(linear(weight)), 0.3)
+    term = Term(make_gradient(linear(weight)), 0.3)
     delta = pgd(pixels, [term], radius=0.3, steps=3, start=torch.zeros(shape))
     best = (-0.3 * weight.sign()).expand(shape)
     assert torch.allclose(delta, torch.maximum(torch.minimum(best, 1 - pixels), -pixels))
@@ -118,8 +118,8 @@ def test_descent_lowers_and_ascent_raises_the_loss(way: int) -> None:
     net = build_classifier("resnet18", classes=5, width=4, size=16).eval().requires_grad_(False)
     pixels, labels = torch.rand(12, 3, 16, 16), torch.arange(12) % 5
     loss = cross_entropy(net, labels)
-    start = uniform_start(pixels, RADIUS, torch.Generator().manual_seed(1))
-    term = Term(gradient_of(loss), way * RADIUS / 5)
+    start = draw_uniform_start(pixels, RADIUS, torch.Generator().manual_seed(1))
+    term = Term(make_gradient(loss), way * RADIUS / 5)
     delta = pgd(pixels, [term], radius=RADIUS, steps=10, start=start)
     assert (way * (loss(pixels) - loss(pixels + delta)) > 0).all()
 
@@ -128,7 +128,7 @@ def test_perturbing_leaves_a_net_as_it_was() -> None:
     net = mixed_net().eval()
     before = net_facts(net)
     pixels, labels = torch.rand(4, 3, 16, 16), torch.zeros(4, dtype=torch.long)
-    term = Term(gradient_of(cross_entropy(net, labels)), 0.01)
+    term = Term(make_gradient(cross_entropy(net, labels)), 0.01)
     pgd(pixels, [term], radius=RADIUS, steps=2, start=torch.zeros_like(pixels))
     assert net_facts(net) == before
 
@@ -158,24 +158,26 @@ def mixed_net() -> nn.Module:
 def test_a_gradient_is_taken_even_where_gradients_are_off() -> None:
     weight = torch.randn(3, 4, 4)
     with torch.no_grad():
-        found = gradient_of(linear(weight))(torch.rand(2, 3, 4, 4))
+        found = make_gradient(linear(weight))(torch.rand(2, 3, 4, 4))
     assert torch.equal(found, weight.expand(2, 3, 4, 4))
 
 
 def test_a_picture_has_its_own_gradient() -> None:
     net = build_classifier("resnet18", classes=3, width=4, size=16).eval()
     pixels, labels = torch.rand(4, 3, 16, 16), torch.tensor([0, 1, 2, 0])
-    together = gradient_of(cross_entropy(net, labels))(pixels)
-    alone = gradient_of(cross_entropy(net, labels[2:3]))(pixels[2:3])
+    together = make_gradient(cross_entropy(net, labels))(pixels)
+    alone = make_gradient(cross_entropy(net, labels[2:3]))(pixels[2:3])
     assert torch.allclose(together[2:3], alone, atol=1e-6)
 
 
 def test_a_uniform_start_fills_the_ball_and_follows_its_generator() -> None:
     pixels = torch.rand(8, 3, 16, 16)
-    start = uniform_start(pixels, RADIUS, torch.Generator().manual_seed(5))
+    start = draw_uniform_start(pixels, RADIUS, torch.Generator().manual_seed(5))
     assert start.abs().max() <= RADIUS
     assert start.max() > 0.99 * RADIUS
     assert start.min() < -0.99 * RADIUS
     assert abs(float(start.mean())) < 0.05 * RADIUS
-    assert torch.equal(start, uniform_start(pixels, RADIUS, torch.Generator().manual_seed(5)))
-    assert not torch.equal(start, uniform_start(pixels, RADIUS, torch.Generator().manual_seed(6)))
+    assert torch.equal(start, draw_uniform_start(pixels, RADIUS, torch.Generator().manual_seed(5)))
+    assert not torch.equal(
+        start, draw_uniform_start(pixels, RADIUS, torch.Generator().manual_seed(6))
+    )

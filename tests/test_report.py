@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from skimage import data as bundled
 
-from tue_cli.errors import OutputProblem, PictureProblem
+from tue_cli.errors import ImageProblem, OutputProblem
 from tue_cli.images.metadata import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
 from tue_cli.report.page import render_page, write_page
@@ -287,7 +287,7 @@ def test_a_grey_original_can_have_a_coloured_copy(tmp_path: Path) -> None:
 
 def test_pictures_of_two_sizes_are_no_pair(tmp_path: Path) -> None:
     files = saved(tmp_path / "a.png", ASTRONAUT), saved(tmp_path / "b.png", ASTRONAUT[1:])
-    with pytest.raises(PictureProblem) as caught:
+    with pytest.raises(ImageProblem) as caught:
         make_thumbnails(*files, {})
     assert caught.value.reason == "other-size"
 

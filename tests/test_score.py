@@ -7,7 +7,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.core.losses import score_matching
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.classifiers import build_classifier
@@ -34,14 +34,14 @@ def test_the_field_has_the_pictures_shape(shape: tuple[int, int, int, int]) -> N
     net = ScoreNet(classes=2, width=5, sigma=0.1)
     labels = torch.zeros(shape[0], dtype=torch.long)
     assert net(torch.rand(shape), labels).shape == shape
-    assert net.noise(torch.rand(shape), labels).shape == shape
+    assert net.estimate_noise(torch.rand(shape), labels).shape == shape
 
 
 def test_the_score_is_minus_the_noise_over_sigma() -> None:
     pixels, labels = torch.rand(2, 3, 8, 8), torch.tensor([0, 1])
     for sigma in (0.05, 0.5):
         net = loud(ScoreNet(classes=2, width=8, sigma=sigma))
-        assert torch.allclose(net(pixels, labels), -net.noise(pixels, labels) / sigma)
+        assert torch.allclose(net(pixels, labels), -net.estimate_noise(pixels, labels) / sigma)
 
 
 def loud(net: ScoreNet) -> ScoreNet:
@@ -69,18 +69,18 @@ def test_the_class_matters_through_film_alone() -> None:
     assert len(films) == 5
 
 
-def test_training_makes_the_class_matter(tiny_frozen: FrozenNets, toy: Pictures) -> None:
+def test_training_makes_the_class_matter(tiny_frozen: FrozenNets, toy: Images) -> None:
     score = tiny_frozen["score"]
     assert isinstance(score, FrozenScore)
-    pixels, labels = toy.batch(torch.arange(24))
+    pixels, labels = toy.take_batch(torch.arange(24))
     right, wrong = score(pixels, labels), score(pixels, (labels + 1) % 3)
     assert (right - wrong).norm() > 0.01 * right.norm()
 
 
-def test_a_trained_score_beats_the_score_of_zero(tiny_frozen: FrozenNets, toy: Pictures) -> None:
+def test_a_trained_score_beats_the_score_of_zero(tiny_frozen: FrozenNets, toy: Images) -> None:
     score = tiny_frozen["score"]
     assert isinstance(score, FrozenScore)
-    pixels, labels = toy.batch(torch.arange(72))
+    pixels, labels = toy.take_batch(torch.arange(72))
     noise = torch.randn(pixels.shape)
     assert score_matching(score, pixels, labels, sigma=0.1, noise=noise).mean() < 0.85
 

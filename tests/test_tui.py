@@ -51,13 +51,13 @@ from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.forms import Field, Form
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.panels import Choice, Help
-from tue_cli.tui.pictures import Triptych, View, sharp
+from tue_cli.tui.pictures import Triptych, View, load_sharp
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.run import RunScreen
 from tue_cli.tui.running import Runner
-from tue_cli.tui.steps import Said, Step
+from tue_cli.tui.steps import FittedText, Step
 from tue_cli.tui.strength import StrengthScreen
-from tue_cli.tui.terminal import graphics
+from tue_cli.tui.terminal import detect_graphics
 from tue_cli.tui.training import TrainRun, TrainScreen
 from tue_cli.tui.verifying import VerifyRun, VerifyScreen
 from tue_cli.tui.watching import WatchScreen
@@ -147,7 +147,7 @@ async def on_screen(pilot: Pilot[int], kind: type) -> Any:
 
 async def write(pilot: Pilot[int], name: str, text: str) -> None:
     """Type into a field of the form on the screen, by keys alone."""
-    field = pilot.app.screen.query_one(Form).field(name).query_one(Input)
+    field = pilot.app.screen.query_one(Form).get_field(name).query_one(Input)
     while pilot.app.focused is not field:
         await pilot.press("tab")
     await pilot.press("end", *["backspace"] * len(field.value), *text)
@@ -200,7 +200,7 @@ def test_a_folder_is_protected_by_keys_alone(
         result = await on_screen(pilot, ResultScreen)
         await reads(pilot, "protected")
         await pilot.press("y")
-        assert app.clipboard == result.command()
+        assert app.clipboard == result.write_command()
 
     drive(app := TueApp(tmp_path), SMALL, steps)
     assert copies(photos) == before
@@ -230,7 +230,7 @@ def test_a_folder_is_protected_by_mouse_alone(photos: Path, tmp_path: Path) -> N
         await pilot.click("#next")
         strength = await on_screen(pilot, StrengthScreen)
         await until(pilot, lambda: "about" in seen(app))
-        assert "--labels single" in strength.command()
+        assert "--labels single" in strength.write_command()
         await pilot.click("#next")
         await on_screen(pilot, ResultScreen)
         await pilot.click("#again")
@@ -387,7 +387,7 @@ def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
         def body(self) -> Any:
             yield from RunScreen.body(self)  # type: ignore[arg-type]
 
-        def job(self) -> Job[Record]:
+        def make_job(self) -> Job[Record]:
             yield Started("Breaking", 1, "pictures")
             raise ZeroDivisionError("[red]of all things[/red]")
 
@@ -713,7 +713,7 @@ def ask(answer: bytes, environment: dict[str, str], monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv(name, value)
     child, terminal = pty.fork()
     if child == 0:
-        os._exit({None: 10, "kitty": 11, "sixel": 12}[graphics()])
+        os._exit({None: 10, "kitty": 11, "sixel": 12}[detect_graphics()])
     asked = b""
     with contextlib.suppress(OSError):  # how Linux says that the other end is closed
         while part := os.read(terminal, 1000):
@@ -762,19 +762,19 @@ def test_a_graphics_protocol_shows_the_pictures_own_pixels(
             lines = drawn.render_lines(drawn.size.region)
             assert "\x1bP0;0;0q" in "".join(segment.text for line in lines for segment in line)
 
-    monkeypatch.setattr(View, "draw", staticmethod(sharp("kitty")))
+    monkeypatch.setattr(View, "draw", staticmethod(load_sharp("kitty")))
     drive(TueApp(photos), LARGE, kitty)
     sent = re.findall(r"\x1b_G.*?m=(\d).*?;([^\x1b]*)\x1b", capfd.readouterr().out)
     files = "".join(part + "\n" * (more == "0") for more, part in sent).split()
     pictures = [Image.open(io.BytesIO(base64.b64decode(file))) for file in files]
     assert len(pictures) >= 6 and all(picture.width > 150 for picture in pictures)
-    monkeypatch.setattr(View, "draw", staticmethod(sharp("sixel")))
+    monkeypatch.setattr(View, "draw", staticmethod(load_sharp("sixel")))
     drive(TueApp(photos), LARGE, sixel)
 
 
 async def choose(pilot: Pilot[int], name: str, choice: str) -> None:
     """Choose in a field of the form on the screen."""
-    pilot.app.screen.query_one(Form).field(name).query_one(Select).value = choice
+    pilot.app.screen.query_one(Form).get_field(name).query_one(Select).value = choice
     await pilot.pause()
 
 
@@ -788,7 +788,7 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
         await on_screen(pilot, StrengthScreen)
         form = app.screen.query_one(Form)
 
-        def shown() -> set[str]:
+        def visible_fields() -> set[str]:
             names = {field.question.name for field in form.query(Field) if field.display}
             return {name.rpartition(".")[2] for name in names if "noise" in name}
 
@@ -796,14 +796,14 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
             return made.spec.settings.noise
 
         tue = {"radius", "steps", "samples", "score_ratio", "score_mode", "gray_ratio"}
-        assert shown() == tue
+        assert visible_fields() == tue
         await write(pilot, "settings.noise.radius", "6")
         await choose(pilot, "settings.method", "rem")
-        assert shown() == {"radius", "steps", "samples", "inner_radius", "inner_steps"}
-        assert form.field("settings.noise.samples").text == "5"
+        assert visible_fields() == {"radius", "steps", "samples", "inner_radius", "inner_steps"}
+        assert form.get_field("settings.noise.samples").text == "5"
         assert noise() == RemNoise(radius=6 / 255, steps=1)
         await choose(pilot, "settings.method", "tue")
-        assert shown() == tue
+        assert visible_fields() == tue
         assert noise() == TueNoise(radius=6 / 255, steps=1)
 
     drive(TueApp(), LARGE, steps)
@@ -816,11 +816,11 @@ def test_another_budget_brings_its_attackers_and_keeps_what_was_changed() -> Non
         await write(pilot, "settings.seed", "7")
         await choose(pilot, "budget", "standard")
         form = screen.query_one(Form)
-        assert form.field("settings.attacks").text == ",".join(BUDGETS["standard"].attacks)
-        assert form.field("settings.seeds").text == "3"
-        await until(pilot, lambda: "--budget" in screen.command())
+        assert form.get_field("settings.attacks").text == ",".join(BUDGETS["standard"].attacks)
+        assert form.get_field("settings.seeds").text == "3"
+        await until(pilot, lambda: "--budget" in screen.write_command())
         command = "tue verify out --original in --budget standard --seed 7 --resume"
-        assert screen.command() == command
+        assert screen.write_command() == command
 
     drive(TueApp(), LARGE, steps)
 
@@ -839,7 +839,7 @@ def test_a_form_takes_help_unit_and_choices_from_the_declarations() -> None:
 
 def test_text_that_changes_twice_is_as_high_as_the_second() -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
-        said = Said("")
+        said = FittedText("")
         said.styles.height = "auto"
         await app.screen.mount(said)
         await pilot.pause()

@@ -9,13 +9,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, inconclusive, judge_rows
+from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, judge_rows, make_inconclusive
 
 shares = st.floats(0, 1)
 
 
 def of(*values: float, tested: float = 1000) -> Accuracy:
-    return Accuracy.of(values, tested)
+    return Accuracy.from_values(values, tested)
 
 
 def row(
@@ -47,7 +47,7 @@ def row(
 def test_protection_is_the_part_of_what_could_be_learned_that_is_not(
     protected: float, protection: float
 ) -> None:
-    estimate = row(of(0.9), of(protected)).protection()
+    estimate = row(of(0.9), of(protected)).estimate_protection()
     assert estimate.value == pytest.approx(protection)
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 100
 
@@ -61,11 +61,13 @@ def test_the_interval_holds_the_truth_nineteen_times_in_twenty(seeds: int) -> No
     def drawn(truth: float) -> Accuracy:
         # One draw of pictures that all seeds share, and what a seed adds of its own.
         shared = random.binomial(tested, truth) / tested
-        return Accuracy.of(list(shared + random.normal(0, 0.02 * (seeds > 1), seeds)), tested)
+        return Accuracy.from_values(
+            list(shared + random.normal(0, 0.02 * (seeds > 1), seeds)), tested
+        )
 
     held = []
     for _ in range(1000):
-        estimate = row(drawn(truths["clean"]), drawn(truths["protected"])).protection()
+        estimate = row(drawn(truths["clean"]), drawn(truths["protected"])).estimate_protection()
         held.append(estimate.low <= protection <= estimate.high)
     assert 0.93 <= np.mean(held) <= 0.995
 
@@ -93,10 +95,10 @@ def test_few_seeds_that_disagree_are_trusted_less_than_many() -> None:
 
 def test_a_part_is_judged_by_what_the_clean_part_teaches() -> None:
     learned = row(of(0.9), of(0.72), floor=of(0.7), floor_name="the clean part alone")
-    assert learned.protection().value == pytest.approx(90)
+    assert learned.estimate_protection().value == pytest.approx(90)
     # The floor is measured as well, so the interval is wider than with a certain one.
     certain = replace(learned, floor=replace(CERTAIN_ZERO, mean=0.7))
-    assert learned.protection().low < certain.protection().low
+    assert learned.estimate_protection().low < certain.estimate_protection().low
 
 
 @given(clean=shares, protected=shares, floor=shares, tested=st.integers(1, 500))
@@ -104,9 +106,9 @@ def test_no_accuracies_make_a_protection_beyond_its_scale(
     clean: float, protected: float, floor: float, tested: int
 ) -> None:
     judged = row(of(clean, tested=tested), of(protected, tested=tested), floor=of(floor, tested=9))
-    estimate = judged.protection()
+    estimate = judged.estimate_protection()
     assert 0 <= estimate.low <= estimate.value <= estimate.high <= 100
-    assert isinstance(judged.doubt(0.1), str)
+    assert isinstance(judged.explain_doubt(0.1), str)
 
 
 @pytest.mark.parametrize(
@@ -125,7 +127,7 @@ def test_no_accuracies_make_a_protection_beyond_its_scale(
     ],
 )
 def test_what_could_not_be_measured_gets_a_reason_and_no_number(doubtful: Row, why: str) -> None:
-    assert why in doubtful.doubt(0.1)
+    assert why in doubtful.explain_doubt(0.1)
     judged = judge_rows([doubtful], 0.1)
     assert not judged.is_conclusive and judged.weakest is None and judged.standard is None
     assert judged.headline.startswith("Inconclusive: ") and why in judged.headline
@@ -133,7 +135,7 @@ def test_what_could_not_be_measured_gets_a_reason_and_no_number(doubtful: Row, w
 
 
 def test_an_adversarial_victim_that_fitted_its_pictures_counts() -> None:
-    assert not row(of(0.6), of(0.6), fitted=0.6).doubt(0.1)
+    assert not row(of(0.6), of(0.6), fitted=0.6).explain_doubt(0.1)
 
 
 def test_the_headline_is_the_weakest_link() -> None:
@@ -179,4 +181,6 @@ def test_random_noise_that_does_as_much_is_mentioned() -> None:
 
 
 def test_an_inconclusive_verdict_says_why_first() -> None:
-    assert inconclusive("too few pictures", "more").headline == "Inconclusive: too few pictures."
+    assert (
+        make_inconclusive("too few pictures", "more").headline == "Inconclusive: too few pictures."
+    )

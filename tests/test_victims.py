@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from tue_cli.attacks.registry import ATTACKS, attacks_named
+from tue_cli.attacks.registry import ATTACKS, parse_attacks
 from tue_cli.config import BUDGETS, AdversarySettings, VerifySettings, VictimSettings
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import BadSetting
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.verify.trials import build_groups, unique_trials
+from tue_cli.verify.trials import build_groups, list_unique_trials
 from tue_cli.verify.victim import Attacker, TrainingResult, Victim, balanced_accuracy
 
 CPU = ComputeDevice(torch.device("cpu"), torch.float32, "CPU")
@@ -34,7 +34,7 @@ def victim(seed: int = 0, *, steps: int = 18, classes: int = 3, **more: Any) -> 
     )
 
 
-def trained(one: Victim, pictures: Pictures, *, points: int = 2) -> TrainingResult:
+def trained(one: Victim, pictures: Images, *, points: int = 2) -> TrainingResult:
     training = one.train(pictures, pictures, points=points)
     while True:
         try:
@@ -45,7 +45,7 @@ def trained(one: Victim, pictures: Pictures, *, points: int = 2) -> TrainingResu
             return result
 
 
-def test_a_victim_learns_what_can_be_learned(toy: Pictures) -> None:
+def test_a_victim_learns_what_can_be_learned(toy: Images) -> None:
     result = trained(victim(steps=90), toy, points=4)
     assert len(result.curve) == 4
     assert result.curve[-1] == result.train > 0.8
@@ -53,10 +53,10 @@ def test_a_victim_learns_what_can_be_learned(toy: Pictures) -> None:
 
 
 @pytest.mark.parametrize("more", [{}, {"mixing": "cutmix"}, {"adversary": ADVERSARY}])
-def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Pictures) -> None:
+def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Images) -> None:
     def weights(seed: int) -> Tensor:
         one = victim(seed, steps=3, **more)
-        list(one.updates(toy))
+        list(one.run_updates(toy))
         return torch.cat([p.detach().flatten() for p in one.net.parameters()])
 
     first = weights(0)
@@ -65,17 +65,17 @@ def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Pictures) -
     assert not torch.equal(first, weights(1))
 
 
-def test_being_tested_on_the_way_changes_nothing(toy: Pictures) -> None:
+def test_being_tested_on_the_way_changes_nothing(toy: Images) -> None:
     assert (
         trained(victim(), toy, points=1).curve[-1:] == trained(victim(), toy, points=6).curve[-1:]
     )
 
 
-def test_the_adversary_stays_in_its_radius_and_raises_the_loss(toy: Pictures) -> None:
+def test_the_adversary_stays_in_its_radius_and_raises_the_loss(toy: Images) -> None:
     one = victim(steps=30)
     trained(one, toy)
-    pixels, labels = toy.batch(torch.arange(len(toy)))
-    net = one.frozen()
+    pixels, labels = toy.take_batch(torch.arange(len(toy)))
+    net = one.freeze_net()
     for radius in (1 / 255, 4 / 255):
         settings = AdversarySettings(radius=radius, steps=5)
         moved = Attacker(net, settings)(pixels, labels, torch.Generator().manual_seed(0))
@@ -89,7 +89,7 @@ def loss(net: FrozenClassifier, pixels: Tensor, labels: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(net(pixels), labels))
 
 
-def test_an_adversarial_victim_is_tested_under_its_own_adversary(toy: Pictures) -> None:
+def test_an_adversarial_victim_is_tested_under_its_own_adversary(toy: Images) -> None:
     result = trained(victim(steps=20, adversary=ADVERSARY), toy)
     assert result.attacked is not None
     assert 0 <= result.attacked <= result.train
@@ -98,7 +98,7 @@ def test_an_adversarial_victim_is_tested_under_its_own_adversary(toy: Pictures) 
 def test_accuracy_counts_classes_and_not_pictures() -> None:
     # Nine of class 0, one of class 1: to say always 0 is chance, not nine tenths.
     labels = torch.tensor([0] * 9 + [1])
-    pictures = Pictures(torch.zeros((10, 3, 4, 4), dtype=torch.uint8), labels)
+    pictures = Images(torch.zeros((10, 3, 4, 4), dtype=torch.uint8), labels)
     always = torch.tensor([1.0, 0.0])
     assert balanced_accuracy(lambda pixels: always.expand(len(pixels), 2), pictures, 2) == 0.5
 
@@ -121,7 +121,7 @@ def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> 
 
 def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
     settings = VerifySettings(attacks=("std", "early", "part20", "part40"), seeds=2)
-    trials = unique_trials(build_groups(settings, 500))
+    trials = list_unique_trials(build_groups(settings, 500))
     # A seed: clean, protected and random; for each part protected, random and the floor.
     assert len(trials) == 2 * (3 + 2 * 3)
     assert [trial.seed for trial in trials] == sorted(trial.seed for trial in trials)
@@ -136,9 +136,9 @@ def test_every_attacker_changes_something() -> None:
 
 
 def test_attackers_are_named_shortly_and_each_once() -> None:
-    assert attacks_named(["gray", "at", "at4", "jpeg"]) == ("std", "gray", "at4", "jpeg10")
+    assert parse_attacks(["gray", "at", "at4", "jpeg"]) == ("std", "gray", "at4", "jpeg10")
     with pytest.raises(BadSetting, match="nosuch"):
-        attacks_named(["std", "nosuch"])
+        parse_attacks(["std", "nosuch"])
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from safetensors.numpy import save
 import tue_cli.weights
 from tue_cli.errors import ExitCode, WeightsProblem
 from tue_cli.nets.classifiers import NETS
-from tue_cli.weights import Card, Weights, build, digest, folders, fresh, load, pack, read
+from tue_cli.weights import Card, Weights, build, digest, draw_nets, list_folders, load, pack, read
 
 ROLES = ("score", "surrogate")
 
@@ -32,7 +32,7 @@ def odd_card(net: str, size: int) -> Card:
 
 
 def packed(card: Card, seed: int = 0) -> bytes:
-    nets = fresh(card, ROLES, seed)
+    nets = draw_nets(card, ROLES, seed)
     return pack(
         card,
         {f"{r}.{k}": v.numpy() for r, net in nets.items() for k, v in net.state_dict().items()},
@@ -73,7 +73,7 @@ def test_odd_hyperparameters_come_back(net: str, size: int, tmp_path: Path) -> N
     assert weights.name == "odd"
     assert weights.sha256 == hashlib.sha256(path.read_bytes()).hexdigest()
     pixels, labels = torch.rand(2, 3, size, size), torch.tensor([0, 2])
-    for role, original in fresh(card, ROLES, seed=9).items():
+    for role, original in draw_nets(card, ROLES, seed=9).items():
         rebuilt = build(weights, (role,))[role].eval()
         state = rebuilt.state_dict()
         assert all(torch.equal(value, state[key]) for key, value in original.state_dict().items())
@@ -86,10 +86,10 @@ def test_fresh_nets_follow_their_seed_and_leave_torch_s_alone() -> None:
     torch.manual_seed(4)
     expected = torch.rand(3)
     torch.manual_seed(4)
-    first = fresh(card, ROLES, seed=1)["surrogate"].state_dict()
+    first = draw_nets(card, ROLES, seed=1)["surrogate"].state_dict()
     assert torch.equal(torch.rand(3), expected)
-    second = fresh(card, ROLES, seed=1)["surrogate"].state_dict()
-    other = fresh(card, ROLES, seed=2)["surrogate"].state_dict()
+    second = draw_nets(card, ROLES, seed=1)["surrogate"].state_dict()
+    other = draw_nets(card, ROLES, seed=2)["surrogate"].state_dict()
     assert all(torch.equal(first[key], second[key]) for key in first)
     assert not torch.equal(first["head.weight"], other["head.weight"])
 
@@ -129,7 +129,7 @@ def test_the_digest_sees_names_shapes_types_and_values_but_no_order() -> None:
 def test_a_name_is_found_in_tue_weights_and_in_the_user_s_folder(
     shipped: Path, tiny_weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    own = folders()[-1]
+    own = list_folders()[-1]
     own.mkdir(parents=True)
     (own / "mine.safetensors").write_bytes(tiny_weights.read_bytes())
     try:
@@ -143,7 +143,7 @@ def test_a_name_is_found_in_tue_weights_and_in_the_user_s_folder(
     extra.mkdir()
     (extra / "mine.safetensors").write_bytes(tiny_weights.read_bytes())
     monkeypatch.setenv("TUE_WEIGHTS", str(extra))
-    assert folders()[0] == extra
+    assert list_folders()[0] == extra
     assert load("mine").name == "mine"
 
 
@@ -341,7 +341,7 @@ def test_a_name_longer_than_any_file_s_is_refused(shipped: Path) -> None:
 
 def test_a_net_that_the_file_does_not_hold_is_told(tmp_path: Path) -> None:
     card = replace(odd_card("resnet18", 32), method="em")
-    net = fresh(card, ("surrogate",), seed=0)["surrogate"]
+    net = draw_nets(card, ("surrogate",), seed=0)["surrogate"]
     path = tmp_path / "em.safetensors"
     path.write_bytes(
         pack(card, {f"surrogate.{key}": v.numpy() for key, v in net.state_dict().items()})
@@ -365,7 +365,7 @@ def test_the_card_reads_back_as_it_was_written() -> None:
 
 
 def test_the_packaged_weights_are_those_of_the_index() -> None:
-    index = tue_cli.weights.index()
+    index = tue_cli.weights.read_index()
     assert index["default"] in index["weights"]
     for name in index["weights"]:
         weights = load(name)

@@ -19,7 +19,7 @@ from tue_cli.check.run import CheckSpec
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.exits import end_interrupted, translate_errors
 from tue_cli.fields import format_command
-from tue_cli.options import Given, Json, Quiet, TrainMethod, Verbose, recipe_of, takes
+from tue_cli.options import Given, Json, Quiet, TrainMethod, Verbose, add_options, choose_recipe
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.train.export import ExportSpec
 from tue_cli.train.run import TrainSpec
@@ -51,17 +51,20 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
+def _print_version(wanted: bool) -> None:
     if wanted:
         typer.echo(f"tue {__version__} (Fang et al. 2023, arXiv 2305.11191)")
         raise typer.Exit
 
 
 @app.callback(invoke_without_command=True)
-def _tue(
+def _run_without_command(
     context: typer.Context,
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     if context.invoked_subcommand is None:
@@ -72,7 +75,7 @@ def _tue(
 
 
 @app.command()
-@takes(ProtectSpec)
+@add_options(ProtectSpec)
 def protect(
     given: Given[ProtectSpec],
     as_json: Json = False,
@@ -84,7 +87,7 @@ def protect(
     from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
 
-    spec = replace(given.spec(), command=given.typed)
+    spec = replace(given.read_spec(), command=given.typed)
     again = given.typed
     if spec.existing == "overwrite":
         again += " --existing skip"
@@ -94,7 +97,7 @@ def protect(
 
 
 @app.command()
-@takes(TrainSpec, undecided=("recipe",))
+@add_options(TrainSpec, undecided=("recipe",))
 def train(
     given: Given[TrainSpec],
     method: TrainMethod = None,
@@ -106,27 +109,27 @@ def train(
     from tue_cli.console import Console
     from tue_cli.train.run import train as job
 
-    spec = given.spec(recipe=recipe_of(method, given["recipe"]))
+    spec = given.read_spec(recipe=choose_recipe(method, given["recipe"]))
     lasting = format_command("train", replace(spec, resume=False, max_seconds=None))
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     spec = replace(spec, command=lasting)
-    result = console.run(job(spec), _resuming(given.typed, spec.resume))
+    result = console.run(job(spec), _add_resume(given.typed, spec.resume))
     if result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 
 @app.command()
-@takes(ExportSpec)
+@add_options(ExportSpec)
 def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False) -> None:
     """Write the weights' step graph for ONNX Runtime, proved against torch."""
     from tue_cli.console import Console
     from tue_cli.train.export import export as job
 
-    Console(as_json=as_json, quiet=quiet).run(job(given.spec()))
+    Console(as_json=as_json, quiet=quiet).run(job(given.read_spec()))
 
 
 @app.command()
-@takes(VerifySpec)
+@add_options(VerifySpec)
 def verify(
     given: Given[VerifySpec],
     fail_under: Annotated[
@@ -145,9 +148,9 @@ def verify(
 
     if fail_under is not None and not 0 <= fail_under <= 100:
         raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
-    spec = replace(given.spec(), command=given.typed)
+    spec = replace(given.read_spec(), command=given.typed)
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    result = console.run(job(spec), _resuming(given.typed, spec.resume))
+    result = console.run(job(spec), _add_resume(given.typed, spec.resume))
     if fail_under is not None:
         weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
         if weakest is None or weakest.value < fail_under or any(doubts):
@@ -155,7 +158,7 @@ def verify(
 
 
 @app.command()
-@takes(CheckSpec)
+@add_options(CheckSpec)
 def check(
     given: Given[CheckSpec],
     as_json: Json = False,
@@ -166,7 +169,7 @@ def check(
     from tue_cli.check.run import check as job
     from tue_cli.console import Console
 
-    spec = given.spec()
+    spec = given.read_spec()
     if verbose:
         spec = replace(spec, listed=None)
     result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
@@ -197,7 +200,7 @@ def _open_ui(folder: Path | None) -> None:
     raise typer.Exit(run(folder))
 
 
-def _resuming(typed: str, resumes: bool) -> str:
+def _add_resume(typed: str, resumes: bool) -> str:
     """Return the command that goes on from where one was stopped."""
     return typed if resumes else f"{typed} --resume"
 

@@ -72,20 +72,20 @@ class Method:
     bound: str
     """What holds a pixel: `linf`, `l2` (the mean square over the picture), or `none`."""
     noise: Noise
-    """The published defaults; of tue with its term in grey, which is ours."""
+    """The published defaults; tue's include the grayscale term, which is ours."""
     shows_key: bool = False
-    """Whether its noise makes the surrogate see a picture's key: one that is near, or is far."""
+    """Whether its noise makes the surrogate predict a picture's key; then its choice matters."""
 
     @property
     def roles(self) -> tuple[str, ...]:
         """The nets it needs."""
         return RECIPES[self.recipes[0]] if self.recipes else ()
 
-    def largest(self, noise: Noise) -> float:
+    def find_reach(self, noise: Noise) -> float:
         """Return how far one pixel may move, in the pixels' unit."""
         return noise.radius if self.bound == "linf" else 1.0
 
-    def promise(self, radius: float) -> str:
+    def describe_bound(self, radius: float) -> str:
         """Say, for people, how far pixels may move at a radius."""
         levels = f"{radius * 255:g}/255"
         return {
@@ -111,7 +111,7 @@ TRAINING_NOISE: Mapping[str, Noise] = {
     **{name: METHODS[name].noise if name in METHODS else Noise() for name in RECIPES},
     "tue": TueNoise(gray_ratio=0.0),
 }
-"""The noise that a recipe's nets are trained on: as published, so tue's has no term in grey."""
+"""The noise that a recipe's nets are trained on: as published, so tue's has no grayscale term."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +135,7 @@ class TrainSettings:
         f"{', '.join(RECIPES)}: clean trains on the pictures as they are, for tap; default: the "
         "method's own.",
         "--recipe",
-        # Those of whose nets the terminal app has charts.
+        # Those whose nets the terminal app charts.
         choices=("tue", "em", "rem", "clean"),
     )
     net: str = setting(
@@ -179,11 +179,10 @@ class TrainSettings:
 
 TRAININGS: dict[str, TrainSettings] = {
     "paper": TrainSettings(),
-    # How the packaged weights were made: what one core of a processor does in 45 minutes. Narrow
-    # and short, for that is what there was; on one data set, for 60 classes at this budget held no
-    # better; in colour alone, for a surrogate that must read its noise in grey too puts all of it
-    # into the luma, and colours teach a victim again. The noise pulls in grey when protecting. The
-    # trials are told in benchmarks/README.md.
+    # How the packaged weights were made, in 45 minutes on one CPU core: narrow nets, few steps. One
+    # dataset, since 60 classes at this budget protected no better. No grayscale term in training:
+    # with it all the noise goes into the luma, and colours teach a victim again. The term is used
+    # when protecting. benchmarks/README.md tells the trials.
     "packaged": TrainSettings(width=16, score_width=32, steps=500, score_steps=1000),
 }
 """Presets of `tue train`: the paper's, which wants a GPU, and that of the packaged weights."""
@@ -252,7 +251,7 @@ _MOST = ("at1", "at3", "cutout", "mixup", "labels", "part20", "part40", "part60"
 BUDGETS: dict[str, VerifySettings] = {
     "quick": VerifySettings(),
     "standard": VerifySettings(attacks=_FEW + _MORE, seen=200_000, seeds=3),
-    # REM's victim sees 40,000 batches of 128; this is a fifth of it.
+    # REM's victim trains on 40,000 batches of 128; this is a fifth of it.
     "full": VerifySettings(
         attacks=_FEW + _MORE + _MOST, seen=1_000_000, adversary_steps=10, seeds=3
     ),

@@ -15,7 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.table import Table as Grid
 from rich.text import Text
 
-from tue_cli.errors import ExitCode, TueError, stdout_problem
+from tue_cli.errors import ExitCode, TueError, explain_stdout_error
 from tue_cli.events import (
     SCHEMA,
     Advanced,
@@ -33,9 +33,9 @@ from tue_cli.events import (
     Skipped,
     Started,
     Table,
-    plain,
+    make_plain,
 )
-from tue_cli.text import format_duration, printable
+from tue_cli.text import escape, format_duration
 
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
@@ -61,7 +61,7 @@ class Console:
         self._json = as_json
         self._quiet = quiet
         self._verbose = verbose
-        self._terminal = _stderr()
+        self._terminal = _open_stderr()
         self._unit = ""
         self._metric = ""
         self._printed = time.monotonic()
@@ -75,10 +75,12 @@ class Console:
             return self._run(job)
         except KeyboardInterrupt:
             if again is None:
-                self._error("Interrupted.")
+                self._print_error("Interrupted.")
             else:
-                self._error("Interrupted. What was finished is kept; this goes on from there:")
-                self._error(f"  {printable(again)}")
+                self._print_error(
+                    "Interrupted. What was finished is kept; this goes on from there:"
+                )
+                self._print_error(f"  {escape(again)}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
     def _run(self, job: Job[R]) -> R:
@@ -105,9 +107,9 @@ class Console:
                         bar, description=event.title, total=event.total, visible=event.total > 0
                     )
                 elif isinstance(event, Advanced):
-                    state = self._state(event)
+                    state = self._format_state(event)
                     progress.update(bar, completed=event.done, state=state)
-                    self._line(event, state)
+                    self._print_line(event, state)
                 elif isinstance(event, Metric):
                     values = ", ".join(f"{name} {v:.4f}" for name, v in event.values.items())
                     self._metric = f"{event.phase} {event.step}/{event.steps}, {values}, "
@@ -122,54 +124,54 @@ class Console:
             for table in tables:
                 _print_table(table)
             for sentence in done.said or _list_fields(done.result):
-                _print(printable(sentence))
+                _print(escape(sentence))
         return done.result
 
     def _show_start(self, event: Started) -> None:
-        self._note(f"{event.title}: {event.total} {event.unit}")
-        for name, value in (plain(event.plan) if event.plan else {}).items():
+        self._print_note(f"{event.title}: {event.total} {event.unit}")
+        for name, value in (make_plain(event.plan) if event.plan else {}).items():
             if isinstance(value, dict):
-                pairs = [f"{printable(str(k))} → {printable(str(v))}" for k, v in value.items()]
+                pairs = [f"{escape(str(k))} → {escape(str(v))}" for k, v in value.items()]
                 more = len(pairs) - 12
                 pairs = pairs[:12] + ([f"and {more} more"] if more > 0 else [])
                 value = ", ".join(pairs)
-            self._note(f"  {name}: {printable(str(value))}")
+            self._print_note(f"  {name}: {escape(str(value))}")
         if event.seconds is not None:
-            self._note(f"  estimated time: {format_duration(event.seconds)}")
+            self._print_note(f"  estimated time: {format_duration(event.seconds)}")
 
     def _show(self, event: Saved[Record | None] | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
-            self._note(printable(event.message))
+            self._print_note(escape(event.message))
         elif isinstance(event, Failed):
-            self._error(f"{printable(event.path)}: {printable(event.message)} ({event.reason})")
+            self._print_error(f"{escape(event.path)}: {escape(event.message)} ({event.reason})")
         elif self._verbose:
             word = "protected" if isinstance(event, Saved) else f"skipped ({event.reason})"
-            self._note(f"{printable(event.path)}: {word}")
+            self._print_note(f"{escape(event.path)}: {word}")
 
-    def _state(self, event: Advanced) -> str:
+    def _format_state(self, event: Advanced) -> str:
         rate = f"{self._metric}{event.rate:.1f} pictures/s"
         if event.seconds_left is None or event.done >= event.total:
             return rate
         return f"{rate}, {format_duration(event.seconds_left)} left"
 
-    def _line(self, event: Advanced, state: str) -> None:
+    def _print_line(self, event: Advanced, state: str) -> None:
         now = time.monotonic()
         if not self._terminal.is_terminal and now - self._printed >= LINE_SECONDS:
             self._printed = now
-            self._note(f"{event.done}/{event.total} {self._unit}, {state}")
+            self._print_note(f"{event.done}/{event.total} {self._unit}, {state}")
 
-    def _note(self, text: str) -> None:
+    def _print_note(self, text: str) -> None:
         if not self._quiet:
             self._terminal.print(text)
 
-    def _error(self, text: str) -> None:
+    def _print_error(self, text: str) -> None:
         self._terminal.print(text, style="red")
 
     def _print_json(self, event: AnyEvent) -> None:
         if isinstance(event, Advanced | Table | Looked):
             return
         name = type(event).__name__.lower()
-        _print(json.dumps({"event": name, "schema": SCHEMA, **plain(event)}))
+        _print(json.dumps({"event": name, "schema": SCHEMA, **make_plain(event)}))
 
 
 def _print(line: str) -> None:
@@ -181,19 +183,19 @@ def _print(line: str) -> None:
     try:
         print(line, flush=True)
     except (OSError, ValueError) as error:
-        raise stdout_problem(error) from None
+        raise explain_stdout_error(error) from None
 
 
 def print_error(error: TueError) -> None:
     """Print an error and its remedy on stderr."""
-    terminal = _stderr()
+    terminal = _open_stderr()
     terminal.print("Error: ", style="bold red", end="")
-    terminal.print(printable(error.message))
+    terminal.print(escape(error.message))
     if error.remedy:
-        terminal.print(printable(error.remedy))
+        terminal.print(escape(error.remedy))
 
 
-def _stderr() -> Terminal:
+def _open_stderr() -> Terminal:
     """Return stderr as it is: file names may hold rich's markup and `:emoji:` names."""
     return Terminal(stderr=True, highlight=False, soft_wrap=True, markup=False, emoji=False)
 
@@ -206,19 +208,19 @@ def _print_table(table: Table) -> None:
         words = place < table.words
         grid.add_column(name, justify="left" if words else "right", overflow="fold")
     for row in table.rows:
-        grid.add_row(*(Text(printable(cell)) for cell in row))
+        grid.add_row(*(Text(escape(cell)) for cell in row))
     terminal = Terminal(highlight=False, markup=False, emoji=False)
     if not terminal.is_terminal:
         terminal.width = 200
     try:
         terminal.print(grid)
     except OSError as error:
-        raise stdout_problem(error) from None
+        raise explain_stdout_error(error) from None
 
 
 def _list_fields(result: Record) -> Iterator[str]:
     """Return each field that says something, as a line."""
-    for name, value in plain(result).items():
+    for name, value in make_plain(result).items():
         if value not in (None, "", {}):
             yield f"{name.replace('_', ' ')}: {_format_value(value)}"
 
@@ -226,5 +228,5 @@ def _list_fields(result: Record) -> Iterator[str]:
 def _format_value(value: Any) -> str:
     """Return a plain value as a person reads it."""
     if isinstance(value, dict):
-        return ", ".join(f"{_format_value(v)} × {printable(str(k))}" for k, v in value.items())
-    return printable(str(value))
+        return ", ".join(f"{_format_value(v)} × {escape(str(k))}" for k, v in value.items())
+    return escape(str(value))

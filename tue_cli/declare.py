@@ -12,7 +12,7 @@ from typing import Any
 from tue_cli.errors import BadSetting
 
 RESEARCH = "Research methods"
-"""The panel of the help for what only who compares methods needs."""
+"""The help's panel of options that only comparing methods needs."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ class Part:
     without: tuple[str, ...]
     """Fields that have no option here."""
 
-    def chosen(self, name: str, what: str) -> Any:
+    def choose(self, name: str, what: str) -> Any:
         """Return the record of a name, or None where the default serves it.
 
         Raises:
@@ -111,7 +111,7 @@ def part(
     return field(default=default, metadata={"part": made})
 
 
-def redeclared(record: type, name: str, default: Any, source: str) -> Any:
+def redeclare(record: type, name: str, default: Any, source: str) -> Any:
     """Declare a field as another record does, but for its default and where that comes from."""
     known = next(known for known in fields(record) if known.name == name)
     if "declared" not in known.metadata:

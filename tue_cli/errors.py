@@ -104,7 +104,7 @@ class OutputProblem(TueError):
     """The output cannot be written: no permission, no space, in use by another run."""
 
 
-def stdout_problem(error: Exception) -> OutputProblem:
+def explain_stdout_error(error: Exception) -> OutputProblem:
     """Return the error to raise where stdout is full, or was closed by its reader."""
     why = (isinstance(error, OSError) and error.strerror) or str(error)
     return OutputProblem(
@@ -113,7 +113,7 @@ def stdout_problem(error: Exception) -> OutputProblem:
     )
 
 
-class PictureProblem(Exception):
+class ImageProblem(Exception):
     """Why one picture cannot be protected; the run goes on.
 
     `reason` is a short stable word for scripts (`truncated`, `animated`, …), `message` a sentence.
@@ -125,7 +125,7 @@ class PictureProblem(Exception):
         self.message = message
 
 
-class OutOfMemory(PictureProblem):
+class OutOfMemory(ImageProblem):
     """A picture that this machine has no room for, now."""
 
     def __init__(self) -> None:

@@ -1,7 +1,7 @@
 """What a job can say: frozen records, yielded one by one, printed or painted by an interface.
 
-Whatever a job tells programs is such a record. `plain` is what JSON has of it, `docs/json.md` what
-its fields mean.
+Whatever a job tells programs is such a record. `make_plain` returns its JSON form, `docs/json.md`
+what its fields mean.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ R_co = TypeVar("R_co", bound=Record, covariant=True)
 C_co = TypeVar("C_co", bound=Record | None, covariant=True)
 
 
-def plain(record: Record) -> dict[str, Any]:
+def make_plain(record: Record) -> dict[str, Any]:
     """Return a record as JSON has it; where two names meet, the first field's value stays."""
     said: dict[str, Any] = {}
     for part in fields(record):
         value, mark = getattr(record, part.name), part.metadata.get("json")
         if mark == "among":
-            for name, inner in (plain(value) if value is not None else {}).items():
+            for name, inner in (make_plain(value) if value is not None else {}).items():
                 said.setdefault(name, inner)
         elif mark != "unsaid" and not (mark == "optional" and value in (None, ())):
-            said.setdefault(part.metadata.get("name", part.name), _plain(value))
+            said.setdefault(part.metadata.get("name", part.name), _make_plain(value))
     return said
 
 
-def _plain(value: Any) -> Any:
+def _make_plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
-        return plain(value)
+        return make_plain(value)
     if isinstance(value, Mapping):
-        return {str(name): _plain(part) for name, part in value.items()}
+        return {str(name): _make_plain(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(part) for part in value]
+        return [_make_plain(part) for part in value]
     return str(value) if isinstance(value, Path) else value
 
 

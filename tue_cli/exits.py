@@ -12,7 +12,7 @@ from typing import NoReturn
 
 import typer
 
-from tue_cli.errors import ExitCode, TueError, stdout_problem
+from tue_cli.errors import ExitCode, TueError, explain_stdout_error
 
 
 @contextmanager
@@ -31,7 +31,7 @@ def translate_errors() -> Iterator[None]:
     except Exception as error:
         from tue_cli.console import print_error
 
-        told = error if isinstance(error, TueError) else _unforeseen(error)
+        told = error if isinstance(error, TueError) else _explain_unforeseen(error)
         with suppress(OSError):  # stderr may be full too
             print_error(told)
         sys.exit(told.exit_code)
@@ -56,10 +56,10 @@ def _flush() -> None:
     except (OSError, ValueError) as error:
         with suppress(OSError, ValueError), open(os.devnull, "wb") as nowhere:  # noqa: PTH123
             os.dup2(nowhere.fileno(), sys.stdout.fileno())
-        raise stdout_problem(error) from None
+        raise explain_stdout_error(error) from None
 
 
-def _unforeseen(error: Exception) -> TueError:
+def _explain_unforeseen(error: Exception) -> TueError:
     """Return what a person is told of an error that nothing in tue foresaw."""
     if os.environ.get("TUE_DEBUG"):
         traceback.print_exception(error)

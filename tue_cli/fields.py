@@ -16,12 +16,12 @@ from functools import cache
 from pathlib import Path
 from typing import Any, TypeVar
 
-from tue_cli.attacks.registry import attacks_named
+from tue_cli.attacks.registry import parse_attacks
 from tue_cli.declare import Declaration, Part
 from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST
 from tue_cli.text import read_duration
-from tue_cli.verify.request import format_victim, victims_named
+from tue_cli.verify.request import format_victim, parse_victims
 
 Record = TypeVar("Record")
 
@@ -95,9 +95,9 @@ TYPED = {
     "folder": Typed(str, read_folder, str),
     "paths": Typed(list[str], read_paths, str),
     "attacks": Typed(
-        str, lambda text: attacks_named(name.strip() for name in text.split(",")), ",".join
+        str, lambda text: parse_attacks(name.strip() for name in text.split(",")), ",".join
     ),
-    "victims": Typed(str, victims_named, lambda found: ",".join(map(format_victim, found))),
+    "victims": Typed(str, parse_victims, lambda found: ",".join(map(format_victim, found))),
 }
 """Ways to type a value that `Declaration.typed` names."""
 
@@ -179,11 +179,11 @@ class Question:
 
 def list_questions(spec: type) -> tuple[Question, ...]:
     """Return what there is to ask for a kind of spec, with the fields of all that it may hold."""
-    return _questions(spec)
+    return _list_questions(spec)
 
 
 @cache  # a form asks at every key
-def _questions(spec: type) -> tuple[Question, ...]:
+def _list_questions(spec: type) -> tuple[Question, ...]:
     return tuple(_walk([spec], "", None))
 
 
@@ -198,7 +198,7 @@ def _walk(owners: Sequence[Any], prefix: str, within: Part | None) -> Iterator[Q
     for name in names:
         field = declared[name]
         having = [owner for owner in owners if any(f.name == name for f in fields(owner))]
-        found = [_value(owner, name) for owner in having]
+        found = [_get_value(owner, name) for owner in having]
         if part := field.metadata.get("part"):
             inner = dict.fromkeys([*part.among.values(), *([] if part.among else found)])
             yield from _walk(list(inner), f"{prefix}{name}.", part)
@@ -208,28 +208,28 @@ def _walk(owners: Sequence[Any], prefix: str, within: Part | None) -> Iterator[Q
             continue
         said = within.retold.get(name, said) if within else said
         first = having[0]
-        kind, is_optional = _kind(first if isinstance(first, type) else type(first), name)
+        kind, is_optional = _resolve_kind(first if isinstance(first, type) else type(first), name)
         is_common = len(having) == len(owners) and all(value == found[0] for value in found)
         default = found[0] if is_common else None
         yield Question(prefix + name, said, kind, default, is_optional, name in by.values())
 
 
-def _value(owner: Any, name: str) -> Any:
+def _get_value(owner: Any, name: str) -> Any:
     """Return a record's value, or a type's default."""
     if not isinstance(owner, type):
         return getattr(owner, name)
     return next(field.default for field in fields(owner) if field.name == name)
 
 
-def _kind(record: type, name: str) -> tuple[type, bool]:
-    kind = _hints(record)[name]
+def _resolve_kind(record: type, name: str) -> tuple[type, bool]:
+    kind = _resolve_hints(record)[name]
     if isinstance(kind, types.UnionType):
         return next(part for part in kind.__args__ if part is not types.NoneType), True
     return typing.get_origin(kind) or kind, False
 
 
 @cache
-def _hints(record: type) -> dict[str, Any]:
+def _resolve_hints(record: type) -> dict[str, Any]:
     return typing.get_type_hints(record)
 
 
@@ -242,47 +242,47 @@ def fill(spec: type[Record], given: Mapping[str, Any]) -> Record:
     left = dict(given)
     made: Record = _fill(spec, left, "")
     if left:
-        raise _foreign(spec, next(iter(left)), given)
+        raise _explain_foreign(spec, next(iter(left)), given)
     return made
 
 
 def _fill(record: Any, left: dict[str, Any], prefix: str) -> Any:
     values = {}
-    given = {name: left[prefix + name] for name in _names(record) if prefix + name in left}
+    given = {name: left[prefix + name] for name in _list_names(record) if prefix + name in left}
     for field in fields(record):
         name = prefix + field.name
         if part := field.metadata.get("part"):
-            base = _value(record, field.name)
+            base = _get_value(record, field.name)
             if part.by:
-                choice = given.get(part.by, _value(record, part.by))
-                base = part.chosen(choice, _word(record, part.by)) or base
+                choice = given.get(part.by, _get_value(record, part.by))
+                base = part.choose(choice, _get_word(record, part.by)) or base
             values[field.name] = _fill(base, left, f"{name}.")
         elif name in left:
             values[field.name] = left.pop(name)
     return record(**values) if isinstance(record, type) else replace(record, **values)
 
 
-def _names(record: Any) -> list[str]:
+def _list_names(record: Any) -> list[str]:
     return [field.name for field in fields(record)]
 
 
-def _word(record: Any, name: str) -> str:
+def _get_word(record: Any, name: str) -> str:
     """Return what a field is called where it is typed."""
     said = next(field.metadata["declared"] for field in fields(record) if field.name == name)
     return said.flags[-1].removeprefix("--") if said.flags else name
 
 
-def _foreign(spec: type, name: str, given: Mapping[str, Any]) -> BadSetting:
+def _explain_foreign(spec: type, name: str, given: Mapping[str, Any]) -> BadSetting:
     """Return the error for an option that what was chosen has no use for."""
     asked = {question.name: question for question in list_questions(spec)}
     flag = asked[name].flags[-1]
     *path, _, last = name.split(".")
     owner: Any = spec
     for step in path:
-        owner = _value(owner, step)
+        owner = _get_value(owner, step)
     inside = next(f.metadata["part"] for f in fields(owner) if f.name == name.split(".")[-2])
     chooser = asked[".".join([*path, inside.by])]
-    having = [choice for choice, record in inside.among.items() if last in _names(record)]
+    having = [choice for choice, record in inside.among.items() if last in _list_names(record)]
     return BadSetting(
         f"The {chooser.key} {given.get(chooser.name, chooser.default)} has no {flag}.",
         f"Leave out {flag}: it is for {', '.join(having)}.",
@@ -292,7 +292,7 @@ def _foreign(spec: type, name: str, given: Mapping[str, Any]) -> BadSetting:
 def get_value(spec: Any, name: str) -> Any:
     """Return the value of a field, or `MISSING` where the record that was chosen has none."""
     for part in name.split("."):
-        if not is_dataclass(spec) or part not in _names(spec):
+        if not is_dataclass(spec) or part not in _list_names(spec):
             return MISSING
         spec = getattr(spec, part)
     return spec
@@ -306,23 +306,23 @@ def change(spec: Record, name: str, value: Any) -> Record:
     first, _, rest = name.partition(".")
     if rest:
         value = change(getattr(spec, first), rest, value)
-    made = _with(spec, first, value)
+    made = _replace(spec, first, value)
     for field in fields(spec):  # type: ignore[arg-type]
         part = field.metadata.get("part")
         if part and part.by == first:
-            record, word = getattr(spec, field.name), _word(spec, first)
-            former = part.chosen(getattr(spec, first), word) or field.default
-            now: Any = part.chosen(value, word) or field.default
+            record, word = getattr(spec, field.name), _get_word(spec, first)
+            former = part.choose(getattr(spec, first), word) or field.default
+            now: Any = part.choose(value, word) or field.default
             kept = {
                 own: getattr(record, own)
-                for own in _names(record)
-                if own in _names(now) and getattr(record, own) != getattr(former, own, MISSING)
+                for own in _list_names(record)
+                if own in _list_names(now) and getattr(record, own) != getattr(former, own, MISSING)
             }
-            made = _with(made, field.name, replace(now, **kept))
+            made = _replace(made, field.name, replace(now, **kept))
     return made
 
 
-def _with(record: Record, name: str, value: Any) -> Record:
+def _replace(record: Record, name: str, value: Any) -> Record:
     return replace(record, **{name: value})  # type: ignore[type-var]
 
 

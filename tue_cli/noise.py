@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tue_cli.declare import RESEARCH, fixed, redeclared, setting
+from tue_cli.declare import RESEARCH, fixed, redeclare, setting
 from tue_cli.errors import BadSetting
 
 
@@ -70,7 +70,7 @@ class SteppedNoise(Noise):
 
 @dataclass(frozen=True)
 class SampledNoise(SteppedNoise):
-    """Noise that a surrogate sees through random shifts and flips at every step."""
+    """Noise whose surrogate term is a mean over EoT samples at every step."""
 
     samples: int = setting(
         1,
@@ -88,7 +88,7 @@ class SampledNoise(SteppedNoise):
 
 @dataclass(frozen=True)
 class TueNoise(SampledNoise):
-    """Fang et al. 2023, Eq. 6, with a term in grey that is ours."""
+    """Fang et al. 2023, Eq. 6, with a grayscale term that is ours."""
 
     score_ratio: float = setting(
         0.25,
@@ -136,7 +136,7 @@ class EmNoise(SampledNoise):
 class RemNoise(SampledNoise):
     """Fu et al. 2022; without inner steps it is SEM (Liu et al. 2024)."""
 
-    samples: int = redeclared(SampledNoise, "samples", 5, "Fu et al. 2022")
+    samples: int = redeclare(SampledNoise, "samples", 5, "Fu et al. 2022")
     inner_radius: float = setting(
         4 / 255,
         "rem: radius of its inner adversary, in levels of 255.",
@@ -166,22 +166,22 @@ class RemNoise(SampledNoise):
 class TapNoise(SampledNoise):
     """Fowl et al. 2021: 250 steps of radius / 20."""
 
-    steps: int = redeclared(SteppedNoise, "steps", 250, "Fowl et al. 2021")
-    travel: float = redeclared(SteppedNoise, "travel", 12.5, "Fowl et al. 2021")
+    steps: int = redeclare(SteppedNoise, "steps", 250, "Fowl et al. 2021")
+    travel: float = redeclare(SteppedNoise, "travel", 12.5, "Fowl et al. 2021")
 
 
 @dataclass(frozen=True)
 class NtgaNoise(SteppedNoise):
     """Yuan and Wu 2021: 10 steps of 1.1 radius / 10."""
 
-    travel: float = redeclared(SteppedNoise, "travel", 1.1, "Yuan and Wu 2021")
+    travel: float = redeclare(SteppedNoise, "travel", 1.1, "Yuan and Wu 2021")
 
 
 @dataclass(frozen=True)
 class LspNoise(Noise):
     """Yu et al. 2022: 6/255 times the root of the dimension."""
 
-    radius: float = redeclared(SteppedNoise, "radius", 6 / 255, "Yu et al. 2022")
+    radius: float = redeclare(SteppedNoise, "radius", 6 / 255, "Yu et al. 2022")
 
 
 @dataclass(frozen=True)
@@ -193,4 +193,4 @@ class CudaNoise(Noise):
 class UcNoise(Noise):
     """Zhang et al. 2023."""
 
-    radius: float = redeclared(SteppedNoise, "radius", 16 / 255, "Zhang et al. 2023")
+    radius: float = redeclare(SteppedNoise, "radius", 16 / 255, "Zhang et al. 2023")

@@ -41,7 +41,7 @@ class Given(Generic[Spec]):
         """Return what was given for an option; None for nothing."""
         return self._given[key]
 
-    def spec(self, **settled: Any) -> Spec:
+    def read_spec(self, **settled: Any) -> Spec:
         """Return the spec; `settled` takes the place of what was given, by the questions' keys.
 
         Raises:
@@ -55,7 +55,7 @@ class Given(Generic[Spec]):
         return fill(self._spec, values)
 
 
-def takes(
+def add_options(
     spec: type[Spec], *, undecided: tuple[str, ...] = ()
 ) -> Callable[[Callable[..., None]], Callable[..., None]]:
     """Give a command the options of a kind of spec beside its own; it gets them as `given`.
@@ -66,7 +66,7 @@ def takes(
     for question in list_questions(spec):
         if question.key in undecided:
             question = replace(question, default=None)
-        parameters[question.key] = _parameter(question)
+        parameters[question.key] = _make_parameter(question)
 
     def decorate(command: Callable[..., None]) -> Callable[..., None]:
         kind = inspect.Parameter.KEYWORD_ONLY
@@ -92,7 +92,7 @@ def takes(
     return decorate
 
 
-def _parameter(question: Question) -> inspect.Parameter:
+def _make_parameter(question: Question) -> inspect.Parameter:
     """Return the parameter of a command that asks a question."""
     said = question.declared
     kind: Any = question.typed.kind if question.typed else question.kind
@@ -119,7 +119,7 @@ def _parameter(question: Question) -> inspect.Parameter:
     )
 
 
-def recipe_of(method: str | None, recipe: str | None) -> str:
+def choose_recipe(method: str | None, recipe: str | None) -> str:
     """Return the recipe that was asked for, by its name or by the method that takes its weights.
 
     Raises:

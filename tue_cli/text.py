@@ -34,7 +34,7 @@ def read_duration(text: str) -> float:
     return value
 
 
-def size(count: float) -> str:
+def format_size(count: float) -> str:
     """Return a number of bytes: `812 bytes`, `4.2 kB`, `31 MB`."""
     if count < 1000:
         return f"{count:.0f} bytes"
@@ -49,6 +49,6 @@ def format_count(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
 
 
-def printable(path: Path | str) -> str:
+def escape(path: Path | str) -> str:
     """Return a name on one line: line breaks, escapes and undecodable bytes are spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

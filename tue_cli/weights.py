@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from tue_cli.config import NETS, KernelSettings
 from tue_cli.errors import WeightsProblem
 from tue_cli.storage import reading
-from tue_cli.storage.reading import is_name, parse_json, why
+from tue_cli.storage.reading import explain_error, is_name, parse_json
 
 if TYPE_CHECKING:
     from torch import nn
@@ -141,7 +141,7 @@ def pack(card: Card, tensors: Tensors) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def index() -> dict[str, Any]:
+def read_index() -> dict[str, Any]:
     """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
     path = SHIPPED / "index.json"
     try:
@@ -155,7 +155,7 @@ def index() -> dict[str, Any]:
         ) from None
 
 
-def folders() -> list[Path]:
+def list_folders() -> list[Path]:
     """Return where a name is looked for, besides the packaged weights."""
     extra = os.environ.get("TUE_WEIGHTS")
     own = Path(platformdirs.user_data_dir("tue")) / "weights"
@@ -172,19 +172,19 @@ def load(name: str | None = None) -> Weights:
     Raises:
         WeightsProblem: missing, truncated, no weights of tue's, or not as they were written.
     """
-    shipped = index() if name is None or not os.path.isfile(name) else {"weights": {}}  # noqa: PTH113
+    shipped = read_index() if name is None or not os.path.isfile(name) else {"weights": {}}  # noqa: PTH113
     name = name or str(shipped["default"])
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
         return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
-    places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders())]
+    places = [Path(name), *(folder / f"{name}.safetensors" for folder in list_folders())]
     for path in places:
         if os.path.isfile(path):  # noqa: PTH113 - never raises
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
         f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
-        f"{', '.join(str(folder) for folder in folders())} too.",
+        f"{', '.join(str(folder) for folder in list_folders())} too.",
     )
 
 
@@ -193,7 +193,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     from safetensors import SafetensorError
     from safetensors.numpy import load as parse
 
-    def damaged(reason: str) -> WeightsProblem:
+    def explain_damage(reason: str) -> WeightsProblem:
         return WeightsProblem(
             f"The weights {path} are damaged or were changed after training: {reason}.",
             "Copy the file again, or make it anew with `tue train`.",
@@ -211,16 +211,16 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
             card = Card.from_json(metadata["card"])
             whole = file.tell() + reading.count_tensor_bytes(header, MOST_BYTES)
             if (size := os.fstat(file.fileno()).st_size) != whole:
-                raise damaged(f"it has {size:,} bytes, and its header tells of {whole:,}")
+                raise explain_damage(f"it has {size:,} bytes, and its header tells of {whole:,}")
             file.seek(0)
             data = file.read(whole)
         tensors = parse(data)
     except OSError as error:
         raise WeightsProblem(
-            f"The weights {path} cannot be read: {why(error)}.", "Check the path."
+            f"The weights {path} cannot be read: {explain_error(error)}.", "Check the path."
         ) from None
     except (SafetensorError, ValueError, KeyError) as error:
-        raise damaged(str(error)) from None
+        raise explain_damage(str(error)) from None
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise WeightsProblem(
@@ -229,9 +229,9 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
         )
     seal = hashlib.sha256((digest(tensors) + metadata["card"]).encode()).hexdigest()
     if seal != metadata.get("seal"):
-        raise damaged("its checksum does not match")
+        raise explain_damage("its checksum does not match")
     if not all(np.isfinite(array).all() for array in tensors.values()):
-        raise damaged("it holds numbers that are not finite")
+        raise explain_damage("it holds numbers that are not finite")
     return Weights(name, card, tensors, found, path)
 
 
@@ -239,13 +239,13 @@ NETLESS = "none"
 """The name of weights that hold no net."""
 
 
-def netless(method: str, classes: tuple[str, ...], size: int) -> Weights:
-    """Return what stands in the place of weights where a method needs no net: keys and a size."""
+def make_netless(method: str, classes: tuple[str, ...], size: int) -> Weights:
+    """Return stand-in weights for a method without nets: keys and a size."""
     card = Card(method, "", 0, size, classes, 0, 0.0, {})
     return Weights(NETLESS, card, {}, digest({}))
 
 
-def graph_of(weights: Weights) -> bytes:
+def read_graph(weights: Weights) -> bytes:
     """Return the step graph that lies beside a weights file: FILE.onnx beside FILE.safetensors.
 
     Raises:
@@ -258,11 +258,13 @@ def graph_of(weights: Weights) -> bytes:
     try:
         data = reading.read_file(place, MOST_BYTES)
     except OSError as error:
-        raise WeightsProblem(f"The graph {place} cannot be read: {why(error)}.", remedy) from None
+        raise WeightsProblem(
+            f"The graph {place} cannot be read: {explain_error(error)}.", remedy
+        ) from None
     if weights.sha256.encode() not in data:
         raise WeightsProblem(f"The graph {place} is not of the weights beside it.", remedy)
     if place.parent == SHIPPED:
-        shipped = index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
+        shipped = read_index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
         if shipped != hashlib.sha256(data).hexdigest():
             raise WeightsProblem(
                 f"The graph {place} is not what was shipped.", "Install tue again."
@@ -270,7 +272,7 @@ def graph_of(weights: Weights) -> bytes:
     return data
 
 
-def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]:
+def draw_nets(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]:
     """Build the card's nets with fresh weights drawn from a seed, by role."""
     import torch
 
@@ -281,7 +283,7 @@ def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]
 
     count = len(card.classes)
 
-    def net(role: str) -> nn.Module:
+    def build_net(role: str) -> nn.Module:
         if role == "score":
             return ScoreNet(classes=count, width=card.score_width, sigma=card.sigma)
         if role == "block":
@@ -295,7 +297,7 @@ def fresh(card: Card, roles: tuple[str, ...], seed: int) -> dict[str, nn.Module]
 
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return {role: net(role) for role in roles}
+        return {role: build_net(role) for role in roles}
 
 
 def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:
@@ -315,18 +317,18 @@ def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:
         for role in roles
     }
     for role, state in states.items():
-        if sum(tensor.numel() for tensor in state.values()) < _least(weights.card, role):
-            raise _unusable(weights, role)
-    nets = fresh(weights.card, roles, seed=0)
+        if sum(tensor.numel() for tensor in state.values()) < _count_least(weights.card, role):
+            raise _explain_unusable(weights, role)
+    nets = draw_nets(weights.card, roles, seed=0)
     for role, net in nets.items():
         try:
             net.load_state_dict(states[role])
         except RuntimeError:
-            raise _unusable(weights, role) from None
+            raise _explain_unusable(weights, role) from None
     return nets
 
 
-def _unusable(weights: Weights, role: str) -> WeightsProblem:
+def _explain_unusable(weights: Weights, role: str) -> WeightsProblem:
     return WeightsProblem(
         f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
         f"usable {role} network.",
@@ -334,8 +336,8 @@ def _unusable(weights: Weights, role: str) -> WeightsProblem:
     )
 
 
-def _least(card: Card, role: str) -> int:
-    """Return fewer numbers than a net has: a card may speak of one that no memory holds.
+def _count_least(card: Card, role: str) -> int:
+    """Return a lower bound of a net's parameters: a card may describe one that no memory holds.
 
     Of classifiers the narrowest has 1509 times the square of its width, of score networks 272.
     """

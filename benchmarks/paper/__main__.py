@@ -21,13 +21,13 @@ from tue_cli.console import Console, print_error
 from tue_cli.errors import TueError
 
 
-def _folder(text: str) -> Path:
+def _parse_folder(text: str) -> Path:
     if not text:  # would be the folder that one is in
         raise argparse.ArgumentTypeError("it is empty")
     return Path(text)
 
 
-def parsed(words: list[str] | None = None) -> argparse.Namespace:
+def parse_arguments(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.paper", description=(__doc__ or "").partition("\n")[0]
@@ -44,7 +44,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
     add(
         "-o",
         "--output",
-        type=_folder,
+        type=_parse_folder,
         required=True,
         help="where results are kept, and gone on with",
     )
@@ -73,7 +73,7 @@ def parsed(words: list[str] | None = None) -> argparse.Namespace:
 
 def main(words: list[str] | None = None) -> None:
     """Do what the command line says; what tue refuses ends with its exit code."""
-    given = parsed(words)
+    given = parse_arguments(words)
     settings = replace(PRESETS[given.preset], seed=given.seed)
     if given.size is not None:
         settings = replace(settings, size=given.size)

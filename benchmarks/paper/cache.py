@@ -18,18 +18,18 @@ from numpy.typing import NDArray
 from benchmarks.paper.cells import Arm, hash_settings
 from benchmarks.paper.settings import BenchSettings
 from tue_cli.config import METHODS
-from tue_cli.core.sampling import draw_starts, seed_at
-from tue_cli.dataset.output import output_problem
+from tue_cli.core.sampling import derive_seed, draw_starts
+from tue_cli.dataset.output import explain_output_error
 from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Failed, Metric, Note
 from tue_cli.images import resize
 from tue_cli.protect.context import BATCH
-from tue_cli.text import printable
-from tue_cli.train.data import load_pictures
+from tue_cli.text import escape
+from tue_cli.train.data import load_images
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.verify.dataset import VictimDataset
-from tue_cli.weights import Weights, netless, read
+from tue_cli.weights import Weights, make_netless, read
 
 MAPPED = 300
 """Pictures of each kind in Figure 2."""
@@ -39,7 +39,7 @@ Levels = NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class Dataset:
-    """The pictures of one folder, at the size that nets see, and where they lie."""
+    """The pictures of one folder, at the nets' input size, and where they lie."""
 
     name: str
     folder: Path
@@ -52,12 +52,12 @@ class Dataset:
     test: Levels
     test_labels: NDArray[np.int64]
 
-    def key(self) -> str:
+    def make_key(self) -> str:
         """Return a name that is the same for equal pictures and labels."""
         arrays = (self.pixels, self.labels, self.test, self.test_labels)
         return hash_settings(self.classes, [_digest(array) for array in arrays])
 
-    def arms(self, protected: Levels) -> VictimDataset:
+    def make_arms(self, protected: Levels) -> VictimDataset:
         """Return what a victim may be trained on, where the pictures were protected so."""
         return VictimDataset(
             self.classes,
@@ -79,7 +79,7 @@ NAMES = {
 
 
 def load_dataset(folder: Path, settings: BenchSettings) -> tuple[Dataset, list[Failed]]:
-    """Read a folder with train/<class>/ and test/<class>/ or val/<class>/, squashed to the size.
+    """Read a folder with train/<class>/ and test/<class>/ or val/<class>/, resized to the size.
 
     Raises:
         BadSetting: it has no such folders, or other classes to test than to train.
@@ -87,14 +87,14 @@ def load_dataset(folder: Path, settings: BenchSettings) -> tuple[Dataset, list[F
     held_out = next((folder / name for name in ("test", "val") if (folder / name).is_dir()), None)
     if held_out is None or not (folder / "train").is_dir():
         raise BadSetting(
-            f"{printable(folder)} has no folder train beside test or val.",
+            f"{escape(folder)} has no folder train beside test or val.",
             "Give a folder with train/CLASS/ and test/CLASS/.",
         )
-    classes, train, failures = load_pictures(folder / "train", settings.size, settings.per_class)
-    tested, test, more = load_pictures(held_out, settings.size, settings.test_per_class)
+    classes, train, failures = load_images(folder / "train", settings.size, settings.per_class)
+    tested, test, more = load_images(held_out, settings.size, settings.test_per_class)
     if classes != tested:
         raise BadSetting(
-            f"The classes of {printable(folder / 'train')} and {printable(held_out)} differ.",
+            f"The classes of {escape(folder / 'train')} and {escape(held_out)} differ.",
             "Give both the same subfolders.",
         )
     name = folder.resolve().name
@@ -115,7 +115,7 @@ def _digest(array: NDArray[Any]) -> str:
     return hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
 
 
-def _unit(levels: Levels) -> Floats:
+def _scale(levels: Levels) -> Floats:
     return np.asarray(levels, np.float32) / np.float32(255)
 
 
@@ -135,7 +135,7 @@ def acquire_lock(folder: Path, name: str, *, wait: bool = False) -> Iterator[boo
     except Timeout:
         lock = None
     except OSError as error:
-        raise output_problem(error, folder) from None
+        raise explain_output_error(error, folder) from None
     with lock or nullcontext():
         yield lock is not None
 
@@ -149,25 +149,25 @@ class BenchCache:
         """`device` is the one that `computer` was opened by."""
         self.folder = folder
         self._dataset = dataset
-        self._key = dataset.key()
+        self._key = dataset.make_key()
         self._computer = computer
         self._device = device
 
-    def name(self, arm: Arm) -> str:
+    def make_name(self, arm: Arm) -> str:
         """Return under which name an arm's pictures are kept."""
-        return arm.key(self._key)
+        return arm.make_key(self._key)
 
-    def has_pictures(self, arm: Arm) -> bool:
+    def has_images(self, arm: Arm) -> bool:
         """Say whether an arm's pictures are there already."""
-        return not arm.method or self._pictures(arm).exists()
+        return not arm.method or self._locate_images(arm).exists()
 
-    def _pictures(self, arm: Arm) -> Path:
-        return self.folder / "pictures" / f"{self.name(arm)}.npy"
+    def _locate_images(self, arm: Arm) -> Path:
+        return self.folder / "pictures" / f"{self.make_name(arm)}.npy"
 
-    def weights(self, arm: Arm) -> Generator[Event, None, Weights]:
-        """Return an arm's weights, trained now where they are not on the shelf."""
+    def make_weights(self, arm: Arm) -> Generator[Event, None, Weights]:
+        """Return an arm's weights, trained now where they are not in the cache."""
         if arm.training is None:
-            return netless(arm.method, self._dataset.classes, self._dataset.pixels.shape[-1])
+            return make_netless(arm.method, self._dataset.classes, self._dataset.pixels.shape[-1])
         path = (
             self.folder
             / "weights"
@@ -188,32 +188,32 @@ class BenchCache:
                     yield event
         return read(path, name=path.stem)
 
-    def pictures(self, arm: Arm) -> Generator[Event, None, tuple[Levels, str | None]]:
+    def make_images(self, arm: Arm) -> Generator[Event, None, tuple[Levels, str | None]]:
         """Return an arm's training pictures and the hash of its weights, made where need be."""
         clean = self._dataset.pixels
         if not arm.method:
             return clean, None
-        weights = None if arm.method == "random" else (yield from self.weights(arm))
+        weights = None if arm.method == "random" else (yield from self.make_weights(arm))
         sha256 = weights.sha256 if weights is not None and arm.training is not None else None
-        path = self._pictures(arm)
+        path = self._locate_images(arm)
         if not path.exists():
             yield Note(f"{arm.name}: making its noise.")
-            yield from self._made(arm, weights, path)
+            yield from self._protect(arm, weights, path)
         return np.load(path), sha256
 
-    def mapped(
+    def map_images(
         self, arm: Arm, kinds: Mapping[str, Levels]
     ) -> Generator[Event, None, dict[str, list[tuple[float, float]]]]:
-        """Return a t-SNE of some pictures of each kind, as the arm's surrogate sees them."""
+        """Return a t-SNE of some pictures of each kind, by the features of the arm's surrogate."""
         from sklearn.manifold import TSNE
 
-        weights = yield from self.weights(arm)
+        weights = yield from self.make_weights(arm)
         engine = TorchEngine(
             weights, arm.method, arm.noise, seed=arm.seed, machine=self._computer, batch=BATCH
         )
         places = np.linspace(0, len(self._dataset.pixels) - 1, MAPPED).astype(int)
         places = np.unique(places)
-        seen = [engine.features(_unit(pixels[places])) for pixels in kinds.values()]
+        seen = [engine.features(_scale(pixels[places])) for pixels in kinds.values()]
         few = min(30.0, (len(kinds) * len(places) - 1) / 3)
         points = TSNE(perplexity=few, init="pca", random_state=0).fit_transform(
             np.concatenate(seen)
@@ -224,7 +224,9 @@ class BenchCache:
             for number, name in enumerate(kinds)
         }
 
-    def _made(self, arm: Arm, weights: Weights | None, path: Path) -> Generator[Event, None, None]:
+    def _protect(
+        self, arm: Arm, weights: Weights | None, path: Path
+    ) -> Generator[Event, None, None]:
         """Make an arm's pictures, a few batches at a time; those made before are kept."""
         clean, labels = self._dataset.pixels, self._dataset.labels
         engine = None
@@ -232,7 +234,7 @@ class BenchCache:
             engine = TorchEngine(
                 weights, arm.method, arm.noise, seed=arm.seed, machine=self._computer, batch=BATCH
             )
-        largest = METHODS[arm.method].largest(arm.noise) if weights else arm.noise.radius
+        largest = METHODS[arm.method].find_reach(arm.noise) if weights else arm.noise.radius
         begun = path.with_suffix(".part")
         begun.parent.mkdir(parents=True, exist_ok=True)
         a_picture = clean[0].size
@@ -243,11 +245,11 @@ class BenchCache:
                 file.truncate()
                 for place in range(done, len(clean), BATCH):
                     part = clean[place : place + BATCH]
-                    seeds = [seed_at(arm.seed, _digest(picture), 0) for picture in part]
+                    seeds = [derive_seed(arm.seed, _digest(picture), 0) for picture in part]
                     delta = (
                         draw_starts(part.shape, seeds, arm.noise.radius)
                         if engine is None
-                        else engine.perturb(_unit(part), labels[place : place + BATCH], seeds)
+                        else engine.perturb(_scale(part), labels[place : place + BATCH], seeds)
                     )
                     for pixels, noise in zip(part, delta, strict=True):
                         moved = resize.add_upsampled(noise, pixels.transpose(1, 2, 0), largest)
@@ -260,4 +262,4 @@ class BenchCache:
             path.with_suffix(".whole").replace(path)
             begun.unlink()
         except OSError as error:
-            raise output_problem(error, self.folder) from None
+            raise explain_output_error(error, self.folder) from None

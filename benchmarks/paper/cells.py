@@ -7,7 +7,7 @@ import json
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
-from benchmarks.noise import published_noise
+from benchmarks.noise import make_published_noise
 from benchmarks.paper.settings import BenchSettings
 from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
 from tue_cli.noise import Noise
@@ -34,11 +34,11 @@ class Arm:
     seed: int
     """Of its noise."""
 
-    def key(self, data: str) -> str:
+    def make_key(self, data: str) -> str:
         """Return a name for its pictures, which is the same for equal settings and pictures."""
         return hash_settings(data, {**asdict(self), "name": ""})
 
-    def passes(self) -> tuple[float, float]:
+    def count_passes(self) -> tuple[float, float]:
         """Return about how many passes its training takes, and its noise a picture."""
         noise, training = self.noise, self.training
         steps, samples, inner = (
@@ -67,22 +67,22 @@ class Cell:
     """The first of its victims; the others differ by their seed."""
     seeds: int
 
-    def key(self, data: str) -> str:
+    def make_key(self, data: str) -> str:
         """Return its name, which does not hang on how many victims there are."""
-        return hash_settings(self.arm.key(data), asdict(replace(self.trial, seed=0)))
+        return hash_settings(self.arm.make_key(data), asdict(replace(self.trial, seed=0)))
 
-    def settings(self, data: str, run: Trial) -> dict[str, Any]:
+    def describe(self, data: str, run: Trial) -> dict[str, Any]:
         """Return all that decides one of its victims, as a row tells it."""
         arm = asdict(self.arm)
         del arm["name"]
         return {"data": data, "arm": arm, "trial": asdict(run)}
 
-    def runs(self) -> list[Trial]:
+    def list_trials(self) -> list[Trial]:
         """Return its victims."""
         first = self.trial.seed
         return [replace(self.trial, seed=first + number) for number in range(self.seeds)]
 
-    def passes(self) -> float:
+    def count_passes(self) -> float:
         """Return about how many passes one of its victims takes."""
         trial, victim = self.trial, self.trial.victim
         return trial.steps * victim.batch * (3 + trial.adversary_steps) * COST[victim.net]
@@ -96,7 +96,7 @@ def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
     method = {"TUE without score": "tue", "SEM": "rem"}.get(name, name.lower())
     if name in ("clean", "random noise"):
         kind = "" if name == "clean" else "random"
-        return Arm(name, kind, published_noise(), None, budget.seed)
+        return Arm(name, kind, make_published_noise(), None, budget.seed)
     sigma = changes.pop("sigma", TrainSettings().sigma)
     noise = METHODS[method].noise
     own = {field.name: getattr(noise, field.name) for field in fields(noise)}

@@ -14,11 +14,11 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from tue_cli.dataset.output import output_problem
+from tue_cli.dataset.output import explain_output_error
 from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Note
-from tue_cli.storage.reading import MOST_STATE, is_name, read_file, why
-from tue_cli.text import printable
+from tue_cli.storage.reading import MOST_STATE, explain_error, is_name, read_file
+from tue_cli.text import escape
 
 
 @dataclass(frozen=True)
@@ -77,7 +77,9 @@ def extract_images(folder: Path, target: Path) -> Iterator[Event]:
     assert name is not None
     kept = CIFAR_LAYOUTS[name]
     yield Note(f"Writing {name} out as pictures.")
-    names = _names(_read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", []))
+    names = _read_names(
+        _read(folder / kept.folder / kept.names).get(f"{kept.labels[:-1]}_names", [])
+    )
     for part, files in (("train", kept.train), ("test", kept.test)):
         if (target / part).is_dir():
             continue
@@ -87,15 +89,15 @@ def extract_images(folder: Path, target: Path) -> Iterator[Event]:
                 _write(_read(folder / kept.folder / file), file, kept, names, begun)
             begun.replace(target / part)
         except OSError as error:
-            raise output_problem(error, target) from None
+            raise explain_output_error(error, target) from None
         except (KeyError, IndexError, TypeError, ValueError) as error:
             raise BadSetting(
-                f"{printable(folder / kept.folder)} does not hold {name}: {printable(str(error))}.",
+                f"{escape(folder / kept.folder)} does not hold {name}: {escape(str(error))}.",
                 "Download the dataset again.",
             ) from None
 
 
-def _names(found: Any) -> list[str]:
+def _read_names(found: Any) -> list[str]:
     """Return the names of the classes, each of which can be a folder's.
 
     Raises:
@@ -105,7 +107,7 @@ def _names(found: Any) -> list[str]:
     for name in names:
         if not is_name(name) or name in ("", ".", "..") or set(name) & set("\\/:"):
             raise BadSetting(
-                f"The dataset has a class {printable(repr(name)[:80])}, which cannot be a folder.",
+                f"The dataset has a class {escape(repr(name)[:80])}, which cannot be a folder.",
                 "Download the dataset again.",
             )
     return names
@@ -127,11 +129,9 @@ def _read(path: Path) -> dict[str, Any]:
         content: dict[str, Any] = _Arrays(file, encoding="latin1").load()
     except Exception as error:  # a damaged pickle can raise almost any
         raise BadSetting(
-            f"{printable(path)} cannot be read: {printable(why(error))}.",
+            f"{escape(path)} cannot be read: {escape(explain_error(error))}.",
             "Download the dataset again.",
         ) from None
     if not isinstance(content, dict):
-        raise BadSetting(
-            f"{printable(path)} is no part of a dataset.", "Download the dataset again."
-        )
+        raise BadSetting(f"{escape(path)} is no part of a dataset.", "Download the dataset again.")
     return content

@@ -20,14 +20,14 @@ COLOURS = {"clean": "#3a9a5b", "TUE": "#cc3d3d", "REM": "#3566c4"}
 """Of Figure 2, as in the paper: clean green, ours red, REM's blue."""
 
 
-def draw_effects(sheet: ResultTable, results: Results, row: str = "4/255") -> Figure:
+def draw_effects(table: ResultTable, results: Results, row: str = "4/255") -> Figure:
     """Return Figure 1 of a table 1: a bar a method at 4/255, the paper's own behind it, paler."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5.5, 4), layout="constrained")
     axes = figure.subplots()
     for name in BARS:
-        place = sheet.places.get((row, name))
+        place = table.places.get((row, name))
         if place is None:
             continue
         result = results.get(place.key)
@@ -36,7 +36,7 @@ def draw_effects(sheet: ResultTable, results: Results, row: str = "4/255") -> Fi
         if result is not None:
             axes.bar(title, 100 * result["mean"], width=0.5, color=COLOURS.get(name, INK))
     axes.set_ylim(0, 100)
-    dataset = sheet.title[sheet.title.rfind(",") :]
+    dataset = table.title[table.title.rfind(",") :]
     axes.set_title(f"Test accuracy at {row}, in percent{dataset}")
     axes.set_xlabel("Wide and pale: the paper's. * The victim has not learned enough.")
     return figure

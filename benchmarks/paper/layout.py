@@ -33,7 +33,7 @@ class Bench:
         self.cells: dict[str, Cell] = {}
         """By key, in the order in which the tables ask for them."""
 
-    def arm(self, name: str, net: str = "resnet18", **changes: Any) -> Arm:
+    def make_arm(self, name: str, net: str = "resnet18", **changes: Any) -> Arm:
         """Return an arm at the preset's budget; `make_arm` says what the arguments are."""
         return make_arm(self.settings, name, net, **changes)
 
@@ -62,11 +62,11 @@ class Bench:
             alone=alone,
         )
         cell = Cell(arm, trial, budget.adversarial_seeds if level else budget.seeds)
-        key = cell.key(self.data)
+        key = cell.make_key(self.data)
         self.cells.setdefault(key, cell)
         return TableCell(key, paper)
 
-    def _sheet(
+    def _make_table(
         self,
         name: str,
         title: str,
@@ -86,7 +86,7 @@ class Bench:
             places,
         )
 
-    def table_1(self) -> ResultTable:
+    def make_table_1(self) -> ResultTable:
         """Return methods against adversaries of growing radius, and what filters undo."""
         budget = self.settings
         ways = {f"{r}/255" if r else "standard": f"at{r}" if r else "std" for r in budget.radii}
@@ -97,37 +97,39 @@ class Bench:
             paper = None
             if not ATTACKS[ways[row]].filter:
                 paper = get_published("1", self.dataset, "resnet18", column, "resnet18", level)
-            return self.place(self.arm(column), ways[row], paper=paper)
+            return self.place(self.make_arm(column), ways[row], paper=paper)
 
-        return self._sheet("table-1", "Table 1: methods", "training", ways, ARMS, place)
+        return self._make_table("table-1", "Table 1: methods", "training", ways, ARMS, place)
 
-    def table_2(self) -> ResultTable:
+    def make_table_2(self) -> ResultTable:
         """Return victims of other kinds, trained adversarially at 4/255."""
 
         def place(row: str, column: str) -> TableCell:
-            net = _net(row)
+            net = _find_net(row)
             paper = get_published("2", self.dataset, "resnet18", column, net, "4")
-            return self.place(self.arm(column), "at4", net, paper)
+            return self.place(self.make_arm(column), "at4", net, paper)
 
         arms = ("clean", "EM", "REM", "TUE")
-        return self._sheet(
+        return self._make_table(
             "table-2", "Table 2: victims at 4/255", "victim", VICTIMS.values(), arms, place
         )
 
-    def transfer(self, adversarial: bool) -> ResultTable:
+    def make_transfer_table(self, adversarial: bool) -> ResultTable:
         """Return tables 3 and 4, or with an adversary 5 and 6: surrogates against victims."""
         number = (5 if adversarial else 3) + (self.dataset == "CIFAR-100")
 
         def place(row: str, column: str) -> TableCell:
-            net, victim = _net(row.split(", ")[0]), _net(column)
+            net, victim = _find_net(row.split(", ")[0]), _find_net(column)
             method = row.split(", ")[1]
             level = "4" if adversarial else "0"
             paper = get_published(str(number), self.dataset, net, method, victim, level)
-            return self.place(self.arm(method, net), "at4" if adversarial else "std", victim, paper)
+            return self.place(
+                self.make_arm(method, net), "at4" if adversarial else "std", victim, paper
+            )
 
         rows = [f"{VICTIMS[net]}, {name}" for net in SURROGATES for name in ("EM", "REM", "TUE")]
         how = "trained at 4/255" if adversarial else "standardly trained"
-        return self._sheet(
+        return self._make_table(
             f"table-{number}",
             f"Table {number}: surrogates and victims, {how}",
             "surrogate, method",
@@ -136,16 +138,16 @@ class Bench:
             place,
         )
 
-    def partial(self) -> ResultTable:
+    def make_partial_table(self) -> ResultTable:
         """Return what a victim learns where only a part is protected (section 4.2.3), at 4/255."""
 
         def place(row: str, column: str) -> TableCell:
             kind = "alone" if row == "the clean part alone" else "part"
-            arm = self.arm("clean" if kind == "alone" else row)
+            arm = self.make_arm("clean" if kind == "alone" else row)
             return self.place(arm, f"{kind}{column.split()[0]}@4")
 
         rows = ("TUE", "REM", "the clean part alone")
-        return self._sheet(
+        return self._make_table(
             "partial",
             "Partial protection at 4/255",
             "training pictures",
@@ -154,7 +156,7 @@ class Bench:
             place,
         )
 
-    def ablations(self) -> ResultTable:
+    def make_ablation_table(self) -> ResultTable:
         """Return what each choice of tue does."""
         changes: dict[str, dict[str, Any]] = {
             "TUE": {},
@@ -167,43 +169,43 @@ class Bench:
             "5 steps": {"steps": 5},
             "20 steps": {"steps": 20},
         }
-        return self._sheet(
+        return self._make_table(
             "ablations",
             "Ablations of TUE",
             "noise",
             changes,
             ("standard", "4/255"),
             lambda row, column: self.place(
-                self.arm("TUE", **changes[row]), "std" if column == "standard" else "at4"
+                self.make_arm("TUE", **changes[row]), "std" if column == "standard" else "at4"
             ),
         )
 
-    def ordered(self) -> list[tuple[str, Cell, Trial]]:
+    def list_victims(self) -> list[tuple[str, Cell, Trial]]:
         """Return every victim with its cell and the cell's key, the most telling first."""
 
-        def telling(entry: tuple[str, Cell, Trial]) -> tuple[int, bool, int]:
+        def rank(entry: tuple[str, Cell, Trial]) -> tuple[int, bool, int]:
             _, cell, trial = entry
             harsh = trial.radius in (0, 4 / 255) and not trial.degrade
             others = cell.arm.name not in CORE
             return trial.seed, others or not harsh, 0 if not trial.radius else 1
 
-        every = [(key, cell, run) for key, cell in self.cells.items() for run in cell.runs()]
-        return sorted(every, key=telling)
+        every = [(key, cell, run) for key, cell in self.cells.items() for run in cell.list_trials()]
+        return sorted(every, key=rank)
 
 
 CORE = ("clean", "random noise", "TUE", "REM", "EM")
 """The arms that the paper's claim is about."""
 ARMS = (*CORE, "TUE without score", "SEM", "TAP", "NTGA", "LSP", "CUDA")
 TABLES: dict[str, Callable[[Bench], ResultTable]] = {
-    "1": Bench.table_1,
-    "2": Bench.table_2,
-    **dict.fromkeys(("3", "4"), lambda bench: bench.transfer(False)),
-    **dict.fromkeys(("5", "6"), lambda bench: bench.transfer(True)),
-    "partial": Bench.partial,
-    "ablations": Bench.ablations,
+    "1": Bench.make_table_1,
+    "2": Bench.make_table_2,
+    **dict.fromkeys(("3", "4"), lambda bench: bench.make_transfer_table(False)),
+    **dict.fromkeys(("5", "6"), lambda bench: bench.make_transfer_table(True)),
+    "partial": Bench.make_partial_table,
+    "ablations": Bench.make_ablation_table,
 }
 """Tables by what `--table` says; the data decide whether it is 3 or 4, 5 or 6."""
 
 
-def _net(title: str) -> str:
+def _find_net(title: str) -> str:
     return next(net for net, name in VICTIMS.items() if name == title)

@@ -17,15 +17,22 @@ from benchmarks.paper.cifar import detect_cifar, extract_images
 from benchmarks.paper.figures import COLOURS, draw_effects, draw_map, render
 from benchmarks.paper.layout import TABLES, Bench
 from benchmarks.paper.settings import BenchSettings
-from benchmarks.paper.tables import NOTE, Results, ResultTable, grid, markdown, summarize
+from benchmarks.paper.tables import (
+    NOTE,
+    Results,
+    ResultTable,
+    format_markdown,
+    make_grid,
+    summarize,
+)
 from benchmarks.rows import Rows, describe_hardware, format_command
-from tue_cli.dataset.output import output_problem
+from tue_cli.dataset.output import explain_output_error
 from tue_cli.declare import fixed
 from tue_cli.errors import BadSetting, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Job, Note, Saved, Started, Table
 from tue_cli.protect.request import refuse_seed, refuse_size
 from tue_cli.storage.reading import MOST_STATE, read_file
-from tue_cli.text import printable
+from tue_cli.text import escape
 from tue_cli.train.checkpoint import write_output
 from tue_cli.verify.trials import Trial
 
@@ -57,7 +64,7 @@ class _Run:
     """The work on one dataset."""
 
     plan: Bench
-    sheets: Sequence[ResultTable]
+    tables: Sequence[ResultTable]
     rows: Rows
     cache: BenchCache
     dataset: Dataset
@@ -65,19 +72,19 @@ class _Run:
 
     def is_known(self, cell: Cell, trial: Trial) -> bool:
         """Say whether somebody has trained a victim."""
-        return not self.rows.lacks(CELL, cell.settings(self.plan.data, trial))
+        return not self.rows.is_missing(CELL, cell.describe(self.plan.data, trial))
 
-    def missing(self) -> list[tuple[str, Cell, Trial]]:
+    def list_missing(self) -> list[tuple[str, Cell, Trial]]:
         """Return the victims that nobody has trained yet."""
-        return [entry for entry in self.plan.ordered() if not self.is_known(*entry[1:])]
+        return [entry for entry in self.plan.list_victims() if not self.is_known(*entry[1:])]
 
-    def results(self) -> Results:
+    def collect_results(self) -> Results:
         """Return what is known of each cell."""
         found = {
             key: [
                 row
-                for trial in cell.runs()
-                if (row := self.rows.find(CELL, cell.settings(self.plan.data, trial)))
+                for trial in cell.list_trials()
+                if (row := self.rows.find(CELL, cell.describe(self.plan.data, trial)))
             ]
             for key, cell in self.plan.cells.items()
         }
@@ -118,21 +125,21 @@ def bench(spec: BenchSpec) -> Job[BenchSummary]:
             "The figures need matplotlib, which is not installed.",
             "Install it with: pip install matplotlib",
         )
-    from tue_cli.engine.torch import machine
+    from tue_cli.engine.torch import choose_device
 
-    computer = machine(spec.device)
+    computer = choose_device(spec.device)
     began = time.monotonic()
     for folder in spec.data:
         run = yield from _open(spec, folder, computer)
         if not spec.dry_run:
             yield from _measure(run)
-        results = run.results()
+        results = run.collect_results()
         saved = _write_tables(run)
-        for sheet in run.sheets:
-            yield Table(sheet.title, (sheet.corner, *sheet.columns), grid(sheet, results))
+        for table in run.tables:
+            yield Table(table.title, (table.corner, *table.columns), make_grid(table, results))
         yield from saved
         if "1" in spec.tables and not spec.dry_run:
-            yield from _write_figures(run, run.sheets[spec.tables.index("1")])
+            yield from _write_figures(run, run.tables[spec.tables.index("1")])
     yield Done(
         BenchSummary(round(time.monotonic() - began, 1)),
         (NOTE.replace("\\", ""), f"The tables and their rows are in {spec.output}."),
@@ -159,15 +166,15 @@ def _open(spec: BenchSpec, folder: Path, computer: ComputeDevice) -> Generator[E
         device=computer.description,
     )
     facts = {"hardware": where, "command": format_command()}
-    plan = Bench(spec.settings, dataset.name, dataset.key())
-    sheets = [TABLES[name](plan) for name in spec.tables]
+    plan = Bench(spec.settings, dataset.name, dataset.make_key())
+    tables = [TABLES[name](plan) for name in spec.tables]
     rows = Rows(spec.output / "rows.jsonl", facts=facts)
     cache = BenchCache(spec.output, dataset, computer, spec.device)
-    run = _Run(plan, sheets, rows, cache, dataset, computer)
-    total = len(plan.ordered())
+    run = _Run(plan, tables, rows, cache, dataset, computer)
+    total = len(plan.list_victims())
     told = BenchPlan(
         data=f"{dataset.name}: {len(dataset.labels)} pictures, {len(dataset.test)} to test",
-        known=f"{total - len(run.missing())} of {total}",
+        known=f"{total - len(run.list_missing())} of {total}",
         device=computer.description,
         output=spec.output,
     )
@@ -190,20 +197,20 @@ def _claim(spec: BenchSpec) -> None:
         spec.output.mkdir(parents=True, exist_ok=True)
         if place.exists() and read_file(place, MOST_STATE) != wanted.encode():
             raise BadSetting(
-                f"{printable(spec.output)} holds the results of another preset, size or seed.",
+                f"{escape(spec.output)} holds the results of another preset, size or seed.",
                 "Choose another output with -o.",
             )
     except OSError as error:
-        raise output_problem(error, spec.output) from None
+        raise explain_output_error(error, spec.output) from None
     write_output(wanted.encode(), place)
 
 
 def _measure(run: _Run) -> Iterator[Event]:
     """Train the victims that are missing; after each, the tables on disk are up to date."""
-    total, begun = len(run.plan.ordered()), time.monotonic()
+    total, begun = len(run.plan.list_victims()), time.monotonic()
     whole = _count_passes(run)
     waiting = False
-    while missing := run.missing():
+    while missing := run.list_missing():
         for key, cell, trial in missing:
             rate = yield from _try(run, key, cell, trial)
             if rate is not None:
@@ -217,7 +224,7 @@ def _measure(run: _Run) -> Iterator[Event]:
         _write_tables(run)
         rest = _count_passes(run)
         left = rest * (time.monotonic() - begun) / (whole - rest)
-        yield Advanced(total - len(run.missing()), total, rate, round(left, 1))
+        yield Advanced(total - len(run.list_missing()), total, rate, round(left, 1))
 
 
 def _try(run: _Run, key: str, cell: Cell, trial: Trial) -> Generator[Event, None, float | None]:
@@ -231,30 +238,30 @@ def _try(run: _Run, key: str, cell: Cell, trial: Trial) -> Generator[Event, None
         if not mine or run.is_known(cell, trial):
             return None
         # Who makes an arm's pictures takes long; who only loads them does not.
-        made = run.cache.has_pictures(cell.arm)
-        with acquire_lock(run.cache.folder, run.cache.name(cell.arm), wait=made) as alone:
+        made = run.cache.has_images(cell.arm)
+        with acquire_lock(run.cache.folder, run.cache.make_name(cell.arm), wait=made) as alone:
             if not alone:
                 return None
-            pixels, weights = yield from run.cache.pictures(cell.arm)
+            pixels, weights = yield from run.cache.make_images(cell.arm)
         return (yield from _train_victim(run, cell, trial, pixels, weights))
 
 
 def _train_victim(
     run: _Run, cell: Cell, trial: Trial, pixels: Levels, weights: str | None
 ) -> Generator[Event, None, float]:
-    from benchmarks.victims import figures_of
+    from benchmarks.victims import list_figures
     from tue_cli.verify.trainer import train_victim
 
     begun = time.monotonic()
-    result, _ = yield from train_victim(trial, run.dataset.arms(pixels), run.computer)
+    result, _ = yield from train_victim(trial, run.dataset.make_arms(pixels), run.computer)
     run.rows.add(
         CELL,
-        cell.settings(run.plan.data, trial),
+        cell.describe(run.plan.data, trial),
         arm=cell.arm.name,
         dataset=run.dataset.name,
         pictures=len(run.dataset.labels),
         weights_sha256=weights,
-        **figures_of(result),
+        **list_figures(result),
         wall_seconds=round(time.monotonic() - begun, 1),
         seed=trial.seed,
         n=1,
@@ -267,12 +274,12 @@ def _count_passes(run: _Run) -> float:
     """Return about how much is left, with what must be made for it, in passes."""
     made: set[str] = set()
     work = 0.0
-    for _, cell, _ in run.missing():
-        training, noise = cell.arm.passes()
-        passes = cell.passes()
-        if not run.cache.has_pictures(cell.arm) and run.cache.name(cell.arm) not in made:
+    for _, cell, _ in run.list_missing():
+        training, noise = cell.arm.count_passes()
+        passes = cell.count_passes()
+        if not run.cache.has_images(cell.arm) and run.cache.make_name(cell.arm) not in made:
             passes += training + noise * len(run.dataset.labels)
-        made.add(run.cache.name(cell.arm))
+        made.add(run.cache.make_name(cell.arm))
         work += passes
     return work
 
@@ -283,33 +290,34 @@ def _write_tables(run: _Run) -> list[Saved[None]]:
 
     folder = run.cache.folder
     with acquire_lock(folder, "tables", wait=True):
-        results = run.results()
+        results = run.collect_results()
         return [
-            _save_file(markdown(sheet, results).encode(), folder / f"{sheet.name}.md")
-            for sheet in run.sheets
+            _save_file(format_markdown(table, results).encode(), folder / f"{table.name}.md")
+            for table in run.tables
         ]
 
 
-def _write_figures(run: _Run, sheet: ResultTable) -> Iterator[Event]:
+def _write_figures(run: _Run, table: ResultTable) -> Iterator[Event]:
     """Draw the paper's figures, each where what it shows was measured."""
     from benchmarks.paper.cache import acquire_lock
 
-    results, folder = run.results(), run.cache.folder
+    results, folder = run.collect_results(), run.cache.folder
     drawings: dict[str, Figure] = {}
-    if any(results.get(place.key) for (row, _), place in sheet.places.items() if row == "4/255"):
-        drawings["figure-1"] = draw_effects(sheet, results)
-    arms = {name: run.plan.arm(name) for name in COLOURS}
-    # The paper does not say through whose eyes: here it is a net trained on clean pictures.
-    eyes = run.plan.arm("TAP")
-    if all(run.cache.has_pictures(arm) for arm in (*arms.values(), eyes)):
+    if any(results.get(place.key) for (row, _), place in table.places.items() if row == "4/255"):
+        drawings["figure-1"] = draw_effects(table, results)
+    arms = {name: run.plan.make_arm(name) for name in COLOURS}
+    # The paper does not say by whose features: here they are those of a net trained on clean
+    # pictures.
+    eyes = run.plan.make_arm("TAP")
+    if all(run.cache.has_images(arm) for arm in (*arms.values(), eyes)):
         every = dict.fromkeys(arms, run.dataset.pixels)
         for name, arm in arms.items():
-            with acquire_lock(folder, run.cache.name(arm), wait=True):
-                every[name], _ = yield from run.cache.pictures(arm)
-        with acquire_lock(folder, run.cache.name(eyes), wait=True):
-            points = yield from run.cache.mapped(eyes, every)
+            with acquire_lock(folder, run.cache.make_name(arm), wait=True):
+                every[name], _ = yield from run.cache.make_images(arm)
+        with acquire_lock(folder, run.cache.make_name(eyes), wait=True):
+            points = yield from run.cache.map_images(eyes, every)
         drawings["figure-2"] = draw_map(points, f"t-SNE of {len(points['clean'])} pictures, thrice")
-    mark = sheet.name.removeprefix("table-1-")
+    mark = table.name.removeprefix("table-1-")
     with acquire_lock(folder, "tables", wait=True):
         saved = [
             _save_file(render(figure, kind), folder / f"{name}-{mark}.{kind}")

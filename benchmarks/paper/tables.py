@@ -59,7 +59,7 @@ def summarize(rows: Sequence[Row]) -> dict[str, Any]:
 
 
 @cache
-def _published() -> dict[str, Any]:
+def _read_published() -> dict[str, Any]:
     text = Path(__file__).with_name("published.json").read_text(encoding="utf-8")
     figures: dict[str, Any] = json.loads(text)
     return figures
@@ -70,7 +70,7 @@ def get_published(*coordinates: str) -> float | None:
 
     The coordinates: table (`1` to `6`), dataset, surrogate, method, victim, radius in levels.
     """
-    found: Any = _published()
+    found: Any = _read_published()
     for name in coordinates:
         if not isinstance(found, dict) or name not in found:
             return None
@@ -93,11 +93,11 @@ def format_cell(place: TableCell | None, results: Results) -> str:
     return f"{100 * result['mean']:.1f}{spread}{knew}{mark}{paper}"
 
 
-def grid(sheet: ResultTable, results: Results) -> tuple[tuple[str, ...], ...]:
+def make_grid(table: ResultTable, results: Results) -> tuple[tuple[str, ...], ...]:
     """Return the rows of a table, each with its name first."""
     return tuple(
-        (row, *(format_cell(sheet.places.get((row, column)), results) for column in sheet.columns))
-        for row in sheet.rows
+        (row, *(format_cell(table.places.get((row, column)), results) for column in table.columns))
+        for row in table.rows
     )
 
 
@@ -110,14 +110,17 @@ NOTE = (
 )
 
 
-def markdown(sheet: ResultTable, results: Results) -> str:
+def format_markdown(table: ResultTable, results: Results) -> str:
     """Return a table in Markdown, with what its marks mean."""
     lines = [
-        f"### {sheet.title}",
+        f"### {table.title}",
         "",
-        f"| {' | '.join((sheet.corner, *sheet.columns))} |",
-        f"|{'---|' * (1 + len(sheet.columns))}",
-        *(f"| {' | '.join(row).replace('*', chr(92) + '*')} |" for row in grid(sheet, results)),
+        f"| {' | '.join((table.corner, *table.columns))} |",
+        f"|{'---|' * (1 + len(table.columns))}",
+        *(
+            f"| {' | '.join(row).replace('*', chr(92) + '*')} |"
+            for row in make_grid(table, results)
+        ),
         "",
         NOTE,
     ]

@@ -1,1 +1,1 @@
-"""What somebody does who wants to learn from protected images all the same."""
+"""Ways to learn from protected images all the same."""

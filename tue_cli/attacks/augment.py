@@ -1,4 +1,4 @@
-"""What a victim does to its batches while it trains, beside shifts and flips: tensors in and out.
+"""Augmentations of a victim's batches beside crops and flips: tensors in, tensors out.
 
 Labels become targets, (N, K): the weight of each class in a picture.
 """

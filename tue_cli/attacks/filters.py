@@ -1,7 +1,6 @@
-"""What an attacker does to pictures before training, to be rid of their noise.
+"""Filters that an attacker applies to pictures before training, to remove their noise.
 
-Pillow's own filters, each done once, to the training pictures alone, at the size at which the
-victim sees them.
+They are Pillow's own, applied once, to the training pictures alone, at the victim's input size.
 """
 
 from __future__ import annotations

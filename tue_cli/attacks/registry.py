@@ -1,4 +1,4 @@
-"""Attackers: what somebody does who wants to learn from protected pictures all the same.
+"""Attackers: ways to learn from protected pictures all the same.
 
 Each changes how a victim is trained and nothing else: it is tested on clean pictures.
 """
@@ -13,7 +13,7 @@ from tue_cli.errors import BadSetting
 
 @dataclass(frozen=True)
 class Attack:
-    """One attacker: standard training but for what is named."""
+    """One attacker: standard training, changed by what is named."""
 
     title: str
     filter: str = ""
@@ -27,7 +27,7 @@ class Attack:
     part: float = 1.0
     """Share of the training pictures that is protected; the others are clean."""
     other_labels: bool = False
-    """Learn to tell what the pictures' colours say, not their classes."""
+    """Train on labels made from the pictures' coarse colours instead of their classes."""
     best_epoch: bool = False
     """Stop at the best epoch, as one could who has clean pictures to test on."""
 
@@ -52,7 +52,7 @@ ATTACKS: dict[str, Attack] = {
 SHORT = {"at": "at4", "jpeg": "jpeg10"}
 
 
-def attacks_named(names: Iterable[str]) -> tuple[str, ...]:
+def parse_attacks(names: Iterable[str]) -> tuple[str, ...]:
     """Return the keys of `ATTACKS` that were asked for, each once; standard training comes first.
 
     Raises:

@@ -22,19 +22,19 @@ from pathlib import Path
 from tue_cli.check import summary
 from tue_cli.check.summary import CheckPlan, CheckSummary
 from tue_cli.dataset.manifest import sha256
-from tue_cli.dataset.match import Expected, pair, read_expected
+from tue_cli.dataset.match import Expected, pair_files, read_expected
 from tue_cli.declare import argument, fixed, setting
-from tue_cli.errors import BadSetting, OutOfMemory, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem, OutOfMemory
 from tue_cli.events import Advanced, Checked, Done, Job, Skipped, Started
 from tue_cli.images import codec, residual
-from tue_cli.images.codec import Picture
+from tue_cli.images.codec import DecodedImage
 from tue_cli.images.residual import CopyFacts
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 PIXELS_AT_ONCE = 64_000_000
-"""Of pictures that are decoded side by side; one that is larger is decoded alone."""
+"""Decoded at once, at most; a larger picture is decoded alone."""
 UNKNOWN_PIXELS = 12_000_000
-"""What a picture is taken for whose size the manifest does not tell."""
+"""Assumed for a picture whose size the manifest does not tell."""
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     began = time.monotonic()
     _refuse(spec)
     home, expected = read_expected(spec.manifest or spec.folder)
-    paired = pair(expected, spec.folder)
+    paired = pair_files(expected, spec.folder)
     for file in paired.extra:
         yield Skipped(spec.folder / file, "extra", "The manifest does not speak of it.")
     yield Started("Checking", len(expected), "pictures", None, CheckPlan(home))
@@ -74,7 +74,9 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
     checked: list[Checked] = []
     try:
-        for result in check_ahead(expected, paired.files, _Look(spec, home), pool, 2 * threads):
+        for result in check_ahead(
+            expected, paired.files, _CopyChecker(spec, home), pool, 2 * threads
+        ):
             checked.append(result)
             yield result
             rate = len(checked) / max(time.monotonic() - began, 1e-3)
@@ -82,7 +84,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
             yield Advanced(len(checked), len(expected), rate, left / rate)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
-    yield from summary.tables(checked, spec.listed)
+    yield from summary.build_tables(checked, spec.listed)
     yield from summary.suggest_next_steps(checked, has_originals=spec.original is not None)
     found = summary.summarize(
         checked,
@@ -94,8 +96,8 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     yield Done(found, said=tuple(summary.describe(found)))
 
 
-class _Look:
-    """Looks at one copy, from any thread."""
+class _CopyChecker:
+    """Checks one copy, from any thread."""
 
     def __init__(self, spec: CheckSpec, home: Path) -> None:
         self._spec = spec
@@ -111,8 +113,8 @@ class _Look:
             checked = replace(checked, notes=(f"found as {file.as_posix()}",))
         try:
             return self._compare(checked, copy)
-        except (PictureProblem, MemoryError) as error:
-            problem = error if isinstance(error, PictureProblem) else OutOfMemory()
+        except (ImageProblem, MemoryError) as error:
+            problem = error if isinstance(error, ImageProblem) else OutOfMemory()
             notes = (*checked.notes, problem.message)
             return replace(checked, state="unreadable", reason=problem.reason, notes=notes)
 
@@ -122,9 +124,9 @@ class _Look:
         if sha256(data) == copy.sha256:
             return replace(checked, state="intact")
         found = codec.decode(data)
-        now = residual.facts(found)
-        whole = None if copy.known else self._whole(copy)
-        known = copy.known or (residual.facts(whole) if whole else None)
+        now = residual.collect_facts(found)
+        whole = None if copy.known else self._read_intact(copy)
+        known = copy.known or (residual.collect_facts(whole) if whole else None)
         lost = tuple(sorted(set(known.metadata) - set(now.metadata))) if known else ()
         notes = list(checked.notes)
         if copy.format and found.format != copy.format:
@@ -140,35 +142,35 @@ class _Look:
         self,
         checked: Checked,
         copy: Expected,
-        found: Picture,
+        found: DecodedImage,
         known: CopyFacts | None,
-        whole: Picture | None,
+        whole: DecodedImage | None,
     ) -> Checked:
-        """Return the state of a file whose pixels are others, and what is left of the noise."""
-        named, original = self._original(copy)
-        size, now = known.size if known else None, residual.size_of(found.pixels)
+        """Return the state of a file whose pixels have changed, and what is left of the noise."""
+        named, original = self._find_original(copy)
+        size, now = known.size if known else None, residual.get_size(found.pixels)
         if size is None and original is not None:
-            size = residual.size_of(original.pixels)
+            size = residual.get_size(original.pixels)
         state, notes = "recompressed" if size else "changed", list(checked.notes)
-        # A picture that was turned upright has its sides swapped, and is no smaller for it.
+        # A picture that was rotated by its orientation tag has its sides swapped: the same size.
         if size and now not in (size, size[::-1]):
             state = "resized"
             notes.append("now {} × {}, was {} × {}".format(*now, *size))
         checked = replace(checked, state=state, original=named)
         if original is not None:
-            left = residual.measure_residual(original, found, whole or self._whole(copy))
+            left = residual.measure_residual(original, found, whole or self._read_intact(copy))
             if left is None:
                 notes.append("shows something else than the original: cropped, edited or another")
             else:
                 notes.extend(["turned upright"] if left.turned else [])
                 checked = _add_residual(checked, left, copy)
-                # An older record has no hash of the pixels, but figures that tell them as well.
+                # An older record has no hash of the pixels, but its figures identify them as well.
                 if not known and (checked.mean, checked.psnr) == (copy.mean, copy.psnr):
                     checked = replace(checked, state="rewritten")
         return replace(checked, notes=tuple(notes))
 
-    def _original(self, copy: Expected) -> tuple[str | None, Picture | None]:
-        """Return how the original was found, and itself where it is still what was protected."""
+    def _find_original(self, copy: Expected) -> tuple[str | None, DecodedImage | None]:
+        """Return the state of the original, and the original itself if it is unchanged."""
         if self._spec.original is None:
             return None, None
         named = "missing"
@@ -176,15 +178,15 @@ class _Look:
             data = codec.read(self._spec.original / copy.source)
             named = "unchanged" if sha256(data) == copy.source_sha256 else "changed"
             return named, codec.decode(data) if named == "unchanged" else None
-        except PictureProblem:
+        except ImageProblem:
             return named, None
 
-    def _whole(self, copy: Expected) -> Picture | None:
+    def _read_intact(self, copy: Expected) -> DecodedImage | None:
         """Return the intact copy where the manifest's own folder still holds it."""
         try:
             data = codec.read(self._home / copy.path)
             return codec.decode(data) if sha256(data) == copy.sha256 else None
-        except PictureProblem:
+        except ImageProblem:
             return None
 
 
@@ -205,17 +207,17 @@ def _refuse(spec: CheckSpec) -> None:
     for folder in filter(None, (spec.folder, spec.original)):
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
-            raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling.")
+            raise BadSetting(f"{escape(folder)} {found}.", "Check the spelling.")
 
 
 def check_ahead(
     expected: Sequence[Expected],
     files: Mapping[Path, Path],
-    look: Callable[[Expected, Path | None], Checked],
+    inspect: Callable[[Expected, Path | None], Checked],
     pool: ThreadPoolExecutor,
     most: int,
 ) -> Iterator[Checked]:
-    """Yield what became of each copy, in order; as many are looked at ahead as memory allows."""
+    """Yield what became of each copy, in order; check as many ahead as memory allows."""
     coming: deque[tuple[Future[Checked], int]] = deque()
     pixels = 0
     for copy in expected:
@@ -224,7 +226,7 @@ def check_ahead(
             future, done = coming.popleft()
             pixels -= done
             yield future.result()
-        coming.append((pool.submit(look, copy, files.get(copy.path)), these))
+        coming.append((pool.submit(inspect, copy, files.get(copy.path)), these))
         pixels += these
     for future, _ in coming:
         yield future.result()

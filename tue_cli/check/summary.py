@@ -23,12 +23,12 @@ STATES = (
 """Worst first. `changed`: the manifest is too old to tell more. `rewritten`: other bytes that hold
 the same pixels and metadata."""
 TOUCHED = STATES[2:5]
-"""States of a picture whose pixels are others than they were."""
+"""States in which the pixels have changed."""
 
 
 @dataclass(frozen=True)
 class CheckPlan:
-    """What copies are held against."""
+    """What copies are checked against."""
 
     manifest: Path
     """The folder of the manifest."""
@@ -49,7 +49,7 @@ class CheckSummary:
     """The median over these."""
     lowest_survival: float | None
     extra: int
-    """Files of which the manifest does not speak."""
+    """Files that the manifest does not mention."""
     folder: Path
     manifest: Path
     """The folder of the manifest."""
@@ -61,7 +61,7 @@ def summarize(
 ) -> CheckSummary:
     """Return what became of all copies together."""
     states = Counter(result.state for result in checked)
-    survivals = _survivals(checked)
+    survivals = _list_survivals(checked)
     return CheckSummary(
         checked=len(checked),
         mismatches=len(checked) - states["intact"],
@@ -76,32 +76,33 @@ def summarize(
     )
 
 
-def tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Table]:
+def build_tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Table]:
     """Yield the table of states and that of the `listed` worst copies, or of all where None."""
     wrong = [result for result in checked if result.state != "intact"]
     if wrong:
-        yield _states(checked)
+        yield _tabulate_states(checked)
     if listed is None:
-        yield _copies("All copies, the worst first", sorted(checked, key=_worst_first))
+        yield _tabulate_copies("All copies, the worst first", sorted(checked, key=_rank_damage))
     elif wrong:
         some = f"The {listed} worst copies; -v lists all" if listed < len(wrong) else "Copies"
-        yield _copies(some, sorted(wrong, key=_worst_first)[:listed])
+        yield _tabulate_copies(some, sorted(wrong, key=_rank_damage)[:listed])
 
 
 def describe(result: CheckSummary) -> Iterator[str]:
     """Yield the result in sentences."""
-    copies, wrong = _number(result.checked, "copy", "copies"), result.mismatches
+    copies, wrong = _count(result.checked, "copy", "copies"), result.mismatches
     if wrong:
-        yield f"Of {copies}, {_number(wrong, 'differs', 'differ')} from the manifest."
+        yield f"Of {copies}, {_count(wrong, 'differs', 'differ')} from the manifest."
     else:
         yield f"Of {copies}, all are intact."
     if result.survival is not None and result.lowest_survival is not None:
         yield (
-            f"Noise left in {_number(result.measured, 'changed copy', 'changed copies')}: "
-            f"{_share(result.survival)} (median), {_share(result.lowest_survival)} (lowest)."
+            f"Noise left in {_count(result.measured, 'changed copy', 'changed copies')}: "
+            f"{_format_share(result.survival)} (median), "
+            f"{_format_share(result.lowest_survival)} (lowest)."
         )
     if result.extra:
-        yield f"{_number(result.extra, 'other file', 'other files')} beside them; -v names each."
+        yield f"{_count(result.extra, 'other file', 'other files')} beside them; -v names each."
 
 
 def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
@@ -115,12 +116,12 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
     originals = Counter(result.original for result in touched)
     if originals["missing"]:
         yield Note(
-            f"{_number(originals['missing'], 'original was', 'originals were')} not found; "
+            f"{_count(originals['missing'], 'original was', 'originals were')} not found; "
             "--original is the folder that was given to tue protect, or the parent of several."
         )
     if originals["changed"]:
         yield Note(
-            f"{_number(originals['changed'], 'original has', 'originals have')} changed since "
+            f"{_count(originals['changed'], 'original has', 'originals have')} changed since "
             "they were protected and cannot be compared with."
         )
     if any(result.mean is not None and result.survival is None for result in touched):
@@ -131,39 +132,45 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
         )
 
 
-def _survivals(checked: Sequence[Checked]) -> list[float]:
+def _list_survivals(checked: Sequence[Checked]) -> list[float]:
     """Return what is left of the noise in the changed copies where it could be measured."""
     touched = (result for result in checked if result.state in TOUCHED)
     return [result.survival for result in touched if result.survival is not None]
 
 
-def _states(checked: Sequence[Checked]) -> Table:
+def _tabulate_states(checked: Sequence[Checked]) -> Table:
     rows = []
     for state in reversed(STATES):
         these = [result for result in checked if result.state == state]
         if these:
-            left = _survivals(these)
-            cells = (_share(statistics.median(left)), _share(min(left))) if left else ("", "")
+            left = _list_survivals(these)
+            cells = (
+                (_format_share(statistics.median(left)), _format_share(min(left)))
+                if left
+                else ("", "")
+            )
             rows.append((state, str(len(these)), *cells))
-    return _table("States", ("state", "copies", "noise left, median", "lowest"), rows, words=1)
+    return _build_table(
+        "States", ("state", "copies", "noise left, median", "lowest"), rows, words=1
+    )
 
 
-def _copies(title: str, results: Sequence[Checked]) -> Table:
+def _tabulate_copies(title: str, results: Sequence[Checked]) -> Table:
     columns = ("picture", "state", "notes", "noise left", "mean change (was)")
     rows = [
         (
             result.picture,
             result.state,
             "; ".join(result.notes),
-            _left(result),
-            _change(result),
+            _format_residual(result),
+            _format_change(result),
         )
         for result in results
     ]
-    return _table(title, columns, rows, words=3)
+    return _build_table(title, columns, rows, words=3)
 
 
-def _table(
+def _build_table(
     title: str, columns: tuple[str, ...], rows: Sequence[tuple[str, ...]], *, words: int
 ) -> Table:
     """Return a table without the columns that say nothing."""
@@ -176,18 +183,18 @@ def _table(
     )
 
 
-def _share(part: float) -> str:
+def _format_share(part: float) -> str:
     return f"{round(100 * part)}%"
 
 
-def _left(result: Checked) -> str:
+def _format_residual(result: Checked) -> str:
     """Return what is left of the noise."""
     if result.survival is not None:
-        return _share(result.survival)
-    return "" if result.at_most is None else f"at most {_share(result.at_most)}"
+        return _format_share(result.survival)
+    return "" if result.at_most is None else f"at most {_format_share(result.at_most)}"
 
 
-def _change(result: Checked) -> str:
+def _format_change(result: Checked) -> str:
     """Return the mean change in levels and, in brackets, that of the intact copy."""
     if result.mean is None or result.survival is not None:
         return ""
@@ -195,11 +202,11 @@ def _change(result: Checked) -> str:
     return f"{result.mean:.1f}" + ("" if recorded is None else f" ({recorded:.1f})")
 
 
-def _worst_first(result: Checked) -> tuple[int, float, str]:
+def _rank_damage(result: Checked) -> tuple[int, float, str]:
     bounds = (result.survival, result.at_most, 1.0)
     left = next(bound for bound in bounds if bound is not None)
     return STATES.index(result.state), left, result.picture
 
 
-def _number(count: int, one: str, several: str) -> str:
+def _count(count: int, one: str, several: str) -> str:
     return f"{count} {one if count == 1 else several}"

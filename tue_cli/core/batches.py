@@ -1,4 +1,4 @@
-"""Pictures in memory as one tensor, drawn in batches, shifted and flipped as tensors.
+"""Images in memory as one tensor: their batches, crops and flips, and EoT samples.
 
 Everything random is a function of a seed and a step, so that a training goes on exactly where it
 was stopped without keeping the state of any generator.
@@ -13,18 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.core.sampling import PADDING, seed_at
+from tue_cli.core.sampling import PADDING, derive_seed
 
 
-def generator_at(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
+def make_generator(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
     """Return the generator of one step of one named stream of a run."""
     generator = torch.Generator(device=device)
-    generator.manual_seed(seed_at(seed, stream, step))
+    generator.manual_seed(derive_seed(seed, stream, step))
     return generator
 
 
 @dataclass(frozen=True)
-class Pictures:
+class Images:
     """A labelled set in memory."""
 
     pixels: Tensor
@@ -35,11 +35,11 @@ class Pictures:
     def __len__(self) -> int:
         return len(self.labels)
 
-    def to(self, device: torch.device) -> Pictures:
+    def to(self, device: torch.device) -> Images:
         """Return the same set on a device."""
-        return Pictures(self.pixels.to(device), self.labels.to(device))
+        return Images(self.pixels.to(device), self.labels.to(device))
 
-    def batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def take_batch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         """Return float32 pixels in [0, 1] and labels of the pictures at `indices`."""
         indices = indices.to(self.pixels.device)
         return self.pixels[indices].float().div_(255), self.labels[indices]
@@ -48,7 +48,7 @@ class Pictures:
 CPU = torch.device("cpu")
 
 
-def batch_indices(
+def draw_batch(
     count: int, size: int, *, seed: int, step: int, device: torch.device = CPU
 ) -> Tensor:
     """Return which pictures make batch `step`, (size,): shuffled anew each epoch, none dropped.
@@ -58,14 +58,14 @@ def batch_indices(
     """
     a_epoch = -(-count // size)
     epoch, place = divmod(step, a_epoch)
-    order = _order(count, seed, epoch, device)
+    order = _shuffle(count, seed, epoch, device)
     return order[torch.arange(place * size, (place + 1) * size, device=device) % count]
 
 
 @lru_cache(maxsize=4)
-def _order(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
+def _shuffle(count: int, seed: int, epoch: int, device: torch.device) -> Tensor:
     """Return an epoch's order, (count,): drawn once on the CPU, kept where it is used."""
-    return torch.randperm(count, generator=generator_at(seed, "order", epoch, CPU)).to(device)
+    return torch.randperm(count, generator=make_generator(seed, "order", epoch, CPU)).to(device)
 
 
 Crops = tuple[Tensor, ...]
@@ -81,12 +81,12 @@ def sample_crops(count: int, generator: torch.Generator) -> Crops:
 
 
 def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Shift each picture by up to 4 pixels over black and flip half of them; (N, C, H, W)."""
+    """Crop each picture at random from 4 pixels of black padding, and flip half; (N, C, H, W)."""
     return apply_crops(pixels, sample_crops(len(pixels), generator))
 
 
 def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
-    """Return pictures (N, C, H, W), each shifted over black and flipped as drawn."""
+    """Return pictures (N, C, H, W), each cropped from its black padding and flipped as drawn."""
     count, _, height, width = pixels.shape
     device = pixels.device
     padded = F.pad(pixels, (PADDING,) * 4)
@@ -102,22 +102,22 @@ def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
 
 
 LUMA = (0.299, 0.587, 0.114)
-"""What red, green and blue weigh in grey (ITU-R 601, as JPEG and Pillow have it)."""
+"""The weights of red, green and blue in grayscale (ITU-R 601, as JPEG and Pillow have it)."""
 
 
-def gray(pixels: Tensor) -> Tensor:
-    """Return pictures (N, 3, H, W) without colours: their luma in all three channels."""
-    return (pixels * _luma(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
+def convert_to_grayscale(pixels: Tensor) -> Tensor:
+    """Return pictures (N, 3, H, W) in grayscale: their luma in all three channels."""
+    return (pixels * _get_luma(pixels.dtype, pixels.device)).sum(1, keepdim=True).expand_as(pixels)
 
 
 @cache
-def _luma(dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Return `LUMA` where it is needed: a graph that is being captured can copy nothing there."""
+def _get_luma(dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `LUMA` on a device, kept there: a capture cannot copy it from the host."""
     return torch.tensor(LUMA, dtype=dtype, device=device)[:, None, None]
 
 
 def sample_moves(count: int, generator: torch.Generator) -> Tensor:
-    """Draw moves, (count, 3) int64, on the generator's device: a shift and a flip each.
+    """Draw EoT samples, (count, 3) int64, on the generator's device: moves, a crop and a flip each.
 
     The expectation over transformations of REM, one sample a step: a batch shares a move, so that
     a picture's noise does not depend on its neighbours. A row says how far down and right a
@@ -133,7 +133,7 @@ def sample_moves(count: int, generator: torch.Generator) -> Tensor:
 
 
 def shift_and_flip(pixels: Tensor, move: Tensor) -> Tensor:
-    """Shift a whole batch over black and flip it, as a move (3,) says; differentiable.
+    """Crop a whole batch from black padding and flip it, as a move (3,) says; differentiable.
 
     Args:
         pixels: (N, C, H, W).

@@ -32,7 +32,7 @@ class Run(Protocol):
         """Return the function's results for these inputs."""
 
 
-def eagerly(function: Function, *inputs: Tensor) -> Tensors:
+def run_eagerly(function: Function, *inputs: Tensor) -> Tensors:
     """Call the function."""
     return function(*inputs)
 
@@ -43,7 +43,7 @@ def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
         raise RuntimeError(f"{inputs[0].device.type} has no CUDA graphs")
     former = torch.cuda.current_stream(inputs[0].device)
     try:
-        return _captured(function, inputs)
+        return _capture(function, inputs)
     except BaseException:
         # A capture that broke off leaves its own stream the current one.
         torch.cuda.set_stream(former)
@@ -51,7 +51,7 @@ def record_graph(function: Function, inputs: Sequence[Tensor]) -> Replay:
         raise
 
 
-def _captured(function: Function, inputs: Sequence[Tensor]) -> Replay:
+def _capture(function: Function, inputs: Sequence[Tensor]) -> Replay:
     with torch.cuda.device(inputs[0].device):
         beside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         beside.wait_stream(torch.cuda.current_stream())
@@ -73,7 +73,7 @@ def _captured(function: Function, inputs: Sequence[Tensor]) -> Replay:
 def record_call(function: Function, inputs: Sequence[Tensor]) -> Replay:
     """Record nothing, and call the function anew: what a graph does, where there is no CUDA.
 
-    Like a graph, it keeps the first call's function and inputs, and sees only the values of later
+    Like a graph, it keeps the first call's function and inputs, and takes only the values of later
     inputs.
     """
     return lambda: function(*inputs)
@@ -86,7 +86,7 @@ _record: ContextVar[Record | None] = ContextVar("record", default=None)
 
 
 @contextmanager
-def recorded_by(record: Record) -> Iterator[None]:
+def use_recorder(record: Record) -> Iterator[None]:
     """Make each `Captured` of this context use `record`, on any device: for tests and timings."""
     token = _record.set(record)
     try:
@@ -99,7 +99,7 @@ class Captured:
     """Runs one function: the first call records it, later calls with inputs of the same shapes
     replay it.
 
-    Every call must pass the same function. Without CUDA (but for `recorded_by`), for other shapes,
+    Every call must pass the same function. Without CUDA (but for `use_recorder`), for other shapes,
     or after recording has failed (with one warning), the function is called directly.
     """
 
@@ -120,7 +120,7 @@ class Captured:
         """Return the function's results for these inputs, in tensors of their own."""
         if self._record is not None and self._replay is None:
             self._start(self._record, function, inputs)
-        if self._replay is None or _shapes(inputs) != _shapes(self._inputs):
+        if self._replay is None or _list_shapes(inputs) != _list_shapes(self._inputs):
             return function(*inputs)
         for held, given in zip(self._inputs, inputs, strict=True):
             held.copy_(given)
@@ -144,5 +144,5 @@ class Captured:
             kept.data.copy_(value)
 
 
-def _shapes(tensors: Tensors) -> list[tuple[torch.Size, torch.dtype]]:
+def _list_shapes(tensors: Tensors) -> list[tuple[torch.Size, torch.dtype]]:
     return [(tensor.shape, tensor.dtype) for tensor in tensors]

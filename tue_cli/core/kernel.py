@@ -21,7 +21,7 @@ def tangent_kernel(a: Tensor, b: Tensor, settings: KernelSettings) -> Tensor:
     return _apply_layers(weight * a @ b.T / a.shape[1] + bias, of_a[:, None], of_b, settings)
 
 
-def own_kernel(a: Tensor, settings: KernelSettings) -> Tensor:
+def compute_kernel_diagonal(a: Tensor, settings: KernelSettings) -> Tensor:
     """Return the diagonal (N,) of `tangent_kernel(a, a)`, of (N, D)."""
     of_a = settings.weight_variance * a.square().mean(1) + settings.bias_variance
     return _apply_layers(of_a, of_a, of_a, settings)
@@ -31,16 +31,16 @@ def _apply_layers(cross: Tensor, of_a: Tensor, of_b: Tensor, settings: KernelSet
     """Return the kernel, of the covariances of the first layer: between and with themselves."""
     weight, bias = settings.weight_variance, settings.bias_variance
 
-    def next_layer(covariance: Tensor, norm: Tensor) -> Tensor:
+    def apply_layer(covariance: Tensor, norm: Tensor) -> Tensor:
         return weight * 2 / math.pi * torch.asin(2 * covariance / norm) + bias
 
     kernel = cross
     for _ in range(settings.layers):
         norms = (1 + 2 * of_a) * (1 + 2 * of_b)
         slope = weight * 4 / math.pi / (norms - 4 * cross.square()).sqrt()
-        cross = next_layer(cross, norms.sqrt())
+        cross = apply_layer(cross, norms.sqrt())
         kernel = cross + kernel * slope
-        of_a, of_b = (next_layer(own, 1 + 2 * own) for own in (of_a, of_b))
+        of_a, of_b = (apply_layer(own, 1 + 2 * own) for own in (of_a, of_b))
     return kernel
 
 
@@ -56,7 +56,7 @@ def fit_coefficients(kernel: Tensor, targets: Tensor, time: int) -> Tensor:
     return coefficients
 
 
-def fit_with_last_picture(
+def fit_with_last_image(
     spectrum: Tensor, rows: Tensor, own: Tensor, targets: Tensor, target: Tensor, time: int
 ) -> tuple[Tensor, Tensor]:
     """Return `fit_coefficients`' result for N blocks that differ by their last picture.

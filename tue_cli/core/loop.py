@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from tue_cli.core.batches import Pictures, batch_indices, generator_at
+from tue_cli.core.batches import Images, draw_batch, make_generator
 from tue_cli.core.capture import Captured, Tensors
 
 Prepare = Callable[[Tensor, Tensor, torch.Generator], Tensors]
@@ -34,7 +34,7 @@ class Plan:
     stream: str
     """Name of this training's random streams."""
 
-    def rate_at(self, step: int) -> float:
+    def compute_rate(self, step: int) -> float:
         """Return the learning rate of a step."""
         warm = max(1, self.steps // 10)
         if step < warm:
@@ -43,7 +43,7 @@ class Plan:
 
 
 class Training:
-    """A net on its way: its optimiser and how many steps are behind it."""
+    """A net in training: its optimiser and how many steps it has taken."""
 
     def __init__(self, net: nn.Module, plan: Plan) -> None:
         self.net = net
@@ -56,8 +56,8 @@ class Training:
             else torch.optim.Adam(parameters, lr=plan.rate)
         )
 
-    def state(self) -> dict[str, Any]:
-        """Return all that `load` needs to go on exactly here."""
+    def get_state(self) -> dict[str, Any]:
+        """Return all that `load` needs to continue from exactly here."""
         return {
             "net": self.net.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -65,14 +65,14 @@ class Training:
         }
 
     def load(self, state: dict[str, Any]) -> None:
-        """Take up a state that `state` gave."""
+        """Restore a state that `get_state` returned."""
         self.net.load_state_dict(state["net"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.step = state["step"]
 
 
 class Curve:
-    """The losses of a training, which are read from the device when they are asked for."""
+    """The losses of a training, read from the device only when asked for."""
 
     def __init__(self, values: Iterable[float] = ()) -> None:
         self._values = list(values)
@@ -82,7 +82,7 @@ class Curve:
         """Take the next step's loss, without waiting for it."""
         self._unread.append(loss)
 
-    def values(self) -> list[float]:
+    def read_losses(self) -> list[float]:
         """Return every step's loss so far, to five places."""
         if self._unread:
             self._values += [round(value, 5) for value in torch.stack(self._unread).tolist()]
@@ -90,9 +90,7 @@ class Curve:
         return self._values
 
 
-def fit(
-    training: Training, pictures: Pictures, *, loss: Loss, prepare: Prepare
-) -> Iterator[Tensor]:
+def fit(training: Training, pictures: Images, *, loss: Loss, prepare: Prepare) -> Iterator[Tensor]:
     """Train to the end of the plan, yielding each step's loss; stopping the iterator stops it.
 
     The net is in train mode whenever its own update is computed; `prepare` may lend it out. No step
@@ -109,9 +107,9 @@ def fit(
 
     while training.step < plan.steps:
         step = training.step
-        indices = batch_indices(len(pictures), plan.batch, seed=plan.seed, step=step, device=device)
-        generator = generator_at(plan.seed, plan.stream, step, device)
-        inputs = prepare(*pictures.batch(indices), generator)
+        indices = draw_batch(len(pictures), plan.batch, seed=plan.seed, step=step, device=device)
+        generator = make_generator(plan.seed, plan.stream, step, device)
+        inputs = prepare(*pictures.take_batch(indices), generator)
         net.train()
         # Dropout draws from torch's own generator: it too must be a function of seed and step.
         with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
@@ -122,17 +120,17 @@ def fit(
         if plan.optimizer == "adam":
             nn.utils.clip_grad_norm_(parameters, 1.0)
         for group in training.optimizer.param_groups:
-            group["lr"] = plan.rate_at(step)
+            group["lr"] = plan.compute_rate(step)
         training.optimizer.step()
         training.step += 1
         yield value
 
 
 @torch.no_grad()
-def accuracy(logits: Callable[[Tensor], Tensor], pictures: Pictures, *, batch: int = 500) -> float:
+def accuracy(logits: Callable[[Tensor], Tensor], pictures: Images, *, batch: int = 500) -> float:
     """Return the share of pictures, 0 to 1, whose largest logit is their label's."""
     right = 0
     for place in range(0, len(pictures), batch):
-        pixels, labels = pictures.batch(torch.arange(place, min(place + batch, len(pictures))))
+        pixels, labels = pictures.take_batch(torch.arange(place, min(place + batch, len(pictures))))
         right += int((logits(pixels).argmax(1) == labels).sum())
     return right / len(pictures)

@@ -27,7 +27,7 @@ class Term:
     """In the pixels' unit; negative to ascend."""
 
 
-def gradient_of(objective: Objective) -> Gradient:
+def make_gradient(objective: Objective) -> Gradient:
     """Return the gradient of the summed objective with respect to the pixels."""
 
     def gradient(pixels: Tensor) -> Tensor:
@@ -65,7 +65,7 @@ def pgd(
     return delta
 
 
-def uniform_start(pixels: Tensor, radius: float, generator: torch.Generator) -> Tensor:
+def draw_uniform_start(pixels: Tensor, radius: float, generator: torch.Generator) -> Tensor:
     """Draw a delta uniformly from the ball of `radius`, of the pixels' shape, on their device."""
     noise = torch.rand(pixels.shape, generator=generator, device=generator.device)
     return (2 * noise.to(pixels.device) - 1) * radius

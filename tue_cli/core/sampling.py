@@ -1,5 +1,6 @@
-"""What is random in making noise, drawn without torch: where a noise begins, and the moves of each
-step. torch's own generator on the CPU draws the same moves, so that both engines make the same.
+"""The randomness of the noise, drawn without torch: each picture's start and each step's EoT
+samples, the moves. torch's generator on the CPU draws the same moves, so both engines make the same
+noise.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ PADDING = 4
 
 Places = NDArray[np.int64]
 Move = tuple[int, int, bool]
-"""Where a picture's frame is put over it, down and right from 0 to 8, and whether it is flipped."""
+"""An EoT sample: how far down and right a picture is cropped, 0 to 8, and whether it is flipped."""
 STAY: Move = (PADDING, PADDING, False)
 
 
@@ -24,13 +25,13 @@ def draw_starts(shape: tuple[int, ...], seeds: list[int], radius: float) -> NDAr
     return ((2 * np.stack(draws) - 1) * radius).astype(np.float32)
 
 
-def seed_at(seed: int, stream: str, step: int) -> int:
+def derive_seed(seed: int, stream: str, step: int) -> int:
     """Return the seed of one step of one named stream of a run, below 2**63."""
     digest = hashlib.sha256(f"{seed}/{stream}/{step}".encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
 
 
-def moves(seed: int, count: int) -> list[Move]:
+def draw_moves(seed: int, count: int) -> list[Move]:
     """Draw moves, as `torch.randint(0, 9, (2,))` and `torch.rand(()) < 0.5` in turns do.
 
     That is from `torch.Generator().manual_seed(seed)`, a Mersenne twister, of which the one takes
@@ -43,7 +44,7 @@ def moves(seed: int, count: int) -> list[Move]:
     return [(top % side, left % side, flip & 0xFFFFFF < 1 << 23) for top, left, flip in drawn]
 
 
-def places(moves: list[Move], height: int, width: int) -> tuple[Places, Places]:
+def locate_pixels(moves: list[Move], height: int, width: int) -> tuple[Places, Places]:
     """Return where each pixel of a moved picture comes from, and where its gradient goes back to.
 
     Both are (M, H * W), a row a move; places count along a picture's rows, and H * W is the place
@@ -55,12 +56,14 @@ def places(moves: list[Move], height: int, width: int) -> tuple[Places, Places]:
         # The way back is the shift the other way; the flip comes last there, and first here.
         come = (width - 1 - columns if flip else columns) + left - PADDING
         go = columns + PADDING - left
-        there.append(_grid(rows + top - PADDING, come, height, width))
-        back.append(_grid(rows + PADDING - top, width - 1 - go if flip else go, height, width))
+        there.append(_index_pixels(rows + top - PADDING, come, height, width))
+        back.append(
+            _index_pixels(rows + PADDING - top, width - 1 - go if flip else go, height, width)
+        )
     return np.stack(there), np.stack(back)
 
 
-def _grid(rows: Places, columns: Places, height: int, width: int) -> Places:
+def _index_pixels(rows: Places, columns: Places, height: int, width: int) -> Places:
     """Return the places of rows and columns, (H * W,), of which those outside are black."""
     inside = ((rows >= 0) & (rows < height))[:, None] & ((columns >= 0) & (columns < width))
     return np.where(inside, rows[:, None] * width + columns, height * width).ravel()

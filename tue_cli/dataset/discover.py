@@ -20,11 +20,11 @@ from typing import NamedTuple
 
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, is_output, refuse_links
-from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
-from tue_cli.storage.atomic import Identity, identity_of
-from tue_cli.text import printable
+from tue_cli.storage.atomic import Identity, get_identity
+from tue_cli.text import escape
 
 _JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
 _JUNK |= {"lost+found", "system volume information", "thumbs.db"}
@@ -53,7 +53,7 @@ class Found:
     """Path, reason and message of what should be a picture, or hold some, and cannot be read."""
 
 
-def default_output(paths: Sequence[Path]) -> Path:
+def choose_default_output(paths: Sequence[Path]) -> Path:
     """The folder `<name>-protected` beside the one folder given, or beside the files' folder.
 
     Raises BadSetting where there is no such one folder.
@@ -63,7 +63,7 @@ def default_output(paths: Sequence[Path]) -> Path:
         raise BadSetting("There are several inputs.", "Name the output folder with -o.")
     folder = folders.pop()
     if not folder.name:
-        raise BadSetting(f"{printable(folder)} has no name.", "Name the output folder with -o.")
+        raise BadSetting(f"{escape(folder)} has no name.", "Name the output folder with -o.")
     return folder.with_name(f"{folder.name}-protected")
 
 
@@ -78,7 +78,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     paths = list(dict.fromkeys(paths))
     for path in paths:
         if not os.path.lexists(path):
-            raise BadSetting(f"{printable(path)} does not exist.", "Check the spelling.")
+            raise BadSetting(f"{escape(path)} does not exist.", "Check the spelling.")
     folders = set(filter(_is_folder, paths))
     for folder in folders:
         _refuse_overlap(folder, output, mirrored=True)
@@ -87,7 +87,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     entries: list[_Entry] = []
     for path in paths:
         if path not in folders:
-            entries.append(_look(path, Path(path.name), named=True))
+            entries.append(_inspect(path, Path(path.name), named=True))
         elif len(folders) == 1:
             entries.extend(_walk(path, Path(), output))
         else:
@@ -129,33 +129,35 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
 
     Raises BadSetting where a link or a mount leads to the output, or to what it lies in.
     """
-    outer = _identities_above(output)
+    outer = _list_identities_above(output)
     pending: list[tuple[Path, Path, frozenset[tuple[int, int]]]] = [(root, below, frozenset())]
     while pending:
         folder, place, above = pending.pop()
         try:
-            here = identity_of(folder.stat())
+            here = get_identity(folder.stat())
             paths = list(folder.iterdir())
         except OSError as error:
             message = f"The folder cannot be read: {error.strerror}."
             yield _Entry("refused", folder, place, "unreadable-folder", message)
             continue
         if here in outer:
-            raise _overlap(output, f"is or lies inside {printable(folder)}, a part of the input")
+            raise _explain_overlap(
+                output, f"is or lies inside {escape(folder)}, a part of the input"
+            )
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
         elif folder != root and is_output(folder):
             yield _Entry("ignored", folder, place, "already-protected output")
         else:
             for path in paths:
-                entry = _look(path, place / path.name)
+                entry = _inspect(path, place / path.name)
                 if entry.kind == "folder":
                     pending.append((entry.path, entry.relative, above | {here}))
                 else:
                     yield entry
 
 
-def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
+def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     """What one entry is; `named`: a person asked for this very file."""
     name = path.name.lower()
     if not named and (name.startswith(".") or name in _JUNK):
@@ -172,7 +174,7 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     if stat.S_ISDIR(mode):
         return _Entry("folder", path, relative)
     if stat.S_ISREG(mode):
-        if is_picture or (not path.suffix and _is_picture_within(path)):
+        if is_picture or (not path.suffix and _is_image_within(path)):
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
@@ -182,14 +184,14 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
     return _Entry("refused", path, relative, reason, message)
 
 
-def _is_picture_within(path: Path) -> bool:
+def _is_image_within(path: Path) -> bool:
     """Say whether a file whose name has no ending begins as a picture does."""
     try:
         opened = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with open(opened, "rb") as file:  # noqa: PTH123
             sniff_format(file.read(256))
         read_dimensions(read(path))
-    except (OSError, PictureProblem):
+    except (OSError, ImageProblem):
         return False
     return True
 
@@ -197,31 +199,31 @@ def _is_picture_within(path: Path) -> bool:
 def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
     """Refuse an output that is or holds the folder or, where it is mirrored whole, lies in it."""
     inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
-    if _same(inner, outer):
-        found = f"is the input folder {printable(folder)} itself"
-    elif mirrored and _within(outer, inner):
-        found = f"lies inside the input folder {printable(folder)}"
-    elif _within(inner, outer):
-        found = f"holds the input folder {printable(folder)}"
+    if _is_same(inner, outer):
+        found = f"is the input folder {escape(folder)} itself"
+    elif mirrored and _is_within(outer, inner):
+        found = f"lies inside the input folder {escape(folder)}"
+    elif _is_within(inner, outer):
+        found = f"holds the input folder {escape(folder)}"
     else:
         return
-    raise _overlap(output, found)
+    raise _explain_overlap(output, found)
 
 
-def _overlap(output: Path, found: str) -> BadSetting:
+def _explain_overlap(output: Path, found: str) -> BadSetting:
     return BadSetting(
-        f"The output folder {printable(output)} {found}.",
+        f"The output folder {escape(output)} {found}.",
         "Choose a folder apart from the input with -o: originals are never touched.",
     )
 
 
-def _identities_above(output: Path) -> frozenset[Identity]:
+def _list_identities_above(output: Path) -> frozenset[Identity]:
     """Return the output and all folders that it lies in, as far as they are there."""
     output = Path(os.path.realpath(output))
     found = set()
     for folder in (output, *output.parents):
         with suppress(OSError):
-            found.add(identity_of(folder.stat()))
+            found.add(get_identity(folder.stat()))
     return frozenset(found)
 
 
@@ -232,9 +234,9 @@ def _refuse_own_names(items: Iterable[Item]) -> None:
         first = Path(item.relative.parts[0])
         if fold_path(first) in own:
             raise BadSetting(
-                f"The copy of {printable(item.source)} would lie at {printable(item.relative)} in "
+                f"The copy of {escape(item.source)} would lie at {escape(item.relative)} in "
                 "the output, where tue keeps its own files.",
-                f"Rename {printable(first)}.",
+                f"Rename {escape(first)}.",
             )
 
 
@@ -245,18 +247,20 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
     names that differ in Unicode form are one. What its name says cannot be protected takes no part.
     """
     items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
-    found = _collision(items, fold_path)
+    found = _find_collision(items, fold_path)
     if found and is_case_sensitive(output):
-        found = _collision(items, lambda relative: nfc(relative.as_posix()))
+        found = _find_collision(items, lambda relative: normalize_name(relative.as_posix()))
     if found:
         raise BadSetting(
-            f"{printable(found[0].source)} and {printable(found[1].source)} would have the same "
+            f"{escape(found[0].source)} and {escape(found[1].source)} would have the same "
             "path in the output.",
             "Rename one of them, or use a separate output for each.",
         )
 
 
-def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Item, Item] | None:
+def _find_collision(
+    items: Sequence[Item], alike: Callable[[Path], str]
+) -> tuple[Item, Item] | None:
     """Return two items that need one place, where names that `alike` makes equal are the same."""
     taken: dict[str, Item] = {}
     for item in items:
@@ -271,7 +275,7 @@ def _collision(items: Sequence[Item], alike: Callable[[Path], str]) -> tuple[Ite
 
 def fold_path(relative: Path) -> str:
     """Return a place as the least discerning file systems see it: no case, no Unicode form."""
-    return nfc(unicodedata.normalize("NFD", relative.as_posix()).casefold())
+    return normalize_name(unicodedata.normalize("NFD", relative.as_posix()).casefold())
 
 
 def is_case_sensitive(folder: Path) -> bool:
@@ -299,7 +303,7 @@ def find_source_folders(items: Sequence[Item]) -> frozenset[Identity]:
     found = set()
     for folder in folders:
         with suppress(OSError):
-            found.add(identity_of(folder.stat()))
+            found.add(get_identity(folder.stat()))
     return frozenset(found)
 
 
@@ -308,9 +312,9 @@ def _refuse_originals(items: Sequence[Item], output: Path) -> None:
     originals = find_source_folders(items)
     for parent in sorted({item.relative.parent for item in items}):
         folder = output / parent
-        if _is_folder(folder) and identity_of(folder.stat()) in originals:
+        if _is_folder(folder) and get_identity(folder.stat()) in originals:
             raise BadSetting(
-                f"{printable(folder)} in the output is a folder of originals.",
+                f"{escape(folder)} in the output is a folder of originals.",
                 "Remove that link, or choose another output with -o.",
             )
 
@@ -327,17 +331,17 @@ def _is_folder(path: Path) -> bool:
         return False
 
 
-def _same(one: Path, other: Path) -> bool:
+def _is_same(one: Path, other: Path) -> bool:
     try:
         return one == other or one.samefile(other)
     except OSError:
         return False
 
 
-def _within(inner: Path, outer: Path) -> bool:
-    return any(_same(folder, outer) for folder in (inner, *inner.parents))
+def _is_within(inner: Path, outer: Path) -> bool:
+    return any(_is_same(folder, outer) for folder in (inner, *inner.parents))
 
 
-def nfc(text: str) -> str:
+def normalize_name(text: str) -> str:
     """Return the composed Unicode form, in which names are compared."""
     return unicodedata.normalize("NFC", text)

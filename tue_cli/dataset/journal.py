@@ -18,22 +18,22 @@ from tue_cli.dataset.manifest import (
     FIELDS,
     MANIFEST,
     Record,
-    damaged,
-    differences,
+    describe_differences,
     drop_foreign_noise,
     drop_invalid,
-    finite,
+    explain_damage,
     format_manifest,
     is_record,
     is_run,
     read_manifest,
+    replace_infinite,
 )
-from tue_cli.dataset.output import JOURNAL, WORK, OutputFolder, output_problem
+from tue_cli.dataset.output import JOURNAL, WORK, OutputFolder, explain_output_error
 from tue_cli.errors import BadSetting
 from tue_cli.storage.atomic import Identity
 from tue_cli.storage.lines import LineFile, TooManyOdd, format_line, read_lines
-from tue_cli.storage.reading import NotAFile, TooLarge, why
-from tue_cli.text import printable
+from tue_cli.storage.reading import NotAFile, TooLarge, explain_error
+from tue_cli.text import escape
 
 EXISTING = ("skip", "overwrite", "error")
 
@@ -41,7 +41,7 @@ _MAKER = ("tool", "algorithm")
 """What of a run tells who made its copies, and does not decide whether another may go on."""
 
 
-def former_run(output: Path) -> dict[str, Any]:
+def read_former_run(output: Path) -> dict[str, Any]:
     """What decided the bytes of the copies that were last written here; empty where there are none.
 
     Raises BadSetting where a manifest cannot be read.
@@ -120,8 +120,8 @@ class Journal:
         """Claim the folder and recall what is in it."""
         with contextlib.ExitStack() as leaving:
             leaving.enter_context(self._folder)
-            self._folder.on_leaving(self._restore)
-            self._folder.on_leaving(self._close)
+            self._folder.call_on_leaving(self._restore)
+            self._folder.call_on_leaving(self._close)
             self.recall()
             leaving.pop_all()
         return self
@@ -158,7 +158,7 @@ class Journal:
                 way; no other copy can be written either.
             OSError: this copy cannot be written.
         """
-        record = finite(record)
+        record = replace_infinite(record)
         if not is_record(record):
             raise ValueError(f"a record needs the strings {', '.join(FIELDS)}: {record}")
         with self._guard:
@@ -166,7 +166,7 @@ class Journal:
             try:
                 self._append(record)
             except OSError as error:
-                raise output_problem(error, self.output) from error
+                raise explain_output_error(error, self.output) from error
             self.records[record["path"]] = record
             self.keys[record["label"]] = record["key"]
             self._ours.setdefault(record["path"], set()).add(record["sha256"])
@@ -179,7 +179,7 @@ class Journal:
         try:
             is_lost = self._lines is not None and not self._lines.is_in_place()
         except OSError as error:
-            raise output_problem(error, self.output) from error
+            raise explain_output_error(error, self.output) from error
         if is_lost:
             raise self._folder.lose(self.output / WORK / JOURNAL)
 
@@ -212,7 +212,7 @@ class Journal:
             with contextlib.suppress(FileNotFoundError):
                 self._folder.work.unlink(JOURNAL)
         except OSError as error:
-            raise output_problem(error, self.output) from error
+            raise explain_output_error(error, self.output) from error
         self._folder.leave()
         return self.output / MANIFEST
 
@@ -237,7 +237,7 @@ class Journal:
         self.records, self.keys = books.get(format_line(wanted), ({}, {}))
         if not self._ours:
             return
-        where = printable(self.output)
+        where = escape(self.output)
         if self._existing == "error":
             raise BadSetting(
                 f"{where} already holds {len(self._ours)} protected copies.",
@@ -245,7 +245,8 @@ class Journal:
             )
         if self._existing == "skip" and last != wanted:
             raise BadSetting(
-                f"{where} holds copies made with other settings: {differences(last, wanted)}.",
+                f"{where} holds copies made with other settings: "
+                f"{describe_differences(last, wanted)}.",
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 
@@ -281,9 +282,9 @@ def _read_journal(output: Path) -> Iterator[dict[str, Any]]:
     except FileNotFoundError:
         return
     except (NotAFile, TooLarge, TooManyOdd) as error:
-        raise damaged(path, why(error)) from error
+        raise explain_damage(path, explain_error(error)) from error
     except OSError as error:
-        raise output_problem(error, output) from error
+        raise explain_output_error(error, output) from error
 
 
 def _parse_entry(line: Any) -> dict[str, Any] | None:

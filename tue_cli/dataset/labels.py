@@ -10,10 +10,10 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from tue_cli.dataset.discover import Found, Item, make_absolute, nfc
+from tue_cli.dataset.discover import Found, Item, make_absolute, normalize_name
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_LIST, is_name, read_file, why
-from tue_cli.text import printable
+from tue_cli.storage.reading import MOST_LIST, explain_error, is_name, read_file
+from tue_cli.text import escape
 
 
 def assign_labels(
@@ -32,17 +32,17 @@ def assign_labels(
         tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
         mode = "folders" if len(tops) > 1 else "single"
     if mode == "single":
-        name = _input_name(items)
+        name = _name_input(items)
         return tuple(replace(item, label=name) for item in items)
     if mode == "folders":
-        name = _input_name(items)
+        name = _name_input(items)
         tiers = [item.relative.parts for item in items]
         names = [parts[0] if len(parts) > 1 else name for parts in tiers]
         return tuple(replace(i, label=label) for i, label in zip(items, names, strict=True))
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
         return _read_label_table(Path(mode), items, note)
     raise BadSetting(
-        f"--labels {printable(mode)} is unknown.",
+        f"--labels {escape(mode)} is unknown.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
     )
 
@@ -53,59 +53,59 @@ def _read_label_table(
     """The items with the classes that a CSV file gives them."""
     # The later spelling wins: a path from the input folder before one from the working folder.
     spellings: dict[str, Item] = {}
-    spellings |= {nfc(item.source.as_posix()): item for item in items}
-    spellings |= {nfc(make_absolute(item.source).as_posix()): item for item in items}
-    spellings |= {nfc(item.relative.as_posix()): item for item in items}
+    spellings |= {normalize_name(item.source.as_posix()): item for item in items}
+    spellings |= {normalize_name(make_absolute(item.source).as_posix()): item for item in items}
+    spellings |= {normalize_name(item.relative.as_posix()): item for item in items}
     counts = Counter(item.source.name for item in items)
     for item in items:
         if counts[item.source.name] == 1:
-            spellings.setdefault(nfc(item.source.name), item)
+            spellings.setdefault(normalize_name(item.source.name), item)
     classes: dict[Item, str] = {}
     unknown = 0
-    for path, label in _rows(table):
-        named = spellings.get(nfc(Path(path).as_posix()))
+    for path, label in _read_rows(table):
+        named = spellings.get(normalize_name(Path(path).as_posix()))
         if named is None:
             unknown += 1
         elif classes.setdefault(named, label) != label:
             raise BadSetting(
-                f"{printable(table)} puts {printable(path)} into two classes, "
-                f"{printable(classes[named])} and {printable(label)}.",
+                f"{escape(table)} puts {escape(path)} into two classes, "
+                f"{escape(classes[named])} and {escape(label)}.",
                 "Keep one of the two rows.",
             )
-    if missing := [printable(item.relative) for item in items if item not in classes]:
+    if missing := [escape(item.relative) for item in items if item not in classes]:
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise BadSetting(
-            f"{len(missing)} of {len(items)} pictures have no row in {printable(table)}: {few}",
+            f"{len(missing)} of {len(items)} pictures have no row in {escape(table)}: {few}",
             "Add a row `path,class` for each, its path counted from the input folder.",
         )
     if unknown:
-        note(f"{unknown} rows of {printable(table)} name no picture of this run.")
+        note(f"{unknown} rows of {escape(table)} name no picture of this run.")
     return tuple(replace(item, label=classes[item]) for item in items)
 
 
-def _rows(table: Path) -> Iterator[tuple[str, str]]:
+def _read_rows(table: Path) -> Iterator[tuple[str, str]]:
     """Path and class of every row that is not blank."""
     path_at, class_at = 0, 1
-    for number, (line, row) in enumerate(_cells(table)):
+    for number, (line, row) in enumerate(_read_cells(table)):
         header = [cell.strip().lower() for cell in row] if number == 0 else []
         if "path" in header and "class" in header:
             path_at, class_at = header.index("path"), header.index("class")
             continue
         if len(row) <= max(path_at, class_at) or not row[class_at].strip():
             raise BadSetting(
-                f"Line {line} of {printable(table)} has no class.",
+                f"Line {line} of {escape(table)} has no class.",
                 "Write every row as `path,class`, with a comma between.",
             )
         if not is_name(row[class_at]):
             raise BadSetting(
-                f"Line {line} of {printable(table)} names a class that no folder could be called: "
-                f"{printable(row[class_at].strip()[:80])}.",
+                f"Line {line} of {escape(table)} names a class that no folder could be called: "
+                f"{escape(row[class_at].strip()[:80])}.",
                 "Give it a name without NUL.",
             )
         yield row[path_at], row[class_at].strip()
 
 
-def _cells(table: Path) -> Iterator[tuple[int, list[str]]]:
+def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
     """Line and cells of every row that is not blank."""
     try:
         text = read_file(table, MOST_LIST).decode("utf-8-sig", "surrogateescape")
@@ -113,11 +113,12 @@ def _cells(table: Path) -> Iterator[tuple[int, list[str]]]:
         yield from ((reader.line_num, row) for row in reader if any(row))
     except (OSError, csv.Error) as error:
         raise BadSetting(
-            f"The labels {printable(table)} cannot be read: {why(error)}.", "Name a CSV file."
+            f"The labels {escape(table)} cannot be read: {explain_error(error)}.",
+            "Name a CSV file.",
         ) from error
 
 
-def _input_name(items: Sequence[Item]) -> str:
+def _name_input(items: Sequence[Item]) -> str:
     """The name of the folder that all items' places count from."""
     roots = {make_absolute(item.source.parents[len(item.relative.parts) - 1]) for item in items}
     return (roots.pop().name if len(roots) == 1 else "") or "pictures"

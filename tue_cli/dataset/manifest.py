@@ -16,8 +16,15 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_STATE, is_below, is_name, parse_json, read_file, why
-from tue_cli.text import printable
+from tue_cli.storage.reading import (
+    MOST_STATE,
+    explain_error,
+    is_below,
+    is_name,
+    parse_json,
+    read_file,
+)
+from tue_cli.text import escape
 
 MANIFEST = "tue-manifest.json"
 SCHEMA = 1
@@ -50,24 +57,24 @@ def read_manifest(output: Path) -> dict[str, Any]:
         manifest = parse_json(data) if begins and not nested else None
     except FileNotFoundError:
         raise BadSetting(
-            f"{printable(output)} has no {MANIFEST}.",
+            f"{escape(output)} has no {MANIFEST}.",
             "Name a folder that `tue protect` has finished.",
         ) from None
     except (OSError, ValueError) as error:
-        raise damaged(path, why(error)) from error
+        raise explain_damage(path, explain_error(error)) from error
     # Not isinstance: true is a whole number to Python.
     if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
-        raise damaged(path, "it is not a manifest of tue")
+        raise explain_damage(path, "it is not a manifest of tue")
     if manifest["schema"] != SCHEMA:
         raise BadSetting(
-            f"{printable(path)} has schema {manifest['schema']}; this version reads {SCHEMA}.",
+            f"{escape(path)} has schema {manifest['schema']}; this version reads {SCHEMA}.",
             "Use the version of tue that wrote it, or choose another output with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
     if not (is_run(run) and _are_keys(keys) and isinstance(pictures, list)):
-        raise damaged(path, "parts of it are missing or of the wrong kind")
+        raise explain_damage(path, "parts of it are missing or of the wrong kind")
     if not all(is_record(entry) for entry in pictures):
-        raise damaged(path, "a picture's entry is incomplete, or leads outside the folder")
+        raise explain_damage(path, "a picture's entry is incomplete, or leads outside the folder")
     manifest["pictures"] = [drop_invalid(entry) for entry in pictures]
     manifest["summary"] = _clean_summary(manifest.get("summary"))
     return manifest
@@ -93,7 +100,7 @@ def format_manifest(
         "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
-    text = json.dumps(finite(manifest), sort_keys=True, indent=1, allow_nan=False) + "\n"
+    text = json.dumps(replace_infinite(manifest), sort_keys=True, indent=1, allow_nan=False) + "\n"
     return text.encode("ascii")
 
 
@@ -162,12 +169,12 @@ _TELLING: dict[str, Callable[[Any], bool]] = {
 """Fields of a record that decide nothing, and which values they may have."""
 
 
-def finite(value: Any) -> Any:
+def replace_infinite(value: Any) -> Any:
     """`value` as strict JSON can say it: the PSNR of an unchanged picture is infinite."""
     if isinstance(value, dict):
-        return {name: finite(part) for name, part in value.items()}
+        return {name: replace_infinite(part) for name, part in value.items()}
     if isinstance(value, list | tuple):
-        return [finite(part) for part in value]
+        return [replace_infinite(part) for part in value]
     return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
@@ -186,7 +193,7 @@ def drop_foreign_noise(former: dict[str, Any], run: dict[str, Any]) -> dict[str,
     return {**former, "settings": {**settings, "noise": kept}}
 
 
-def differences(former: dict[str, Any], run: dict[str, Any]) -> str:
+def describe_differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flatten(former), _flatten(run)
     parts = [
@@ -212,9 +219,9 @@ def _flatten(settings: dict[str, Any], prefix: str = "") -> dict[str, Any]:
     return flat
 
 
-def damaged(path: Path, why: str) -> BadSetting:
+def explain_damage(path: Path, why: str) -> BadSetting:
     """The error to raise where a manifest or a journal cannot be read."""
     return BadSetting(
-        f"{printable(path)} cannot be read: {printable(why)}.",
+        f"{escape(path)} cannot be read: {escape(why)}.",
         "Move it away and run again with --existing overwrite, or choose another folder with -o.",
     )

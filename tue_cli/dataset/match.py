@@ -14,12 +14,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tue_cli.dataset.discover import nfc
+from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.errors import BadSetting, NothingToDo
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.images.residual import CopyFacts
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class Expected:
     """The mean change of its pixels, in levels."""
     psnr: float | None
     small_rms: float | None
-    """As `remains.small_rms` has it."""
+    """As `residual.measure_small_rms` returns it."""
 
 
 @dataclass(frozen=True)
@@ -67,27 +67,27 @@ def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:
             error.message,
             f"With --manifest, name the folder that `tue protect` wrote, or its {MANIFEST}.",
         ) from None
-    records = {record["path"]: _expected(record, folder) for record in manifest["pictures"]}
+    records = {record["path"]: _parse_record(record, folder) for record in manifest["pictures"]}
     if not records:
-        raise NothingToDo(f"The manifest in {printable(folder)} names no picture.")
+        raise NothingToDo(f"The manifest in {escape(folder)} names no picture.")
     return folder, tuple(records[path] for path in sorted(records))
 
 
-def pair(expected: Sequence[Expected], folder: Path) -> Paired:
+def pair_files(expected: Sequence[Expected], folder: Path) -> Paired:
     """Find the file of each record: at its path, else by a name that only one of either has.
 
     Neither case nor the extension matters to a name, since sites change both: a file in the same
     folder is preferred, then one of the same full name anywhere, then one of the same stem.
     """
-    free = {file.relative_to(folder): None for file in _files(folder)}
+    free = {file.relative_to(folder): None for file in _list_files(folder)}
     files: dict[Path, Path] = {}
     for copy in expected:
         if _exists(folder / copy.path):
             files[copy.path] = copy.path
             free.pop(copy.path, None)
-    for key in (_beside, _name, _stem):
-        lost = _by(key, (copy.path for copy in expected if copy.path not in files))
-        found = _by(key, (file for file in free if file.suffix.lower() in SUFFIXES))
+    for key in (_fold_path, _fold_name, _fold_stem):
+        lost = _group_by(key, (copy.path for copy in expected if copy.path not in files))
+        found = _group_by(key, (file for file in free if file.suffix.lower() in SUFFIXES))
         for name, paths in lost.items():
             if len(paths) == 1 and len(found[name]) == 1:
                 files[paths[0]] = found[name][0]
@@ -95,24 +95,24 @@ def pair(expected: Sequence[Expected], folder: Path) -> Paired:
     return Paired(files, tuple(sorted(free)))
 
 
-def _expected(record: dict[str, Any], folder: Path) -> Expected:
+def _parse_record(record: dict[str, Any], folder: Path) -> Expected:
     source = record.get("source")
     return Expected(
-        path=_inside(record["path"], folder),
-        source=_inside(source if isinstance(source, str) else record["path"], folder),
+        path=_parse_path(record["path"], folder),
+        source=_parse_path(source if isinstance(source, str) else record["path"], folder),
         source_sha256=record["source_sha256"],
         sha256=record["sha256"],
-        format=_text(record.get("format")),
-        known=_known(record),
-        mean=_number(record.get("mean")),
-        psnr=_number(record.get("psnr")),
-        small_rms=_number(record.get("small_rms")),
+        format=_parse_text(record.get("format")),
+        known=_parse_facts(record),
+        mean=_parse_number(record.get("mean")),
+        psnr=_parse_number(record.get("psnr")),
+        small_rms=_parse_number(record.get("small_rms")),
     )
 
 
-def _known(record: dict[str, Any]) -> CopyFacts | None:
+def _parse_facts(record: dict[str, Any]) -> CopyFacts | None:
     size, kinds = record.get("size"), record.get("metadata")
-    pixels = _text(record.get("pixels_sha256"))
+    pixels = _parse_text(record.get("pixels_sha256"))
     if not (isinstance(size, list) and len(size) == 2 and all(isinstance(n, int) for n in size)):
         return None
     if not (isinstance(kinds, list) and all(isinstance(kind, str) for kind in kinds)):
@@ -120,30 +120,29 @@ def _known(record: dict[str, Any]) -> CopyFacts | None:
     return CopyFacts((size[0], size[1]), tuple(kinds), pixels) if pixels and min(size) > 0 else None
 
 
-def _inside(text: str, folder: Path) -> Path:
+def _parse_path(text: str, folder: Path) -> Path:
     """Return a relative path that stays below any folder it is put to."""
     path = Path(text)
     if not path.parts or path.is_absolute() or path.anchor or ".." in path.parts or "\0" in text:
         raise BadSetting(
-            f"The manifest in {printable(folder)} names {printable(repr(text))}, outside its "
-            "folder.",
+            f"The manifest in {escape(folder)} names {escape(repr(text))}, outside its folder.",
             "It was not written by `tue protect`; use the one that was.",
         )
     return path
 
 
-def _text(value: Any) -> str | None:
+def _parse_text(value: Any) -> str | None:
     return value if isinstance(value, str) else None
 
 
-def _number(value: Any) -> float | None:
+def _parse_number(value: Any) -> float | None:
     try:
         return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
     except OverflowError:
         return None
 
 
-def _files(folder: Path) -> Iterable[Path]:
+def _list_files(folder: Path) -> Iterable[Path]:
     """Yield every file below a folder but hidden ones and the manifest; no symlink is entered."""
     for place, folders, names in os.walk(folder):
         folders[:] = [name for name in folders if not name.startswith(".")]
@@ -163,20 +162,20 @@ def _exists(path: Path) -> bool:
     return True
 
 
-def _by(key: Callable[[Path], str], paths: Iterable[Path]) -> dict[str, list[Path]]:
+def _group_by(key: Callable[[Path], str], paths: Iterable[Path]) -> dict[str, list[Path]]:
     grouped: dict[str, list[Path]] = defaultdict(list)
     for path in paths:
         grouped[key(path)].append(path)
     return grouped
 
 
-def _beside(path: Path) -> str:
-    return nfc(path.with_suffix("").as_posix()).casefold()
+def _fold_path(path: Path) -> str:
+    return normalize_name(path.with_suffix("").as_posix()).casefold()
 
 
-def _name(path: Path) -> str:
-    return nfc(path.name).casefold()
+def _fold_name(path: Path) -> str:
+    return normalize_name(path.name).casefold()
 
 
-def _stem(path: Path) -> str:
-    return nfc(path.stem).casefold()
+def _fold_stem(path: Path) -> str:
+    return normalize_name(path.stem).casefold()

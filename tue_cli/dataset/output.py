@@ -15,7 +15,7 @@ from typing import Self
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.errors import OutputProblem
 from tue_cli.storage.atomic import SCRATCH, Folder, Identity, is_link
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 WORK = ".tue"
 """Where a run keeps its state in the output."""
@@ -32,9 +32,9 @@ def is_output(folder: Path) -> bool:
     return any(map(os.path.lexists, (folder / MANIFEST, folder / WORK / JOURNAL)))
 
 
-def output_problem(error: OSError, output: Path) -> OutputProblem:
+def explain_output_error(error: OSError, output: Path) -> OutputProblem:
     """The error to raise when writing below `output` failed with `error`."""
-    where = printable(output)
+    where = escape(output)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return OutputProblem(
             f"The disk that holds {where} is full.",
@@ -50,7 +50,7 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
             f"The output folder {where} is on a read-only disk.", "Choose another folder with -o."
         )
     if error.errno == errno.ELOOP:
-        return link_in_the_way(Path(error.filename or output))
+        return explain_link(Path(error.filename or output))
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputProblem(
             f"Something that is not a folder stands in the place of the output folder {where}.",
@@ -62,10 +62,10 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
     )
 
 
-def link_in_the_way(path: Path) -> OutputProblem:
+def explain_link(path: Path) -> OutputProblem:
     """The error to raise where a link stands in the place of a file or folder of the output."""
     return OutputProblem(
-        f"{printable(path)} is a link; tue follows no links inside an output.",
+        f"{escape(path)} is a link; tue follows no links inside an output.",
         "Remove it, or choose another folder with -o.",
     )
 
@@ -80,7 +80,7 @@ def refuse_links(output: Path, folders: Iterable[Path]) -> None:
     for place in sorted(places - {Path()}):
         with contextlib.suppress(OSError):
             if is_link((output / place).lstat()):
-                raise link_in_the_way(output / place)
+                raise explain_link(output / place)
 
 
 class OutputFolder:
@@ -110,8 +110,8 @@ class OutputFolder:
         try:
             self._claim()
             if not os.access(self.path, os.W_OK | os.X_OK):
-                raise output_problem(PermissionError(errno.EACCES, "not writable"), self.path)
-            _suppressed(self._clear_scratch)
+                raise explain_output_error(PermissionError(errno.EACCES, "not writable"), self.path)
+            _call_quietly(self._clear_scratch)
         except BaseException:
             self.leave()
             raise
@@ -124,9 +124,9 @@ class OutputFolder:
         """Let the folder go; what was written stays, and what this run made empty does not."""
         self._stack.close()
 
-    def on_leaving(self, action: Callable[[], object]) -> None:
+    def call_on_leaving(self, action: Callable[[], object]) -> None:
         """Have something done before the folder is let go, whatever the file system says to it."""
-        self._stack.callback(_suppressed, action)
+        self._stack.callback(_call_quietly, action)
 
     def _claim(self) -> None:
         # A run that leaves removes its empty folders, perhaps between our making and our locking.
@@ -136,33 +136,33 @@ class OutputFolder:
                 return
             except BlockingIOError:
                 raise OutputProblem(
-                    f"Another run of tue is using {printable(self.path)}.",
+                    f"Another run of tue is using {escape(self.path)}.",
                     "Wait until it has finished, or choose another folder with -o.",
                 ) from None
             except OSError as error:
                 self.leave()
                 if attempts_left and isinstance(error, FileNotFoundError | FileExistsError):
                     continue
-                raise output_problem(error, self.path) from error
+                raise explain_output_error(error, self.path) from error
 
     def _hold(self) -> None:
         hold = self._stack
         for folder in reversed((self.path, *self.path.parents)):
             if not folder.exists():
-                self.on_leaving(folder.rmdir)
+                self.call_on_leaving(folder.rmdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = hold.enter_context(Folder(self.path))
         self.refused = self._folder.refused
         if self._folder.identity in self._originals:
             raise self.lose(self.path)
         refuse_links(self.path, ())
-        self.on_leaving(lambda: self._folder.rmdir(WORK))
-        self.work = hold.enter_context(self._folder.inside(Path(WORK), make=True))
+        self.call_on_leaving(lambda: self._folder.rmdir(WORK))
+        self.work = hold.enter_context(self._folder.enter(Path(WORK), make=True))
         hold.callback(self.work.unlock, _LOCK, self.work.lock(_LOCK))
-        self.on_leaving(self._clear_scratch)
+        self.call_on_leaving(self._clear_scratch)
 
     def _clear_scratch(self) -> None:
-        for name in self.work.names():
+        for name in self.work.list_names():
             if name.startswith(SCRATCH):
                 with contextlib.suppress(OSError):
                     self.work.unlink(name)
@@ -176,19 +176,19 @@ class OutputFolder:
             OSError: this file cannot be written.
         """
         try:
-            with self._entered(relative.parent) as place:
+            with self._enter(relative.parent) as place:
                 place.write(data, relative.name, aside=self.work, like=like)
         except OSError as error:
             self.refuse_loss()
             if error.errno in _FATAL:
-                raise output_problem(error, self.path) from error
+                raise explain_output_error(error, self.path) from error
             raise
 
-    def _entered(self, relative: Path) -> Folder:
+    def _enter(self, relative: Path) -> Folder:
         """Enter a folder for copies, made where it is missing, and check that it is one still."""
         known = self._places.get(relative)
         try:
-            place = self._folder.inside(relative, make=known is None)
+            place = self._folder.enter(relative, make=known is None)
         except FileNotFoundError:
             raise self.lose(self.path / relative) from None
         if place.identity in self._originals or known not in (None, place.identity):
@@ -200,7 +200,7 @@ class OutputFolder:
     def sha256(self, relative: Path) -> str | None:
         """Return the hash of the file at a place; None where there is no readable regular file."""
         try:
-            with self._folder.inside(relative.parent) as place:
+            with self._folder.enter(relative.parent) as place:
                 return place.sha256(relative.name)
         except (OSError, ValueError):  # the latter for a name that no system can have
             return None
@@ -215,18 +215,18 @@ class OutputFolder:
         """Remember that something is no longer in its place, and return the error to raise."""
         self.is_lost = True
         return OutputProblem(
-            f"{printable(path)} was removed or replaced while tue was writing.",
+            f"{escape(path)} was removed or replaced while tue was writing.",
             "Find out why, then run the same command again; the remaining copies are kept.",
         )
 
     def restore(self, text: str, name: str) -> None:
         """Write a file of the run's state anew where it was lost; does nothing where it was not."""
         if self.is_lost:
-            with self._folder.inside(Path(WORK), make=True) as work:
-                if work.status(name) is None:
+            with self._folder.enter(Path(WORK), make=True) as work:
+                if work.read_status(name) is None:
                     work.write(text.encode(), name)
 
 
-def _suppressed(action: Callable[[], object]) -> None:
+def _call_quietly(action: Callable[[], object]) -> None:
     with contextlib.suppress(OSError):
         action()

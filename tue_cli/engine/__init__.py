@@ -1,1 +1,1 @@
-"""What computes the noise: torch or ONNX Runtime."""
+"""The engines that make the noise: torch and ONNX Runtime."""

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
 CPU_BATCH = 8
 """Pictures at once on a CPU: a twentieth slower than 32, and few pictures are not padded to 32."""
 
-SEEN = ("features", "logits")
-"""The graph's outputs that are what the surrogate sees."""
+SURROGATE_OUTPUTS = ("features", "logits")
+"""The graph's outputs that are the surrogate's."""
 
 GRAPH_METHODS = ("tue", "em")
 """The methods whose noise is a descent of what the graph holds."""
@@ -39,7 +39,7 @@ PROVIDERS = {
     "mps": ("CoreMLExecutionProvider", "CoreML"),
     "cpu": ("CPUExecutionProvider", "CPU"),
 }
-"""What computes on a device, by the device's name, in the order in which `auto` tries them."""
+"""Execution providers by the device's name, in the order in which `auto` tries them."""
 
 
 def refuse_method(method: str) -> None:
@@ -65,7 +65,7 @@ class OnnxEngine:
         device: str,
         batch: int,
     ) -> None:
-        """`graph` is what `weights.graph_of` returns; the weights' own tensors go into it.
+        """`graph` is what `weights.read_graph` returns; the weights' own tensors go into it.
 
         Raises:
             BadSetting: a method that the graph does not hold, or no such kind of device.
@@ -106,9 +106,9 @@ class OnnxEngine:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
         noise = self._noise
         radius = np.float32(noise.radius)
-        # The same shifts and flips for every batch: a picture's noise is its own.
-        seed = sampling.seed_at(self._seed, "perturb", 0)
-        moves = sampling.moves(seed, noise.steps * noise.samples)
+        # The same EoT samples for every batch: a picture's noise is its own.
+        seed = sampling.derive_seed(self._seed, "perturb", 0)
+        moves = sampling.draw_moves(seed, noise.steps * noise.samples)
         deltas = []
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
@@ -127,13 +127,13 @@ class OnnxEngine:
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
-        return self._seen("features", pixels)
+        return self._run_surrogate("features", pixels)
 
     def logits(self, pixels: Floats) -> Floats:
         """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
-        return self._seen("logits", pixels)
+        return self._run_surrogate("logits", pixels)
 
-    def _seen(self, output: str, pixels: Floats) -> Floats:
+    def _run_surrogate(self, output: str, pixels: Floats) -> Floats:
         parts = []
         keys = np.zeros(self.batch, np.int64)
         for place in range(0, len(pixels), self.batch):
@@ -151,7 +151,7 @@ class OnnxEngine:
         keys: NDArray[np.int64],
         moves: list[sampling.Move],
     ) -> Floats:
-        there, back = sampling.places(moves, *pixels.shape[-2:])
+        there, back = sampling.locate_pixels(moves, *pixels.shape[-2:])
         noise = self._noise
         values: dict[str, NDArray[Any]] = {
             "pixels": pixels,
@@ -160,7 +160,9 @@ class OnnxEngine:
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
-            "gray_step": np.array(0.0 if output in SEEN else self._gray_step, np.float32),
+            "gray_step": np.array(
+                0.0 if output in SURROGATE_OUTPUTS else self._gray_step, np.float32
+            ),
             "score_step": np.array(self._score_step, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }
@@ -185,7 +187,7 @@ def count_threads() -> int:
         return os.cpu_count() or 1
 
 
-def runtime() -> Any:
+def import_runtime() -> Any:
     """Import ONNX Runtime, which from 1.29 on reports to its makers unless it is told not to.
 
     It reads the variable once, when it is loaded; `disable_telemetry_events()` comes too late. So
@@ -210,7 +212,7 @@ def open_session(
     Raises:
         BadSetting, DeviceUnavailable, WeightsProblem: as `OnnxEngine` says.
     """
-    onnxruntime = runtime()
+    onnxruntime = import_runtime()
     onnxruntime.set_default_logger_severity(4)
     kind, _, number = device.partition(":")
     if device != "auto" and (
@@ -226,7 +228,7 @@ def open_session(
         if provider in there:
             if candidate == "cuda":
                 _load_cuda()
-            session = _session(graph, tensors, candidate, number or "0")
+            session = _try_session(graph, tensors, candidate, number or "0")
             if session is not None and session.get_providers()[0] == provider:
                 return session, candidate
     raise DeviceUnavailable(
@@ -242,10 +244,10 @@ _REMEDIES = {
 }
 
 
-def _session(
+def _try_session(
     graph: bytes, tensors: Tensors, kind: str, number: str
 ) -> onnxruntime.InferenceSession | None:
-    onnxruntime = runtime()
+    onnxruntime = import_runtime()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = count_threads()
     options.use_deterministic_compute = True
@@ -282,4 +284,4 @@ def _session(
 def _load_cuda() -> None:
     """Find the CUDA libraries that pip installed, if it did, without what is said about it."""
     with contextlib.redirect_stdout(io.StringIO()), contextlib.suppress(Exception):
-        runtime().preload_dlls()
+        import_runtime().preload_dlls()

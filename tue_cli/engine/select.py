@@ -13,10 +13,10 @@ import sys
 from pathlib import Path
 
 from tue_cli.engine.onnx import GRAPH_METHODS, OnnxEngine, refuse_method
-from tue_cli.engine.torch import Engine, TorchEngine, machine
+from tue_cli.engine.torch import Engine, TorchEngine, choose_device
 from tue_cli.errors import BadSetting, WeightsProblem, is_installed, require
 from tue_cli.noise import Noise
-from tue_cli.weights import Weights, graph_of
+from tue_cli.weights import Weights, read_graph
 
 BACKENDS = ("auto", "torch", "onnx")
 
@@ -26,7 +26,7 @@ and a half that it takes to load; wider ones cost more a picture, as the square 
 does so sooner: from 50 at width 32, 12 at 64 (benchmarks/results/runtimes.jsonl)."""
 
 
-def engine_for(
+def choose_engine(
     weights: Weights,
     method: str,
     noise: Noise,
@@ -60,10 +60,12 @@ def engine_for(
     if backend == "onnx":
         require("onnxruntime")
         refuse_method(method)
-        graph = graph_of(weights)
+        graph = read_graph(weights)
         return OnnxEngine(weights, graph, method, noise, seed=seed, device=device, batch=batch)
     require("torch")
-    return TorchEngine(weights, method, noise, seed=seed, machine=machine(device), batch=batch)
+    return TorchEngine(
+        weights, method, noise, seed=seed, machine=choose_device(device), batch=batch
+    )
 
 
 def refuse_unknown(backend: str) -> None:
@@ -97,7 +99,7 @@ def choose_backend(
 
 def _has_graph(weights: Weights) -> bool:
     try:
-        graph_of(weights)
+        read_graph(weights)
     except WeightsProblem:
         return False
     return True

@@ -1,6 +1,4 @@
-"""What computes the noise, behind one small protocol; here by torch: a device, a precision and the
-frozen nets.
-"""
+"""The protocol of an engine, and the engine on torch: a device, a precision, frozen nets."""
 
 from __future__ import annotations
 
@@ -57,7 +55,7 @@ class ComputeDevice:
     description: str
 
 
-def machine(name: str = "auto") -> ComputeDevice:
+def choose_device(name: str = "auto") -> ComputeDevice:
     """Choose a device: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; prove it by a small computation.
 
     Raises:
@@ -65,16 +63,16 @@ def machine(name: str = "auto") -> ComputeDevice:
         DeviceUnavailable: a device that was asked for by name does not work.
     """
     if name != "auto":
-        return _opened(name)
+        return _open_device(name)
     for candidate in ("cuda", "mps"):
         try:
-            return _opened(candidate)
+            return _open_device(candidate)
         except DeviceUnavailable:
             continue
-    return _opened("cpu")
+    return _open_device("cpu")
 
 
-def _opened(name: str) -> ComputeDevice:
+def _open_device(name: str) -> ComputeDevice:
     import torch
 
     kind, _, number = name.partition(":")
@@ -139,16 +137,16 @@ class TorchEngine:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
         import torch
 
-        from tue_cli.core.batches import generator_at
+        from tue_cli.core.batches import make_generator
 
         deltas = []
         device = self._machine.device
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
             start = draw_starts(pixels[part].shape, seeds[part], self._noise.radius)
-            # The same shifts and flips for every batch: a picture's noise is its own. They are
-            # drawn on the CPU, whatever computes, so that every engine draws the same.
-            generator = generator_at(self._seed, "perturb", 0, torch.device("cpu"))
+            # The same EoT samples for every batch: a picture's noise is its own. They are drawn on
+            # the CPU, whatever the device, so that every engine draws the same.
+            generator = make_generator(self._seed, "perturb", 0, torch.device("cpu"))
             try:
                 delta = self._perturb(
                     self._nets,
@@ -169,17 +167,19 @@ class TorchEngine:
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
-        from tue_cli.methods.surrogate import surrogate_of
+        from tue_cli.methods.surrogate import get_surrogate
 
-        return self._seen(surrogate_of(self._nets).features, pixels)
+        return self._run_surrogate(get_surrogate(self._nets).features, pixels)
 
     def logits(self, pixels: Floats) -> Floats:
         """Return the surrogate's logits, (N, K), of pixels (N, 3, S, S) in [0, 1]."""
-        from tue_cli.methods.surrogate import surrogate_of
+        from tue_cli.methods.surrogate import get_surrogate
 
-        return self._seen(surrogate_of(self._nets), pixels)
+        return self._run_surrogate(get_surrogate(self._nets), pixels)
 
-    def _seen(self, see: Callable[[torch.Tensor], torch.Tensor], pixels: Floats) -> Floats:
+    def _run_surrogate(
+        self, compute: Callable[[torch.Tensor], torch.Tensor], pixels: Floats
+    ) -> Floats:
         import torch
 
         parts = []
@@ -187,7 +187,7 @@ class TorchEngine:
             for place in range(0, len(pixels), self.batch):
                 part = pixels[place : place + self.batch]
                 batch = torch.from_numpy(pad_batch(part, self.batch)).to(self._machine.device)
-                parts.append(see(batch)[: len(part)].cpu().numpy())
+                parts.append(compute(batch)[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -1,7 +1,7 @@
 """One picture: its pixels and all that is needed to write it back; read and decode a file.
 
 Pixels stay in stored order (the orientation tag is copied, not applied). A file that cannot be
-protected is a `PictureProblem` with a reason: `sniff` says which. `resize` fits the pixels to
+protected is an `ImageProblem` with a reason: `sniff` says which. `resize` fits the pixels to
 the nets, `encode` writes them back; folders and what was done before are elsewhere.
 """
 
@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
-from tue_cli.errors import OutOfMemory, PictureProblem
+from tue_cli.errors import ImageProblem, OutOfMemory
 from tue_cli.images import jpeg, metadata, sniff
 from tue_cli.images.metadata import Metadata
 from tue_cli.storage import reading
@@ -44,7 +44,7 @@ UNSUPPORTED: Final = frozenset(_REFUSED.split())
 _LOSSLESS_TIFF: Final = frozenset(
     {"raw", "packbits", "tiff_lzw", "tiff_deflate", "tiff_adobe_deflate", "lzma", "zstd"}
 )
-# Pillow turns a TIFF upright when it loads it; these turn it back.
+# Pillow applies a TIFF's orientation when it loads it; these undo that.
 _TURNED_BACK: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
@@ -70,11 +70,11 @@ class Coding:
 
 
 @dataclass(frozen=True, eq=False)
-class Picture:
+class DecodedImage:
     """A decoded picture and what is needed to write it back."""
 
     pixels: NDArray[np.uint8]
-    """(H, W, C), C = 3 for RGB or 1 for grey, in stored order."""
+    """(H, W, C), C = 3 for RGB or 1 for grayscale, in stored order."""
     alpha: NDArray[np.uint8] | None
     """(H, W)"""
     format: str
@@ -89,61 +89,61 @@ def read(path: Path) -> bytes:
     """Return the bytes of a regular file, never waiting for a pipe or a device.
 
     Raises:
-        PictureProblem: `not-a-file`, `unreadable` or `too-large`.
+        ImageProblem: `not-a-file`, `unreadable` or `too-large`.
     """
     try:
         return reading.read_file(path, MAX_BYTES)
     except (reading.NotAFile, IsADirectoryError) as error:
-        raise PictureProblem("not-a-file", "This is a folder, a pipe or a device.") from error
+        raise ImageProblem("not-a-file", "This is a folder, a pipe or a device.") from error
     except reading.TooLarge as error:
-        raise PictureProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.") from error
+        raise ImageProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.") from error
     except OSError as error:
-        raise PictureProblem("unreadable", f"Cannot be read: {error.strerror}.") from error
+        raise ImageProblem("unreadable", f"Cannot be read: {error.strerror}.") from error
 
 
-def decode(source: bytes) -> Picture:
+def decode(source: bytes) -> DecodedImage:
     """Decode the bytes of a file; its content decides what it is, not its name.
 
     Raises:
-        PictureProblem: empty, not-a-picture, unsupported, animated, multi-page, 16-bit, cmyk,
+        ImageProblem: empty, not-a-picture, unsupported, animated, multi-page, 16-bit, cmyk,
             mode, too-large, metadata, memory, truncated or unreadable.
     """
-    return load(source).picture()
+    return load(source).extract()
 
 
-def load(source: bytes) -> OpenPicture:
+def load(source: bytes) -> OpenImage:
     """Decode a file and leave its pixels with Pillow, which takes four bytes for three.
 
     Raises:
-        PictureProblem: as `decode` says.
+        ImageProblem: as `decode` says.
     """
     kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
     with _OWN_LIMIT, _translate_errors(kind, source):
         image = Image.open(io.BytesIO(source), formats=[kind])
         if image.width * image.height > MAX_PIXELS:
-            raise _too_large()
+            raise _explain_too_large()
         sniff.refuse(image, source)
-        return OpenPicture(image, kind, source)
+        return OpenImage(image, kind, source)
 
 
-class OpenPicture:
-    """A decoded file whose pixels are still Pillow's: to be looked at in strips, or taken out."""
+class OpenImage:
+    """A decoded file whose pixels are still Pillow's: to be read in strips, or extracted whole."""
 
     def __init__(self, image: Image.Image, kind: str, source: bytes) -> None:
         """`image` is one that was not refused, and is loaded here."""
         beside = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
         if sum(map(len, beside)) > metadata.MOST_BYTES:
-            raise metadata.tangled()
+            raise metadata.explain_tangled()
         self._image, self._kind, self._source = image, kind, source
         self._notes: list[str] = []
-        self._exif = metadata.tiff_exif(image) if kind == "TIFF" else b""
+        self._exif = metadata.read_tiff_exif(image) if kind == "TIFF" else b""
         orientation = getattr(image, "tag_v2", {}).get(metadata.ORIENTATION, 1)
         image.load()
         turn = _TURNED_BACK.get(orientation)
-        self._plain = _plain(image if turn is None else image.transpose(turn), self._notes)
+        self._plain = _convert_mode(image if turn is None else image.transpose(turn), self._notes)
 
-    def strips(self, rows: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
+    def read_strips(self, rows: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
         """Yield places and pixels (R, W, C) of so many rows at a time, alpha the last channel."""
         width, height = self._plain.size
         for top in range(0, height, rows):
@@ -151,16 +151,16 @@ class OpenPicture:
             pixels = np.asarray(self._plain.crop((0, top, width, place.stop)))
             yield place, pixels[..., None] if pixels.ndim == 2 else pixels
 
-    def picture(self) -> Picture:
+    def extract(self) -> DecodedImage:
         """Take the pixels out, and all that is needed to write them back.
 
         Raises:
-            PictureProblem: as `decode` says.
+            ImageProblem: as `decode` says.
         """
         with _translate_errors(self._kind, self._source):
-            return self._picture()
+            return self._extract()
 
-    def _picture(self) -> Picture:
+    def _extract(self) -> DecodedImage:
         image, kind, source = self._image, self._kind, self._source
         width, height = self._plain.size
         # Strip by strip: Pillow would take three more bytes a pixel to hand over the whole.
@@ -169,7 +169,7 @@ class OpenPicture:
         alpha = None
         if self._plain.mode in ("LA", "RGBA"):
             alpha = np.empty((height, width), np.uint8)
-        for rows, strip in self.strips(max(1, STRIP_PIXELS // width)):
+        for rows, strip in self.read_strips(max(1, STRIP_PIXELS // width)):
             pixels[rows] = strip[..., :colours]
             if alpha is not None:
                 alpha[rows] = strip[..., -1]
@@ -179,30 +179,30 @@ class OpenPicture:
         if kind == "AVIF" and sniff.is_deep_avif(source):
             notes.append("more than 8 bits a channel became 8")
         info = image.info
-        blocks: tuple[bytes, ...] = ()
+        segments: tuple[bytes, ...] = ()
         more: tuple[str, ...] = ()
         exif = self._exif
         if kind == "JPEG":
-            blocks, more = jpeg.blocks_of_jpeg(source)
-            exif = jpeg.exif_of(blocks)
+            segments, more = jpeg.select_segments(source)
+            exif = jpeg.join_exif(segments)
         else:
             if kind == "PNG":
-                blocks, more = metadata.blocks_of_png(source)
+                segments, more = metadata.select_png_chunks(source)
             found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
-            exif = exif or metadata.without_exif_previews(found)
+            exif = exif or metadata.blank_exif_previews(found)
         xmp = info.get("xmp") or b""
         dpi = info.get("dpi")
-        return Picture(
+        return DecodedImage(
             pixels=pixels,
             alpha=alpha,
             format=kind,
-            coding=_coding(image, kind, source),
+            coding=_read_coding(image, kind, source),
             metadata=Metadata(
                 exif=exif,
                 icc=info.get("icc_profile") or b"",
-                xmp=metadata.without_text_pictures(xmp.encode() if isinstance(xmp, str) else xmp),
+                xmp=metadata.blank_text_images(xmp.encode() if isinstance(xmp, str) else xmp),
                 dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-                blocks=blocks,
+                segments=segments,
             ),
             notes=(*notes, *more),
         )
@@ -239,25 +239,25 @@ def _translate_errors(kind: str, source: bytes) -> Iterator[None]:
     """Turn what a decoder raises into a problem with a reason."""
     try:
         yield
-    except PictureProblem:
+    except ImageProblem:
         raise
     except Image.DecompressionBombError as error:
-        raise _too_large() from error
+        raise _explain_too_large() from error
     except MemoryError as error:
         raise OutOfMemory from error
     except Exception as error:
         if sniff.is_truncated(kind, source):
-            raise PictureProblem("truncated", f"The {kind} ends too early.") from error
+            raise ImageProblem("truncated", f"The {kind} ends too early.") from error
         if isinstance(error, UnidentifiedImageError):
-            raise PictureProblem("unreadable", f"The header of the {kind} is damaged.") from error
-        raise PictureProblem("unreadable", f"The {kind} is damaged: {error}") from error
+            raise ImageProblem("unreadable", f"The header of the {kind} is damaged.") from error
+        raise ImageProblem("unreadable", f"The {kind} is damaged: {error}") from error
 
 
 def read_dimensions(source: bytes) -> tuple[int, int]:
     """Return a picture's width and height, by its header alone.
 
     Raises:
-        PictureProblem: what `decode` says of it, as far as the header tells.
+        ImageProblem: what `decode` says of it, as far as the header tells.
     """
     kind = sniff.sniff_format(source)
     sniff.refuse_tangled(kind, source)
@@ -265,17 +265,17 @@ def read_dimensions(source: bytes) -> tuple[int, int]:
         with _OWN_LIMIT, Image.open(io.BytesIO(source), formats=[kind]) as image:
             sniff.refuse(image, source)
             return image.size
-    except PictureProblem:
+    except ImageProblem:
         raise
     except Exception as error:
-        raise PictureProblem("unreadable", f"The header of the {kind} is damaged.") from error
+        raise ImageProblem("unreadable", f"The header of the {kind} is damaged.") from error
 
 
-def _too_large() -> PictureProblem:
-    return PictureProblem("too-large", f"More than {MAX_PIXELS:,} pixels; scale it down first.")
+def _explain_too_large() -> ImageProblem:
+    return ImageProblem("too-large", f"More than {MAX_PIXELS:,} pixels; scale it down first.")
 
 
-def _plain(image: Image.Image, notes: list[str]) -> Image.Image:
+def _convert_mode(image: Image.Image, notes: list[str]) -> Image.Image:
     """Return the picture as L, LA, RGB or RGBA."""
     if image.mode in ("P", "PA"):
         mode = "RGBA" if image.has_transparency_data else "RGB"
@@ -291,7 +291,7 @@ def _plain(image: Image.Image, notes: list[str]) -> Image.Image:
     return image.convert(mode)
 
 
-def _coding(image: Image.Image, kind: str, source: bytes) -> Coding:
+def _read_coding(image: Image.Image, kind: str, source: bytes) -> Coding:
     if isinstance(image, JpegImagePlugin.JpegImageFile):
         tables = [tuple(image.quantization[part[3]]) for part in image.layer]
         while len(tables) > 1 and tables[-1] == tables[-2]:

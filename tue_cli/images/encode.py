@@ -17,9 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, TiffImagePlugin
 
-from tue_cli.errors import OutOfMemory, PictureProblem
+from tue_cli.errors import ImageProblem, OutOfMemory
 from tue_cli.images import jpeg, metadata
-from tue_cli.images.codec import FORMATS, OpenPicture, Picture, decode, load
+from tue_cli.images.codec import FORMATS, DecodedImage, OpenImage, decode, load
 
 SURVIVAL_FLOOR: Final = 0.8
 _INTEROPERABILITY: Final = 40965
@@ -45,12 +45,12 @@ class Encoded:
     survival: float
     """The share of the protection that is left in the file: 1 where it is lossless."""
     notes: tuple[str, ...]
-    decoded: Picture
+    decoded: DecodedImage
     """`data`, decoded; its pixels and alpha have the shapes of the picture's."""
 
 
 def encode(
-    picture: Picture,
+    picture: DecodedImage,
     protected: NDArray[np.uint8],
     *,
     format: str = "keep",
@@ -62,38 +62,40 @@ def encode(
     written again, finer or (WebP) lossless, unless `quality` (1..100) is given.
 
     Raises:
-        PictureProblem: alpha, alpha-lost or unwritable.
+        ImageProblem: alpha, alpha-lost or unwritable.
         ValueError: an unknown format.
     """
     if format not in FORMATS:
         raise ValueError(f"expected one of {sorted(FORMATS)}, found {format!r}")
     kind = picture.format if format == "keep" else format.upper()
     if kind == "JPEG" and picture.alpha is not None:
-        raise PictureProblem("alpha", "JPEG has no transparency; use --format png or webp.")
+        raise ImageProblem("alpha", "JPEG has no transparency; use --format png or webp.")
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
     best: _EncodedFile | None = None
-    decoded: Picture | None = None
-    for options, note in _attempts(picture, kind, quality):
-        found, loaded = _try_encoding(picture, protected, kind, options, note)
+    decoded: DecodedImage | None = None
+    for options, note in _list_attempts(picture, kind, quality):
+        found, opened = _try_encoding(picture, protected, kind, options, note)
         if best is None or found.survival > best.survival:
             best, decoded = found, None
         if best.survival >= SURVIVAL_FLOOR:
             # Before the pixels are taken from Pillow: large ones are not held three times.
             del protected
-            decoded = loaded.picture()
+            decoded = opened.extract()
             break
-        del loaded
+        del opened
     assert best is not None
     notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
         notes = (*notes, f"only {best.survival:.0%} of the protection survives in this {kind}")
     with _translate_errors(kind):
-        decoded = _as_before(picture, kind, decoded or decode(best.data))
+        decoded = _restore_shape(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
 
 
-def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[dict[str, Any], str]]:
+def _list_attempts(
+    picture: DecodedImage, kind: str, quality: int | None
+) -> list[tuple[dict[str, Any], str]]:
     """Return Pillow's options for each try, the preferred first, with a note."""
     coding = picture.coding
     if kind == "JPEG":
@@ -103,7 +105,7 @@ def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[di
             own["progressive"] = True
         if quality is not None:
             return [({"quality": quality, **own}, "")]
-        finer = [_finer(level, {"subsampling": 0}, noted=same) for level in (95, 100)]
+        finer = [_refine(level, {"subsampling": 0}, noted=same) for level in (95, 100)]
         tables = [list(table) for table in coding.tables]
         return [({"qtables": tables, **own}, ""), *finer] if same else finer
     if kind == "TIFF":
@@ -121,7 +123,7 @@ def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[di
             own["advanced"] = {"alpha:lossless": "1"}
     if quality is not None:
         return [({"quality": quality, **own}, "")]
-    finer = [_finer(level, own, noted=level > 90) for level in (90, 95, 100)]
+    finer = [_refine(level, own, noted=level > 90) for level in (90, 95, 100)]
     if kind == "AVIF":
         return finer
     # Lossy WebP halves the colour channels, whatever the quality.
@@ -130,7 +132,7 @@ def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[di
     return [(lossless, "")] if coding.lossless else [*finer, (lossless, note)]
 
 
-def _finer(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
+def _refine(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
     note = f"written at quality {level} so that the protection survives" if noted else ""
     return {"quality": level, **own}, note
 
@@ -143,19 +145,19 @@ class _EncodedFile:
 
 
 def _try_encoding(
-    picture: Picture,
+    picture: DecodedImage,
     protected: NDArray[np.uint8],
     kind: str,
     options: dict[str, Any],
     note: str,
-) -> tuple[_EncodedFile, OpenPicture]:
+) -> tuple[_EncodedFile, OpenImage]:
     """Write a file and read it back, as far as it takes to see what survives."""
     notes = [note] if note else []
     with _translate_errors(kind):
         data = _encode_file(picture, protected, kind, options, notes)
-        loaded = load(data)
-        survival = _survival(picture.pixels, protected, loaded)
-    return _EncodedFile(data, survival, tuple(notes)), loaded
+        opened = load(data)
+        survival = _measure_survival(picture.pixels, protected, opened)
+    return _EncodedFile(data, survival, tuple(notes)), opened
 
 
 @contextmanager
@@ -165,34 +167,34 @@ def _translate_errors(kind: str) -> Iterator[None]:
         yield
     except (MemoryError, OutOfMemory):
         raise
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         if problem.reason == "alpha-lost":
             raise
-        raise PictureProblem("unwritable", f"Cannot be written as {kind}: {problem}") from problem
+        raise ImageProblem("unwritable", f"Cannot be written as {kind}: {problem}") from problem
     except Exception as error:
-        raise PictureProblem("unwritable", f"Cannot be written as {kind}: {error}") from error
+        raise ImageProblem("unwritable", f"Cannot be written as {kind}: {error}") from error
 
 
-def _as_before(picture: Picture, kind: str, decoded: Picture) -> Picture:
+def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> DecodedImage:
     """Return a copy in the shapes that the picture has.
 
     Raises:
-        PictureProblem: alpha-lost.
+        ImageProblem: alpha-lost.
     """
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:
-        # WebP has no grey: what was one plane comes back as three alike.
+        # WebP has no grayscale: one plane comes back as three equal ones.
         pixels = np.ascontiguousarray(pixels[..., 1:2])
     if picture.alpha is not None:
         # WebP and AVIF leave out an alpha that hides nothing.
         alpha = np.full_like(picture.alpha, 255) if alpha is None else alpha
         if not np.array_equal(alpha, picture.alpha):
-            raise PictureProblem("alpha-lost", f"{kind} changed the transparency; use png.")
+            raise ImageProblem("alpha-lost", f"{kind} changed the transparency; use png.")
     return replace(decoded, pixels=pixels, alpha=alpha)
 
 
 def _encode_file(
-    picture: Picture,
+    picture: DecodedImage,
     protected: NDArray[np.uint8],
     kind: str,
     options: dict[str, Any],
@@ -204,23 +206,23 @@ def _encode_file(
     image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
     same = picture.format == kind
     if kind == "JPEG":
-        blocks, more = (beside.blocks, ()) if same else jpeg.blocks_for_jpeg(beside)
+        segments, more = (beside.segments, ()) if same else jpeg.make_segments(beside)
         notes.extend(more)
         if not same and beside.dpi:
             options = {**options, "dpi": beside.dpi}
-        return jpeg.splice_jpeg(_save_jpeg(image, options), blocks, keep_jfif=not same)
+        return jpeg.splice_jpeg(_save_jpeg(image, options), segments, keep_jfif=not same)
     if kind == "PNG":
-        blocks = beside.blocks if same else metadata.blocks_for_png(beside)
-        return metadata.splice_png(_save_image(image, kind, options), blocks)
+        chunks = beside.segments if same else metadata.make_png_chunks(beside)
+        return metadata.splice_png(_save_image(image, kind, options), chunks)
     if kind == "BMP":
         if picture.alpha is not None:
-            return _bmp_with_alpha(planes, beside.dpi)
+            return _encode_bmp_with_alpha(planes, beside.dpi)
         return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
-    # A grey profile says nothing about the three channels that WebP makes of a grey picture.
+    # A grayscale profile does not fit the three channels that WebP makes of one.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
     if kind == "TIFF":
-        return _written_tiff(image, options, picture, notes)
+        return _write_tiff(image, options, picture, notes)
     if beside.xmp:
         options = {**options, "xmp": beside.xmp}
     if beside.exif:
@@ -230,23 +232,23 @@ def _encode_file(
     return _save_image(image, kind, options)
 
 
-def _written_tiff(
-    image: Image.Image, options: dict[str, Any], picture: Picture, notes: list[str]
+def _write_tiff(
+    image: Image.Image, options: dict[str, Any], picture: DecodedImage, notes: list[str]
 ) -> bytes:
-    tags, directories = _tiff_tags(picture.metadata.exif)
+    tags, directories = _split_tiff_tags(picture.metadata.exif)
     if picture.coding.predictor == 2 and options["compression"] != "raw":
         tags[317] = 2
     data = _save_image(image, "TIFF", {**options, "exif": tags})
     with suppress(Exception):
-        return tiff_with_directories(data, directories)
+        return add_tiff_directories(data, directories)
     notes.append("EXIF was damaged and could not be copied")
     return data
 
 
-def _tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
+def _split_tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
     """Return the tags of an EXIF structure, and apart from them its further directories.
 
-    Pillow cannot write those into a compressed TIFF; `tiff_with_directories` can.
+    Pillow cannot write those into a compressed TIFF; `add_tiff_directories` can.
     """
     tags = Image.Exif()
     if exif:
@@ -257,7 +259,7 @@ def _tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
     return tags, directories
 
 
-def tiff_with_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
+def add_tiff_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
     """Give a little-endian TIFF of one page further directories, such as that of EXIF.
 
     The first directory is copied to the end, where it has room to point to them.
@@ -296,7 +298,7 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
         return _save_image(image, "JPEG", {**options, "progressive": False})
 
 
-def _bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) -> bytes:
+def _encode_bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) -> bytes:
     """Return a BMP with a version 4 header: Pillow's own BMP writer drops the alpha channel."""
     height, width, _ = planes.shape
     x, y = (round(density / 0.0254) for density in dpi or (0.0, 0.0))
@@ -308,8 +310,8 @@ def _bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) 
     return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body
 
 
-def _survival(
-    original: NDArray[np.uint8], protected: NDArray[np.uint8], loaded: OpenPicture
+def _measure_survival(
+    original: NDArray[np.uint8], protected: NDArray[np.uint8], opened: OpenImage
 ) -> float:
     """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
 
@@ -317,7 +319,7 @@ def _survival(
     """
     left, whole = 0.0, 0.0
     channels = original.shape[2]
-    for rows, found in loaded.strips(32):
+    for rows, found in opened.read_strips(32):
         decoded = found[..., 1:2] if channels == 1 and found.shape[2] > 2 else found[..., :channels]
         start = original[rows]
         delta, kept = (

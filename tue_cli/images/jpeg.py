@@ -14,10 +14,10 @@ from tue_cli.images.metadata import (
     EXIF_START,
     MOST_BYTES,
     Metadata,
-    tangled,
-    without_exif_previews,
-    without_jpegs,
-    without_text_pictures,
+    blank_exif_previews,
+    blank_jpegs,
+    blank_text_images,
+    explain_tangled,
 )
 
 APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
@@ -37,7 +37,7 @@ MOST_EXIF: Final = 64
 _PHOTOSHOP_PREVIEWS = frozenset({0x0409, 0x040C})
 
 
-def segments(source: bytes) -> Iterator[tuple[int, bytes, int]]:
+def read_segments(source: bytes) -> Iterator[tuple[int, bytes, int]]:
     """Yield (marker, payload, end) of the segments before the first scan, its header included.
 
     Stray bytes between segments are stepped over, as decoders do.
@@ -64,41 +64,41 @@ def refuse_tangled(source: bytes) -> None:
     """Refuse a head that would take a decoder ages before the first scan.
 
     Raises:
-        PictureProblem: `metadata`.
+        ImageProblem: `metadata`.
     """
     runs = 0
-    for marker, data, _ in segments(source[:MOST_BYTES]):
+    for marker, data, _ in read_segments(source[:MOST_BYTES]):
         if marker == START_OF_SCAN:
             return
         # Pillow joins the parts of an EXIF one by one, and copies all before each time.
         runs += marker == APP1 and data.startswith(EXIF_START)
         if runs > MOST_EXIF:
-            raise tangled()
+            raise explain_tangled()
     if len(source) > MOST_BYTES:
-        raise tangled()
+        raise explain_tangled()
 
 
 def is_truncated(source: bytes) -> bool:
     """Say whether the picture's own end marker, not a thumbnail's, is missing."""
-    scans = [end for marker, _, end in segments(source) if marker == START_OF_SCAN]
+    scans = [end for marker, _, end in read_segments(source) if marker == START_OF_SCAN]
     return not scans or source.find(b"\xff\xd9", scans[0]) < 0
 
 
-def segment(marker: int, payload: bytes) -> bytes:
+def make_segment(marker: int, payload: bytes) -> bytes:
     """Return a whole segment."""
     return bytes((0xFF, marker)) + (len(payload) + 2).to_bytes(2, "big") + payload
 
 
-def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def select_segments(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return the segments that a copy should have, previews taken out, and notes."""
     found = [
         (marker, data)
-        for marker, data, _ in segments(source)
+        for marker, data, _ in read_segments(source)
         if APP0 <= marker <= 0xEF or marker == COMMENT
     ]
     several = _clean_exif(found) | _clean_photoshop(found)
     more_xmp = b"".join(data[75:] for _, data in found if data.startswith(MORE_XMP))
-    keeps_more_xmp = without_text_pictures(more_xmp) == more_xmp
+    keeps_more_xmp = blank_text_images(more_xmp) == more_xmp
     kept: list[bytes] = []
     left_out: set[str] = set()
     for index, (marker, data) in enumerate(found):
@@ -110,7 +110,7 @@ def blocks_of_jpeg(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
             if cleaned is None and marker != APP14:
                 left_out.add(f"APP{marker - APP0}")
         if cleaned is not None:
-            kept.append(segment(marker, cleaned))
+            kept.append(make_segment(marker, cleaned))
     names = ", ".join(sorted(left_out))
     notes = (f"left out {names}, which can hold a copy of the picture",) if names else ()
     return tuple(kept), notes
@@ -123,7 +123,7 @@ def _clean(marker: int, data: bytes, *, keeps_more_xmp: bool) -> bytes | None:
     if marker == APP0 and data.startswith(JFIF) and len(data) >= 14:
         return data[:12] + b"\0\0"  # no thumbnail
     if marker == APP1 and data.startswith(XMP):
-        return without_text_pictures(data)
+        return blank_text_images(data)
     if marker == APP1 and data.startswith(MORE_XMP) and keeps_more_xmp:
         return data
     return None
@@ -140,7 +140,7 @@ def _clean_exif(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
                 runs.append([index])
     cleaned: dict[int, bytes | None] = {}
     for run in runs:
-        rest = without_exif_previews(b"".join(found[index][1][6:] for index in run))
+        rest = blank_exif_previews(b"".join(found[index][1][6:] for index in run))
         at = 0
         for index in run:
             end = at + len(found[index][1]) - 6
@@ -159,7 +159,7 @@ def _clean_photoshop(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | No
         if marker == APP13 and data.startswith(PHOTOSHOP)
     ]
     whole = b"".join(found[index][1][len(PHOTOSHOP) :] for index in places)
-    cleaned = without_jpegs(_without_thumbnails(whole))
+    cleaned = blank_jpegs(_drop_thumbnails(whole))
     if cleaned == whole:
         return {index: found[index][1] for index in places}
     room = LONGEST - len(PHOTOSHOP)
@@ -167,7 +167,7 @@ def _clean_photoshop(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | No
     return dict(zip_longest(places, parts[: len(places)]))
 
 
-def _without_thumbnails(resources: bytes) -> bytes:
+def _drop_thumbnails(resources: bytes) -> bytes:
     kept = []
     at = 0
     while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
@@ -182,32 +182,32 @@ def _without_thumbnails(resources: bytes) -> bytes:
     return b"".join(kept)
 
 
-def exif_of(blocks: Sequence[bytes]) -> bytes:
+def join_exif(segments: Sequence[bytes]) -> bytes:
     """Return the EXIF structure in whole segments."""
-    return b"".join(block[10:] for block in blocks if block[4:10] == EXIF_START)
+    return b"".join(segment[10:] for segment in segments if segment[4:10] == EXIF_START)
 
 
-def blocks_for_jpeg(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def make_segments(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return segments for a JPEG made from a picture of another format, and notes."""
-    blocks, notes = [], []
+    segments, notes = [], []
     for name, payload in (("EXIF", EXIF_START + metadata.exif), ("XMP", XMP + metadata.xmp)):
         if payload in (EXIF_START, XMP):
             continue
         if len(payload) > LONGEST:
             notes.append(f"{name} is too long for a JPEG and was left out")
         else:
-            blocks.append(segment(APP1, payload))
+            segments.append(make_segment(APP1, payload))
     room = LONGEST - len(PROFILE) - 2
     parts = [metadata.icc[at : at + room] for at in range(0, len(metadata.icc), room)]
     if len(parts) <= 255:
         for number, part in enumerate(parts, start=1):
-            blocks.append(segment(APP2, PROFILE + bytes((number, len(parts))) + part))
-    return tuple(blocks), tuple(notes)
+            segments.append(make_segment(APP2, PROFILE + bytes((number, len(parts))) + part))
+    return tuple(segments), tuple(notes)
 
 
-def splice_jpeg(data: bytes, blocks: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
+def splice_jpeg(data: bytes, segments: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:
     """Put segments at the head of a fresh JPEG, after its JFIF header or in its place."""
     header = 2
     if data[2:4] == bytes((0xFF, APP0)):
         header += 2 + int.from_bytes(data[4:6], "big")
-    return b"".join((data[: header if keep_jfif else 2], *blocks, data[header:]))
+    return b"".join((data[: header if keep_jfif else 2], *segments, data[header:]))

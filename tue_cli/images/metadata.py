@@ -16,7 +16,7 @@ from typing import Final
 
 from PIL import Image
 
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 EXIF_START: Final = b"Exif\0\0"
@@ -59,13 +59,13 @@ class Metadata:
     icc: bytes = b""
     xmp: bytes = b""
     dpi: tuple[float, float] | None = None
-    blocks: tuple[bytes, ...] = ()
+    segments: tuple[bytes, ...] = ()
     """The JPEG segments or PNG chunks of the source, whole, for a copy in the same format."""
 
 
-def tangled() -> PictureProblem:
+def explain_tangled() -> ImageProblem:
     """Return the problem of a picture whose metadata nobody could have written in earnest."""
-    return PictureProblem(
+    return ImageProblem(
         "metadata",
         "Its metadata is damaged or too large; save the picture again without it.",
     )
@@ -75,12 +75,12 @@ def refuse_tangled(kind: str, source: bytes) -> None:
     """Refuse what would take a decoder ages before the first pixel.
 
     Raises:
-        PictureProblem: `metadata`.
+        ImageProblem: `metadata`.
     """
     if kind == "PNG":
-        beside = [len(data) for chunk, data in png_chunks(source) if chunk != b"IDAT"]
+        beside = [len(data) for chunk, data in read_png_chunks(source) if chunk != b"IDAT"]
         if len(beside) > MOST_CHUNKS or sum(beside) > MOST_BYTES:
-            raise tangled()
+            raise explain_tangled()
     if kind == "TIFF":
         with suppress(struct.error, OverflowError):
             _refuse_tangled_tiff(source)
@@ -91,17 +91,17 @@ def _refuse_tangled_tiff(source: bytes) -> None:
     big = source[2:4] in (b"+\0", b"\0+")
     (first,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), source)
     kept = 0
-    for tag, _, start, length in _entries(source, order, first, big=big):
+    for tag, _, start, length in _read_entries(source, order, first, big=big):
         if tag in _TIFF_KEPT:
             kept += length
         if tag in TIFF_DIRECTORIES:
             (inner,) = struct.unpack_from(order + "I", source, start)
-            kept += sum(length for _, _, _, length in _entries(source, order, inner, big=big))
+            kept += sum(length for _, _, _, length in _read_entries(source, order, inner, big=big))
         if kept > MOST_BYTES:
-            raise tangled()
+            raise explain_tangled()
 
 
-def _entries(
+def _read_entries(
     data: bytes | bytearray, order: str, directory: int, *, big: bool = False
 ) -> Iterator[tuple[int, int, int, int]]:
     """Yield tag, kind, start and length of the values of each tag whose values are there."""
@@ -119,20 +119,20 @@ def _entries(
             yield tag, kind, start, length
 
 
-def without_exif_previews(exif: bytes) -> bytes:
+def blank_exif_previews(exif: bytes) -> bytes:
     """Blank the thumbnail and every other JPEG inside an EXIF structure.
 
     The length and all other bytes stay, so that the offsets inside maker notes still hold.
 
     Raises:
-        PictureProblem: `metadata`: it is too large, or its parts lie over each other.
+        ImageProblem: `metadata`: it is too large, or its parts lie over each other.
     """
     if len(exif) > MOST_BYTES:
-        raise tangled()
+        raise explain_tangled()
     cleaned = bytearray(exif)
     with suppress(struct.error, OverflowError):
         _cut_thumbnail_directories(cleaned)
-    return without_jpegs(bytes(cleaned))
+    return blank_jpegs(bytes(cleaned))
 
 
 def _cut_thumbnail_directories(exif: bytearray) -> None:
@@ -154,7 +154,7 @@ def _cut_thumbnail_directories(exif: bytearray) -> None:
         (count,) = struct.unpack_from(order + "H", exif, directory)
         (following,) = struct.unpack_from(order + "I", exif, directory + 2 + 12 * count)
         room -= 6 + 12 * count
-        spans, room = _thumbnail_spans(exif, order, directory, room)
+        spans, room = _find_thumbnail_spans(exif, order, directory, room)
         reached = 0
         for start, end in spans:
             if start >= 8 and (end <= first or start >= link + 4):
@@ -164,19 +164,19 @@ def _cut_thumbnail_directories(exif: bytearray) -> None:
         directory = following
 
 
-def _thumbnail_spans(
+def _find_thumbnail_spans(
     exif: bytearray, order: str, directory: int, room: int
 ) -> tuple[list[tuple[int, int]], int]:
     """Return from where to where a directory's thumbnails lie, sorted, and the room that is left.
 
     Raises:
-        PictureProblem: `metadata`: its values take more than that room.
+        ImageProblem: `metadata`: its values take more than that room.
     """
     numbers: dict[int, tuple[int, ...]] = {}
-    for tag, kind, start, length in _entries(exif, order, directory):
+    for tag, kind, start, length in _read_entries(exif, order, directory):
         room -= length
         if room < 0:
-            raise tangled()
+            raise explain_tangled()
         if kind in (3, 4) and any(tag in pair for pair in _PLACES):
             code = "H" if kind == 3 else "I"
             numbers[tag] = struct.unpack_from(f"{order}{length // _SIZES[kind]}{code}", exif, start)
@@ -194,28 +194,28 @@ def _blank(data: bytearray, start: int, end: int) -> None:
         data[start:end] = bytes(end - start)
 
 
-def without_jpegs(data: bytes) -> bytes:
+def blank_jpegs(data: bytes) -> bytes:
     """Blank every JPEG stream inside; the length stays.
 
     Raises:
-        PictureProblem: `metadata`: so many begin in each other that nobody could tell them apart.
+        ImageProblem: `metadata`: so many begin in each other that nobody could tell them apart.
     """
     cleaned = bytearray(data)
     start = 0
     # As many segments as there is room for, side by side.
     left = len(data) // 4 + 1
     while (start := data.find(b"\xff\xd8\xff", start)) >= 0:
-        end, steps = _jpeg_end(data, start)
+        end, steps = _find_jpeg_end(data, start)
         left -= steps
         if left < 0:
-            raise tangled()
+            raise explain_tangled()
         if end:
             _blank(cleaned, start, end)
         start = end or start + 1
     return bytes(cleaned)
 
 
-def _jpeg_end(data: bytes, start: int) -> tuple[int, int]:
+def _find_jpeg_end(data: bytes, start: int) -> tuple[int, int]:
     """Return where the JPEG at `start` ends, 0 if its header makes no sense, and its segments."""
     at, steps = start + 2, 0
     while at + 4 <= len(data) and data[at] == 0xFF and data[at + 1] >= 0xC0:
@@ -227,12 +227,12 @@ def _jpeg_end(data: bytes, start: int) -> tuple[int, int]:
     return 0, steps
 
 
-def without_text_pictures(text: bytes) -> bytes:
+def blank_text_images(text: bytes) -> bytes:
     """Blank every base64 JPEG, PNG or WebP inside a text such as XMP; the length stays."""
     return _BASE64_PICTURE.sub(lambda found: b" " * len(found[0]), text)
 
 
-def png_chunks(source: bytes) -> Iterator[tuple[bytes, bytes]]:
+def read_png_chunks(source: bytes) -> Iterator[tuple[bytes, bytes]]:
     """Yield (type, data) of each whole chunk of a PNG."""
     at = len(PNG_START)
     while at + 12 <= len(source):
@@ -243,29 +243,29 @@ def png_chunks(source: bytes) -> Iterator[tuple[bytes, bytes]]:
         at += 12 + length
 
 
-def png_chunk(kind: bytes, data: bytes) -> bytes:
+def make_png_chunk(kind: bytes, data: bytes) -> bytes:
     """Return a whole chunk, with its length and checksum."""
     return len(data).to_bytes(4, "big") + kind + data + zlib.crc32(kind + data).to_bytes(4, "big")
 
 
-def blocks_of_png(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
+def select_png_chunks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
     """Return the chunks that a copy should have, previews taken out, and notes."""
-    blocks, notes = [], []
-    for kind, data in png_chunks(source):
+    chunks, notes = [], []
+    for kind, data in read_png_chunks(source):
         if kind not in _PNG_KEPT:
             continue
         if kind == b"eXIf":
-            data = without_exif_previews(data)
+            data = blank_exif_previews(data)
         if kind == b"iTXt":
-            data = without_text_pictures(data)
-        if kind in _PNG_TEXT and _holds_a_picture(kind, data):
+            data = blank_text_images(data)
+        if kind in _PNG_TEXT and _holds_image(kind, data):
             notes.append("a text that held a picture was left out")
             continue
-        blocks.append(png_chunk(kind, data))
-    return tuple(blocks), tuple(notes)
+        chunks.append(make_png_chunk(kind, data))
+    return tuple(chunks), tuple(notes)
 
 
-def _holds_a_picture(kind: bytes, data: bytes) -> bool:
+def _holds_image(kind: bytes, data: bytes) -> bool:
     """Say whether a text chunk hides a picture, in base64 or (ImageMagick's way) in hex."""
     keyword, _, text = data.partition(b"\0")
     packed = kind == b"zTXt"
@@ -284,32 +284,32 @@ def _holds_a_picture(kind: bytes, data: bytes) -> bool:
             return True
     if keyword.startswith(b"Raw profile type"):
         return b"ffd8ff" in re.sub(rb"\s", b"", text).lower()
-    return without_text_pictures(text) != text
+    return blank_text_images(text) != text
 
 
-def blocks_for_png(metadata: Metadata) -> tuple[bytes, ...]:
+def make_png_chunks(metadata: Metadata) -> tuple[bytes, ...]:
     """Return chunks for a PNG made from a picture of another format."""
-    blocks = []
+    chunks = []
     if metadata.icc:
-        blocks.append(png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
+        chunks.append(make_png_chunk(b"iCCP", b"ICC profile\0\0" + zlib.compress(metadata.icc)))
     if metadata.dpi:
         x, y = (round(density / 0.0254) for density in metadata.dpi)
         with suppress(struct.error):
-            blocks.append(png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
+            chunks.append(make_png_chunk(b"pHYs", struct.pack(">IIB", x, y, 1)))
     if metadata.exif:
-        blocks.append(png_chunk(b"eXIf", metadata.exif))
+        chunks.append(make_png_chunk(b"eXIf", metadata.exif))
     if metadata.xmp:
-        blocks.append(png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
-    return tuple(blocks)
+        chunks.append(make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + metadata.xmp))
+    return tuple(chunks)
 
 
-def splice_png(data: bytes, blocks: tuple[bytes, ...]) -> bytes:
+def splice_png(data: bytes, chunks: tuple[bytes, ...]) -> bytes:
     """Put chunks right after the header of a PNG."""
     header = len(PNG_START) + 25
-    return b"".join((data[:header], *blocks, data[header:]))
+    return b"".join((data[:header], *chunks, data[header:]))
 
 
-def tiff_exif(image: Image.Image) -> bytes:
+def read_tiff_exif(image: Image.Image) -> bytes:
     """Return what the first directory of a TIFF says about the picture, as an EXIF structure."""
     found = image.getexif()
     kept = Image.Exif()
@@ -323,4 +323,4 @@ def tiff_exif(image: Image.Image) -> bytes:
         kept = Image.Exif()
         kept[ORIENTATION] = found.get(ORIENTATION, 1)
         exif = kept.tobytes()
-    return without_text_pictures(without_exif_previews(exif.removeprefix(EXIF_START)))
+    return blank_text_images(blank_exif_previews(exif.removeprefix(EXIF_START)))

@@ -1,4 +1,4 @@
-"""Pixels as Pillow has them and as we do, and turned as the orientation tag asks."""
+"""Pixels to and from Pillow's images, and turned as the orientation tag asks."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.images.codec import Picture
+from tue_cli.images.codec import DecodedImage
 from tue_cli.images.metadata import ORIENTATION
 
 _TURNS: Final = {
@@ -23,7 +23,7 @@ _TURNS: Final = {
 }
 
 
-def orientation(picture: Picture) -> int:
+def read_orientation(picture: DecodedImage) -> int:
     """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none."""
     tags = Image.Exif()
     with suppress(Exception):
@@ -35,15 +35,15 @@ def orientation(picture: Picture) -> int:
 
 def apply_orientation(pixels: NDArray[np.uint8], turn: int) -> NDArray[np.uint8]:
     """Return pixels (H, W, C) turned as an orientation tag asks, which may swap H and W."""
-    return pixels if turn == 1 else as_pixels(as_image(pixels).transpose(_TURNS[turn]))
+    return pixels if turn == 1 else extract_pixels(make_image(pixels).transpose(_TURNS[turn]))
 
 
-def as_image(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Return an image of pixels (H, W, C), grey where C is 1."""
+def make_image(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Return an image of pixels (H, W, C), grayscale where C is 1."""
     return Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
 
 
-def as_pixels(image: Image.Image) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, C) of an image, C = 1 where it is grey."""
+def extract_pixels(image: Image.Image) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, C) of an image, C = 1 where it is grayscale."""
     pixels = np.asarray(image)
     return pixels[..., None] if pixels.ndim == 2 else pixels

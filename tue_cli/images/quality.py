@@ -59,7 +59,7 @@ def compare(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Quality:
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return the Rec. 601 luma (H, W) of a colour picture, or the one plane of a grey one."""
+    """Return the Rec. 601 luma (H, W) of a colour picture, or the one plane of a grayscale one."""
     if pixels.shape[2] == 1:
         return pixels[..., 0]
     return np.asarray(Image.fromarray(pixels).convert("L"))
@@ -77,28 +77,28 @@ def _ssim(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> float:
         strip = slice(top, top + STRIP + rows - 1)
         x, y = luma(before[strip]).astype(np.int32), luma(after[strip]).astype(np.int32)
         sum_x, sum_y, sum_xy, sum_squares = (
-            _window_sums(plane, rows, columns) for plane in (x, y, x * y, x * x + y * y)
+            _sum_windows(plane, rows, columns) for plane in (x, y, x * y, x * x + y * y)
         )
         # Whole numbers up to 49 * 49 * 2 * 255**2 < 2**31: nothing cancels inexactly.
         product = sum_x * sum_y
         squares = sum_x * sum_x + sum_y * sum_y
         covariance = 2 * (area * sum_xy - product)
         variance = area * sum_squares - squares
-        ratio = _ratio(2 * product, squares, first)
-        ratio *= _ratio(covariance, variance, second)
+        ratio = _divide(2 * product, squares, first)
+        ratio *= _divide(covariance, variance, second)
         total += float(ratio.sum(dtype=np.float64))
         windows += ratio.size
     return total / windows
 
 
-def _ratio(above: NDArray[np.int32], below: NDArray[np.int32], constant: float) -> NDArray[Any]:
+def _divide(above: NDArray[np.int32], below: NDArray[np.int32], constant: float) -> NDArray[Any]:
     """Return (above + constant) / (below + constant) in single precision."""
     return (above.astype(np.float32) + np.float32(constant)) / (
         below.astype(np.float32) + np.float32(constant)
     )
 
 
-def _window_sums(plane: NDArray[np.int32], rows: int, columns: int) -> NDArray[np.int32]:
+def _sum_windows(plane: NDArray[np.int32], rows: int, columns: int) -> NDArray[np.int32]:
     """Return the sum of every whole window of `rows` by `columns`."""
     height, width = plane.shape[0] - rows + 1, plane.shape[1] - columns + 1
     down = plane[:height].copy()

@@ -14,8 +14,13 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.images.codec import Picture
-from tue_cli.images.orientation import apply_orientation, as_image, as_pixels, orientation
+from tue_cli.images.codec import DecodedImage
+from tue_cli.images.orientation import (
+    apply_orientation,
+    extract_pixels,
+    make_image,
+    read_orientation,
+)
 from tue_cli.images.quality import PSNR_CAP
 from tue_cli.images.resize import resize_to_square
 
@@ -38,7 +43,7 @@ class CopyFacts:
     metadata: tuple[str, ...]
     """Which of exif, icc, transparency and xmp it has."""
     pixels_sha256: str
-    """Of what a viewer shows: the same for grey as RGB, and for an alpha that hides nothing."""
+    """Of what a viewer shows: equal for grayscale and RGB, and for an alpha that hides nothing."""
 
 
 @dataclass(frozen=True)
@@ -46,23 +51,23 @@ class NoiseResidual:
     """The change that a file still carries: d', the file less the original."""
 
     turned: bool
-    """The file was turned upright, as the original's orientation tag asks."""
+    """The original's orientation tag was applied to the file's pixels."""
     mean: float
     """Mean |d'|, in levels; where the original is transparent, d' is 0."""
     psnr: float
     """Of d', in dB."""
     small_rms: float
-    """Of d', as `small_rms` has it."""
+    """Of d', as `measure_small_rms` returns it."""
     survival: float | None
     """<d', d> / <d, d>, where the intact copy, and with it d, is known."""
 
 
-def size_of(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+def get_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
     """Return the width and height of pixels (H, W, C)."""
     return pixels.shape[1], pixels.shape[0]
 
 
-def facts(picture: Picture) -> CopyFacts:
+def collect_facts(picture: DecodedImage) -> CopyFacts:
     """Return what a record keeps of a picture."""
     beside = picture.metadata
     kinds = {
@@ -72,27 +77,27 @@ def facts(picture: Picture) -> CopyFacts:
         "xmp": bool(beside.xmp),
     }
     found = tuple(kind for kind, there in kinds.items() if there)
-    return CopyFacts(size_of(picture.pixels), found, _pixels_sha256(picture))
+    return CopyFacts(get_size(picture.pixels), found, _hash_pixels(picture))
 
 
-def small_rms(original: Picture, copy: Picture) -> float:
+def measure_small_rms(original: DecodedImage, copy: DecodedImage) -> float:
     """Return the root mean square of what a copy changed, in levels, at 32 x 32 pixels.
 
     The noise is made at about that size and keeps its strength there, but the error of
     recompression, which is as strong at full size, averages out.
     """
-    return _small(original, copy, 1)[1]
+    return _compare_small(original, copy, 1)[1]
 
 
-def _pixels_sha256(picture: Picture) -> str:
+def _hash_pixels(picture: DecodedImage) -> str:
     height, width = picture.pixels.shape[:2]
     state = hashlib.sha256(f"{width}x{height}".encode())
     alpha = picture.alpha if _is_transparent(picture) else None
     for top in range(0, height, ROWS):
         rows = slice(top, top + ROWS)
-        pixels = _rgb(picture.pixels[rows])
+        pixels = _expand_to_rgb(picture.pixels[rows])
         if alpha is not None:
-            # Programs that save a picture again drop the colours that nobody sees.
+            # Programs that save a picture again drop the colours of transparent pixels.
             pixels = np.where(alpha[rows, :, None] > 0, pixels, np.uint8(0))
             state.update(np.ascontiguousarray(alpha[rows]).data)
         state.update(np.ascontiguousarray(pixels).data)
@@ -100,7 +105,7 @@ def _pixels_sha256(picture: Picture) -> str:
 
 
 def measure_residual(
-    original: Picture, found: Picture, copy: Picture | None
+    original: DecodedImage, found: DecodedImage, copy: DecodedImage | None
 ) -> NoiseResidual | None:
     """Measure what a file still holds of the change from `original` to its intact `copy`.
 
@@ -111,7 +116,7 @@ def measure_residual(
     if turn is None:
         return None
     before, after = apply_orientation(original.pixels, turn), found.pixels
-    size = min(size_of(before), size_of(after), key=math.prod)
+    size = min(get_size(before), get_size(after), key=math.prod)
     before, after = _resize(before, size), _resize(after, size)
     whole = None
     if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
@@ -122,14 +127,14 @@ def measure_residual(
     change = squares = left = total = 0.0
     for top in range(0, size[1], ROWS):
         rows = slice(top, top + ROWS)
-        start = _rgb(before[rows])
-        kept = _difference(_rgb(after[rows]), start)
+        start = _expand_to_rgb(before[rows])
+        kept = _subtract(_expand_to_rgb(after[rows]), start)
         if visible is not None:
             kept *= visible[rows]
         change += float(np.abs(kept).sum(dtype=np.float64))
         squares += float(np.vdot(kept, kept))
         if whole is not None:
-            delta = _difference(_rgb(whole[rows]), start)
+            delta = _subtract(_expand_to_rgb(whole[rows]), start)
             left += float(np.vdot(kept, delta))
             total += float(np.vdot(delta, delta))
     count = 3 * size[0] * size[1]
@@ -143,21 +148,23 @@ def measure_residual(
     )
 
 
-def _find_orientation(original: Picture, found: Picture) -> tuple[int | None, float]:
+def _find_orientation(original: DecodedImage, found: DecodedImage) -> tuple[int | None, float]:
     """Return how the original must be turned to lie as the file does, and the small difference.
 
     None if the file shows something else.
     """
     best, nearest, rms = None, LIKE, 0.0
-    for turn in dict.fromkeys((1, orientation(original))):
-        if _same_shape(size_of(apply_orientation(original.pixels, turn)), size_of(found.pixels)):
-            mean, these = _small(original, found, turn)
+    for turn in dict.fromkeys((1, read_orientation(original))):
+        if _has_same_shape(
+            get_size(apply_orientation(original.pixels, turn)), get_size(found.pixels)
+        ):
+            mean, these = _compare_small(original, found, turn)
             if mean < nearest:
                 best, nearest, rms = turn, mean, these
     return best, rms
 
 
-def _small(original: Picture, found: Picture, turn: int) -> tuple[float, float]:
+def _compare_small(original: DecodedImage, found: DecodedImage, turn: int) -> tuple[float, float]:
     """Return the mean and the root mean square of the difference at `SMALL` pixels, in levels."""
     before = resize_to_square(apply_orientation(original.pixels, turn), SMALL)
     distance = np.abs(resize_to_square(found.pixels, SMALL) - before) * 255
@@ -170,7 +177,7 @@ def _small(original: Picture, found: Picture, turn: int) -> tuple[float, float]:
     return mean, math.sqrt(float((weight * distance * distance).sum()) / total)
 
 
-def _same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
+def _has_same_shape(one: tuple[int, int], other: tuple[int, int]) -> bool:
     """Say whether two sizes have one aspect ratio, give or take the rounding to whole pixels."""
     (width, height), (smaller, lower) = sorted((one, other), reverse=True)
     return (
@@ -187,20 +194,20 @@ def _has_exif(exif: bytes) -> bool:
         return bool(exif)
 
 
-def _is_transparent(picture: Picture) -> bool:
+def _is_transparent(picture: DecodedImage) -> bool:
     return picture.alpha is not None and bool((picture.alpha < 255).any())
 
 
-def _difference(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.float32]:
+def _subtract(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.float32]:
     return np.subtract(after, before, dtype=np.int16).astype(np.float32)
 
 
-def _rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Return grey as three planes alike, without copying."""
+def _expand_to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    """Return grayscale as three equal planes, without copying."""
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
 def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
-    if size_of(pixels) == size:
+    if get_size(pixels) == size:
         return pixels
-    return as_pixels(as_image(pixels).resize(size, Image.Resampling.LANCZOS))
+    return extract_pixels(make_image(pixels).resize(size, Image.Resampling.LANCZOS))

@@ -1,6 +1,6 @@
-"""Between a picture's own size and the square that the nets see.
+"""Between a picture's own size and the square that the nets take.
 
-`resize_to_square` makes the square; `compute_mask` says where in it noise would be seen;
+`resize_to_square` makes the square; `compute_mask` says where in it noise would be visible;
 `add_upsampled` brings the noise made for it back to full size and adds it within the radius.
 """
 
@@ -20,7 +20,7 @@ ROUGH: Final = 10 / 255
 
 
 def resize_to_square(pixels: NDArray[np.uint8], size: int) -> NDArray[np.float32]:
-    """Squash a picture (H, W, C) to a square (3, size, size) in [0, 1], antialiased."""
+    """Resize a picture (H, W, C) to a square (3, size, size) in [0, 1], antialiased."""
     image = Image.fromarray(pixels[..., 0] if pixels.shape[2] == 1 else pixels)
     small = image.resize((size, size), Image.Resampling.BILINEAR, reducing_gap=3.0)
     planes = np.asarray(small, dtype=np.float32) / np.float32(255)

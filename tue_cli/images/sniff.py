@@ -1,7 +1,7 @@
 """What a file is, by its content, and why some files cannot be protected.
 
 The signatures of formats, the refusals that need no pixels, and the tests of a file's own
-structure: cut short, lossless, deep. `images` asks here before and after it lets Pillow decode.
+structure: cut short, lossless, deep. `codec` asks here before and after Pillow decodes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 
 from PIL import Image
 
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 from tue_cli.images import jpeg, metadata
 
 _SIGNATURES: Final = (
@@ -59,7 +59,7 @@ _UNSUPPORTED: Final = (
 def sniff_format(source: bytes) -> str:
     """Return Pillow's word for the format that the first bytes speak of."""
     if not source:
-        raise PictureProblem("empty", "The file is empty.")
+        raise ImageProblem("empty", "The file is empty.")
     if source[:4] == b"RIFF" and source[8:12] == b"WEBP":
         return "WEBP"
     if source[4:8] == b"ftyp":
@@ -78,11 +78,11 @@ def sniff_format(source: bytes) -> str:
             if name == "a GIF":
                 _refuse_moving_gif(source)
             _refuse_kind(name)
-    raise PictureProblem("not-a-picture", "The content is not that of a picture.")
+    raise ImageProblem("not-a-picture", "The content is not that of a picture.")
 
 
 def _refuse_kind(name: str) -> None:
-    raise PictureProblem("unsupported", f"This is {name}; export it to PNG, TIFF or JPEG first.")
+    raise ImageProblem("unsupported", f"This is {name}; export it to PNG, TIFF or JPEG first.")
 
 
 def _refuse_moving_gif(source: bytes) -> None:
@@ -90,11 +90,11 @@ def _refuse_moving_gif(source: bytes) -> None:
     with suppress(Exception), Image.open(io.BytesIO(source), formats=["GIF"]) as image:
         moves = bool(getattr(image, "is_animated", False))
     if moves:
-        raise PictureProblem("animated", "This is a moving picture; only stills are protected.")
+        raise ImageProblem("animated", "This is a moving picture; only stills are protected.")
 
 
 def refuse_tangled(kind: str, source: bytes) -> None:
-    """Raise for metadata that would hold up or choke a decoder, before it sees them."""
+    """Raise for metadata that would hold up or choke a decoder, before it reads them."""
     if kind == "JPEG":
         jpeg.refuse_tangled(source)
     else:
@@ -112,16 +112,16 @@ def refuse(image: Image.Image, source: bytes) -> None:
     several = getattr(image, "is_animated", False) if is_tiff else getattr(image, "n_frames", 1) > 1
     if image.format not in ("JPEG", "MPO") and several:
         if is_tiff:
-            raise PictureProblem("multi-page", "Has several pages; save each as a file first.")
-        raise PictureProblem("animated", "This is a moving picture; only stills are protected.")
+            raise ImageProblem("multi-page", "Has several pages; save each as a file first.")
+        raise ImageProblem("animated", "This is a moving picture; only stills are protected.")
     if image.mode == "CMYK":
-        raise PictureProblem("cmyk", "Has CMYK colours; convert it to RGB first.")
+        raise ImageProblem("cmyk", "Has CMYK colours; convert it to RGB first.")
     deep = source[24] == 16 if image.format == "PNG" else max(tags.get(258, (8,))) > 8
     if image.mode.startswith("I") or (deep and image.mode != "F"):
-        raise PictureProblem("16-bit", "Has more than 8 bits a channel; save it with 8 first.")
+        raise ImageProblem("16-bit", "Has more than 8 bits a channel; save it with 8 first.")
     if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX", "P", "PA", "YCbCr"):
         name = {"1": "black-and-white", "F": "floating-point"}.get(image.mode, image.mode)
-        raise PictureProblem("mode", f"Has {name} pixels; convert it to RGB or grey first.")
+        raise ImageProblem("mode", f"Has {name} pixels; convert it to RGB or grey first.")
 
 
 def is_lossless_webp(source: bytes) -> bool:
@@ -148,7 +148,7 @@ def is_truncated(kind: str, source: bytes) -> bool:
     if kind == "JPEG":
         return jpeg.is_truncated(source)
     if kind == "PNG":
-        return all(chunk != b"IEND" for chunk, _ in metadata.png_chunks(source))
+        return all(chunk != b"IEND" for chunk, _ in metadata.read_png_chunks(source))
     if kind == "WEBP":
         return len(source) < 8 + int.from_bytes(source[4:8], "little")
     if kind == "BMP":

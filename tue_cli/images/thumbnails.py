@@ -1,7 +1,7 @@
 """A picture, its copy and what was changed, as three small views that a page can hold.
 
-The views carry pixels and a colour profile, no other metadata. They stand upright, as a viewer
-shows the files, although `images.decode` keeps the stored order.
+The views carry pixels and a colour profile, no other metadata. Their orientation is applied, as a
+viewer does, although `codec.decode` keeps the stored order.
 """
 
 from __future__ import annotations
@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 from tue_cli.images import codec
-from tue_cli.images.codec import Picture
-from tue_cli.images.orientation import apply_orientation, as_image, orientation
-from tue_cli.text import printable
+from tue_cli.images.codec import DecodedImage
+from tue_cli.images.orientation import apply_orientation, make_image, read_orientation
+from tue_cli.text import escape
 
 SIDE: Final = 360
 """Longest side of a view, in pixels."""
@@ -53,47 +53,49 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
     """Return the views of a picture and its copy; `record` is the copy's entry in the manifest.
 
     Raises:
-        PictureProblem: one of the two cannot be read, or `other-size`: they are not of one size.
+        ImageProblem: one of the two cannot be read, or `other-size`: they are not of one size.
     """
     before = codec.decode(codec.read(original))
     after = codec.decode(codec.read(copy))
-    old = apply_orientation(before.pixels, orientation(before))
-    new = apply_orientation(after.pixels, orientation(after))
+    old = apply_orientation(before.pixels, read_orientation(before))
+    new = apply_orientation(after.pixels, read_orientation(after))
     if old.shape[:2] != new.shape[:2]:
-        raise PictureProblem(
+        raise ImageProblem(
             "other-size",
             f"It has {old.shape[1]} × {old.shape[0]} pixels, its copy {new.shape[1]} × "
             f"{new.shape[0]}.",
         )
     return Thumbnails(
-        name=printable(record.get("path") or copy.name),
-        before=_view(before),
-        after=_view(after),
-        difference=_encode_image(_small(_difference(old, new))),
-        note=_note(record),
+        name=escape(record.get("path") or copy.name),
+        before=_render_view(before),
+        after=_render_view(after),
+        difference=_encode_image(_fit_into_side(_draw_difference(old, new))),
+        note=_describe_copy(record),
     )
 
 
-def full_difference(original: Path, copy: Path) -> bytes:
-    """Return the difference of a picture and its copy at full size, upright, as PNG.
+def render_difference(original: Path, copy: Path) -> bytes:
+    """Return the difference of a picture and its copy at full size, as a viewer shows it, as PNG.
 
     Raises:
-        PictureProblem: one of the two cannot be read.
+        ImageProblem: one of the two cannot be read.
     """
     before, after = codec.decode(codec.read(original)), codec.decode(codec.read(copy))
-    changed = apply_orientation(_difference(before.pixels, after.pixels), orientation(before))
+    changed = apply_orientation(
+        _draw_difference(before.pixels, after.pixels), read_orientation(before)
+    )
     file = io.BytesIO()
-    as_image(changed).save(file, "PNG", compress_level=1)
+    make_image(changed).save(file, "PNG", compress_level=1)
     return file.getvalue()
 
 
-def proportions(view: bytes) -> tuple[int, int]:
+def read_size(view: bytes) -> tuple[int, int]:
     """Return a view's width and height."""
     with Image.open(io.BytesIO(view)) as coded:
         return coded.size
 
 
-def dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
+def render_dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
     """Return a view as (H, W, 3) that fits into width x height square dots, H even.
 
     A terminal draws two of them, one above the other, in each cell.
@@ -106,7 +108,7 @@ def dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
 
 
-def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _draw_difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
     """Return mid-grey plus `GAIN` times the change, (H, W, C), clipped to 0..255."""
     if before.shape[2] != after.shape[2]:
         before, after = (np.broadcast_to(p, (*p.shape[:2], 3)) for p in (before, after))
@@ -118,19 +120,19 @@ def _difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[
     return amplified
 
 
-def _view(picture: Picture) -> bytes:
+def _render_view(picture: DecodedImage) -> bytes:
     """Return the view of a picture in its colours, on white where it is transparent."""
-    turn = orientation(picture)
-    small = _small(apply_orientation(picture.pixels, turn))
+    turn = read_orientation(picture)
+    small = _fit_into_side(apply_orientation(picture.pixels, turn))
     if picture.alpha is not None:
-        mask = _small(apply_orientation(picture.alpha[..., None], turn))
+        mask = _fit_into_side(apply_orientation(picture.alpha[..., None], turn))
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
     return _encode_image(small, picture.metadata.icc)
 
 
-def _small(pixels: NDArray[np.uint8]) -> Image.Image:
-    """Fit pixels into a square of `SIDE`: enlarged by whole steps, or shrunk and antialiased."""
-    image = as_image(pixels)
+def _fit_into_side(pixels: NDArray[np.uint8]) -> Image.Image:
+    """Fit pixels into a square of `SIDE`: enlarged by a whole factor, or antialiased."""
+    image = make_image(pixels)
     times = SIDE // max(image.size)
     if times > 1:
         size = (image.width * times, image.height * times)
@@ -150,7 +152,7 @@ def _encode_image(image: Image.Image, icc: bytes = b"") -> bytes:
     return file.getvalue()
 
 
-def _note(record: dict[str, Any]) -> str:
+def _describe_copy(record: dict[str, Any]) -> str:
     """Return what a manifest's entry says of a copy, in one line; what it lacks is left out."""
     parts = [
         text.format(record[name])

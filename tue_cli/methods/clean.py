@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures, crop_and_flip
+from tue_cli.core.batches import Images, crop_and_flip
 from tue_cli.core.loop import Training, fit
 from tue_cli.methods.surrogate import FrozenNets, NetFit, make_training_loss, plan_surrogate
 from tue_cli.nets.classifiers import Classifier
@@ -17,11 +17,11 @@ from tue_cli.nets.classifiers import Classifier
 def fit_surrogate(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
-    """Train the surrogate by standard training, with shifts and flips."""
+    """Train the surrogate by standard training, with crops and flips."""
     assert isinstance(training.net, Classifier)
     yield from fit(
         training,

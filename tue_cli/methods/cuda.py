@@ -18,8 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.core.batches import generator_at
-from tue_cli.core.capture import Run, eagerly
+from tue_cli.core.batches import make_generator
+from tue_cli.core.capture import Run, run_eagerly
 from tue_cli.declare import fixed
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.noise import CudaNoise
@@ -36,9 +36,9 @@ class FilterSettings:
 FILTER = FilterSettings()
 
 
-def filter_of(key: int, generator: torch.Generator) -> Tensor:
+def draw_filter(key: int, generator: torch.Generator) -> Tensor:
     """Draw a class's filter (side, side): small weights, and one of 1 at a random place."""
-    own = generator_at(generator.initial_seed(), "cuda", key, torch.device("cpu"))
+    own = make_generator(generator.initial_seed(), "cuda", key, torch.device("cpu"))
     weights = FILTER.blur * torch.rand(FILTER.side**2, generator=own)
     weights[torch.randint(0, FILTER.side**2, (), generator=own)] = 1
     return weights.reshape(FILTER.side, FILTER.side)
@@ -52,13 +52,13 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), by which each picture becomes its filtered self.
 
     The filtered picture is divided by its own maximum.
     """
-    filters = torch.stack([filter_of(key, generator) for key in labels.tolist()]).to(pixels)
+    filters = torch.stack([draw_filter(key, generator) for key in labels.tolist()]).to(pixels)
     count, channels, height, width = pixels.shape
     padded = F.pad(pixels, (FILTER.side // 2,) * 4, mode="replicate")
     filtered = F.conv2d(

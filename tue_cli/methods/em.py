@@ -14,18 +14,18 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.batches import Images
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training
 from tue_cli.core.pgd import pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     fit_on_own_noise,
+    get_surrogate,
+    make_surrogate_term,
     plan_surrogate,
     sample_eot_moves,
-    surrogate_of,
-    surrogate_term,
 )
 from tue_cli.noise import EmNoise
 
@@ -38,12 +38,12 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small."""
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
-        term = surrogate_term(surrogate_of(nets), labels, noise, moves)
+        term = make_surrogate_term(get_surrogate(nets), labels, noise, moves)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
     return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
@@ -52,7 +52,7 @@ def perturb(
 def fit_surrogate(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from tue_cli.core.batches import generator_at
-from tue_cli.core.capture import Run, eagerly
+from tue_cli.core.batches import make_generator
+from tue_cli.core.capture import Run, run_eagerly
 from tue_cli.declare import fixed
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.noise import LspNoise
@@ -37,9 +37,9 @@ class PatchSettings:
 PATCHES = PatchSettings()
 
 
-def class_of(key: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Draw a class's centre (D,), a corner of the cube, and its mixing (D, D), as sklearn does."""
-    own = generator_at(generator.initial_seed(), "lsp", key, torch.device("cpu"))
+def draw_class(key: int, size: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Draw a class's centre (D,), a corner of the cube, and mixing matrix (D, D), as in sklearn."""
+    own = make_generator(generator.initial_seed(), "lsp", key, torch.device("cpu"))
     centre = (2 * torch.randint(0, 2, (size,), generator=own) - 1) * PATCHES.separation
     return centre, 2 * torch.rand((size, size), generator=own) - 1
 
@@ -52,7 +52,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), of the same L2 norm everywhere but where pixels end.
 
@@ -63,7 +63,7 @@ def perturb(
     missing = (0, columns * side - width, 0, rows * side - height)
     cells = F.avg_pool2d(F.pad(start, missing, mode="replicate"), side)
     normal = cells.flatten(1) * side * math.sqrt(3) / noise.radius
-    classes = [class_of(key, normal.shape[1], generator) for key in labels.tolist()]
+    classes = [draw_class(key, normal.shape[1], generator) for key in labels.tolist()]
     centres, mixings = (torch.stack(part).to(normal) for part in zip(*classes, strict=True))
     points = torch.einsum("nd,nde->ne", normal, mixings) + centres
     grid = points.reshape(count, 3, rows, columns)

@@ -24,11 +24,16 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.config import KernelSettings, TrainSettings
-from tue_cli.core.batches import Pictures, batch_indices
-from tue_cli.core.capture import Run, eagerly
-from tue_cli.core.kernel import fit_coefficients, fit_with_last_picture, own_kernel, tangent_kernel
+from tue_cli.core.batches import Images, draw_batch
+from tue_cli.core.capture import Run, run_eagerly
+from tue_cli.core.kernel import (
+    compute_kernel_diagonal,
+    fit_coefficients,
+    fit_with_last_image,
+    tangent_kernel,
+)
 from tue_cli.core.loop import Plan, Training
-from tue_cli.core.pgd import Term, gradient_of, pgd
+from tue_cli.core.pgd import Term, make_gradient, pgd
 from tue_cli.methods.surrogate import FrozenNets, NetFit
 from tue_cli.nets.block import NtgaBlock
 from tue_cli.noise import NtgaNoise
@@ -36,12 +41,12 @@ from tue_cli.noise import NtgaNoise
 KERNEL = KernelSettings()
 
 
-def targets_of(labels: Tensor, classes: int) -> Tensor:
+def make_targets(labels: Tensor, classes: int) -> Tensor:
     """Return what the learner regresses on, (N, C): 1 at the label, the mean taken off."""
     return F.one_hot(labels, classes).float() - 1 / classes
 
 
-def kernel_of(a: Tensor, b: Tensor) -> Tensor:
+def compute_kernel(a: Tensor, b: Tensor) -> Tensor:
     """Return the kernel (N, M) of pictures (N, 3, H, W) and (M, 3, H, W)."""
     return tangent_kernel(a.flatten(1), b.flatten(1), KERNEL)
 
@@ -54,46 +59,46 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): each picture, joining the block, makes the learner more wrong."""
     block = nets["block"]
     assert isinstance(block, NtgaBlock)
     shared = block.pixels + block.delta
-    kernel = kernel_of(shared, shared)
+    kernel = compute_kernel(shared, shared)
     scale = kernel.diagonal().mean()
     # On the CPU, which every machine has an eigensolver for.
     spectrum, basis = (part.to(pixels) for part in torch.linalg.eigh((kernel / scale).cpu()))
-    held_out = kernel_of(block.held_out, shared) @ basis / scale
-    targets = basis.T @ targets_of(block.labels, block.classes)
-    target = targets_of(labels, block.classes)
+    held_out = compute_kernel(block.held_out, shared) @ basis / scale
+    targets = basis.T @ make_targets(block.labels, block.classes)
+    target = make_targets(labels, block.classes)
 
     def objective(moved: Tensor) -> Tensor:
-        rows = kernel_of(moved, shared) @ basis / scale
-        own = own_kernel(moved.flatten(1), KERNEL) / scale
-        known, last = fit_with_last_picture(spectrum, rows, own, targets, target, KERNEL.time)
-        seen = kernel_of(moved, block.held_out) / scale
+        rows = compute_kernel(moved, shared) @ basis / scale
+        own = compute_kernel_diagonal(moved.flatten(1), KERNEL) / scale
+        known, last = fit_with_last_image(spectrum, rows, own, targets, target, KERNEL.time)
+        seen = compute_kernel(moved, block.held_out) / scale
         logits = held_out @ known + seen[:, :, None] * last[:, None]
         wanted = block.held_out_labels.expand(len(moved), -1)
         return F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)
 
-    term = Term(gradient_of(objective), -noise.step)
+    term = Term(make_gradient(objective), -noise.step)
     return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
 
 
-def held_out_losses(block: NtgaBlock, moved: Tensor) -> Tensor:
+def compute_held_out_losses(block: NtgaBlock, moved: Tensor) -> Tensor:
     """Return the learner's cross-entropy on each held-out picture, given the block moved so."""
-    kernel = kernel_of(moved, moved)
+    kernel = compute_kernel(moved, moved)
     scale = kernel.diagonal().mean().detach()
-    known = fit_coefficients(kernel / scale, targets_of(block.labels, block.classes), KERNEL.time)
-    logits = kernel_of(block.held_out, moved) / scale @ known
+    known = fit_coefficients(kernel / scale, make_targets(block.labels, block.classes), KERNEL.time)
+    logits = compute_kernel(block.held_out, moved) / scale @ known
     return F.cross_entropy(logits, block.held_out_labels, reduction="none")
 
 
 def fit_block(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
@@ -101,15 +106,15 @@ def fit_block(
     block, noise = training.net, settings.noise
     assert isinstance(block, NtgaBlock) and isinstance(noise, NtgaNoise)
     if not training.step:
-        order = batch_indices(len(pictures), len(pictures), seed=settings.seed, step=0)
+        order = draw_batch(len(pictures), len(pictures), seed=settings.seed, step=0)
         block.fill(pictures, order)
-    term = Term(gradient_of(lambda moved: held_out_losses(block, moved)), -noise.step)
+    term = Term(make_gradient(lambda moved: compute_held_out_losses(block, moved)), -noise.step)
     while training.step < training.plan.steps:
         start = block.delta.detach()
         delta = pgd(block.pixels, [term], radius=noise.radius, steps=1, start=start)
         with torch.no_grad():
             block.delta.copy_(delta)
-            loss = held_out_losses(block, block.pixels + delta).mean()
+            loss = compute_held_out_losses(block, block.pixels + delta).mean()
         training.step += 1
         yield loss
 

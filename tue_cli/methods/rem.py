@@ -3,7 +3,7 @@ Privacy Against Adversarial Learning"; and SEM (Liu et al. 2024), the same witho
 
 - The adversary meets the shifted view; the gradient at its point goes back through the shift alone,
   as in theirs: the offset is a constant.
-- Its random start is drawn once for a batch, as the shifts are: a picture's noise is its own.
+- Its random start is drawn once for a batch, as the EoT samples are: a picture's noise is its own.
 - The noise stays within the pixels' range, where theirs is cut when it is applied; and the last
   pass covers every picture, where theirs drops those that fill no batch.
 """
@@ -16,20 +16,20 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import AdversarySettings, TrainSettings
-from tue_cli.core.batches import Pictures
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.batches import Images
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     ascend_loss,
     average_over_moves,
     fit_on_own_noise,
+    get_surrogate,
     plan_surrogate,
     sample_eot_moves,
-    surrogate_of,
 )
 from tue_cli.noise import RemNoise
 
@@ -58,31 +58,31 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small for all an adversary does.
 
-    The inner maximum within the outer minimum (Fu et al., Eq. 5), over shifts and flips.
+    The inner maximum within the outer minimum (Fu et al., Eq. 5), over EoT samples.
     """
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
 
     def descend(
         pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, starts: Tensor
     ) -> Tensors:
-        loss = make_adversarial_loss(cross_entropy(surrogate_of(nets), labels), inner, starts)
-        term = Term(gradient_of(average_over_moves(loss, noise.samples, moves)), noise.step)
+        loss = make_adversarial_loss(cross_entropy(get_surrogate(nets), labels), inner, starts)
+        term = Term(make_gradient(average_over_moves(loss, noise.samples, moves)), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
     moves = sample_eot_moves(noise, pixels, generator)
     like = pixels.new_empty((len(moves), 1, *pixels.shape[1:]))
-    starts = uniform_start(like, inner.radius, generator)
+    starts = draw_uniform_start(like, inner.radius, generator)
     return run(descend, pixels, labels, start, moves, starts)[0]
 
 
 def fit_surrogate(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:

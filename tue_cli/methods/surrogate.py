@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.config import AdversarySettings, TrainSettings
-from tue_cli.core.batches import Pictures, crop_and_flip, sample_moves, shift_and_flip
-from tue_cli.core.capture import Captured, Run, Tensors, eagerly
+from tue_cli.core.batches import Images, crop_and_flip, sample_moves, shift_and_flip
+from tue_cli.core.capture import Captured, Run, Tensors, run_eagerly
 from tue_cli.core.loop import Loss, Plan, Training, fit
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import Objective, Term, gradient_of, pgd, uniform_start
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient, pgd
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import Frozen, FrozenClassifier
 from tue_cli.noise import Noise, SampledNoise
@@ -42,12 +42,12 @@ class Perturb(Protocol[Own]):
         *,
         start: Tensor,
         generator: torch.Generator,
-        run: Run = eagerly,
+        run: Run = run_eagerly,
     ) -> Tensor:
         """Return delta, (N, 3, H, W), within the method's bound."""
 
 
-Fit = Callable[[Training, FrozenNets, Pictures, TrainSettings, torch.dtype], Iterator[Tensor]]
+Fit = Callable[[Training, FrozenNets, Images, TrainSettings, torch.dtype], Iterator[Tensor]]
 """A net's training, the nets trained before it, pictures, settings and precision to losses."""
 
 
@@ -57,7 +57,7 @@ class NetFit:
 
     fit: Fit
     plan: Callable[[TrainSettings, str], Plan]
-    """Of the settings and the net's name, which names the stream of its draws."""
+    """From the settings and the net's name, which also names its random stream."""
 
 
 def plan_surrogate(settings: TrainSettings, name: str) -> Plan:
@@ -72,7 +72,7 @@ def plan_score(settings: TrainSettings, name: str) -> Plan:
     )
 
 
-def surrogate_of(nets: FrozenNets) -> FrozenClassifier:
+def get_surrogate(nets: FrozenNets) -> FrozenClassifier:
     """Return the net of the role `surrogate`."""
     surrogate = nets["surrogate"]
     assert isinstance(surrogate, FrozenClassifier)
@@ -85,7 +85,7 @@ def quantize(delta: Tensor) -> Tensor:
 
 
 def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objective:
-    """Return the mean of a loss over shifts and flips of the pixels: at every call the next ones.
+    """Return the mean of a loss over EoT samples of the pixels: at every call the next ones.
 
     Args:
         loss: of moved pixels.
@@ -102,16 +102,16 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
 
 
 def sample_eot_moves(noise: SampledNoise, pixels: Tensor, generator: torch.Generator) -> Tensor:
-    """Draw the EoT samples (a shift and a flip each) of all steps, on the pixels' device."""
+    """Draw the EoT samples (a crop and a flip each) of all steps, on the pixels' device."""
     return sample_moves(noise.steps * noise.samples, generator).to(pixels.device)
 
 
-def surrogate_term(
+def make_surrogate_term(
     surrogate: FrozenClassifier, labels: Tensor, noise: SampledNoise, moves: Tensor
 ) -> Term:
-    """Descend l(f'(t(x + delta)), y) over the next shifts and flips t at every step."""
+    """Descend l(f'(t(x + delta)), y) over the next EoT samples t at every step."""
     loss = average_over_moves(cross_entropy(surrogate, labels), noise.samples, moves)
-    return Term(gradient_of(loss), noise.step)
+    return Term(make_gradient(loss), noise.step)
 
 
 def ascend_loss(
@@ -121,7 +121,7 @@ def ascend_loss(
 
     Without a step it is the start, cut to the radius and the pixels' range.
     """
-    term = Term(gradient_of(loss), -adversary.step)
+    term = Term(make_gradient(loss), -adversary.step)
     return pgd(pixels, [term], radius=adversary.radius, steps=adversary.steps, start=start)
 
 
@@ -139,7 +139,7 @@ def make_training_loss(net: Classifier, dtype: torch.dtype) -> Loss:
 def fit_on_own_noise(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     perturb: Perturb[Own],
     noise: Own,
     adversary: AdversarySettings | None,
@@ -148,7 +148,7 @@ def fit_on_own_noise(
     """Train a classifier on its own unlearnable examples, yielding each step's loss.
 
     With an adversary this is Fang et al., Eq. 7; without one it is standard training on x + delta.
-    The noise lives on the pictures as they are; shifts and flips come after it, so that what is
+    The noise lives on the pictures as they are; crops and flips come after it, so that what is
     learned here is what a file can carry.
     """
     net = training.net
@@ -157,20 +157,20 @@ def fit_on_own_noise(
     nets = {**nets, "surrogate": surrogate}
     run_noise, run_adversary = Captured(pictures.pixels.device), Captured(pictures.pixels.device)
 
-    def attacked(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+    def attack(pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
         assert adversary is not None
         return (pixels + ascend_loss(cross_entropy(surrogate, labels), pixels, adversary, start),)
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
         surrogate.follow(net)
-        start = uniform_start(pixels, noise.radius, generator)
+        start = draw_uniform_start(pixels, noise.radius, generator)
         delta = perturb(
             nets, pixels, labels, noise, start=start, generator=generator, run=run_noise
         )
         pixels = crop_and_flip(pixels + quantize(delta), generator)
         if adversary is not None:
-            start = uniform_start(pixels, adversary.radius, generator)
-            (pixels,) = run_adversary(attacked, pixels, labels, start)
+            start = draw_uniform_start(pixels, adversary.radius, generator)
+            (pixels,) = run_adversary(attack, pixels, labels, start)
         return pixels, labels
 
     yield from fit(training, pictures, loss=make_training_loss(net, dtype), prepare=prepare)

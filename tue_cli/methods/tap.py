@@ -1,7 +1,7 @@
 """TAP, targeted adversarial poisons: Fowl et al. 2021, "Adversarial Examples Make Strong Poisons".
 
-A clean-trained net is fooled into seeing the next class in every picture; the labels stay. A victim
-that has learnt that falls below guessing, which is no better protection than guessing.
+A clean-trained net is made to predict the next class for every picture; the labels stay. A victim
+that learns this falls below chance, which protects no better than chance.
 
 - One start instead of the best of eight: their README does the same to save time.
 - It starts uniformly, as all methods here do, where theirs is a normal draw cut to the ball.
@@ -12,10 +12,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.losses import cross_entropy_of_next
-from tue_cli.core.pgd import Term, gradient_of, pgd
-from tue_cli.methods.surrogate import FrozenNets, average_over_moves, sample_eot_moves, surrogate_of
+from tue_cli.core.pgd import Term, make_gradient, pgd
+from tue_cli.methods.surrogate import (
+    FrozenNets,
+    average_over_moves,
+    get_surrogate,
+    sample_eot_moves,
+)
 from tue_cli.noise import TapNoise
 
 
@@ -27,15 +32,15 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
-    """Return delta, (N, 3, H, W), that makes the surrogate see the class after the label's."""
+    """Return delta, (N, 3, H, W), that makes the surrogate predict the class after the label's."""
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
         loss = average_over_moves(
-            cross_entropy_of_next(surrogate_of(nets), labels), noise.samples, moves
+            cross_entropy_of_next(get_surrogate(nets), labels), noise.samples, moves
         )
-        term = Term(gradient_of(loss), noise.step)
+        term = Term(make_gradient(loss), noise.step)
         return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
 
     return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]

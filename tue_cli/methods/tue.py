@@ -5,10 +5,11 @@ Examples", Algorithm 1, with its gaps read as follows.
 - The adversary of lines 12 to 15 ascends with respect to delta-a, as Eq. 7 says.
 - Both noises start uniformly in their balls at every visit (REM); nets are in eval mode in both
   inner loops and in train mode for the update.
-- The surrogate's term sees random shifts and flips, the score's term the picture as it is.
+- The surrogate's term takes EoT samples, random crops and flips; the score's term takes the picture
+  as it is.
 
-One term is not the paper's: the same surrogate's, of the picture in grey, when protecting. Noise
-that is made in colour is in colours, and gone when an attacker takes them away.
+One term is not the paper's: the same surrogate's, of the picture in grayscale, when protecting.
+Without it the noise lies in the colours, and grayscale removes it.
 """
 
 from __future__ import annotations
@@ -19,38 +20,38 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures, crop_and_flip, gray
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.batches import Images, convert_to_grayscale, crop_and_flip
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
-from tue_cli.core.pgd import Objective, Term, gradient_of, pgd
+from tue_cli.core.pgd import Objective, Term, make_gradient, pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     average_over_moves,
     fit_on_own_noise,
+    get_surrogate,
+    make_surrogate_term,
     plan_score,
     plan_surrogate,
     sample_eot_moves,
-    surrogate_of,
-    surrogate_term,
 )
 from tue_cli.nets.frozen import FrozenScore
 from tue_cli.nets.score import ScoreNet
 from tue_cli.noise import TueNoise
 
 
-def score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term:
+def make_score_term(score: FrozenScore, labels: Tensor, noise: TueNoise) -> Term:
     """Descend the norm of s(x + delta, y), or ascend along s itself."""
     step = noise.score_ratio * noise.step
     if noise.score_mode == "ascent":
         return Term(lambda pixels: score(pixels, labels), -step)
-    return Term(gradient_of(score_norm(score, labels)), step)
+    return Term(make_gradient(score_norm(score, labels)), step)
 
 
-def in_gray(loss: Objective) -> Objective:
-    """Return the loss of pictures whose colours are gone."""
-    return lambda pixels: loss(gray(pixels))
+def make_grayscale_loss(loss: Objective) -> Objective:
+    """Return the loss of pictures in grayscale."""
+    return lambda pixels: loss(convert_to_grayscale(pixels))
 
 
 def perturb(
@@ -61,9 +62,9 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
-    """Return delta-u, (N, 3, H, W), within the radius and not yet snapped (lines 6 to 11).
+    """Return delta-u, (N, 3, H, W), within the radius and not yet quantized (lines 6 to 11).
 
     Args:
         nets: frozen `surrogate` and, unless the score's ratio is 0, `score`.
@@ -71,23 +72,23 @@ def perturb(
         labels: (N,) keys: class numbers of the surrogate.
         noise: radius, steps and the score's part.
         start: where delta begins, of the pixels' shape.
-        generator: draws the shifts and flips; the same state gives the same draws to any batch.
+        generator: draws the EoT samples; the same state draws the same for any batch.
         run: how the steps are run; what it recorded holds for these nets and this noise alone.
     """
 
     def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
-        surrogate = surrogate_of(nets)
-        terms = [surrogate_term(surrogate, labels, noise, moves)]
+        surrogate = get_surrogate(nets)
+        terms = [make_surrogate_term(surrogate, labels, noise, moves)]
         if noise.gray_ratio:
-            # The same shifts and flips as in colour, as in a step of the graph.
+            # The same EoT samples as in colour, as in a step of the graph.
             loss = average_over_moves(
-                in_gray(cross_entropy(surrogate, labels)), noise.samples, moves
+                make_grayscale_loss(cross_entropy(surrogate, labels)), noise.samples, moves
             )
-            terms.append(Term(gradient_of(loss), noise.gray_ratio * noise.step))
+            terms.append(Term(make_gradient(loss), noise.gray_ratio * noise.step))
         if noise.score_ratio:
             score = nets["score"]
             assert isinstance(score, FrozenScore)
-            terms.append(score_term(score, labels, noise))
+            terms.append(make_score_term(score, labels, noise))
         return (pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start),)
 
     return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
@@ -96,7 +97,7 @@ def perturb(
 def fit_score(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
@@ -118,7 +119,7 @@ def fit_score(
 def fit_surrogate(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:

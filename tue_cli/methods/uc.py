@@ -7,8 +7,8 @@ it serves a folder without classes (`--labels cluster`), whatever labels a victi
 
 - The clean net is trained here, where the paper takes one that was trained on ImageNet.
 - The noises themselves are trained, where the paper trains a generator for each of them, a ResNet
-  that sees one fixed picture.
-- They are squashed to the radius by tanh; the paper's are cut there, which stops their gradient.
+  with one fixed input.
+- They are bounded by tanh; the paper's are cut at the radius, which stops their gradient.
 - Every noise learns from all pictures, of whatever cluster, as in the paper's code.
 - As many clusters as the weights have classes.
 """
@@ -21,13 +21,13 @@ import torch
 from torch import Tensor
 
 from tue_cli.config import TrainSettings
-from tue_cli.core.batches import Pictures, apply_crops, sample_crops
-from tue_cli.core.capture import Run, Tensors, eagerly
+from tue_cli.core.batches import Images, apply_crops, sample_crops
+from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.clustering import cluster
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import divergence
 from tue_cli.methods import clean
-from tue_cli.methods.surrogate import FrozenNets, NetFit, plan_score, surrogate_of
+from tue_cli.methods.surrogate import FrozenNets, NetFit, get_surrogate, plan_score
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.nets.patterns import Patterns
 from tue_cli.noise import UcNoise
@@ -46,7 +46,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
-    run: Run = eagerly,
+    run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): that of each picture's cluster, cut to the pixels' range."""
     patterns = nets["patterns"]
@@ -56,11 +56,11 @@ def perturb(
         return (pixels + delta).clamp(0, 1) - pixels
 
 
-def centres_of(surrogate: FrozenClassifier, pictures: Pictures, count: int, seed: int) -> Tensor:
+def find_centres(surrogate: FrozenClassifier, pictures: Images, count: int, seed: int) -> Tensor:
     """Return the centres (count, D) of clusters of clean pictures' features, by k-means."""
     few = torch.split(torch.arange(min(len(pictures), CLUSTERED)), TESTED)
     with torch.no_grad():
-        features = torch.cat([surrogate.features(pictures.batch(part)[0]) for part in few])
+        features = torch.cat([surrogate.features(pictures.take_batch(part)[0]) for part in few])
     numbers = torch.from_numpy(cluster(features.cpu().numpy(), count, seed)).to(features.device)
     found = [features[numbers == number].mean(0) for number in range(int(numbers.max()) + 1)]
     return torch.stack([found[number % len(found)] for number in range(count)])
@@ -69,15 +69,15 @@ def centres_of(surrogate: FrozenClassifier, pictures: Pictures, count: int, seed
 def fit_patterns(
     training: Training,
     nets: FrozenNets,
-    pictures: Pictures,
+    pictures: Images,
     settings: TrainSettings,
     dtype: torch.dtype,
 ) -> Iterator[Tensor]:
     """Train the clusters' noises, with the clean surrogate frozen in `nets`."""
-    patterns, surrogate = training.net, surrogate_of(nets)
+    patterns, surrogate = training.net, get_surrogate(nets)
     assert isinstance(patterns, Patterns)
     count, radius = len(patterns.raw), settings.noise.radius
-    centres = centres_of(surrogate, pictures, count, settings.seed)
+    centres = find_centres(surrogate, pictures, count, settings.seed)
 
     def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
         drawn = torch.randint(0, count, labels.shape, generator=generator, device=generator.device)

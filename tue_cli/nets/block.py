@@ -1,6 +1,7 @@
 """The pictures that ntga's learner has, and those that it is to get wrong: data in a net's place.
 
-They are pictures of the folder that the weights were made of, and can be seen in the weights' file.
+They are pictures of the folder that the weights were made of, and anybody can extract them from the
+weights file.
 """
 
 from __future__ import annotations
@@ -8,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 
 
 class NtgaBlock(nn.Module):
@@ -30,7 +31,7 @@ class NtgaBlock(nn.Module):
         )
         self.register_buffer("held_out_labels", torch.zeros(held_out, dtype=torch.int64))
 
-    def fill(self, pictures: Pictures, order: Tensor) -> None:
+    def fill(self, pictures: Images, order: Tensor) -> None:
         """Take the pictures in an order: a share of them is held out, the others are the block.
 
         No picture is in both; where there are too few, they come up more than once in their part.

@@ -90,7 +90,7 @@ class Classifier(nn.Module):
         self.head = head
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return what the head sees, (N, D), of pixels (N, 3, H, W) in [0, 1]."""
+        """Return the features, the head's input, (N, D), of pixels (N, 3, H, W) in [0, 1]."""
         return cast(Tensor, self.body(pixels - 0.5)).mean((2, 3))
 
     def forward(self, pixels: Tensor) -> Tensor:
@@ -98,20 +98,20 @@ class Classifier(nn.Module):
         return cast(Tensor, self.head(self.features(pixels)))
 
 
-def _stem(channels: int, size: int) -> list[nn.Module]:
+def _build_stem(channels: int, size: int) -> list[nn.Module]:
     if size < IMAGENET_STEM_FROM:
         return [ConvNorm(3, channels, 3), nn.ReLU()]
     return [ConvNorm(3, channels, 7, 2), nn.ReLU(), nn.MaxPool2d(3, 2, 1)]
 
 
-def _basic(inputs: int, outputs: int, stride: int) -> Residual:
+def _build_basic(inputs: int, outputs: int, stride: int) -> Residual:
     branch = nn.Sequential(
         ConvNorm(inputs, outputs, 3, stride), nn.ReLU(), ConvNorm(outputs, outputs, 3)
     )
     return Residual(branch, inputs, outputs, stride)
 
 
-def _bottleneck(inputs: int, inner: int, stride: int) -> Residual:
+def _build_bottleneck(inputs: int, inner: int, stride: int) -> Residual:
     branch = nn.Sequential(
         ConvNorm(inputs, inner, 1),
         nn.ReLU(),
@@ -122,33 +122,37 @@ def _bottleneck(inputs: int, inner: int, stride: int) -> Residual:
     return Residual(branch, inputs, 4 * inner, stride)
 
 
-def _resnet(blocks: list[int], bottleneck: bool, classes: int, width: int, size: int) -> Classifier:
-    layers, channels = _stem(width, size), width
+def _build_resnet(
+    blocks: list[int], bottleneck: bool, classes: int, width: int, size: int
+) -> Classifier:
+    layers, channels = _build_stem(width, size), width
     for stage, count in enumerate(blocks):
         inner = width << stage
         for block in range(count):
             stride = 2 if stage and not block else 1
-            layers.append((_bottleneck if bottleneck else _basic)(channels, inner, stride))
+            layers.append(
+                (_build_bottleneck if bottleneck else _build_basic)(channels, inner, stride)
+            )
             channels = 4 * inner if bottleneck else inner
     return Classifier(nn.Sequential(*layers), nn.Linear(channels, classes))
 
 
-def _wide_resnet(classes: int, width: int, size: int) -> Classifier:
+def _build_wide_resnet(classes: int, width: int, size: int) -> Classifier:
     """WRN-34-10: three stages of five basic blocks, 160 to 640 channels at width 64.
 
     Activations come after the norms, as in REM's victim, not before as in Zagoruyko et al.
     """
     channels = max(1, width // 4)
-    layers = _stem(channels, size)
+    layers = _build_stem(channels, size)
     for stage in range(3):
         outputs = (width * 10 // 4) << stage
         for block in range(5):
-            layers.append(_basic(channels, outputs, 2 if stage and not block else 1))
+            layers.append(_build_basic(channels, outputs, 2 if stage and not block else 1))
             channels = outputs
     return Classifier(nn.Sequential(*layers), nn.Linear(channels, classes))
 
 
-def _vgg16(classes: int, width: int, size: int) -> Classifier:
+def _build_vgg16(classes: int, width: int, size: int) -> Classifier:
     """VGG-16 with batch norm; it has no stem to change, only its 512-512 head (REM)."""
     layers: list[nn.Module] = []
     channels = 3
@@ -170,9 +174,9 @@ def _vgg16(classes: int, width: int, size: int) -> Classifier:
     return Classifier(nn.Sequential(*layers), head)
 
 
-def _densenet121(classes: int, width: int, size: int) -> Classifier:
+def _build_densenet121(classes: int, width: int, size: int) -> Classifier:
     growth, channels = max(1, width // 2), width
-    layers = _stem(width, size)
+    layers = _build_stem(width, size)
     for stage, count in enumerate([6, 12, 24, 16]):
         if stage:
             layers += [
@@ -190,11 +194,11 @@ def _densenet121(classes: int, width: int, size: int) -> Classifier:
 
 
 NETS: dict[str, Callable[[int, int, int], Classifier]] = {
-    "vgg16": _vgg16,
-    "resnet18": partial(_resnet, [2, 2, 2, 2], False),
-    "resnet50": partial(_resnet, [3, 4, 6, 3], True),
-    "densenet121": _densenet121,
-    "wrn34-10": _wide_resnet,
+    "vgg16": _build_vgg16,
+    "resnet18": partial(_build_resnet, [2, 2, 2, 2], False),
+    "resnet50": partial(_build_resnet, [3, 4, 6, 3], True),
+    "densenet121": _build_densenet121,
+    "wrn34-10": _build_wide_resnet,
 }
 
 

@@ -32,18 +32,18 @@ def fold_batch_norms(net: Classifier) -> Classifier:
     return result
 
 
-def _pairs(copy: nn.Module, net: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
+def _pair_modules(copy: nn.Module, net: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
     """Yield the modules of a folded copy, each with the one that it came from."""
     yield copy, net
     if not isinstance(net, ConvNorm):
         for own, other in zip(copy.children(), net.children(), strict=True):
-            yield from _pairs(own, other)
+            yield from _pair_modules(own, other)
 
 
 Net = TypeVar("Net", bound=nn.Module)
 
 
-def channels_last(net: Net) -> Net:
+def convert_to_channels_last(net: Net) -> Net:
     """Lay a net's convolutions out as the fast kernels want them, in place."""
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return net
@@ -54,7 +54,7 @@ class FrozenClassifier:
 
     def __init__(self, net: Classifier, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = channels_last(fold_batch_norms(net).to(dtype))
+        self.net = convert_to_channels_last(fold_batch_norms(net).to(dtype))
 
     @torch.no_grad()
     def follow(self, net: Classifier) -> None:
@@ -62,7 +62,7 @@ class FrozenClassifier:
 
         What reads this copy's memory, as a captured graph does, reads the new weights.
         """
-        for own, other in _pairs(self.net, net):
+        for own, other in _pair_modules(self.net, net):
             if isinstance(other, ConvNorm):
                 conv, norm = cast(nn.Conv2d, other[0]), cast(nn.BatchNorm2d, other[1])
                 mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
@@ -86,7 +86,7 @@ class FrozenClassifier:
         return cast(Tensor, self.net(self._cast(pixels))).float()
 
     def features(self, pixels: Tensor) -> Tensor:
-        """Return what the head sees, (N, D)."""
+        """Return the features, the head's input, (N, D)."""
         return self.net.features(self._cast(pixels)).float()
 
 
@@ -95,7 +95,9 @@ class FrozenScore:
 
     def __init__(self, net: ScoreNet, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = channels_last(copy.deepcopy(net).eval().requires_grad_(False).to(dtype))
+        self.net = convert_to_channels_last(
+            copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
+        )
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return s(x, y), (N, 3, H, W), of pixels in [0, 1] and class numbers (N,)."""

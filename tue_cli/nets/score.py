@@ -43,7 +43,7 @@ class ScoreNet(nn.Module):
         self.leave = nn.Conv2d(width, 12, 3, padding=1)
         nn.init.zeros_(self.leave.weight)
 
-    def noise(self, pixels: Tensor, labels: Tensor) -> Tensor:
+    def estimate_noise(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return the estimated noise e in pixels = x + sigma * e; (N, 3, H, W)."""
         x = fine = self.fine[0](self.enter(F.pixel_unshuffle(pixels - 0.5, 2)), labels)
         x = self.down(x)
@@ -54,4 +54,4 @@ class ScoreNet(nn.Module):
 
     def forward(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return s(x, y), (N, 3, H, W), of pixels in [0, 1] and class numbers (N,)."""
-        return self.noise(pixels, labels) / -self.sigma
+        return self.estimate_noise(pixels, labels) / -self.sigma

@@ -16,9 +16,9 @@ from numpy.typing import NDArray
 from tue_cli.config import METHODS
 from tue_cli.core.clustering import cluster
 from tue_cli.dataset import labels
-from tue_cli.dataset.discover import Item, nfc
+from tue_cli.dataset.discover import Item, normalize_name
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import BadSetting, PictureProblem, WeightsProblem, refuse_unless
+from tue_cli.errors import BadSetting, ImageProblem, WeightsProblem, refuse_unless
 from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
 from tue_cli.protect.context import LARGE, RunContext
@@ -28,15 +28,15 @@ from tue_cli.weights import Weights
 SEEN_BATCH = 32
 LOOKED_AT = 64
 """Pictures of a class that tell which keys are near to it."""
-PASSED_OVER = 2
-"""So many keys, the nearest of each class, are taken last: theirs is what the class truly shows.
-Of fewer than seven keys, fewer."""
+TAKEN_LAST = 2
+"""So many of each class's nearest keys are taken last: the class itself looks like them. Of fewer
+than seven keys, fewer."""
 
 
 def label_items(
     run: RunContext, mode: str, note: Callable[[str], None] = lambda _: None
 ) -> tuple[Item, ...]:
-    """Return the items with their classes, by name or by what the surrogate sees in them."""
+    """Return the items with their classes, by name or by clusters of the surrogate's features."""
     items, clusters = run.found.items, count_clusters(mode)
     if clusters is None:
         tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
@@ -60,18 +60,18 @@ def label_items(
 
 
 def _run_surrogate(
-    run: RunContext, see: Callable[[Floats], Floats], items: Sequence[Item]
+    run: RunContext, compute: Callable[[Floats], Floats], items: Sequence[Item]
 ) -> tuple[list[Item], Floats]:
-    """Return the items that can be decoded, and what `see` makes of each at the working size."""
+    """Return the items that can be decoded, and `compute` of each at the working size."""
     turn = threading.Lock()
 
-    def small(item: Item) -> Floats | None:
+    def decode_small(item: Item) -> Floats | None:
         try:
             data = codec.read(item.source)
             is_large = math.prod(codec.read_dimensions(data)) >= LARGE
             with turn if is_large else nullcontext():
                 return resize.resize_to_square(codec.decode(data).pixels, run.weights.card.size)
-        except (PictureProblem, OSError, MemoryError):
+        except (ImageProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
 
     seen: list[Item] = []
@@ -80,18 +80,18 @@ def _run_surrogate(
         part = items[place : place + SEEN_BATCH]
         smalls = [
             (item, pixels)
-            for item, pixels in zip(part, run.pool.map(small, part), strict=True)
+            for item, pixels in zip(part, run.pool.map(decode_small, part), strict=True)
             if pixels is not None
         ]
         if smalls:
             seen += [item for item, _ in smalls]
-            rows.append(see(np.stack([pixels for _, pixels in smalls])))
+            rows.append(compute(np.stack([pixels for _, pixels in smalls])))
             _refuse_overflow(rows[-1], run.weights)
     return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
 
 
 def _refuse_overflow(values: Floats, weights: Weights) -> None:
-    """Raise WeightsProblem where what the surrogate makes of pictures is not finite."""
+    """Raise WeightsProblem where the surrogate's features or logits are not finite."""
     if not np.isfinite(values).all():
         raise WeightsProblem(
             f"The weights {weights.name} see numbers in the pictures that are not finite: theirs "
@@ -107,8 +107,8 @@ def measure_nearness(
 
     That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
     spread. Noise of the nearest key makes more of what is truly there; that of a far one is hardly
-    found by a victim that trains in grey (`benchmarks/README.md`). A class alone has nothing to be
-    told from, and gets no figures.
+    found by a victim that trains in grayscale (`benchmarks/README.md`). A class alone has nothing
+    to be told from, and gets no figures.
     """
     by_class: dict[str, list[Item]] = {}
     for item in items:
@@ -147,7 +147,7 @@ def assign_codes(
 
     Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
     With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are nearest to all of them together, but for the `PASSED_OVER` nearest of each. Without,
+    that are nearest to all of them together, but for the `TAKEN_LAST` nearest of each. Without,
     where a class starts to look for a free key depends on its name alone, so that folders that are
     protected one by one differ.
 
@@ -170,7 +170,7 @@ def assign_codes(
 
         free = [place for place, key in enumerate(keys) if key not in used]
         near = np.zeros((len(new), len(keys)))
-        last = min(PASSED_OVER, (len(keys) - 1) // 3)
+        last = min(TAKEN_LAST, (len(keys) - 1) // 3)
         for row, name in zip(near, new, strict=True):
             if name in nearness:
                 row[:] = nearness[name]
@@ -179,7 +179,7 @@ def assign_codes(
         chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
         return {name: chosen[name] for name in wanted}
     for name in new:
-        digest = hashlib.sha256(nfc(name).encode("utf-8", "surrogatepass")).digest()
+        digest = hashlib.sha256(normalize_name(name).encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") % len(keys)
         while keys[place] in used:
             place = (place + 1) % len(keys)

@@ -16,13 +16,13 @@ import tue_cli
 from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
-from tue_cli.dataset.journal import Journal, former_run
-from tue_cli.engine.select import engine_for
+from tue_cli.dataset.journal import Journal, read_former_run
+from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.weights import Weights, load, netless
+from tue_cli.weights import Weights, load, make_netless
 
 BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
@@ -65,10 +65,10 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
         TueError: for what cannot work.
     """
     spec.validate()
-    output = spec.output or discover.default_output(spec.paths)
+    output = spec.output or discover.choose_default_output(spec.paths)
     found = discover.discover(spec.paths, output)
-    weights = weights_for(spec)
-    engine = engine_for(
+    weights = choose_weights(spec)
+    engine = choose_engine(
         weights,
         spec.settings.method,
         spec.settings.noise,
@@ -77,7 +77,7 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
         device=spec.device,
         batch=BATCH,
         pictures=len(found.items),
-        former=former_run(output).get("engine"),
+        former=read_former_run(output).get("engine"),
     )
     originals = discover.find_source_folders(found.items)
     journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
@@ -98,7 +98,7 @@ def tell_found(found: discover.Found) -> Iterator[Event]:
         yield Note(f"Left aside: {count} × {reason}.")
 
 
-def weights_for(spec: ProtectSpec) -> Weights:
+def choose_weights(spec: ProtectSpec) -> Weights:
     """Return the weights of a run; a method without nets needs none.
 
     Raises:
@@ -106,7 +106,7 @@ def weights_for(spec: ProtectSpec) -> Weights:
     """
     name, method = spec.settings.method, METHODS[spec.settings.method]
     if not method.recipes and spec.weights is None:
-        return netless(name, KEYS, TrainSettings().size)
+        return make_netless(name, KEYS, TrainSettings().size)
     weights = load(spec.weights)
     if method.recipes and weights.card.method not in method.recipes:
         own = method.recipes[0]

@@ -21,15 +21,15 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import DeviceUnavailable, OutOfMemory, PictureProblem
-from tue_cli.events import Advanced, Failed, Saved, Skipped, plain
+from tue_cli.errors import DeviceUnavailable, ImageProblem, OutOfMemory
+from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
 from tue_cli.images import codec, encode, resize
 from tue_cli.images.quality import compare
-from tue_cli.images.residual import facts, small_rms
+from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task
 from tue_cli.protect.result import CopyRecord
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 BATCH_PIXELS = LARGE
 """A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
@@ -39,7 +39,7 @@ _WITHOUT = {
     "locks": "a second run is not locked out",
     "syncing": "a power cut may lose the last copies",
 }
-"""What it means that the output's file system does not do such a thing."""
+"""What follows where the output's file system cannot do such a thing."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class LoadedTask:
     """A decoded picture on its way to the engine and back."""
 
     task: Task
-    picture: codec.Picture
+    picture: codec.DecodedImage
     small: Floats
     """(3, S, S) in [0, 1], at the weights' working size."""
     source_sha256: str
@@ -77,7 +77,7 @@ class Pipeline:
         self.engine_seconds = 0.0
         self._weak = 0
         settings = context.spec.settings
-        self._largest = METHODS[settings.method].largest(settings.noise)
+        self._largest = METHODS[settings.method].find_reach(settings.noise)
 
     def run(self, tasks: Sequence[Task], total: int) -> Iterator[Outcome | Advanced]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
@@ -89,7 +89,7 @@ class Pipeline:
         writing: list[Future[Outcome]] = []
         batch: list[LoadedTask] = []
 
-        def outcomes(results: Iterator[Outcome]) -> Iterator[Outcome | Advanced]:
+        def count_each(results: Iterator[Outcome]) -> Iterator[Outcome | Advanced]:
             for outcome in results:
                 self.count(outcome)
                 yield outcome
@@ -98,29 +98,32 @@ class Pipeline:
                 rate = made / (time.monotonic() - began)
                 yield Advanced(done, total, rate, (total - done) / rate if made else None)
 
-        def flushed() -> Iterator[Outcome | Advanced]:
+        def flush() -> Iterator[Outcome | Advanced]:
             """Write what is loaded, beside the loading of what comes next."""
             nonlocal batch, writing
             submitted = self._submit(batch) if batch else []
             batch = []
-            yield from outcomes(future.result() for future in writing)
+            yield from count_each(future.result() for future in writing)
             writing = submitted
 
         for result in load_ahead(tasks, self._load, self._context.pool, self._context.threads):
             if isinstance(result, Large):
                 # One at a time: all before it is on the disk, and nothing else is taken up.
-                yield from flushed()
-                yield from flushed()
-                yield from outcomes(iter([self._alone(result.task)]))
+                yield from flush()
+                yield from flush()
+                yield from count_each(iter([self._process_alone(result.task)]))
                 continue
             if not isinstance(result, LoadedTask):
-                yield from outcomes(iter([result]))
+                yield from count_each(iter([result]))
                 continue
             batch.append(result)
-            if len(batch) == self._context.engine.batch or sum(map(_pixels, batch)) >= BATCH_PIXELS:
-                yield from flushed()
-        yield from flushed()
-        yield from flushed()
+            if (
+                len(batch) == self._context.engine.batch
+                or sum(map(_count_pixels, batch)) >= BATCH_PIXELS
+            ):
+                yield from flush()
+        yield from flush()
+        yield from flush()
 
     def count(self, outcome: Outcome) -> None:
         """Remember an outcome for the summary."""
@@ -136,11 +139,11 @@ class Pipeline:
         elif isinstance(outcome, Saved):
             self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
 
-    def summary(self) -> dict[str, Any]:
+    def summarize(self) -> dict[str, Any]:
         """Return what the manifest says about the run as a whole."""
         return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
 
-    def warnings(self) -> Iterator[str]:
+    def list_warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
         if self._context.journal.refused:
             lacking = "; ".join(_WITHOUT[what] for what in sorted(self._context.journal.refused))
@@ -158,7 +161,7 @@ class Pipeline:
                 "use --format png."
             )
 
-    def _alone(self, task: Task) -> Outcome:
+    def _process_alone(self, task: Task) -> Outcome:
         """Do all that is to be done with one picture, beside no other.
 
         In this thread: another would keep what it freed for itself, and take as much once more.
@@ -176,7 +179,7 @@ class Pipeline:
         try:
             data = codec.read(source)
             digest = sha256(data)
-            blocked = self._blocked(task, digest)
+            blocked = self._find_obstacle(task, digest)
             if blocked is not None:
                 return blocked
             if not alone and math.prod(codec.read_dimensions(data)) >= BATCH_PIXELS:
@@ -185,18 +188,18 @@ class Pipeline:
             picture = codec.decode(data)
             del data
             if not task.has_place:
-                raise PictureProblem(
+                raise ImageProblem(
                     "in-the-way", "Another picture's copy has this name; rename the picture."
                 )
             small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
-        except (PictureProblem, MemoryError) as error:
-            return _failed(source, error)
+        except (ImageProblem, MemoryError) as error:
+            return _describe_failure(source, error)
         except OSError as error:
             return Failed(source, "unreadable", f"It cannot be read: {error}.")
         return LoadedTask(task, picture, small, digest, status, time.monotonic() - began)
 
-    def _blocked(self, task: Task, digest: str) -> Skipped | Failed | None:
-        """Return why this picture is not to be worked on, if it is not."""
+    def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
+        """Return why this picture cannot be worked on, or None."""
         if self._context.spec.existing == "overwrite" or not task.has_place:
             return None
         place = self._context.output / task.relative
@@ -208,7 +211,7 @@ class Pipeline:
             return Failed(
                 task.item.source,
                 "in-the-way",
-                f"{printable(place)} exists and is not a copy that tue made; it is left alone. "
+                f"{escape(place)} exists and is not a copy that tue made; it is left alone. "
                 "Move it, or use --existing overwrite.",
             )
         return None
@@ -220,7 +223,10 @@ class Pipeline:
         deltas = self._context.engine.perturb(
             np.stack([loaded.small for loaded in batch]),
             np.array([self._numbers[loaded.task.key] for loaded in batch]),
-            [_seed(self._context.spec.settings.seed, loaded.source_sha256) for loaded in batch],
+            [
+                _derive_seed(self._context.spec.settings.seed, loaded.source_sha256)
+                for loaded in batch
+            ],
         )
         if not np.isfinite(deltas).all():
             raise DeviceUnavailable(
@@ -253,7 +259,7 @@ class Pipeline:
             )
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:
-                raise PictureProblem(
+                raise ImageProblem(
                     "unchanged",
                     "There is no room for noise in its pixels. If all is smooth, use --smooth 1.",
                 )
@@ -267,22 +273,22 @@ class Pipeline:
                 algorithm=ALGORITHM,
                 format=encoded.format,
                 bytes=len(encoded.data),
-                known=facts(_as_read(encoded)),
+                known=collect_facts(_read_back(encoded)),
                 largest=quality.largest,
                 mean=round(quality.mean, 3),
                 psnr=round(quality.psnr, 2),
                 ssim=round(quality.ssim, 4),
                 survival=round(encoded.survival, 3),
-                small_rms=round(small_rms(picture, encoded.decoded), 3),
+                small_rms=round(measure_small_rms(picture, encoded.decoded), 3),
                 notes=(*picture.notes, *encoded.notes),
             )
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
-            timed = {**plain(record), "seconds": round(seconds, 4)}
+            timed = {**make_plain(record), "seconds": round(seconds, 4)}
             self._context.journal.save(timed, encoded.data, loaded.status)
-        except (PictureProblem, MemoryError) as error:
-            return _failed(task.item.source, error)
+        except (ImageProblem, MemoryError) as error:
+            return _describe_failure(task.item.source, error)
         except OSError as error:
-            message = f"{printable(place)} cannot be written: {error.strerror or error}."
+            message = f"{escape(place)} cannot be written: {error.strerror or error}."
             return Failed(task.item.source, "not-written", message)
         return Saved(task.item.source, place, record.bytes, record)
 
@@ -295,8 +301,8 @@ def load_ahead(
 ) -> Iterator[LoadedTask | Large | Skipped | Failed]:
     """Yield each task's result in order, loading ahead as many as `BATCH_PIXELS` has room for.
 
-    How large the pictures to come are is guessed from the largest seen so far; before the first
-    is seen, each thread loads one.
+    The size of the next pictures is guessed from the largest so far; before the first is loaded,
+    each thread loads one.
     """
     coming: deque[Future[LoadedTask | Large | Skipped | Failed]] = deque()
     largest = place = 0
@@ -307,25 +313,25 @@ def load_ahead(
             place += 1
         result = coming.popleft().result()
         if isinstance(result, LoadedTask):
-            largest = max(largest, _pixels(result))
+            largest = max(largest, _count_pixels(result))
         yield result
 
 
-def _failed(source: Path, error: PictureProblem | MemoryError) -> Failed:
-    problem = error if isinstance(error, PictureProblem) else OutOfMemory()
+def _describe_failure(source: Path, error: ImageProblem | MemoryError) -> Failed:
+    problem = error if isinstance(error, ImageProblem) else OutOfMemory()
     return Failed(source, problem.reason, problem.message)
 
 
-def _as_read(encoded: encode.Encoded) -> codec.Picture:
-    """Return a copy as a reader finds it: WebP has three channels for what was one of grey."""
+def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
+    """Return a copy as a reader decodes it: WebP has three channels where grayscale had one."""
     is_grey = encoded.decoded.pixels.shape[2] == 1
     return codec.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
 
 
-def _pixels(loaded: LoadedTask) -> int:
+def _count_pixels(loaded: LoadedTask) -> int:
     return loaded.picture.pixels[..., 0].size
 
 
-def _seed(seed: int, source_sha256: str) -> int:
+def _derive_seed(seed: int, source_sha256: str) -> int:
     """Return a picture's own seed, of the run's seed and of its content."""
     return int.from_bytes(hashlib.sha256(f"{seed}/{source_sha256}".encode()).digest()[:8], "big")

@@ -14,7 +14,7 @@ from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.images import codec
 from tue_cli.protect.codes import assign_codes
 from tue_cli.protect.context import RunContext
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
@@ -29,7 +29,7 @@ class Task:
     """Where the copy goes, below the output."""
     key: str
     has_place: bool = True
-    """False where its copy, if it can have one against its name, would meet another's."""
+    """False where its copy would take another's place."""
 
 
 def plan_tasks(
@@ -76,8 +76,8 @@ def _choose_keys(
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     """Return the tasks with those marked that have no place of their own.
 
-    Whose name says that it cannot be protected gives way, such as a raw file beside its JPEG. Two
-    others in one place raise BadSetting.
+    A file whose name says that it cannot be protected gives way, such as a raw file beside its
+    JPEG. Two others in one place raise BadSetting.
     """
     refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
     taken = Counter(fold_path(task.relative) for task in tasks)
@@ -116,6 +116,6 @@ def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
     for task in tasks:
         if os.path.lexists(output / task.relative):
             raise BadSetting(
-                f"{printable(output / task.relative)} exists.",
+                f"{escape(output / task.relative)} exists.",
                 "Choose another output, or --existing skip or overwrite.",
             )

@@ -14,8 +14,8 @@ from pathlib import Path
 import numpy as np
 
 from tue_cli.dataset.journal import Journal
-from tue_cli.events import Done, Event, Failed, Job, Looked, Note, Saved, Started, plain
-from tue_cli.images.thumbnails import full_difference, make_thumbnails
+from tue_cli.events import Done, Event, Failed, Job, Looked, Note, Saved, Started, make_plain
+from tue_cli.images.thumbnails import make_thumbnails, render_difference
 from tue_cli.protect.codes import label_items
 from tue_cli.protect.context import RunContext, open_run
 from tue_cli.protect.pipeline import Pipeline
@@ -86,9 +86,9 @@ def _protect_few(
 
 def _load_preview(saved: Saved[CopyRecord], scratch: Path) -> Looked:
     assert saved.source is not None
-    views = make_thumbnails(saved.source, saved.path, plain(saved.copy))
+    views = make_thumbnails(saved.source, saved.path, make_plain(saved.copy))
     difference = scratch / f"{saved.path.stem}-difference.png"
-    difference.write_bytes(full_difference(saved.source, saved.path))
+    difference.write_bytes(render_difference(saved.source, saved.path))
     return Looked(
         source=saved.source,
         path=saved.path,

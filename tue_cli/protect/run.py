@@ -12,7 +12,7 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.manifest import read_manifest
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
 from tue_cli.protect.codes import label_items, measure_nearness
@@ -41,7 +41,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             yield Done(forecast)
             return
         tasks, work, manifest = yield from _write_copies(run, items)
-        yield from (Note(text) for text in work.warnings())
+        yield from (Note(text) for text in work.list_warnings())
         if spec.report is not None:
             sources = {task.relative.as_posix(): task.item.source for task in tasks}
             yield from write_report(
@@ -89,7 +89,7 @@ def _write_copies(
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
             yield from work.run(tasks, total)
-            return tasks, work, run.journal.finish(work.summary())
+            return tasks, work, run.journal.finish(work.summarize())
         finally:
             # Threads that write are over before the folder is let go.
             run.pool.shutdown(wait=True, cancel_futures=True)
@@ -102,7 +102,7 @@ def _plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
         weights=run.weights.name,
         method=settings.method,
         engine=run.engine.description,
-        radius=METHODS[settings.method].promise(settings.noise.radius),
+        radius=METHODS[settings.method].describe_bound(settings.noise.radius),
         keys={task.item.label: task.key for task in tasks},
     )
 
@@ -120,7 +120,7 @@ def _estimate(run: RunContext, tasks: Sequence[Task]) -> float | None:
                 format=run.spec.format,
                 quality=run.spec.quality,
             )
-        except (PictureProblem, MemoryError):
+        except (ImageProblem, MemoryError):
             continue
         a_picture = time.monotonic() - began
         began = time.monotonic()

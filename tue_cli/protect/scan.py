@@ -14,11 +14,11 @@ from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.dataset import discover, labels
 from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
-from tue_cli.errors import PictureProblem
+from tue_cli.errors import ImageProblem
 from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
 from tue_cli.protect.request import ProtectSpec, count_clusters
-from tue_cli.weights import NETLESS, index
+from tue_cli.weights import NETLESS, read_index
 
 GLANCED = 40
 """Pictures whose headers are read, evenly spread."""
@@ -54,7 +54,7 @@ class FormerRun:
             return replace(
                 spec,
                 settings=ProtectSettings(**{**settings, "noise": noise}),
-                weights=_asked_for(run["weights"]["name"]),
+                weights=_name_weights(run["weights"]["name"]),
                 format=run["format"],
                 quality=run["quality"],
             )
@@ -90,7 +90,7 @@ def scan_folder(spec: ScanSpec) -> Job[ScanSummary]:
         NothingToDo: it holds no picture.
     """
     yield from _walk_folder(spec.folder)
-    output = spec.output or discover.default_output((spec.folder,))
+    output = spec.output or discover.choose_default_output((spec.folder,))
     found = discover.discover((spec.folder,), output)
     notes: list[str] = []
     clustered = count_clusters(spec.labels) is not None
@@ -104,18 +104,18 @@ def scan_folder(spec: ScanSpec) -> Job[ScanSummary]:
             folder=spec.folder,
             output=output,
             pictures=len(items) + len(found.refused),
-            bytes=sum(map(_bytes, items)),
-            formats=dict(Counter(_format(item.source) for item in items).most_common()),
+            bytes=sum(map(_count_bytes, items)),
+            formats=dict(Counter(_name_format(item.source) for item in items).most_common()),
             sizes=tuple(sorted(sizes, key=lambda size: size[0] * size[1])),
             ignored=dict(Counter(reason for _, reason in found.ignored).most_common()),
             refused=dict(refused.most_common()),
             classes={} if clustered else dict(sorted(classes.items())),
-            former=_former(output),
+            former=_read_former(output),
         )
     )
 
 
-def count_pictures(folder: Path) -> int:
+def count_images(folder: Path) -> int:
     """Return how many pictures lie in a folder itself, by their names."""
     try:
         with os.scandir(folder) as entries:
@@ -149,13 +149,13 @@ def _sample_sizes(
             continue
         try:
             sizes.append(codec.read_dimensions(codec.read(item.source)))
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             refused[problem.reason] += 1
         yield Advanced(len(items), 0, 0.0)
     return sizes, refused
 
 
-def _former(output: Path) -> FormerRun | None:
+def _read_former(output: Path) -> FormerRun | None:
     """Return what former runs left in the output: how far one came, or that one is finished."""
     if (left := read_unfinished(output)) is not None:
         run, records = left
@@ -166,19 +166,19 @@ def _former(output: Path) -> FormerRun | None:
     return None
 
 
-def _asked_for(name: str) -> str | None:
+def _name_weights(name: str) -> str | None:
     """Return what to ask for to get weights of that name; None for what comes unasked."""
-    return None if name in (NETLESS, index()["default"]) else name
+    return None if name in (NETLESS, read_index()["default"]) else name
 
 
-def _bytes(item: discover.Item) -> int:
+def _count_bytes(item: discover.Item) -> int:
     try:
         return item.source.stat().st_size
     except OSError:
         return 0
 
 
-def _format(path: Path) -> str:
+def _name_format(path: Path) -> str:
     suffix = path.suffix.lower().lstrip(".")
     jpeg = dict.fromkeys(("jpg", "jpe", "jfif", "pjpeg", "pjp"), "JPEG")
     return {**jpeg, "tif": "TIFF", "": "no ending"}.get(suffix, suffix.upper())

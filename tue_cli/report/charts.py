@@ -1,4 +1,4 @@
-"""The report's charts: figures turned into places on paper, which `report.html` draws.
+"""The report's charts: figures turned into coordinates, from which `report.html` draws.
 
 Ours, not matplotlib's: these follow the reader's colours, font and window, say in words what they
 show, and are a third as large. It would add 77 MB, to the light installation too, and the words and
@@ -62,7 +62,7 @@ def lay_out_curves(result: Figures) -> list[dict[str, Any]]:
 def _lay_out_curve(attack: Figures, curves: Mapping[str, Any], top: float) -> dict[str, Any]:
     """Return lines, one for each seed, and where their names go; `top` is the highest accuracy."""
 
-    def y(accuracy: float) -> float:
+    def place_y(accuracy: float) -> float:
         return round(BOTTOM - (BOTTOM - TOP) * min(max(accuracy / top, 0), 1), 1)
 
     tests = max(len(run) for runs in curves.values() for run in runs)
@@ -71,13 +71,13 @@ def _lay_out_curve(attack: Figures, curves: Mapping[str, Any], top: float) -> di
     for kind, runs in curves.items():
         for run in runs:
             across = (RIGHT - LEFT) / max(tests - 1, 1)
-            points = [(round(LEFT + across * i, 1), y(value)) for i, value in enumerate(run)]
+            points = [(round(LEFT + across * i, 1), place_y(value)) for i, value in enumerate(run)]
             lines.append({"kind": kind, "points": points})
         if runs:
             name, end = TRAINED_ON[kind], fmean(run[-1] for run in runs)
-            names.append({"kind": kind, "text": name, "x": RIGHT + 7, "y": y(end)})
+            names.append({"kind": kind, "text": name, "x": RIGHT + 7, "y": place_y(end)})
             last.append(f"{name} {format_percent(end)}")
-    ticks = [(y(share * top), format_percent(share * top)) for share in (0, 0.5, 1)]
+    ticks = [(place_y(share * top), format_percent(share * top)) for share in (0, 0.5, 1)]
     return {
         "title": attack["title"],
         "victim": attack["victim"],
@@ -85,7 +85,7 @@ def _lay_out_curve(attack: Figures, curves: Mapping[str, Any], top: float) -> di
         "names": _space_out(names),
         "ticks": ticks,
         "epochs": (max(1, round(epochs / tests)), epochs),
-        "floor": y(attack["floor"]),
+        "floor": place_y(attack["floor"]),
         "summary": f"Accuracy by epoch, {attack['title']} of {attack['victim']}. At the end: "
         + f"{', '.join(last)}.",
     }
@@ -111,7 +111,7 @@ def lay_out_maps(embedding: Figures) -> dict[str, Any]:
     scale = (MAP - 32) / (max(right - left, high - low) or 1)
     classes = [str(name) for name in embedding["classes"]]
 
-    def panel(kind: str, title: str) -> dict[str, Any]:
+    def lay_out_panel(kind: str, title: str) -> dict[str, Any]:
         dots: dict[int, list[tuple[float, float]]] = {}
         for x, y, index in embedding[kind]:
             place = (round(16 + (x - left) * scale, 1), round(MAP - 16 - (y - low) * scale, 1))
@@ -130,7 +130,10 @@ def lay_out_maps(embedding: Figures) -> dict[str, Any]:
 
     return {
         "title": embedding["title"],
-        "panels": [panel("clean", "Originals"), panel("protected", "Protected copies")],
+        "panels": [
+            lay_out_panel("clean", "Originals"),
+            lay_out_panel("protected", "Protected copies"),
+        ],
         "classes": [(index % COLOURS, name) for index, name in enumerate(classes)],
     }
 

@@ -37,7 +37,7 @@ from tue_cli.report.charts import (
     lay_out_maps,
 )
 from tue_cli.storage.atomic import write_atomically
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 BAR: Final = 24
 """Height of a bar with its gap, in CSS pixels."""
@@ -103,7 +103,7 @@ def write_page(html: str, path: Path, mode: int = 0o666) -> None:
         full = isinstance(error, OSError) and error.errno == errno.ENOSPC
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputProblem(
-            f"The report {printable(path)} cannot be written: {why}.",
+            f"The report {escape(path)} cannot be written: {why}.",
             "Free some space and try again." if full else "Name a file in a folder that is there.",
         ) from error
 
@@ -184,7 +184,7 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
     settings, weights, tool = (_read_part(run, name) for name in ("settings", "weights", "tool"))
     noise = _read_part(settings, "noise")
     name, radius = str(settings.get("method")), noise.get("radius")
-    promise = METHODS[name].promise if name in METHODS else None
+    promise = METHODS[name].describe_bound if name in METHODS else None
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
     facts = {
         "Copies": len(manifest["pictures"]),

@@ -9,9 +9,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from tue_cli.errors import BadSetting, OutputProblem, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem, OutputProblem
 from tue_cli.events import Event, Saved
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 SHOWN = 6
 """Pictures on the page."""
@@ -25,12 +25,12 @@ def refuse_report(path: Path) -> None:
         OutputProblem: its folder is missing or cannot be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise BadSetting(f"The report {printable(path)} is no HTML file.", "Name it FILE.html.")
+        raise BadSetting(f"The report {escape(path)} is no HTML file.", "Name it FILE.html.")
     if path.is_dir():
-        raise BadSetting(f"{printable(path)} is a folder.", "Name the report FILE.html.")
+        raise BadSetting(f"{escape(path)} is a folder.", "Name the report FILE.html.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputProblem(
-            f"{printable(path.parent)} is missing or cannot be written.",
+            f"{escape(path.parent)} is missing or cannot be written.",
             "Choose another place for --report.",
         )
 
@@ -66,10 +66,10 @@ def write_report(
     pictures, mode = [], 0o666
     for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
         original = original_of(record)
-        with suppress(PictureProblem):  # it was reported where it was met
+        with suppress(ImageProblem):  # it was reported where it was met
             if original is not None:
                 pictures.append(make_thumbnails(original, protected / record["path"], record))
-                mode &= _mode_of(original)
+                mode &= _choose_mode(original)
     html = render_page(
         manifest=manifest, pictures=pictures, result=result, embedding=embedding, command=command
     )
@@ -77,7 +77,7 @@ def write_report(
     yield Saved(None, path, len(html.encode()), None)
 
 
-def _mode_of(original: Path) -> int:
+def _choose_mode(original: Path) -> int:
     """Return who may read an original: the user alone where that is not to be known."""
     try:
         return stat.S_IMODE(original.stat().st_mode)

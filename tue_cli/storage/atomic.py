@@ -41,7 +41,7 @@ _REFUSALS: Final = frozenset(
 """Errors of an unsupported operation."""
 
 
-def identity_of(status: os.stat_result) -> Identity:
+def get_identity(status: os.stat_result) -> Identity:
     """Return what tells a file or folder from every other."""
     return status.st_dev, status.st_ino
 
@@ -84,13 +84,13 @@ class Folder:
         """What the file system refused to do and was gone on without: permissions, times, locks
         or syncing; one set for a folder and all that was entered from it."""
         self._descriptor: int | None = None
-        where, descriptor = (self.path, None) if above is None else above._at(str(path))
+        where, descriptor = (self.path, None) if above is None else above._locate(str(path))
         if DESCRIPTORS:
             self._descriptor = os.open(where, _ENTER, dir_fd=descriptor)
         status = Path(where).lstat() if self._descriptor is None else os.fstat(self._descriptor)
         if not stat.S_ISDIR(status.st_mode) or is_link(status):
-            raise _error(errno.ENOTDIR, self.path)
-        self.identity = identity_of(status)
+            raise _make_error(errno.ENOTDIR, self.path)
+        self.identity = get_identity(status)
 
     def close(self) -> None:
         """Let the folder go."""
@@ -110,9 +110,9 @@ class Folder:
             status = self.path.lstat()
         except OSError:
             return False
-        return identity_of(status) == self.identity and not is_link(status)
+        return get_identity(status) == self.identity and not is_link(status)
 
-    def inside(self, relative: Path, *, make: bool = False) -> Folder:
+    def enter(self, relative: Path, *, make: bool = False) -> Folder:
         """Enter a folder below this one; where asked to, make what is missing of it.
 
         Raises:
@@ -123,11 +123,11 @@ class Folder:
         folder = Folder(Path(), self)
         for name in relative.parts:
             with folder:
-                below = folder._entered(name, make=make)
+                below = folder._enter(name, make=make)
             folder = below
         return folder
 
-    def _entered(self, name: str, *, make: bool) -> Folder:
+    def _enter(self, name: str, *, make: bool) -> Folder:
         try:
             return Folder(Path(name), self)
         except FileNotFoundError:
@@ -135,32 +135,32 @@ class Folder:
                 raise
         except OSError as error:
             # Systems differ in what they say of a link where a folder should be.
-            status = self.status(name)
+            status = self.read_status(name)
             is_one = status is not None and is_link(status)
             number = errno.ELOOP if is_one else error.errno or errno.EIO
-            raise _error(number, self.path / name) from None
-        where, descriptor = self._at(name)
+            raise _make_error(number, self.path / name) from None
+        where, descriptor = self._locate(name)
         with suppress(FileExistsError):
             os.mkdir(where, dir_fd=descriptor)  # noqa: PTH102 - a Path knows no descriptor
             self.sync()
         return Folder(Path(name), self)
 
-    def _at(self, name: str) -> tuple[str, int | None]:
+    def _locate(self, name: str) -> tuple[str, int | None]:
         """Return what the system finds an entry by: its name and this folder, or its path."""
         if self._descriptor is not None:
             return name, self._descriptor
         if not self.is_in_place():
-            raise _error(errno.ENOENT, self.path)
+            raise _make_error(errno.ENOENT, self.path)
         return str(self.path / name), None
 
-    def names(self) -> list[str]:
+    def list_names(self) -> list[str]:
         """Return the names of all entries."""
-        return os.listdir(self._at(".")[0] if self._descriptor is None else self._descriptor)  # noqa: PTH208
+        return os.listdir(self._locate(".")[0] if self._descriptor is None else self._descriptor)  # noqa: PTH208
 
-    def status(self, name: str) -> os.stat_result | None:
+    def read_status(self, name: str) -> os.stat_result | None:
         """Return what an entry is, itself where it is a link; None where there is none."""
         try:
-            where, descriptor = self._at(name)
+            where, descriptor = self._locate(name)
             return os.stat(where, dir_fd=descriptor, follow_symlinks=False)
         except FileNotFoundError:
             return None
@@ -172,13 +172,13 @@ class Folder:
             OSError: as the file system gave it; EINVAL for a pipe or a device, ELOOP for a link or,
                 where it is to be written, for a file that has another name.
         """
-        where, descriptor = self._at(name)
-        if (status := self.status(name)) is not None:
+        where, descriptor = self._locate(name)
+        if (status := self.read_status(name)) is not None:
             # Looked at first, for only to open a device may do something.
             if is_link(status):
-                raise _error(errno.ELOOP, self.path / name)
+                raise _make_error(errno.ELOOP, self.path / name)
             if not stat.S_ISREG(status.st_mode):
-                raise _error(errno.EINVAL, self.path / name)
+                raise _make_error(errno.EINVAL, self.path / name)
         opened = os.open(where, flags | _OPEN, mode, dir_fd=descriptor)
         status = os.fstat(opened)
         number = 0
@@ -189,7 +189,7 @@ class Folder:
             number = errno.ELOOP
         if number:
             os.close(opened)
-            raise _error(number, self.path / name)
+            raise _make_error(number, self.path / name)
         return opened
 
     def sha256(self, name: str) -> str:
@@ -223,16 +223,16 @@ class Folder:
                 file.write(data)
                 file.flush()
                 if DESCRIPTORS and like is not None:
-                    self._liken(opened, like)
+                    self._copy_status(opened, like)
                 with self.tolerate("syncing"):
                     os.fsync(opened)
-                written = aside.status(scratch)
-                if written is None or identity_of(written) != identity_of(os.fstat(opened)):
-                    raise _error(errno.ENOENT, aside.path / scratch)
+                written = aside.read_status(scratch)
+                if written is None or get_identity(written) != get_identity(os.fstat(opened)):
+                    raise _make_error(errno.ENOENT, aside.path / scratch)
             if not DESCRIPTORS and like is not None:
-                self._liken(aside._at(scratch)[0], like)
-            source, source_folder = aside._at(scratch)
-            target, target_folder = self._at(name)
+                self._copy_status(aside._locate(scratch)[0], like)
+            source, source_folder = aside._locate(scratch)
+            target, target_folder = self._locate(name)
             os.replace(  # noqa: PTH105 - a Path knows no descriptor
                 source, target, src_dir_fd=source_folder, dst_dir_fd=target_folder
             )
@@ -242,7 +242,7 @@ class Folder:
             raise
         self.sync()
 
-    def _liken(self, file: int | str, like: os.stat_result) -> None:
+    def _copy_status(self, file: int | str, like: os.stat_result) -> None:
         """Give a finished file the permissions and the time of another."""
         with self.tolerate("permissions"):
             os.chmod(file, like.st_mode & 0o777 | stat.S_IWUSR)  # noqa: PTH101
@@ -251,13 +251,13 @@ class Folder:
 
     def unlink(self, name: str) -> None:
         """Remove a file or a link, on disk when this returns."""
-        where, descriptor = self._at(name)
+        where, descriptor = self._locate(name)
         os.unlink(where, dir_fd=descriptor)  # noqa: PTH108 - a Path knows no descriptor
         self.sync()
 
     def rmdir(self, name: str) -> None:
         """Remove an empty folder."""
-        where, descriptor = self._at(name)
+        where, descriptor = self._locate(name)
         os.rmdir(where, dir_fd=descriptor)  # noqa: PTH106 - a Path knows no descriptor
 
     def sync(self) -> None:
@@ -277,9 +277,9 @@ class Folder:
         try:
             with self.tolerate("locks"):
                 _lock(opened)
-            status = self.status(name)
-            if status is None or identity_of(status) != identity_of(os.fstat(opened)):
-                raise _error(errno.ENOENT, self.path / name)
+            status = self.read_status(name)
+            if status is None or get_identity(status) != get_identity(os.fstat(opened)):
+                raise _make_error(errno.ENOENT, self.path / name)
         except BaseException:
             os.close(opened)
             raise
@@ -308,7 +308,7 @@ class Folder:
             self.refused.add(what)
 
 
-def _error(number: int, path: Path) -> OSError:
+def _make_error(number: int, path: Path) -> OSError:
     return OSError(number, os.strerror(number), str(path))
 
 

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final, Self, TypeVar
 
-from tue_cli.storage.atomic import Folder, identity_of
+from tue_cli.storage.atomic import Folder, get_identity
 from tue_cli.storage.reading import MOST_STATE, open_regular, parse_json
 
 LONGEST_LINE: Final = 1_000_000
@@ -95,9 +95,9 @@ class LineFile:
 
     def is_in_place(self) -> bool:
         """Say whether its name still leads to the file that is open here."""
-        status = self._folder.status(self._name)
+        status = self._folder.read_status(self._name)
         opened = os.fstat(self._file.fileno())
-        return status is not None and identity_of(status) == identity_of(opened)
+        return status is not None and get_identity(status) == get_identity(opened)
 
     def close(self) -> None:
         """Let the file go."""

@@ -88,7 +88,7 @@ def parse_json(text: bytes | str) -> Any:
         ValueError: it is no JSON, or is nested deeper than `DEEPEST`.
     """
     try:
-        value = json.loads(text, parse_constant=lambda _: None, parse_float=_finite)
+        value = json.loads(text, parse_constant=lambda _: None, parse_float=_parse_finite)
     except RecursionError:
         raise ValueError("it is nested too deeply") from None
     level = [value]
@@ -157,11 +157,11 @@ def is_below(path: str) -> bool:
     return bool(place.parts) and not place.anchor and ".." not in place.parts
 
 
-def why(error: Exception) -> str:
+def explain_error(error: Exception) -> str:
     """Return what is wrong, without the number and the path that Python puts beside it."""
     return (isinstance(error, OSError) and error.strerror) or str(error)
 
 
-def _finite(digits: str) -> float | None:
+def _parse_finite(digits: str) -> float | None:
     number = float(digits)
     return number if math.isfinite(number) else None

@@ -15,13 +15,13 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.config import TrainSettings
-from tue_cli.dataset.manifest import differences, drop_foreign_noise
+from tue_cli.dataset.manifest import describe_differences, drop_foreign_noise
 from tue_cli.errors import BadSetting, OutputProblem
 from tue_cli.storage.atomic import write_atomically
 from tue_cli.storage.reading import open_regular
 
 if TYPE_CHECKING:
-    from tue_cli.core.batches import Pictures
+    from tue_cli.core.batches import Images
     from tue_cli.core.loop import Training
 
 CHECKPOINT_SECONDS = 120.0
@@ -104,7 +104,7 @@ class Checkpoint:
     def __init__(
         self,
         path: Path,
-        pictures: Pictures,
+        pictures: Images,
         classes: tuple[str, ...],
         settings: TrainSettings,
         trainings: Mapping[str, Training],
@@ -113,7 +113,7 @@ class Checkpoint:
 
         self.path = path
         self.curves = {role: Curve() for role in trainings}
-        self.data_sha256 = _digest(pictures)
+        self.data_sha256 = _hash_images(pictures)
         self._trainings = trainings
         self._identity = {
             "settings": asdict(settings),
@@ -123,7 +123,7 @@ class Checkpoint:
         self._spent = 0.0
         self._began = self._written = time.monotonic()
 
-    def seconds(self) -> float:
+    def count_seconds(self) -> float:
         """Return the training time of this run and of those it went on from."""
         return self._spent + time.monotonic() - self._began
 
@@ -143,7 +143,7 @@ class Checkpoint:
             with open_regular(self.path, MOST_BYTES) as file:
                 state: dict[str, Any] = torch.load(file, weights_only=True)
             former = drop_foreign_noise(state["identity"], self._identity)
-            changed = differences(former, self._identity)
+            changed = describe_differences(former, self._identity)
             if not changed:
                 self._spent = state["seconds"]
                 self.curves = {role: Curve(values) for role, values in state["curves"].items()}
@@ -179,9 +179,9 @@ class Checkpoint:
 
         state = {
             "identity": self._identity,
-            "seconds": self.seconds(),
-            "curves": {role: curve.values() for role, curve in self.curves.items()},
-            "trainings": {role: t.state() for role, t in self._trainings.items()},
+            "seconds": self.count_seconds(),
+            "curves": {role: curve.read_losses() for role, curve in self.curves.items()},
+            "trainings": {role: t.get_state() for role, t in self._trainings.items()},
         }
         data = io.BytesIO()
         torch.save(state, data)
@@ -189,8 +189,8 @@ class Checkpoint:
         self._written = time.monotonic()
 
 
-def _digest(pictures: Pictures) -> str:
-    """Return the sha256 of the squashed pictures and their labels."""
+def _hash_images(pictures: Images) -> str:
+    """Return the sha256 of the resized pictures and their labels."""
     state = hashlib.sha256(pictures.pixels.cpu().numpy().tobytes())
     state.update(pictures.labels.cpu().numpy().tobytes())
     return state.hexdigest()

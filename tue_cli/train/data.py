@@ -10,18 +10,18 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
 
 if TYPE_CHECKING:
-    from tue_cli.core.batches import Pictures
+    from tue_cli.core.batches import Images
 
 
-def load_pictures(
+def load_images(
     data: Path, size: int, limit: int | None = None
-) -> tuple[tuple[str, ...], Pictures, list[Failed]]:
-    """Decode a folder with one subfolder a class into memory, squashed to size x size.
+) -> tuple[tuple[str, ...], Images, list[Failed]]:
+    """Decode a folder with one subfolder a class into memory, resized to size x size.
 
     Returns:
         The classes, the pictures with their labels, and what could not be read.
@@ -32,7 +32,7 @@ def load_pictures(
     """
     import torch
 
-    from tue_cli.core.batches import Pictures
+    from tue_cli.core.batches import Images
 
     names, files = _find_classes(data, limit)
     pixels = np.empty((len(files), 3, size, size), np.uint8)
@@ -49,7 +49,7 @@ def load_pictures(
     if not labels:
         raise NothingToDo(f"No picture in {data} could be read.", "Give a folder of pictures.")
     _refuse_empty(data, [name for number, name in enumerate(names) if number not in set(labels)])
-    pictures = Pictures(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels))
+    pictures = Images(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels))
     return names, pictures, failures
 
 
@@ -74,7 +74,7 @@ def _decode(path: Path, size: int) -> NDArray[Any] | Failed:
     """Return a picture's levels, (3, size, size), or why it has none."""
     try:
         pixels = codec.decode(codec.read(path)).pixels
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         return Failed(path, problem.reason, problem.message)
     return np.rint(resize.resize_to_square(pixels, size) * 255)
 

@@ -11,12 +11,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.dataset.manifest import sha256
-from tue_cli.dataset.output import output_problem
+from tue_cli.dataset.output import explain_output_error
 from tue_cli.declare import argument, setting
 from tue_cli.errors import BadSetting, PackageMissing, TueError, WeightsProblem, require
 from tue_cli.events import Done, Event, Job, Note, Saved
 from tue_cli.storage.atomic import write_atomically
-from tue_cli.text import printable
+from tue_cli.text import escape
 from tue_cli.train.result import ExportSummary
 from tue_cli.weights import Weights, build, load, read
 
@@ -53,7 +53,7 @@ def export(spec: ExportSpec) -> Job[ExportSummary]:
     own = weights.path.with_suffix(".onnx")
     output = spec.output or own
     if output.suffix != ".onnx":
-        raise BadSetting(f"The output {printable(output)} is no ONNX file.", "Name it FILE.onnx.")
+        raise BadSetting(f"The output {escape(output)} is no ONNX file.", "Name it FILE.onnx.")
     yield from write_graph(weights, output, beside=output.absolute() == own.absolute())
 
 
@@ -63,22 +63,22 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
     import onnx
 
     from tue_cli.engine.onnx_graph.parity import measure_parity
-    from tue_cli.engine.onnx_graph.step import point_to, put_in, step_graph
+    from tue_cli.engine.onnx_graph.step import build_step_graph, embed_weights, reference_weights
 
     _refuse_unusable(weights)
     try:
-        model, whole = step_graph(weights), step_graph(weights)
-        put_in(whole, weights)
+        model, whole = build_step_graph(weights), build_step_graph(weights)
+        embed_weights(whole, weights)
         onnx.checker.check_model(whole, full_check=True)
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
-        reason = printable(" ".join(str(error).split())[:160])
+        reason = escape(" ".join(str(error).split())[:160])
         raise WeightsProblem(
             f"The graph of {weights.name} is not sound: {reason}.",
             "Nothing was written. Use --backend torch with these weights.",
         ) from None
     if beside:
         assert weights.path is not None
-        point_to(model, weights.path)
+        reference_weights(model, weights.path)
     data: bytes = (model if beside else whole).SerializeToString(deterministic=True)
     found = measure_parity(make_runner(data, weights if beside else None), weights)
     if not found.within:
@@ -93,7 +93,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         output.parent.mkdir(parents=True, exist_ok=True)
         write_atomically(data, output)
     except OSError as error:
-        raise output_problem(error, output.parent) from None
+        raise explain_output_error(error, output.parent) from None
     yield Saved(None, output, len(data), None)
     yield Done(
         ExportSummary(
@@ -134,7 +134,7 @@ def _refuse_unusable(weights: Weights) -> None:
     for name, array in weights.tensors.items():
         if array.dtype not in (np.float32, np.int64):
             raise WeightsProblem(
-                f"The weights {weights.name} hold {printable(name[:80])} as {array.dtype}, and a "
+                f"The weights {weights.name} hold {escape(name[:80])} as {array.dtype}, and a "
                 "graph is written of float32 and int64.",
                 "Copy the file again, or make it anew with `tue train`.",
             )

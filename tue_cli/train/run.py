@@ -30,7 +30,7 @@ from tue_cli.train.checkpoint import (
     refuse_unwritable,
     write_output,
 )
-from tue_cli.train.data import load_pictures
+from tue_cli.train.data import load_images
 from tue_cli.train.export import write_own_graph
 from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.weights import (
@@ -39,14 +39,14 @@ from tue_cli.weights import (
     WIDEST,
     Card,
     MisfitField,
-    fresh,
+    draw_nets,
     pack,
 )
 
 if TYPE_CHECKING:
     import torch
 
-    from tue_cli.core.batches import Pictures
+    from tue_cli.core.batches import Images
     from tue_cli.core.loop import Training
     from tue_cli.engine.torch import ComputeDevice
     from tue_cli.methods.surrogate import NetFit
@@ -87,18 +87,18 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
         OutputProblem: the output cannot be written.
     """
     require("torch")
-    from tue_cli.engine.torch import machine
+    from tue_cli.engine.torch import choose_device
     from tue_cli.methods import load_recipe
 
     settings = spec.settings
-    _check(spec)
+    _refuse(spec)
     fits = load_recipe(settings.method)
-    computer = machine(spec.device)
-    classes, pictures, failures = load_pictures(spec.data, settings.size, spec.limit)
+    computer = choose_device(spec.device)
+    classes, pictures, failures = load_images(spec.data, settings.size, spec.limit)
     yield from failures
     card = _make_card(settings, classes)
     pictures = pictures.to(computer.device)
-    trainings = trainings_of(card, fits, settings, computer)
+    trainings = begin_trainings(card, fits, settings, computer)
     place = spec.output.with_suffix(".checkpoint")
     checkpoint = Checkpoint(place, pictures, classes, settings, trainings)
     if spec.resume:
@@ -121,8 +121,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
         )
     begun = bool(steps_done[list(fits)[-1]])
     if begun:
-        about = _training_card(spec, computer.description, pictures, checkpoint, trainings)
-        data = pack(replace(card, training=about), tensors_of(trainings))
+        about = _describe_training(spec, computer.description, pictures, checkpoint, trainings)
+        data = pack(replace(card, training=about), collect_tensors(trainings))
         write_output(data, spec.output)
         yield Saved(None, spec.output, len(data), None)
         if settings.method in GRAPH_METHODS:
@@ -134,7 +134,7 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
             steps=steps_done,
             weights=spec.output if begun else None,
             failed=len(failures),
-            seconds=round(checkpoint.seconds(), 1),
+            seconds=round(checkpoint.count_seconds(), 1),
         )
     )
 
@@ -142,7 +142,7 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
 def _train_nets(
     spec: TrainSpec,
     trainings: Mapping[str, Training],
-    pictures: Pictures,
+    pictures: Images,
     checkpoint: Checkpoint,
     dtype: torch.dtype,
 ) -> Generator[Event, None, bool]:
@@ -165,11 +165,11 @@ def _train_nets(
                 due = meter.is_due() or training.step == steps
                 # A GPU goes on with the next steps while nobody reads a loss.
                 if due or out_of_time or checkpoint.is_due() or not loss.is_cuda:
-                    _refuse_infinite(role, curve.values(), checked)
+                    _refuse_infinite(role, curve.read_losses(), checked)
                     checked = training.step
                 if due:
-                    a_step = meter.seconds_a_step(training.step)
-                    recent = float(np.mean(curve.values()[-20:]))
+                    a_step = meter.measure_step(training.step)
+                    recent = float(np.mean(curve.read_losses()[-20:]))
                     yield Metric(role, training.step, steps, {"loss": recent})
                     yield Advanced(
                         sum(t.step for t in trainings.values()),
@@ -210,12 +210,12 @@ class Meter:
         self._told = now
         return True
 
-    def seconds_a_step(self, step: int) -> float:
+    def measure_step(self, step: int) -> float:
         """Return the mean so far, having come to `step`."""
         return (time.monotonic() - self._began) / max(1, step - self._first)
 
 
-def _check(spec: TrainSpec) -> None:
+def _refuse(spec: TrainSpec) -> None:
     if spec.output.suffix != ".safetensors":  # a folder may have no name to put another suffix to
         raise BadSetting(
             f"The output {spec.output} is no safetensors file.", "Name it FILE.safetensors."
@@ -293,23 +293,25 @@ _RANGES = {
 """What weights may be, by the option that says it."""
 
 
-def trainings_of(
+def begin_trainings(
     card: Card, fits: Mapping[str, NetFit], settings: TrainSettings, computer: ComputeDevice
 ) -> dict[str, Training]:
     """Return the card's nets with fresh weights, by role, each at the start of its training."""
     from tue_cli.core.loop import Training
-    from tue_cli.nets.frozen import channels_last
+    from tue_cli.nets.frozen import convert_to_channels_last
 
     return {
-        role: Training(channels_last(net.to(computer.device)), fits[role].plan(settings, role))
-        for role, net in fresh(card, tuple(fits), settings.seed).items()
+        role: Training(
+            convert_to_channels_last(net.to(computer.device)), fits[role].plan(settings, role)
+        )
+        for role, net in draw_nets(card, tuple(fits), settings.seed).items()
     }
 
 
-def _training_card(
+def _describe_training(
     spec: TrainSpec,
     hardware: str,
-    pictures: Pictures,
+    pictures: Images,
     checkpoint: Checkpoint,
     trainings: Mapping[str, Training],
 ) -> dict[str, Any]:
@@ -326,17 +328,17 @@ def _training_card(
         },
         "steps": {role: training.step for role, training in trainings.items()},
         "losses": {
-            role: {"first": curve.values()[:5], "last": curve.values()[-5:]}
+            role: {"first": curve.read_losses()[:5], "last": curve.read_losses()[-5:]}
             for role, curve in checkpoint.curves.items()
         },
-        "seconds": round(checkpoint.seconds(), 1),
+        "seconds": round(checkpoint.count_seconds(), 1),
         "hardware": f"{platform.system()} {platform.machine()}, {hardware}",
         "software": f"tue {__version__}, torch {torch.__version__}",
         "command": spec.command,
     }
 
 
-def tensors_of(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
+def collect_tensors(trainings: Mapping[str, Training]) -> dict[str, NDArray[Any]]:
     """Return all nets' weights as a weights file holds them, by role and name."""
     return {
         f"{role}.{name}": value.detach().cpu().numpy()

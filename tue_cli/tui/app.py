@@ -17,10 +17,10 @@ from textual.theme import Theme
 from tue_cli.errors import ExitCode, TueError
 from tue_cli.tui.folder import FolderScreen
 from tue_cli.tui.panels import Choice, Help
-from tue_cli.tui.pictures import View, sharp
-from tue_cli.tui.running import unexpected
+from tue_cli.tui.pictures import View, load_sharp
+from tue_cli.tui.running import explain_unexpected
 from tue_cli.tui.steps import Step
-from tue_cli.tui.terminal import graphics, has_few_colours, is_light, own_terminal
+from tue_cli.tui.terminal import detect_graphics, has_few_colours, is_light, own_terminal
 from tue_cli.tui.watching import WatchScreen
 
 BUTTONS = {"button-focus-text-style": "bold underline"}
@@ -93,7 +93,7 @@ class TueApp(App[int]):
         if isinstance(screen, FolderScreen):
             for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
                 yield SystemCommand(text, f"{text} (screen)", getattr(screen, f"action_{name}"))
-        if isinstance(screen, Step) and screen.command() is not None:
+        if isinstance(screen, Step) and screen.write_command() is not None:
             yield SystemCommand("Copy the command", "The same as a command", screen.action_copy)
 
     def action_shade(self) -> None:
@@ -117,12 +117,12 @@ class TueApp(App[int]):
 
     def action_leave(self) -> None:
         """Leave; while a job is under way, ask first."""
-        working = self._working()
+        working = self._find_working()
         if working is None:
             self.exit(ExitCode.OK)
             return
 
-        def answered(leave: bool | None) -> None:
+        def answer(leave: bool | None) -> None:
             if leave:
                 self.leave_now(ExitCode.INTERRUPTED)
 
@@ -130,7 +130,7 @@ class TueApp(App[int]):
             f"{working.WORK} is under way", working.STOPPING, "Stop and quit", "Let it run"
         )
         if not isinstance(self.screen, Choice):
-            self.push_screen(question, answered)
+            self.push_screen(question, answer)
 
     async def action_quit(self) -> None:
         """Leave by the palette as by the key."""
@@ -139,12 +139,12 @@ class TueApp(App[int]):
     def leave_now(self, code: int) -> None:
         """Stop what is under way and leave, without asking."""
         self.is_leaving = True
-        if (working := self._working()) is not None:
+        if (working := self._find_working()) is not None:
             working.stop()
-            self.again = working.command()
+            self.again = working.write_command()
         self.exit(code)
 
-    def _working(self) -> WatchScreen | None:
+    def _find_working(self) -> WatchScreen | None:
         for screen in reversed(self.screen_stack):
             if isinstance(screen, WatchScreen) and screen.is_working:
                 return screen
@@ -152,10 +152,10 @@ class TueApp(App[int]):
 
     def _fatal_error(self) -> None:
         """End with a sentence and a remedy; how it came about goes to the log."""
-        self.failure = unexpected(sys.exception() or RuntimeError("unknown"))
-        if (working := self._working()) is not None:
+        self.failure = explain_unexpected(sys.exception() or RuntimeError("unknown"))
+        if (working := self._find_working()) is not None:
             working.stop()
-            self.again = working.command()
+            self.again = working.write_command()
         self._close_messages_no_wait()
 
 
@@ -164,15 +164,15 @@ def run(start: Path | None = None) -> int:
 
     SIGINT, SIGTERM and a closed window stop what is under way between two pictures.
     """
-    if (protocol := graphics()) is not None:
-        View.draw = sharp(protocol)
+    if (protocol := detect_graphics()) is not None:
+        View.draw = load_sharp(protocol)
     app = TueApp(start)
     with own_terminal():
-        code = asyncio.run(_session(app))
+        code = asyncio.run(_run_session(app))
     return code
 
 
-async def _session(app: TueApp) -> int:
+async def _run_session(app: TueApp) -> int:
     loop = asyncio.get_running_loop()
 
     def leave(number: int) -> None:

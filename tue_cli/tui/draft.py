@@ -46,11 +46,11 @@ class Draft:
         """Where the copies go."""
         return self.spec.output or self.default_output
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the equivalent command."""
         return format_command("protect", self.spec)
 
-    def look(self) -> Job[PreviewSummary]:
+    def preview(self) -> Job[PreviewSummary]:
         """Return the job that makes the pictures to look at; they live as long as the draft."""
         from tue_cli.protect.preview import preview
 
@@ -63,4 +63,4 @@ class Draft:
         """Return the job that protects."""
         from tue_cli.protect.run import protect
 
-        return protect(replace(self.spec, command=self.command()))
+        return protect(replace(self.spec, command=self.write_command()))

@@ -19,14 +19,14 @@ from textual.widgets.tree import TreeNode
 
 from tue_cli.events import Advanced, Done, Note
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.scan import ScanSpec, ScanSummary, count_pictures, scan_folder
+from tue_cli.protect.scan import ScanSpec, ScanSummary, count_images, scan_folder
 from tue_cli.text import format_count
 from tue_cli.tui.draft import LABELS, Draft
 from tue_cli.tui.look import LookScreen
 from tue_cli.tui.run import RunScreen
-from tue_cli.tui.running import Ended, Happened, Runner
-from tue_cli.tui.steps import Said, Step
-from tue_cli.tui.summary import near, problem, summary
+from tue_cli.tui.running import JobEnded, JobEvent, Runner
+from tue_cli.tui.steps import FittedText, Step
+from tue_cli.tui.summary import format_problem, format_scan, shorten_path
 from tue_cli.tui.training import TrainScreen
 from tue_cli.tui.verifying import VerifyScreen
 
@@ -58,7 +58,7 @@ class Folders(DirectoryTree):
     def filter_paths(self, paths: Iterable[Path]) -> Iterable[Path]:
         """Keep folders that are not hidden, and count their pictures; called in a thread."""
         kept = [p for p in paths if not p.name.startswith(".") and self._safe_is_dir(p)]
-        self._counts |= {path: count_pictures(path) for path in kept}
+        self._counts |= {path: count_images(path) for path in kept}
         return kept
 
     def render_label(self, node: TreeNode[Any], base_style: Style, style: Style) -> Text:
@@ -103,7 +103,7 @@ class FolderScreen(Step):
             with Vertical():
                 with VerticalScroll(id="what", classes="box") as what:
                     what.border_title = "What is in it"
-                    yield Said(WELCOME, id="summary", markup=False)
+                    yield FittedText(WELCOME, id="summary", markup=False)
                 with Vertical(id="classes", classes="box") as classes:
                     classes.border_title = "What is a class?"
                     with RadioSet(id="labels", compact=True):
@@ -122,11 +122,11 @@ class FolderScreen(Step):
             self._take(self._start)
 
     @on(DirectoryTree.DirectorySelected)
-    def _selected(self, event: DirectoryTree.DirectorySelected) -> None:
+    def _take_selected(self, event: DirectoryTree.DirectorySelected) -> None:
         self._take(event.path)
 
     @on(Input.Submitted, "#path")
-    def _typed(self, event: Input.Submitted) -> None:
+    def _take_typed(self, event: Input.Submitted) -> None:
         path = Path(event.value).expanduser()
         if path.is_dir():
             self.query_one(Folders).path = path
@@ -134,38 +134,38 @@ class FolderScreen(Step):
         self._take(path)
 
     @on(RadioSet.Changed)
-    def _labelled(self, event: RadioSet.Changed) -> None:
+    def _take_labels(self, event: RadioSet.Changed) -> None:
         mode, _, meaning = LABELS[event.index]
         self.query_one("#meaning", Static).update(meaning)
         self.query_one("#table").display = mode == "csv"
         if self._spec is not None and mode != "csv":
-            self._survey(replace(self._spec, labels=mode))
+            self._scan(replace(self._spec, labels=mode))
 
     @on(Input.Submitted, "#table")
-    def _table(self, event: Input.Submitted) -> None:
+    def _take_table(self, event: Input.Submitted) -> None:
         if self._spec is not None and event.value:
-            self._survey(replace(self._spec, labels=str(Path(event.value).expanduser())))
+            self._scan(replace(self._spec, labels=str(Path(event.value).expanduser())))
 
     def _take(self, folder: Path) -> None:
         pressed = self.query_one(RadioSet).pressed_index
         mode = LABELS[max(0, pressed)][0]
         if mode == "csv":
             mode = self.query_one("#table", Input).value or "auto"
-        self._survey(ProtectSpec((folder,), labels=mode))
+        self._scan(ProtectSpec((folder,), labels=mode))
 
-    def _survey(self, spec: ProtectSpec) -> None:
-        """Look through the folder; what was being looked through is left."""
+    def _scan(self, spec: ProtectSpec) -> None:
+        """Scan the folder; stop the scan under way."""
         if self._runner is not None:
             self._runner.stop()
         self._spec, self._found = spec, None
-        self._say("Looking …", near(spec.paths[0]))
+        self._say("Looking …", shorten_path(spec.paths[0]))
         self._offer()
         wanted = ScanSpec(spec.paths[0], spec.output, spec.labels)
         self._runner = Runner(self, partial(scan_folder, wanted))
         self._runner.start()
 
-    @on(Happened)
-    def _happened(self, message: Happened) -> None:
+    @on(JobEvent)
+    def _handle_event(self, message: JobEvent) -> None:
         event = message.event
         if message.runner is not self._runner or self._spec is None:
             return
@@ -175,16 +175,16 @@ class FolderScreen(Step):
             self.notify(event.message, markup=False)
         elif isinstance(event, Done) and isinstance(event.result, ScanSummary):
             self._found = event.result
-            self._say(summary(event.result))
+            self._say(format_scan(event.result))
             self._offer()
 
-    @on(Ended)
-    def _ended(self, message: Ended) -> None:
+    @on(JobEnded)
+    def _handle_end(self, message: JobEnded) -> None:
         if message.runner is self._runner and message.error is not None:
-            self._say(problem(message.error))
+            self._say(format_problem(message.error))
 
     def _say(self, text: Any, folder: str | None = None) -> None:
-        self.query_one("#summary", Said).update(text)
+        self.query_one("#summary", FittedText).update(text)
         if folder is not None:
             self.query_one("#what").border_title = folder
 
@@ -212,15 +212,15 @@ class FolderScreen(Step):
         if self._found is None:
             self.notify("Choose a folder with pictures first.")
             return
-        self.app.push_screen(LookScreen(self._draft()))
+        self.app.push_screen(LookScreen(self._make_draft()))
 
     @on(Button.Pressed, "#resume")
     def action_resume(self) -> None:
         """Go on with the run that was stopped, with its own settings."""
         if self._is_unfinished:
-            self.app.push_screen(RunScreen(self._draft()))
+            self.app.push_screen(RunScreen(self._make_draft()))
 
-    def _draft(self) -> Draft:
+    def _make_draft(self) -> Draft:
         assert self._spec is not None and self._found is not None
         former = self._found.former
         spec = self._spec if former is None else former.resume(self._spec)
@@ -229,7 +229,7 @@ class FolderScreen(Step):
     def on_screen_resume(self) -> None:
         """Look again where a run may have changed the output."""
         if self._spec is not None:
-            self._survey(self._spec)
+            self._scan(self._spec)
 
     def action_up(self) -> None:
         """Show the folder above."""
@@ -254,6 +254,6 @@ class FolderScreen(Step):
         await self.app.run_action("app.leave")
 
     def on_unmount(self) -> None:
-        """Leave what is being looked through."""
+        """Stop the scan."""
         if self._runner is not None:
             self._runner.stop()

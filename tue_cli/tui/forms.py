@@ -87,7 +87,7 @@ class Form(VerticalScroll):
             field.display = value is not MISSING
             yield field
 
-    def field(self, name: str) -> Field:
+    def get_field(self, name: str) -> Field:
         """Return the field of a dotted name."""
         return next(field for field in self.query(Field) if field.question.name == name)
 
@@ -122,11 +122,11 @@ class Form(VerticalScroll):
 
     @on(Input.Changed)
     @on(Select.Changed)
-    def _changed(self, event: Input.Changed | Select.Changed) -> None:
+    def _handle_change(self, event: Input.Changed | Select.Changed) -> None:
         event.stop()
         self.post_message(self.Changed(self))
 
     @on(Input.Submitted)
-    def _next(self, event: Input.Submitted) -> None:
+    def _go_to_next(self, event: Input.Submitted) -> None:
         event.stop()
         self.screen.focus_next()

@@ -11,11 +11,11 @@ from textual.widgets import Button, LoadingIndicator, Static
 
 from tue_cli.events import Done, Failed, Looked, Note
 from tue_cli.protect.result import PreviewSummary
-from tue_cli.text import printable
+from tue_cli.text import escape
 from tue_cli.tui.draft import Draft
-from tue_cli.tui.panels import error_panel
+from tue_cli.tui.panels import make_error_panel
 from tue_cli.tui.pictures import Triptych, View
-from tue_cli.tui.running import Ended, Happened, Runner
+from tue_cli.tui.running import JobEnded, JobEvent, Runner
 from tue_cli.tui.steps import Step
 from tue_cli.tui.strength import StrengthScreen
 from tue_cli.tui.terminal import open_files
@@ -27,7 +27,7 @@ FRAME = 3
 
 
 class LookScreen(Step):
-    """See what protecting does to three of the pictures."""
+    """Compare three of the pictures with their copies."""
 
     STEP = "Look"
     HELP = (
@@ -78,11 +78,11 @@ class LookScreen(Step):
         self.query_one("#looks").remove_children(Triptych)
         self.query_one(LoadingIndicator).display = True
         self._say("Protecting three of your pictures, to look at …")
-        self._runner = Runner(self, self._draft.look)
+        self._runner = Runner(self, self._draft.preview)
         self._runner.start()
 
-    @on(Happened)
-    async def _happened(self, message: Happened) -> None:
+    @on(JobEvent)
+    async def _handle_event(self, message: JobEvent) -> None:
         event = message.event
         if message.runner is not self._runner:
             return
@@ -90,9 +90,7 @@ class LookScreen(Step):
             self._draft.looked.append(event)
             await self._show(event)
         elif isinstance(event, Failed):
-            self.notify(
-                f"{printable(event.path)}: {event.message}", severity="warning", markup=False
-            )
+            self.notify(f"{escape(event.path)}: {event.message}", severity="warning", markup=False)
         elif isinstance(event, Note):
             self._say(event.message)
         elif isinstance(event, Done) and isinstance(event.result, PreviewSummary):
@@ -104,19 +102,19 @@ class LookScreen(Step):
                     "nearly smooth, a tint may show."
                 )
 
-    @on(Ended)
-    async def _ended(self, message: Ended) -> None:
+    @on(JobEnded)
+    async def _handle_end(self, message: JobEnded) -> None:
         if message.runner is not self._runner or message.error is None:
             return
         self.query_one(LoadingIndicator).display = False
 
-        def answered(again: bool | None) -> None:
+        def handle_answer(again: bool | None) -> None:
             if again:
                 self._begin()
             else:
                 self.action_back()
 
-        self.app.push_screen(error_panel(message.error), answered)
+        self.app.push_screen(make_error_panel(message.error), handle_answer)
 
     async def _show_all(self) -> None:
         self.query_one(LoadingIndicator).display = False
@@ -136,7 +134,7 @@ class LookScreen(Step):
         looks, views = self.query_one("#looks").size, list(self.query(View))
         if not views:
             return
-        needed = max(view.rows_at(looks.width // 3) for view in views)
+        needed = max(view.count_rows(looks.width // 3) for view in views)
         fitting = max(looks.height // (needed + FRAME), looks.height // ROWS)
         rows = looks.height // max(1, min(3, fitting)) - FRAME
         for view in views:
@@ -164,7 +162,7 @@ class LookScreen(Step):
         looked = self._draft.looked[min(self._place, len(self._draft.looked) - 1)]
         paths = [looked.source.absolute(), looked.path, looked.full_difference]
         if not open_files(paths):
-            listed = "\n".join(printable(path) for path in paths)
+            listed = "\n".join(escape(path) for path in paths)
             self.notify(listed, title="No viewer here; the files are", timeout=20, markup=False)
 
     @on(Button.Pressed, "#next")
@@ -172,9 +170,9 @@ class LookScreen(Step):
         """Go on to the strength."""
         self.app.push_screen(StrengthScreen(self._draft))
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the command that protects as it was shown."""
-        return self._draft.command()
+        return self._draft.write_command()
 
     def on_unmount(self) -> None:
         """Leave what is being made."""

@@ -10,7 +10,7 @@ from textual.screen import ModalScreen
 from textual.widgets import Button, Label, Static
 
 from tue_cli.errors import TueError
-from tue_cli.text import printable
+from tue_cli.text import escape
 
 
 class Choice(ModalScreen[bool]):
@@ -37,7 +37,7 @@ class Choice(ModalScreen[bool]):
                 yield Button(self._no, id="no")
 
     @on(Button.Pressed)
-    def _pressed(self, event: Button.Pressed) -> None:
+    def _handle_press(self, event: Button.Pressed) -> None:
         event.stop()
         self.dismiss(event.button.id == "yes")
 
@@ -46,11 +46,11 @@ class Choice(ModalScreen[bool]):
         self.dismiss(answer)
 
 
-def error_panel(error: TueError) -> Choice:
+def make_error_panel(error: TueError) -> Choice:
     """Return the panel for a job's error: what was found, what to do, try again or go back."""
-    text = printable(error.message)
+    text = escape(error.message)
     if error.remedy:
-        text += f"\n\n{printable(error.remedy)}"
+        text += f"\n\n{escape(error.remedy)}"
     return Choice("This did not work", text, "Try again", "Back", kind="error")
 
 

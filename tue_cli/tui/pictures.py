@@ -17,14 +17,14 @@ from textual.widget import Widget
 from textual.widgets import Label
 
 from tue_cli.events import Looked
-from tue_cli.images.thumbnails import dots, proportions
-from tue_cli.text import printable
+from tue_cli.images.thumbnails import read_size, render_dots
+from tue_cli.text import escape
 
 UPPER_HALF = "\N{UPPER HALF BLOCK}"
 Sharp = Callable[[io.BytesIO], Widget]
 
 
-def sharp(protocol: Literal["kitty", "sixel"]) -> Sharp:
+def load_sharp(protocol: Literal["kitty", "sixel"]) -> Sharp:
     """Return the widget that draws by a graphics protocol.
 
     It asks the terminal how large a cell is: to be called before Textual reads what it says.
@@ -56,21 +56,21 @@ class View(Widget):
         if width < 1 or height < 1 or View.draw is not None:
             return Strip.blank(width, self.rich_style)
         if self._drawn is None or self._drawn[0] != (width, height):
-            self._drawn = (width, height), self._strips(width, height)
+            self._drawn = (width, height), self._draw_strips(width, height)
         strips = self._drawn[1]
         return strips[y] if y < len(strips) else Strip.blank(width, self.rich_style)
 
     def get_content_height(self, container: Size, viewport: Size, width: int) -> int:
         """Tell Textual the height of its own accord."""
-        return self.rows_at(width)
+        return self.count_rows(width)
 
-    def rows_at(self, width: int) -> int:
+    def count_rows(self, width: int) -> int:
         """Return how many rows of cells the view needs at a width."""
-        columns, rows = proportions(self._view)
+        columns, rows = read_size(self._view)
         return max(1, round(width * rows / columns / 2))
 
-    def _strips(self, width: int, height: int) -> list[Strip]:
-        pixels = dots(self._view, width, 2 * height)
+    def _draw_strips(self, width: int, height: int) -> list[Strip]:
+        pixels = render_dots(self._view, width, 2 * height)
         left = (width - pixels.shape[1]) // 2
         strips = []
         for upper, lower in zip(pixels[::2], pixels[1::2], strict=True):
@@ -94,7 +94,7 @@ class Triptych(Vertical):
     def compose(self) -> ComposeResult:
         """Draw the views side by side, each under its name."""
         looked = self.looked
-        caption = f"{printable(looked.source.name)}   {looked.note}"
+        caption = f"{escape(looked.source.name)}   {looked.note}"
         yield Label(caption, classes="caption", markup=False)
         views = [("original", looked.before), ("protected", looked.after)]
         views.append(("difference × 10", looked.difference))

@@ -11,12 +11,12 @@ from textual.widgets import Button, Digits, Label, Static
 
 from tue_cli.events import Failed
 from tue_cli.protect.result import ProtectSummary
-from tue_cli.text import format_duration, printable
+from tue_cli.text import escape, format_duration
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
-from tue_cli.tui.summary import Part, lines, named, near
+from tue_cli.tui.summary import Part, format_row, join_lines, shorten_path
 from tue_cli.tui.terminal import open_files
-from tue_cli.tui.verifying import VerifyRun, quick_verification
+from tue_cli.tui.verifying import VerifyRun, make_quick_spec
 
 WIDTH = 8
 MOST = 500
@@ -59,11 +59,11 @@ class ResultScreen(Step):
                     yield Label(name)
         with VerticalScroll(id="outcome", classes="box", can_focus=False) as outcome:
             outcome.border_title = "Result"
-            yield Static(self._outcome(), markup=False)
+            yield Static(self._format_outcome(), markup=False)
         with Vertical(id="same", classes="box") as same:
             same.border_title = "The same as a command"
             same.border_subtitle = "y copies it"
-            yield Static(self._draft.command(), id="command", markup=False)
+            yield Static(self._draft.write_command(), id="command", markup=False)
         with Horizontal(classes="buttons"):
             yield Button("Another folder", id="again")
             yield Button("Open folder", id="open")
@@ -73,37 +73,37 @@ class ResultScreen(Step):
         """Begin where enter goes on."""
         self.query_one("#verify").focus()
 
-    def _outcome(self) -> Content:
+    def _format_outcome(self) -> Content:
         summary = self._summary
         rows: list[tuple[Part, ...]] = []
         for failure in self._failures[:MOST]:
-            name, reason = printable(failure.path.name), f"  {failure.reason}  "
-            rows.append(((name, "bold"), (reason, "$error"), printable(failure.message)))
+            name, reason = escape(failure.path.name), f"  {failure.reason}  "
+            rows.append(((name, "bold"), (reason, "$error"), escape(failure.message)))
         if len(self._failures) > MOST:
             more = f"and {len(self._failures) - MOST:,} more, in the manifest"
             rows.append(((more, "$warning"),))
         if rows:
             rows.append(())
-        rows.append(named("copies", near(summary.output), WIDTH))
-        rows.append(named("manifest", near(summary.manifest), WIDTH))
-        rows.append(named("time", format_duration(summary.seconds), WIDTH))
-        return lines(*rows)
+        rows.append(format_row("copies", shorten_path(summary.output), WIDTH))
+        rows.append(format_row("manifest", shorten_path(summary.manifest), WIDTH))
+        rows.append(format_row("time", format_duration(summary.seconds), WIDTH))
+        return join_lines(*rows)
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the equivalent command."""
-        return self._draft.command()
+        return self._draft.write_command()
 
     @on(Button.Pressed, "#verify")
     def action_verify(self) -> None:
         """Verify these copies, in place."""
-        spec = quick_verification(self._summary.output, self._draft.spec.paths[0])
+        spec = make_quick_spec(self._summary.output, self._draft.spec.paths[0])
         self.app.push_screen(VerifyRun(spec))
 
     @on(Button.Pressed, "#open")
     def action_open(self) -> None:
         """Open the folder of the copies."""
         if not open_files([self._summary.output]):
-            self.notify(printable(self._summary.output), title="The copies are in", markup=False)
+            self.notify(escape(self._summary.output), title="The copies are in", markup=False)
 
     @on(Button.Pressed, "#again")
     def action_again(self) -> None:

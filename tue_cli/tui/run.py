@@ -10,11 +10,11 @@ from textual.widgets import DataTable, RichLog
 
 from tue_cli.events import AnyEvent, Done, Failed, Job, Note, Saved, Skipped, Started
 from tue_cli.protect.result import CopyRecord, ProtectForecast, ProtectPlan, ProtectSummary
-from tue_cli.text import printable
+from tue_cli.text import escape
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
-from tue_cli.tui.steps import Said
-from tue_cli.tui.summary import lines, named, near
+from tue_cli.tui.steps import FittedText
+from tue_cli.tui.summary import format_row, join_lines, shorten_path
 from tue_cli.tui.watching import Progress, WatchScreen
 
 WIDTH = 7
@@ -39,7 +39,7 @@ class RunScreen(WatchScreen):
     def body(self) -> ComposeResult:
         """Lay out the progress, the plan, and what happens."""
         yield Progress()
-        yield from self.buttons()
+        yield from self.compose_buttons()
         with Horizontal(id="happening"):
             with Vertical(id="written", classes="box") as written:
                 written.border_title = "Written"
@@ -47,20 +47,20 @@ class RunScreen(WatchScreen):
             with Vertical(id="aside"):
                 with Vertical(id="plan", classes="box") as plan:
                     plan.border_title = "The plan"
-                    yield Said("", id="facts", markup=False)
+                    yield FittedText("", id="facts", markup=False)
                 with Vertical(id="failures", classes="box") as failures:
                     failures.border_title = "Not protected"
                     yield DataTable(id="failed", cursor_type="none", show_header=False)
 
-    def job(self) -> Job[ProtectForecast | ProtectSummary]:
+    def make_job(self) -> Job[ProtectForecast | ProtectSummary]:
         """Return the job that protects."""
         return self._draft.protect()
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the equivalent command; run again, it goes on."""
-        return self._draft.command()
+        return self._draft.write_command()
 
-    def prepared(self) -> None:
+    def prepare(self) -> None:
         """Clear what a former attempt painted."""
         self._failures = []
         self.query_one("#log", RichLog).clear()
@@ -69,41 +69,43 @@ class RunScreen(WatchScreen):
         table.clear(columns=True)
         table.add_columns("picture", "reason")
 
-    def happened(self, event: AnyEvent) -> None:
+    def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
         log = self.query_one("#log", RichLog)
         if isinstance(event, Started) and isinstance(event.plan, ProtectPlan):
-            self.query_one("#facts", Said).update(_format_plan(event.plan))
+            self.query_one("#facts", FittedText).update(_format_plan(event.plan))
         elif isinstance(event, Saved) and isinstance(event.copy, CopyRecord):
             copy = event.copy
-            line = Text.assemble(("✓ ", "green"), printable(copy.path), overflow="ellipsis")
+            line = Text.assemble(("✓ ", "green"), escape(copy.path), overflow="ellipsis")
             log.write(line.append(f"  {copy.psnr:.1f} dB", "dim"))
         elif isinstance(event, Skipped):
-            log.write(Text.assemble(("· ", "dim"), (f"{near(event.path)}  {event.reason}", "dim")))
+            log.write(
+                Text.assemble(("· ", "dim"), (f"{shorten_path(event.path)}  {event.reason}", "dim"))
+            )
         elif isinstance(event, Failed):
             self._failures.append(event)
-            log.write(Text.assemble(("✗ ", "red"), near(event.path), f"  {event.reason}"))
+            log.write(Text.assemble(("✗ ", "red"), shorten_path(event.path), f"  {event.reason}"))
             self.query_one("#failures").display = True
             if len(self._failures) <= MOST_ROWS:
-                row = (Text(printable(event.path.name)), Text(event.reason, "red"))
+                row = (Text(escape(event.path.name)), Text(event.reason, "red"))
                 self.query_one("#failed", DataTable).add_row(*row)
         elif isinstance(event, Note):
             log.write(Text(event.message))
         elif isinstance(event, Done) and isinstance(event.result, ProtectSummary):
-            self.finished()
+            self.mark_finished()
             result = ResultScreen(self._draft, event.result, tuple(self._failures))
             self.app.switch_screen(result)
 
 
 def _format_plan(plan: ProtectPlan) -> Content:
     """Return what was decided, for people."""
-    keys = [f"{printable(label)} → {printable(key)}" for label, key in plan.keys.items()]
+    keys = [f"{escape(label)} → {escape(key)}" for label, key in plan.keys.items()]
     rows = {
-        "output": near(plan.output),
-        "weights": printable(plan.weights),
+        "output": shorten_path(plan.output),
+        "weights": escape(plan.weights),
         "method": plan.method,
-        "engine": printable(plan.engine),
+        "engine": escape(plan.engine),
         "radius": plan.radius,
         "keys": ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else ""),
     }
-    return lines(*(named(name, said, WIDTH) for name, said in rows.items()))
+    return join_lines(*(format_row(name, said, WIDTH) for name, said in rows.items()))

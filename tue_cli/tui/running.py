@@ -12,10 +12,10 @@ from textual.widget import Widget
 
 from tue_cli.errors import TueError
 from tue_cli.events import AnyEvent, Job, Record
-from tue_cli.tui.terminal import log_path
+from tue_cli.tui.terminal import prepare_log
 
 
-class Happened(Message):
+class JobEvent(Message):
     """A job has said something."""
 
     def __init__(self, runner: Runner, event: AnyEvent) -> None:
@@ -24,7 +24,7 @@ class Happened(Message):
         self.event = event
 
 
-class Ended(Message):
+class JobEnded(Message):
     """A job is over: done, stopped, or ended by an error."""
 
     def __init__(self, runner: Runner, error: TueError | None) -> None:
@@ -85,25 +85,25 @@ class Runner:
         try:
             with closing(self._job()) as events:
                 for event in events:
-                    self._owner.post_message(Happened(self, event))
+                    self._owner.post_message(JobEvent(self, event))
                     self._goes_on.wait()
                     if self._stop.is_set():
                         break
         except TueError as problem:
             error = problem
         except Exception as problem:
-            error = unexpected(problem)
+            error = explain_unexpected(problem)
         finally:
             self._over.set()
-            self._owner.post_message(Ended(self, error))
+            self._owner.post_message(JobEnded(self, error))
 
 
-def unexpected(problem: BaseException) -> TueError:
+def explain_unexpected(problem: BaseException) -> TueError:
     """Return an error for what no one foresaw; how it came about goes to the log."""
-    with log_path().open("a", encoding="utf-8") as log:
+    with prepare_log().open("a", encoding="utf-8") as log:
         traceback.print_exception(problem, file=log)
     first = next(iter(str(problem).splitlines()), "")
     return TueError(
         f"Something went wrong that tue does not know: {type(problem).__name__}: {first[:200]}",
-        f"What was finished is kept. Try again; if it comes again, report it with {log_path()}.",
+        f"What was finished is kept. Try again; if it comes again, report it with {prepare_log()}.",
     )

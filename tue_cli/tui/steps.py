@@ -17,7 +17,7 @@ VERIFY = ("Choose", "Watch", "Result")
 TRAIN = ("Choose", "Watch", "Result")
 
 
-class Said(Static):
+class FittedText(Static):
     """Text as high as it is, however soon it changes again.
 
     Textual may keep the height that it worked out between two changes.
@@ -81,7 +81,7 @@ class Step(Screen[None]):
         """Yield what is between the steps and the keys."""
         yield from ()
 
-    def command(self) -> str | None:
+    def write_command(self) -> str | None:
         """Return the command that does what this screen does."""
         return None
 
@@ -91,6 +91,6 @@ class Step(Screen[None]):
 
     def action_copy(self) -> None:
         """Copy the command, through the terminal (OSC 52)."""
-        if (command := self.command()) is not None:
+        if (command := self.write_command()) is not None:
             self.app.copy_to_clipboard(command)
             self.notify(command, title="Copied", markup=False)

@@ -17,9 +17,9 @@ from tue_cli.tui.draft import Draft
 from tue_cli.tui.forms import Form
 from tue_cli.tui.pictures import Triptych
 from tue_cli.tui.run import RunScreen
-from tue_cli.tui.running import Ended, Happened, Runner
-from tue_cli.tui.steps import Said, Step
-from tue_cli.tui.summary import Part, lines, named, near, problem
+from tue_cli.tui.running import JobEnded, JobEvent, Runner
+from tue_cli.tui.steps import FittedText, Step
+from tue_cli.tui.summary import Part, format_problem, format_row, join_lines, shorten_path
 
 WIDTH = 10
 PAUSE = 0.5
@@ -59,13 +59,13 @@ class StrengthScreen(Step):
             with Vertical(id="beside"):
                 with Vertical(id="estimate", classes="box") as estimate:
                     estimate.border_title = "What it takes"
-                    yield Said("", id="figures", markup=False)
+                    yield FittedText("", id="figures", markup=False)
                 with Vertical(id="sample", classes="box") as sample:
                     sample.border_title = "How it looks"
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Said("", id="command", markup=False)
+                    yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Protect", id="next", variant="primary")
 
@@ -79,7 +79,7 @@ class StrengthScreen(Step):
             self._begin()
 
     @on(Form.Changed)
-    def _changed(self, message: Form.Changed) -> None:
+    def _handle_change(self, message: Form.Changed) -> None:
         spec = message.form.read(self._draft.spec)
         self._fault, self._can_retry = None, False
         if spec is None:
@@ -106,12 +106,12 @@ class StrengthScreen(Step):
         self._halt()
         self._fault, self._can_retry = None, False
         self._draft.looked, self._draft.looked_at = [], None
-        self._runner = Runner(self, self._draft.look)
+        self._runner = Runner(self, self._draft.preview)
         self._runner.start()
         self._paint()
 
-    @on(Happened)
-    def _happened(self, message: Happened) -> None:
+    @on(JobEvent)
+    def _handle_event(self, message: JobEvent) -> None:
         if message.runner is not self._runner:
             return
         if isinstance(message.event, Looked):
@@ -123,8 +123,8 @@ class StrengthScreen(Step):
             self._draft.looked_at = self._draft.spec
         self._paint()
 
-    @on(Ended)
-    def _ended(self, message: Ended) -> None:
+    @on(JobEnded)
+    def _handle_end(self, message: JobEnded) -> None:
         if message.runner is self._runner and message.error is not None:
             self._fault, self._can_retry = message.error, True
             self._paint()
@@ -137,28 +137,28 @@ class StrengthScreen(Step):
     def _paint(self) -> None:
         """Write the figures and the command."""
         draft = self._draft
-        self.query_one("#command", Said).update(draft.command())
-        figures = self.query_one("#figures", Said)
+        self.query_one("#command", FittedText).update(draft.write_command())
+        figures = self.query_one("#figures", FittedText)
         button = self.query_one("#next", Button)
         button.label = "Try again" if self._can_retry else "Protect"
         button.disabled = self._fault is not None and not self._can_retry
         if self._fault is not None:
-            figures.update(problem(self._fault))
+            figures.update(format_problem(self._fault))
             return
         if not draft.is_fresh or draft.estimate is None:
             figures.update("measuring on your pictures …")
             return
         estimate = draft.estimate
         rows: list[tuple[Part, ...]] = [
-            named("time", (f"about {format_duration(estimate.seconds)}", "bold"), WIDTH),
-            named("", f"for {format_count(estimate.pictures, 'picture')}", WIDTH),
+            format_row("time", (f"about {format_duration(estimate.seconds)}", "bold"), WIDTH),
+            format_row("", f"for {format_count(estimate.pictures, 'picture')}", WIDTH),
         ]
         if estimate.psnr is not None:
-            rows.append(named("visibility", (f"PSNR {estimate.psnr} dB", "bold"), WIDTH))
-            rows.append(named("", ("more is less visible", "$foreground-muted"), WIDTH))
+            rows.append(format_row("visibility", (f"PSNR {estimate.psnr} dB", "bold"), WIDTH))
+            rows.append(format_row("", ("more is less visible", "$foreground-muted"), WIDTH))
         rows.append(((estimate.engine, "$foreground-muted"),))
-        rows.append((("Copies go to ", "$foreground-muted"), near(draft.output)))
-        figures.update(lines(*rows))
+        rows.append((("Copies go to ", "$foreground-muted"), shorten_path(draft.output)))
+        figures.update(join_lines(*rows))
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:
@@ -174,9 +174,9 @@ class StrengthScreen(Step):
         if self._runner is None and not self._draft.is_fresh:
             self._begin()
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the command that protects with these settings."""
-        return self._draft.command()
+        return self._draft.write_command()
 
     def on_unmount(self) -> None:
         """Leave what is being measured."""

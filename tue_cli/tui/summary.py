@@ -10,7 +10,7 @@ from textual.content import Content
 
 from tue_cli.errors import TueError
 from tue_cli.protect.scan import ScanSummary
-from tue_cli.text import format_count, printable, size
+from tue_cli.text import escape, format_count, format_size
 
 REASONS = {
     "unsupported": "other kind of file",
@@ -29,7 +29,7 @@ REASONS = {
 Part = Content | str | tuple[str, str]
 
 
-def lines(*rows: tuple[Part, ...]) -> Content:
+def join_lines(*rows: tuple[Part, ...]) -> Content:
     """Join rows of styled text."""
     parts: list[Part] = []
     for row in rows:
@@ -37,32 +37,32 @@ def lines(*rows: tuple[Part, ...]) -> Content:
     return Content.assemble(*parts[:-1])
 
 
-def near(path: Path | str) -> str:
+def shorten_path(path: Path | str) -> str:
     """Return a path as a person calls it who is in this folder, or at home."""
     path = Path(path)
     with suppress(OSError, RuntimeError):  # the one may be removed, the other unknown
         if (here := Path.cwd()) in path.parents:
-            return printable(path.relative_to(here))
+            return escape(path.relative_to(here))
         if (home := Path.home()) in path.parents:
-            return printable("~" / path.relative_to(home))
-    return printable(path)
+            return escape("~" / path.relative_to(home))
+    return escape(path)
 
 
-def named(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
+def format_row(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
     """Return a row that gives a value its name."""
     return (f"{name:<{width}}  ", "$foreground-muted"), value
 
 
-def summary(found: ScanSummary) -> Content:
-    """Return what a survey found, with what is chosen for it."""
+def format_scan(found: ScanSummary) -> Content:
+    """Return what a scan found, with what is chosen for it."""
     formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
     rows: list[tuple[Part, ...]] = [
         (
             (format_count(found.pictures, "picture"), "bold $accent"),
-            f"   {size(found.bytes)}",
+            f"   {format_size(found.bytes)}",
         ),
         (formats,),
-        *_range(found.sizes),
+        *_format_range(found.sizes),
     ]
     if (former := found.former) is not None and not former.is_finished:
         rows.append(
@@ -82,12 +82,12 @@ def summary(found: ScanSummary) -> Content:
     if ignored := found.ignored:
         words = [f"{count:,} × {reason}" for reason, count in ignored.items()]
         rows.append(((f"Left aside: {', '.join(words)}", "$foreground-muted"),))
-    rows += [(), _classes(found.classes)]
-    rows.append((("Copies go to ", "$foreground-muted"), near(found.output)))
-    return lines(*rows)
+    rows += [(), _format_classes(found.classes)]
+    rows.append((("Copies go to ", "$foreground-muted"), shorten_path(found.output)))
+    return join_lines(*rows)
 
 
-def _range(sizes: Sequence[tuple[int, int]]) -> list[tuple[Part, ...]]:
+def _format_range(sizes: Sequence[tuple[int, int]]) -> list[tuple[Part, ...]]:
     if not sizes:
         return []
     smallest, largest = (f"{width} × {height}" for width, height in (sizes[0], sizes[-1]))
@@ -95,18 +95,18 @@ def _range(sizes: Sequence[tuple[int, int]]) -> list[tuple[Part, ...]]:
     return [((f"{text} pixels", "$foreground-muted"),)]
 
 
-def _classes(classes: Mapping[str, int]) -> tuple[Part, ...]:
+def _format_classes(classes: Mapping[str, int]) -> tuple[Part, ...]:
     if not classes:
         return (("Classes ", "$foreground-muted"), "by looks, when it runs")
-    named = [f"{printable(name)} {count:,}" for name, count in list(classes.items())[:8]]
+    named = [f"{escape(name)} {count:,}" for name, count in list(classes.items())[:8]]
     more = [f"and {len(classes) - 8} more"] if len(classes) > 8 else []
     title = format_count(len(classes), "class")
     return ((f"{title}  ", "bold"), ", ".join([*named, *more]))
 
 
-def problem(error: TueError) -> Content:
+def format_problem(error: TueError) -> Content:
     """Return an error and its remedy."""
-    rows: list[tuple[Part, ...]] = [((printable(error.message), "bold $error"),)]
+    rows: list[tuple[Part, ...]] = [((escape(error.message), "bold $error"),)]
     if error.remedy:
-        rows += [(), (printable(error.remedy),)]
-    return lines(*rows)
+        rows += [(), (escape(error.remedy),)]
+    return join_lines(*rows)

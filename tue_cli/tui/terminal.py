@@ -18,7 +18,7 @@ from typing import Literal
 import platformdirs
 
 
-def log_path() -> Path:
+def prepare_log() -> Path:
     """Return the file that takes what nobody may see on the screen; its folder exists."""
     folder = platformdirs.user_log_path("tue")
     folder.mkdir(parents=True, exist_ok=True)
@@ -35,7 +35,7 @@ def own_terminal() -> Iterator[None]:
     kept.flush()
     terminal = os.fdopen(os.dup(2), "w", encoding="utf-8", errors="backslashreplace")
     try:
-        with log_path().open("ab") as log:
+        with prepare_log().open("ab") as log:
             os.dup2(log.fileno(), 2)
         sys.__stderr__ = terminal  # type: ignore[misc]
         yield
@@ -68,7 +68,7 @@ QUICK = 0.1
 """A terminal that answers later is too far away for pictures made of pixels."""
 
 
-def graphics() -> Literal["kitty", "sixel"] | None:
+def detect_graphics() -> Literal["kitty", "sixel"] | None:
     """Ask the terminal how it draws pictures of pixels; None where half blocks are the way.
 
     To be asked before Textual reads what the terminal says. tmux and screen hand no pictures on.
@@ -77,7 +77,7 @@ def graphics() -> Literal["kitty", "sixel"] | None:
     if "TMUX" in os.environ or term.startswith(("tmux", "screen")) or os.environ.get("NO_COLOR"):
         return None
     began = time.monotonic()
-    answer = _asked(b"\x1b[>q\x1b[c")  # its name, and what it can do: all answer the latter
+    answer = _ask(b"\x1b[>q\x1b[c")  # its name, and what it can do: all answer the latter
     if time.monotonic() - began > QUICK:
         return None
     # Kitty shows pictures as text since 0.28, by colours that must not be rounded.
@@ -86,7 +86,7 @@ def graphics() -> Literal["kitty", "sixel"] | None:
     return "sixel" if re.search(rb"\x1b\[\?[\d;]*;4[;c]", answer) else None
 
 
-def _asked(question: bytes) -> bytes:
+def _ask(question: bytes) -> bytes:
     """Return the terminal's answer; empty where there is no terminal to ask."""
     answer = b""
     if sys.platform == "win32":

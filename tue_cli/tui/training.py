@@ -12,15 +12,15 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, RichLog, Static
 
-from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, plain
+from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, make_plain
 from tue_cli.fields import format_command
-from tue_cli.text import format_duration, printable
+from tue_cli.text import escape, format_duration
 from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.train.run import TrainSpec
-from tue_cli.tui.charts import Chart
 from tue_cli.tui.forms import Form
-from tue_cli.tui.steps import TRAIN, Said, Step, Steps
-from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.line_chart import LineChart
+from tue_cli.tui.steps import TRAIN, FittedText, Step, Steps
+from tue_cli.tui.summary import Part, format_row, join_lines
 from tue_cli.tui.watching import Progress, WatchScreen
 
 
@@ -63,7 +63,7 @@ class TrainScreen(Step):
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Said("", id="command", markup=False)
+                    yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Train", id="next", variant="primary")
 
@@ -71,12 +71,12 @@ class TrainScreen(Step):
         """Begin at the data."""
         form = self.query_one(Form)
         if not self._spec.data.name:
-            form.field("data").fill("")
-        form.field("data").query_one("Input").focus()
+            form.get_field("data").fill("")
+        form.get_field("data").query_one("Input").focus()
         self._paint()
 
     @on(Form.Changed)
-    def _changed(self, message: Form.Changed) -> None:
+    def _handle_change(self, message: Form.Changed) -> None:
         spec = message.form.read(self._spec)
         self._sound = spec is not None
         if spec is not None:
@@ -84,16 +84,16 @@ class TrainScreen(Step):
                 # What is typed may be a folder without a name, such as a dot.
                 named = bool(spec.output.name)
                 left = named and spec.output.with_suffix(".checkpoint").exists()
-                message.form.field("resume").fill("yes" if left else "no")
+                message.form.get_field("resume").fill("yes" if left else "no")
                 spec = replace(spec, resume=left)
             self._spec = spec
         self._paint()
 
     def _paint(self) -> None:
-        self.query_one("#command", Said).update(self.command() or "")
+        self.query_one("#command", FittedText).update(self.write_command() or "")
         self.query_one("#next", Button).disabled = not self._sound
 
-    def command(self) -> str | None:
+    def write_command(self) -> str | None:
         """Return the equivalent command."""
         return format_command("train", self._spec) if self._sound else None
 
@@ -126,15 +126,15 @@ class TrainRun(WatchScreen):
     def body(self) -> ComposeResult:
         """Lay out the charts and what is said."""
         yield Progress()
-        yield from self.buttons()
-        yield Said("", id="headline", markup=False)
+        yield from self.compose_buttons()
+        yield FittedText("", id="headline", markup=False)
         with Horizontal(id="training"):
-            yield Chart("loss of the score network", {"score": "accent"}, id="score")
-            yield Chart("loss of the surrogate", {"surrogate": "success"}, id="surrogate")
+            yield LineChart("loss of the score network", {"score": "accent"}, id="score")
+            yield LineChart("loss of the surrogate", {"surrogate": "success"}, id="surrogate")
         with Vertical(id="said", classes="box"):
             yield RichLog(id="log", max_lines=500, wrap=True)
 
-    def job(self) -> Job[TrainSummary]:
+    def make_job(self) -> Job[TrainSummary]:
         """Return the job that trains; a second attempt goes on from the checkpoint."""
         from tue_cli.train.run import train
 
@@ -143,47 +143,47 @@ class TrainRun(WatchScreen):
         lasting = format_command("train", replace(self._spec, resume=False, max_seconds=None))
         return train(replace(self._spec, resume=again, command=lasting))
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the equivalent command."""
         return format_command("train", self._spec)
 
-    def prepared(self) -> None:
+    def prepare(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Watch")
         self.query_one("#headline").display = False
         self.query_one("#log", RichLog).clear()
 
-    def happened(self, event: AnyEvent) -> None:
+    def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
         log = self.query_one("#log", RichLog)
         if isinstance(event, Started) and isinstance(event.plan, TrainPlan):
-            for name, value in plain(event.plan).items():
-                log.write(Text.assemble((f"{name}  ", "dim"), printable(str(value))))
+            for name, value in make_plain(event.plan).items():
+                log.write(Text.assemble((f"{name}  ", "dim"), escape(str(value))))
         elif isinstance(event, Metric):
             for value in event.values.values():
-                chart = self.query_one(f"#{event.phase}", Chart)
+                chart = self.query_one(f"#{event.phase}", LineChart)
                 chart.add(event.phase, event.step, value, event.steps)
         elif isinstance(event, Note):
             log.write(Text(event.message))
         elif isinstance(event, Failed):
-            log.write(Text.assemble(("✗ ", "red"), f"{printable(event.path)}: {event.message}"))
+            log.write(Text.assemble(("✗ ", "red"), f"{escape(event.path)}: {event.message}"))
         elif isinstance(event, Saved):
-            log.write(Text.assemble(("✓ ", "green"), printable(event.path)))
+            log.write(Text.assemble(("✓ ", "green"), escape(event.path)))
         elif isinstance(event, Done) and isinstance(event.result, TrainSummary):
-            self._said(event.result)
+            self._show_result(event.result)
 
-    def _said(self, result: TrainSummary) -> None:
+    def _show_result(self, result: TrainSummary) -> None:
         if not self._spec.output.with_suffix(".checkpoint").exists():
-            self.finished()
+            self.mark_finished()
         self.query_one(Steps).go_to("Result")
         steps = ", ".join(f"{name} {count:,}" for name, count in result.steps.items())
         rows: list[tuple[Part, ...]] = []
         if result.weights is not None:
-            rows.append((("The weights are in ", "bold $accent"), printable(result.weights)))
-            rows.append(named("The step Strength takes them as", "weights"))
+            rows.append((("The weights are in ", "bold $accent"), escape(result.weights)))
+            rows.append(format_row("The step Strength takes them as", "weights"))
         else:
             rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
         rows.append(((f"Steps: {steps}; {format_duration(result.seconds)}", "$foreground-muted"),))
-        headline = self.query_one("#headline", Said)
+        headline = self.query_one("#headline", FittedText)
         headline.display = True
-        headline.update(lines(*rows))
+        headline.update(join_lines(*rows))

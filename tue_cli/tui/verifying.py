@@ -16,11 +16,11 @@ from textual.widgets import Button, DataTable, Static
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
-from tue_cli.text import printable
-from tue_cli.tui.charts import Chart
+from tue_cli.text import escape
 from tue_cli.tui.forms import Form
-from tue_cli.tui.steps import VERIFY, Said, Step, Steps
-from tue_cli.tui.summary import Part, lines, named
+from tue_cli.tui.line_chart import LineChart
+from tue_cli.tui.steps import VERIFY, FittedText, Step, Steps
+from tue_cli.tui.summary import Part, format_row, join_lines
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
@@ -32,7 +32,7 @@ ARMS = {"clean": "success", "random": "warning", "protected": "error"}
 NAMES = {"clean": "originals", "random": "random noise", "protected": "copies"}
 
 
-def quick_verification(protected: Path, original: Path) -> VerifySpec:
+def make_quick_spec(protected: Path, original: Path) -> VerifySpec:
     """Return the verification that is offered after protecting; its page lies beside the copies."""
     report = protected.absolute().with_name(f"{protected.name}-report.html")
     return VerifySpec(protected, original, report=report, resume=True)
@@ -75,7 +75,7 @@ class VerifyScreen(Step):
                 with Vertical(id="same", classes="box") as same:
                     same.border_title = "The same as a command"
                     same.border_subtitle = "ctrl+y copies it"
-                    yield Said("", id="command", markup=False)
+                    yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
                     yield Button("Verify", id="next", variant="primary")
 
@@ -84,22 +84,22 @@ class VerifyScreen(Step):
         form = self.query_one(Form)
         for name in ("protected", "original"):
             if not getattr(self._spec, name).name:
-                form.field(name).fill("")
-        form.field("protected").query_one("Input").focus()
+                form.get_field(name).fill("")
+        form.get_field("protected").query_one("Input").focus()
         self._paint()
 
     @on(Form.Changed)
-    def _changed(self, message: Form.Changed) -> None:
+    def _handle_change(self, message: Form.Changed) -> None:
         spec = message.form.read(self._spec)
         self._sound = spec is not None
         self._spec = spec or self._spec
         self._paint()
 
     def _paint(self) -> None:
-        self.query_one("#command", Said).update(self.command() or "")
+        self.query_one("#command", FittedText).update(self.write_command() or "")
         self.query_one("#next", Button).disabled = not self._sound
 
-    def command(self) -> str | None:
+    def write_command(self) -> str | None:
         """Return the equivalent command."""
         return format_command("verify", self._spec) if self._sound else None
 
@@ -133,30 +133,30 @@ class VerifyRun(WatchScreen):
     def body(self) -> ComposeResult:
         """Lay out the headline, the chart and the attackers."""
         yield Progress()
-        yield from self.buttons()
-        yield Said("", id="headline", markup=False)
+        yield from self.compose_buttons()
+        yield FittedText("", id="headline", markup=False)
         with Horizontal(id="training"):
             names = {NAMES[arm]: colour for arm, colour in ARMS.items()}
-            yield Chart("accuracy", names, top=1.0, percent=True, id="chart")
+            yield LineChart("accuracy", names, top=1.0, percent=True, id="chart")
             with Vertical(id="attackers", classes="box") as attackers:
                 attackers.border_title = "Attackers"
                 yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
-        yield Said("", id="notes", markup=False)
+        yield FittedText("", id="notes", markup=False)
         yield Static(VerifyScreen.HELP, id="explained", classes="box", markup=False)
 
-    def job(self) -> Job[VerifyResult]:
+    def make_job(self) -> Job[VerifyResult]:
         """Return the job that verifies."""
         from tue_cli.verify.run import verify
 
         if not self._spec.protected.name:
             raise BadSetting("No folder of copies is named.", "Go back and name one.")
-        return verify(replace(self._spec, command=self.command()))
+        return verify(replace(self._spec, command=self.write_command()))
 
-    def command(self) -> str:
+    def write_command(self) -> str:
         """Return the equivalent command."""
         return format_command("verify", self._spec)
 
-    def prepared(self) -> None:
+    def prepare(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Watch")
         self.remove_class("-judged")
@@ -164,41 +164,39 @@ class VerifyRun(WatchScreen):
         self.query_one("#headline").display = False
         self.query_one("#training").display = True
         self.query_one("#explained").display = False
-        self.query_one("#notes", Said).update("")
+        self.query_one("#notes", FittedText).update("")
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
         table.add_column("trained", key="trained")
         for arm, name in NAMES.items():
             table.add_column(name, key=arm)
 
-    def happened(self, event: AnyEvent) -> None:
+    def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
         if isinstance(event, Started) and isinstance(event.plan, VerifyPlan):
             plan = event.plan
-            self.query_one("#notes", Said).update(
+            self.query_one("#notes", FittedText).update(
                 f"{plan.training_pictures} pictures in {plan.classes} classes, tested on "
                 f"{plan.held_out_pictures} others; {plan.victims} on {plan.device}"
             )
         elif isinstance(event, Metric) and isinstance(event.trial, TrialProgress):
-            self._measured(event, event.trial)
+            self._show_measurement(event, event.trial)
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
         elif isinstance(event, Failed):
-            self.notify(
-                f"{printable(event.path)}: {event.message}", severity="warning", markup=False
-            )
+            self.notify(f"{escape(event.path)}: {event.message}", severity="warning", markup=False)
         elif isinstance(event, Saved):
-            self.notify(printable(event.path), title="The report is written", markup=False)
+            self.notify(escape(event.path), title="The report is written", markup=False)
         elif isinstance(event, Table):
-            self._judged(event)
+            self._show_verdict(event)
         elif isinstance(event, Done) and isinstance(event.result, VerifyResult):
-            self._said(event.result, event.said)
+            self._show_result(event.result, event.said)
 
-    def _measured(self, event: Metric, trial: TrialProgress) -> None:
+    def _show_measurement(self, event: Metric, trial: TrialProgress) -> None:
         """Add a point to the chart, and fill in the attacker's row."""
         arm, trained = trial.arm, f"{trial.attack}, seed {trial.seed}"
         accuracy = event.values["accuracy"]
-        chart, table = self.query_one(Chart), self.query_one("#rows", DataTable)
+        chart, table = self.query_one(LineChart), self.query_one("#rows", DataTable)
         if trained != self._attack:
             self._attack = trained
             chart.begin(f"accuracy on clean pictures, trained: {trained}")
@@ -209,32 +207,32 @@ class VerifyRun(WatchScreen):
             style = "bold" if event.step == event.steps else "dim"
             table.update_cell(trained, arm, Text(f"{accuracy:.0%}", style), update_width=True)
 
-    def _judged(self, event: Table) -> None:
+    def _show_verdict(self, event: Table) -> None:
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
         # The protection stands first: it is what one came for.
         order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
         for place in order:
-            cells = (event.columns[place], *(printable(row[place]) for row in event.rows))
+            cells = (event.columns[place], *(escape(row[place]) for row in event.rows))
             table.add_column(cells[0], width=max(map(cell_len, cells)))
         for row in event.rows:
-            table.add_row(*(Text(printable(row[place])) for place in order))
+            table.add_row(*(Text(escape(row[place])) for place in order))
         self.add_class("-judged")
         self.query_one("#attackers").border_title = "Protection"
 
-    def _said(self, result: VerifyResult, said: tuple[str, ...]) -> None:
+    def _show_result(self, result: VerifyResult, said: tuple[str, ...]) -> None:
         """Show the headline, and what to mind about it."""
-        self.finished()
+        self.mark_finished()
         self.query_one(Steps).go_to("Result")
         first, *others = said
         sound = result.status == "conclusive"
         rows: list[tuple[Part, ...]] = [((first, "bold $accent" if sound else "bold $warning"),)]
         rows += [((text, "$foreground-muted"),) for text in others]
         if self._spec.report is not None and self._spec.report.exists() and sound:
-            rows.append((*named("Report", printable(self._spec.report)), "   o opens it"))
-        headline = self.query_one("#headline", Said)
+            rows.append((*format_row("Report", escape(self._spec.report)), "   o opens it"))
+        headline = self.query_one("#headline", FittedText)
         headline.display = True
-        headline.update(lines(*rows))
+        headline.update(join_lines(*rows))
         self.query_one("#training").display = bool(self._attack)
         self.query_one("#explained").display = not self._attack
 
@@ -244,4 +242,4 @@ class VerifyRun(WatchScreen):
         if report is None or not report.exists():
             self.notify("There is no report.")
         elif not open_files([report]):
-            self.notify(printable(report), title="The report is", markup=False)
+            self.notify(escape(report), title="The report is", markup=False)

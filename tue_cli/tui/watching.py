@@ -10,8 +10,8 @@ from textual.widgets import Button, Label, ProgressBar
 
 from tue_cli.events import Advanced, AnyEvent, Job, Record, Started
 from tue_cli.text import format_duration
-from tue_cli.tui.panels import Choice, error_panel
-from tue_cli.tui.running import Ended, Happened, Runner
+from tue_cli.tui.panels import Choice, make_error_panel
+from tue_cli.tui.running import JobEnded, JobEvent, Runner
 from tue_cli.tui.steps import Step
 
 
@@ -27,14 +27,14 @@ class Progress(Vertical):
         yield ProgressBar(show_eta=False, show_percentage=True)
         yield Label("Getting ready …", id="state", markup=False)
 
-    def started(self, event: Started) -> None:
+    def start(self, event: Started) -> None:
         """Take the total."""
         self._unit = event.unit
         self.query_one(ProgressBar).update(total=event.total or None, progress=0)
         about = "" if event.seconds is None else f", about {format_duration(event.seconds)}"
         self.say(f"0 of {event.total:,} {event.unit}{about}")
 
-    def advanced(self, event: Advanced) -> None:
+    def advance(self, event: Advanced) -> None:
         """Take how far it is."""
         self.query_one(ProgressBar).update(total=event.total, progress=event.done)
         parts = [f"{event.done:,} of {event.total:,} {self._unit}"]
@@ -68,17 +68,17 @@ class WatchScreen(Step):
         self._runner: Runner | None = None
         self._finished = False
 
-    def job(self) -> Job[Record]:
+    def make_job(self) -> Job[Record]:
         """Return the job; called in its thread."""
         raise NotImplementedError
 
-    def happened(self, event: AnyEvent) -> None:
+    def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
 
-    def prepared(self) -> None:
+    def prepare(self) -> None:
         """Clear what a former attempt painted."""
 
-    def buttons(self) -> ComposeResult:
+    def compose_buttons(self) -> ComposeResult:
         """Yield the buttons below the progress."""
         with Horizontal(classes="buttons"):
             yield Button("Pause", id="hold")
@@ -97,8 +97,8 @@ class WatchScreen(Step):
     def begin(self) -> None:
         """Run the job, or run it again."""
         self._finished = False
-        self.prepared()
-        self._runner = Runner(self, self.job)
+        self.prepare()
+        self._runner = Runner(self, self.make_job)
         self._runner.start()
         self.query_one(Progress).say("Getting ready …")
         self._offer()
@@ -108,28 +108,28 @@ class WatchScreen(Step):
         if self._runner is not None:
             self._runner.stop()
 
-    @on(Happened)
-    def _happened(self, message: Happened) -> None:
+    @on(JobEvent)
+    def _handle_event(self, message: JobEvent) -> None:
         if message.runner is not self._runner:
             return
         if isinstance(message.event, Started):
-            self.query_one(Progress).started(message.event)
+            self.query_one(Progress).start(message.event)
         elif isinstance(message.event, Advanced):
-            self.query_one(Progress).advanced(message.event)
+            self.query_one(Progress).advance(message.event)
             self._remind()
-        self.happened(message.event)
+        self.show_event(message.event)
 
-    @on(Ended)
-    def _ended(self, message: Ended) -> None:
+    @on(JobEnded)
+    def _handle_end(self, message: JobEnded) -> None:
         if message.runner is not self._runner:
             return
         if message.error is not None:
             self.query_one(Progress).say(message.error.message)
-            self.app.push_screen(error_panel(message.error), self._answered)
+            self.app.push_screen(make_error_panel(message.error), self._handle_answer)
         elif not self._finished:
             self.query_one(Progress).say(self.STOPPED)
         self._offer()
-        self.over()
+        self.wrap_up()
 
     def _remind(self) -> None:
         """Say that it is held or stops; events that were under way may still come."""
@@ -138,14 +138,14 @@ class WatchScreen(Step):
         elif self._runner is not None and self._runner.is_held:
             self.query_one(Progress).say("Paused. p goes on.")
 
-    def over(self) -> None:
+    def wrap_up(self) -> None:
         """Do what is to be done when the job is over, however it ended."""
 
-    def finished(self) -> None:
+    def mark_finished(self) -> None:
         """Remember that the job has said its last word."""
         self._finished = True
 
-    def _answered(self, again: bool | None) -> None:
+    def _handle_answer(self, again: bool | None) -> None:
         if again:
             self.begin()
         else:
@@ -203,13 +203,13 @@ class WatchScreen(Step):
             self.app.pop_screen()
             return
 
-        def answered(stop: bool | None) -> None:
+        def handle_answer(stop: bool | None) -> None:
             if stop:
                 self.stop()
                 self.app.pop_screen()
 
         question = Choice(f"{self.WORK} is under way", self.STOPPING, "Stop it", "Let it run")
-        self.app.push_screen(question, answered)
+        self.app.push_screen(question, handle_answer)
 
     def on_unmount(self) -> None:
         """Leave nothing running that nobody sees."""

@@ -1,4 +1,4 @@
-"""What `tue verify` judges by: the arms, held in memory at the size that victims see."""
+"""What `tue verify` judges by: the arms, held in memory at the victims' input size."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from tue_cli.attacks.filters import apply_filter
 from tue_cli.core.clustering import cluster
-from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
 from tue_cli.verify.pairs import Pair, shuffle_by_class
@@ -22,7 +22,7 @@ Levels = NDArray[np.uint8]
 Views = tuple[Levels, Levels, Levels]
 """One picture (3, S, S): clean, protected, and with random noise."""
 SIZES_LOOKED_AT = 25
-"""Pictures that decide at which size victims work."""
+"""Pictures that decide the victims' input size."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class VictimDataset:
     test: Levels
     test_labels: NDArray[np.int64]
 
-    def training(
+    def select_training(
         self, arm: str, *, part: float = 1.0, alone: bool = False, degrade: str = ""
     ) -> tuple[Levels, NDArray[np.int64]]:
         """Return an arm's training pictures and labels.
@@ -66,14 +66,14 @@ class VictimDataset:
             state.update(array.tobytes())
         return state.hexdigest()[:20]
 
-    def tested(self) -> float:
+    def count_tested(self) -> float:
         """Return how many test pictures, in equal classes, would make a mean over the classes as
         sure: fewer than there are where classes are unequal, for the smallest one decides.
         """
         counts = np.bincount(self.test_labels, minlength=len(self.classes))
         return float(len(self.classes) ** 2 / (1 / counts).sum())
 
-    def relabelled(self, seed: int) -> VictimDataset:
+    def relabel(self, seed: int) -> VictimDataset:
         """Return the same pictures with labels that only their coarse colours decide.
 
         Somebody else's labels are not ours: as many groups as there are classes, by k-means on
@@ -95,12 +95,12 @@ class VictimDataset:
 
 
 def choose_working_size(pairs: Sequence[Pair]) -> int:
-    """Return at how many pixels a side victims see pictures: 32 or 64, as the pictures are."""
+    """Return the side of the victims' input: 32 or 64 pixels, as the pictures are."""
     sides = []
     for pair in pairs[:SIZES_LOOKED_AT]:
         try:
             sides.append(min(codec.decode(codec.read(pair.original)).pixels.shape[:2]))
-        except PictureProblem:
+        except ImageProblem:
             continue
     return 32 if sides and float(np.median(sides)) <= 48 else 64
 
@@ -115,11 +115,11 @@ def load_victim_dataset(
     pool: ThreadPoolExecutor,
     failed: Callable[[Failed], None],
 ) -> VictimDataset:
-    """Decode every picture and squash it to `size` x `size`.
+    """Decode every picture and resize it to `size` x `size`.
 
     Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
-    picture's own pixels within the radius, in smooth places as well; finer noise would be gone when
-    they are squashed.
+    picture's own pixels within the radius, in smooth areas as well; finer noise would be lost when
+    they are resized.
 
     Args:
         train: pictures to learn from, in any order.
@@ -141,7 +141,7 @@ def load_victim_dataset(
             else:
                 yield pair.label, views
 
-    learned, tested = list(load(train)), list(load([_as_original(pair) for pair in held]))
+    learned, tested = list(load(train)), list(load([_replace_copy(pair) for pair in held]))
     classes = tuple(sorted({label for label, _ in learned} & {label for label, _ in tested}))
     number = {name: place for place, name in enumerate(classes)}
     learned = [one for one in learned if one[0] in number]
@@ -179,7 +179,7 @@ def _load_views(pair: Pair, size: int, radius: float, seed: int) -> Views | Fail
         random = _resize(resize.add_upsampled(noise, pixels, radius), size)
         place = pair.copy
         return clean, _resize(codec.decode(codec.read(place)).pixels, size), random
-    except PictureProblem as problem:
+    except ImageProblem as problem:
         return Failed(place, problem.reason, problem.message)
 
 
@@ -187,5 +187,5 @@ def _resize(pixels: NDArray[np.uint8], size: int) -> Levels:
     return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
 
 
-def _as_original(pair: Pair) -> Pair:
+def _replace_copy(pair: Pair) -> Pair:
     return Pair(pair.original, None, pair.label, pair.sha256)

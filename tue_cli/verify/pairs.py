@@ -10,13 +10,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from tue_cli.dataset.discover import nfc
+from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import sha256
-from tue_cli.errors import BadSetting, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.images import codec
 from tue_cli.storage.reading import is_below
-from tue_cli.text import printable
+from tue_cli.text import escape
 from tue_cli.verify.request import VerifySpec
 from tue_cli.verify.stats import FEWEST_PICTURES
 
@@ -47,26 +47,26 @@ def pair_copies(
         BadSetting: not one original is where the manifest says.
     """
 
-    def one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
+    def pair_one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
         copy, clean = protected / record["path"], find_original(record, original)
         if clean is None:
             return Failed(copy, "outside", "The manifest points outside the folder.")
         try:
             digest = sha256(codec.read(clean))
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             return Failed(clean, "no-original", problem.message)
         if digest != record["source_sha256"]:
             return Failed(clean, "changed", "The original has changed since it was protected.")
         try:
             same = sha256(codec.read(copy)) == record["sha256"]
-        except PictureProblem as problem:
+        except ImageProblem as problem:
             return Failed(copy, "no-copy", problem.message)
-        return Pair(clean, copy, nfc(record["label"]), digest), same
+        return Pair(clean, copy, normalize_name(record["label"]), digest), same
 
     pairs: list[Pair] = []
     failures: list[Failed] = []
     others = 0
-    for result in pool.map(one, manifest["pictures"]):
+    for result in pool.map(pair_one, manifest["pictures"]):
         if isinstance(result, Failed):
             failures.append(result)
             continue
@@ -75,7 +75,7 @@ def pair_copies(
         others += not same
     if not pairs and failures:
         raise BadSetting(
-            f"None of the {len(failures)} copies in {printable(protected)} could be paired: "
+            f"None of the {len(failures)} copies in {escape(protected)} could be paired: "
             f"{failures[0].message}",
             "Give --original the folder that was given to `tue protect`.",
         )
@@ -90,14 +90,14 @@ def find_original(record: dict[str, Any], original: Path) -> Path | None:
     return original / source if is_below(source) and is_below(record["path"]) else None
 
 
-def list_clean_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
+def list_clean_images(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) -> list[Pair]:
     """Return clean pictures below a folder: one class a subfolder, or all of them background.
 
     Raises:
         BadSetting: it is no folder, or holds no picture.
     """
     if not folder.is_dir():
-        raise BadSetting(f"{printable(folder)} is no folder.", "Give a folder of pictures.")
+        raise BadSetting(f"{escape(folder)} is no folder.", "Give a folder of pictures.")
     found = [
         path
         for path in sorted(folder.rglob("*"))
@@ -105,17 +105,17 @@ def list_clean_pictures(folder: Path, pool: ThreadPoolExecutor, *, classes: bool
         and (not classes or len(path.relative_to(folder).parts) > 1)
     ]
 
-    def one(path: Path) -> Pair | None:
-        label = nfc(path.relative_to(folder).parts[0]) if classes else BACKGROUND
+    def pair_one(path: Path) -> Pair | None:
+        label = normalize_name(path.relative_to(folder).parts[0]) if classes else BACKGROUND
         try:
             return Pair(path, None, label, sha256(codec.read(path)))
-        except PictureProblem:
+        except ImageProblem:
             return None
 
-    pairs = [pair for pair in pool.map(one, found) if pair is not None]
+    pairs = [pair for pair in pool.map(pair_one, found) if pair is not None]
     if not pairs:
         raise BadSetting(
-            f"{printable(folder)} holds no picture{' in a subfolder' if classes else ''}.",
+            f"{escape(folder)} holds no picture{' in a subfolder' if classes else ''}.",
             "Give a folder with one subfolder a class." if classes else "Give another folder.",
         )
     return pairs
@@ -130,11 +130,11 @@ def shuffle_by_class(pairs: Iterable[Pair], seed: int) -> dict[str, list[list[Pa
     for pair in pairs:
         groups[pair.label, pair.sha256].append(pair)
 
-    def order(key: tuple[str, str]) -> bytes:
+    def rank(key: tuple[str, str]) -> bytes:
         return hashlib.sha256(f"{seed}/{key[1]}".encode()).digest()
 
     classes: dict[str, list[list[Pair]]] = defaultdict(list)
-    for key in sorted(groups, key=order):
+    for key in sorted(groups, key=rank):
         classes[key[0]].append(sorted(groups[key], key=lambda pair: pair.original.as_posix()))
     return {name: classes[name] for name in sorted(classes)}
 
@@ -185,11 +185,11 @@ def split_pairs(
     copies = {record["sha256"] for record in manifest["pictures"]}
     if spec.background is not None:
         known = {pair.sha256 for pair in pairs} | copies
-        background = list_clean_pictures(spec.background, pool, classes=False)
+        background = list_clean_images(spec.background, pool, classes=False)
         background = [pair for pair in background if pair.sha256 not in known]
         if not background:
             raise BadSetting(
-                f"{printable(spec.background)} holds these very pictures.",
+                f"{escape(spec.background)} holds these very pictures.",
                 "Give --background other people's pictures.",
             )
         largest = max(
@@ -198,7 +198,7 @@ def split_pairs(
         every += limit_pairs(background, largest, settings.seed)
     train, held = split(every, settings.held_out, settings.seed)
     if spec.holdout is not None:
-        tested = list_clean_pictures(spec.holdout, pool, classes=True)
+        tested = list_clean_images(spec.holdout, pool, classes=True)
         labels = {pair.label for pair in pairs}
         strange = sorted({pair.label for pair in tested} - labels)
         if strange:
@@ -208,7 +208,7 @@ def split_pairs(
         contents = {pair.sha256 for pair in tested}
         if contents & copies - {pair.sha256 for pair in pairs}:
             raise BadSetting(
-                f"{printable(spec.holdout)} holds protected copies.",
+                f"{escape(spec.holdout)} holds protected copies.",
                 "Victims are tested on clean pictures: give --holdout some.",
             )
         kept = [pair for pair in every if pair.sha256 not in contents]

@@ -19,7 +19,7 @@ from tue_cli.declare import argument, fixed, part, setting
 from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.protect.request import refuse_seed
 from tue_cli.report.write import refuse_report
-from tue_cli.text import printable, read_duration
+from tue_cli.text import escape, read_duration
 
 WIDEST = 4
 """Times the published width: a victim has been mistyped that is wider."""
@@ -88,12 +88,12 @@ class VerifySpec:
             refuse_report(self.report)
         refuse_unless(
             self.protected.is_dir(),
-            f"{printable(self.protected)} is no folder.",
+            f"{escape(self.protected)} is no folder.",
             "Name a folder that `tue protect` wrote.",
         )
         refuse_unless(
             self.original.is_dir(),
-            f"{printable(self.original)} is no folder.",
+            f"{escape(self.original)} is no folder.",
             "Give --original the folder that was given to `tue protect`.",
         )
 
@@ -111,7 +111,7 @@ class Provenance:
     """The version that verifies."""
 
 
-def victims_named(text: str) -> tuple[VictimSettings, ...]:
+def parse_victims(text: str) -> tuple[VictimSettings, ...]:
     """Return the victims that are asked for with commas between, as `format_victim` writes them.
 
     Raises:
@@ -158,12 +158,12 @@ def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, P
         control = METHODS["tue"].noise.radius if method.bound == "none" else radius
         return control, Provenance(
             method=settings["method"],
-            radius=method.promise(radius),
+            radius=method.describe_bound(radius),
             weights=f"{weights['name']}, sha256 {weights['sha256']}",
             tue=__version__,
         )
     except (ArithmeticError, LookupError, TypeError, ValueError):
         raise BadSetting(
-            f"The manifest in {printable(protected)} does not say how its copies were made.",
+            f"The manifest in {escape(protected)} does not say how its copies were made.",
             "Use the one that `tue protect` wrote.",
         ) from None

@@ -153,7 +153,7 @@ def describe_attack(
     epochs: int,
 ) -> AttackResult:
     """Return one attacker's part of the result."""
-    doubt = row.doubt(chance)
+    doubt = row.explain_doubt(chance)
     curves = {
         arm: tuple(tuple(results[trial]["curve"]) for trial in trials)
         for arm, trials in group.trials.items()
@@ -168,7 +168,7 @@ def describe_attack(
         clean=_describe_arm(row.clean),
         protected=_describe_arm(row.protected),
         random=_describe_arm(row.random),
-        protection=None if doubt else _round(row.protection()),
+        protection=None if doubt else _round(row.estimate_protection()),
         inconclusive=doubt,
         fitted=row.fitted,
         epochs=epochs,
@@ -188,15 +188,15 @@ def _round(estimate: Estimate | None) -> Estimate | None:
     return Estimate(round(estimate.value, 2), round(estimate.low, 2), round(estimate.high, 2))
 
 
-def row_of(
+def make_row(
     group: Group, results: Mapping[Trial, Mapping[str, Any]], tested: float, chance: float
 ) -> Row:
     """Return one attacker on one kind of victim, to be judged."""
 
-    def accuracy(arm: str) -> Accuracy:
+    def collect_accuracy(arm: str) -> Accuracy:
         curves = [results[trial]["curve"] for trial in group.trials[arm]]
         best = group.attack.best_epoch
-        return Accuracy.of([max(curve) if best else curve[-1] for curve in curves], tested)
+        return Accuracy.from_values([max(curve) if best else curve[-1] for curve in curves], tested)
 
     known = [
         results[trial]["attacked"]
@@ -209,33 +209,33 @@ def row_of(
         attack=group.name,
         title=group.attack.title,
         victim=format_victim(group.victim),
-        clean=accuracy("clean"),
-        protected=accuracy("protected"),
-        random=accuracy("random"),
-        floor=accuracy("floor") if has_floor else replace(CERTAIN_ZERO, mean=chance),
+        clean=collect_accuracy("clean"),
+        protected=collect_accuracy("protected"),
+        random=collect_accuracy("random"),
+        floor=collect_accuracy("floor") if has_floor else replace(CERTAIN_ZERO, mean=chance),
         floor_name="the clean part alone" if has_floor else "chance",
         fitted=min(known) if known else None,
     )
 
 
-def table_of(rows: Sequence[Row], chance: float) -> Table:
+def make_table(rows: Sequence[Row], chance: float) -> Table:
     """Return the result as people read it."""
 
-    def percent(accuracy: Accuracy) -> str:
+    def format_percent(accuracy: Accuracy) -> str:
         estimate = accuracy.estimate()
         return f"{accuracy.mean:.1%} ± {(estimate.high - estimate.low) / 2:.1%}"
 
     lines = []
     for row in rows:
-        doubt = row.doubt(chance)
-        protection = row.protection()
+        doubt = row.explain_doubt(chance)
+        protection = row.estimate_protection()
         lines.append(
             (
                 row.title,
                 row.victim,
-                percent(row.clean),
-                percent(row.random),
-                percent(row.protected),
+                format_percent(row.clean),
+                format_percent(row.random),
+                format_percent(row.protected),
                 f"{row.floor.mean:.1%}",
                 "inconclusive"
                 if doubt

@@ -12,7 +12,7 @@ from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import BUDGETS, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
-from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, plain
+from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
 from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
@@ -30,11 +30,11 @@ from tue_cli.verify.result import (
     VerifySetup,
     describe,
     describe_attack,
-    row_of,
+    make_row,
+    make_table,
     summarize,
-    table_of,
 )
-from tue_cli.verify.stats import FEWEST_PICTURES, inconclusive, judge_rows
+from tue_cli.verify.stats import FEWEST_PICTURES, judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -42,7 +42,7 @@ from tue_cli.verify.trials import (
     TrialCache,
     build_groups,
     count_epochs,
-    unique_trials,
+    list_unique_trials,
 )
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     require("torch")
     spec = yield from _leave_out_attackers(spec)
     spec.validate()
-    from tue_cli.engine.torch import machine
+    from tue_cli.engine.torch import choose_device
     from tue_cli.verify.trainer import refuse_victims
 
     began = time.monotonic()
-    computer = machine(spec.device)
+    computer = choose_device(spec.device)
     refuse_victims(spec.settings)
     manifest = read_manifest(spec.protected)
     radius, made = read_provenance(spec.protected, manifest)
@@ -93,7 +93,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     if isinstance(work, str):
-        judged = inconclusive(work)
+        judged = make_inconclusive(work)
         result = summarize(judged, VerifySetup(None, None, made), failed=len(failures))
         yield from _write_page(spec, manifest, result)
         yield Done(result, describe(judged))
@@ -102,9 +102,9 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     settings, arms = work.settings, work.arms
     groups = build_groups(settings, len(arms.labels))
     plan = _plan(work, groups)
-    results = yield from _train_victims(spec, plan, unique_trials(groups), work)
+    results = yield from _train_victims(spec, plan, list_unique_trials(groups), work)
     chance, epochs = 1 / len(arms.classes), count_epochs(len(arms.labels), settings.seen)
-    rows = [row_of(group, results, arms.tested(), chance) for group in groups]
+    rows = [make_row(group, results, arms.count_tested(), chance) for group in groups]
     judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
@@ -114,7 +114,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
         for row, group in zip(rows, groups, strict=True)
     ]
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
-    yield table_of(rows, chance)
+    yield make_table(rows, chance)
     yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
     yield Done(result, describe(judged))
 
@@ -211,7 +211,7 @@ def _write_page(
             manifest,
             spec.protected,
             lambda record: find_original(record, spec.original),
-            result=plain(result),
+            result=make_plain(result),
             embedding=embedding,
             command=spec.command,
         )
@@ -239,12 +239,12 @@ def _train_victims(
     spec: VerifySpec, plan: VerifyPlan, trials: Sequence[Trial], work: VictimWork
 ) -> Generator[Event, None, dict[Trial, dict[str, Any]]]:
     """Train what the cache does not know yet, and return what became of every victim."""
-    from tue_cli.verify.trainer import embedding, train_victim
+    from tue_cli.verify.trainer import compute_embedding, train_victim
 
     arms, cache, computer = work.arms, work.cache, work.computer
     digest = arms.digest()
     seconds = {trial: trial.steps * work.costs[trial.kind] for trial in trials}
-    known = {trial: cache.get(f"{digest}/{trial.key()}") for trial in trials}
+    known = {trial: cache.get(f"{digest}/{trial.make_key()}") for trial in trials}
     wants_map = spec.report is not None and cache.get(f"{digest}/embedding") is None
     if wants_map and not is_installed("sklearn"):
         yield Note(f"The report has no map of features. {PackageMissing('sklearn')}")
@@ -260,9 +260,9 @@ def _train_victims(
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)
         if wants_map and trial == trials[0]:
-            cache.put(f"{digest}/embedding", embedding(victim, arms, computer))
+            cache.put(f"{digest}/embedding", compute_embedding(victim, arms, computer))
         known[trial] = results
-        cache.put(f"{digest}/{trial.key()}", results)
+        cache.put(f"{digest}/{trial.make_key()}", results)
         spent += time.monotonic() - began
         worked += seconds[trial]
         left = (planned - worked) * spent / worked

@@ -39,7 +39,7 @@ class Accuracy:
     """Degrees of freedom behind the variance (Welch and Satterthwaite)."""
 
     @classmethod
-    def of(cls, values: Sequence[float], tested: float) -> Accuracy:
+    def from_values(cls, values: Sequence[float], tested: float) -> Accuracy:
         """`values`: a seed each, 0 to 1; `tested`: as many pictures as each was tested on."""
         mean = statistics.fmean(values)
         # Agresti and Coull's centre: an accuracy of 0 or 1 is not certain either.
@@ -47,12 +47,14 @@ class Accuracy:
         sampling = centre * (1 - centre) / (tested + 4)
         seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
         return cls(
-            mean, sampling + seeds, _freedom([(sampling, tested - 1), (seeds, len(values) - 1)])
+            mean,
+            sampling + seeds,
+            _compute_freedom([(sampling, tested - 1), (seeds, len(values) - 1)]),
         )
 
     def estimate(self) -> Estimate:
         """Return the accuracy with its interval, both cut to 0 to 1."""
-        half = _quantile(self.freedom) * math.sqrt(self.variance)
+        half = _compute_quantile(self.freedom) * math.sqrt(self.variance)
         return Estimate(self.mean, max(0.0, self.mean - half), min(1.0, self.mean + half))
 
 
@@ -74,12 +76,12 @@ class Row:
     fitted: float | None = None
     """Adversarial victims: the least that one knew of its own attacked training pictures."""
 
-    def protection(self) -> Estimate:
+    def estimate_protection(self) -> Estimate:
         """Return the protection, 0 to 100, with its interval (delta method, arms independent)."""
-        value, low, high = self._whole()
+        value, low, high = self._estimate_uncut()
         return Estimate(*(100 * min(1.0, max(0.0, part)) for part in (value, low, high)))
 
-    def doubt(self, chance: float) -> str:
+    def explain_doubt(self, chance: float) -> str:
         """Return why no number may be given for this attacker; nothing where one may."""
         clean, floor = self.clean.estimate(), self.floor.estimate()
         if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
@@ -92,12 +94,12 @@ class Row:
                 "a victim of adversarial training knew only "
                 f"{self.fitted:.0%} of its own attacked training pictures"
             )
-        _, low, high = self._whole()
+        _, low, high = self._estimate_uncut()
         if high - low > 1:
             return "the interval is wider than the effect"
         return ""
 
-    def _whole(self) -> tuple[float, float, float]:
+    def _estimate_uncut(self) -> tuple[float, float, float]:
         gap = self.clean.mean - self.floor.mean
         if gap < 1e-9:  # none, or what rounding leaves of none
             return 0.0, -math.inf, math.inf
@@ -107,7 +109,9 @@ class Row:
             (self.clean.variance * ((1 - value) / gap) ** 2, self.clean.freedom),
             (self.floor.variance * (value / gap) ** 2, self.floor.freedom),
         ]
-        half = _quantile(_freedom(parts)) * math.sqrt(sum(variance for variance, _ in parts))
+        half = _compute_quantile(_compute_freedom(parts)) * math.sqrt(
+            sum(variance for variance, _ in parts)
+        )
         return value, value - half, value + half
 
 
@@ -128,7 +132,7 @@ class Verdict:
         return self.weakest is not None
 
 
-def inconclusive(*reasons: str) -> Verdict:
+def make_inconclusive(*reasons: str) -> Verdict:
     """Return the verdict that nothing can be said, and why."""
     return Verdict(f"Inconclusive: {reasons[0]}.", reasons, None, None, None)
 
@@ -138,7 +142,9 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
 
     Standard training comes first in `rows`; where it can't be judged, nothing is.
     """
-    doubts: Mapping[int, str] = {number: row.doubt(chance) for number, row in enumerate(rows)}
+    doubts: Mapping[int, str] = {
+        number: row.explain_doubt(chance) for number, row in enumerate(rows)
+    }
     reasons = tuple(
         f"{row.title} on {row.victim}: {doubts[number]}"
         for number, row in enumerate(rows)
@@ -147,11 +153,11 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     sound = [row for number, row in enumerate(rows) if not doubts[number]]
     standard = [row for row in sound if row.attack == "std"]
     if not standard:
-        return inconclusive(*reasons)
-    at_best = min(standard, key=lambda row: row.protection().value)
-    worst = min(sound, key=lambda row: row.protection().value)
-    first, last = at_best.protection(), worst.protection()
-    headline = f"Protection {_percent(first)} against standard training"
+        return make_inconclusive(*reasons)
+    at_best = min(standard, key=lambda row: row.estimate_protection().value)
+    worst = min(sound, key=lambda row: row.estimate_protection().value)
+    first, last = at_best.estimate_protection(), worst.estimate_protection()
+    headline = f"Protection {_format_percent(first)} against standard training"
     if all(row.attack == "std" for row in rows):
         headline += "; no other attacker was tried"
     elif len(sound) == len(standard):
@@ -159,7 +165,7 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     elif worst.attack == "std":
         headline += ", its weakest"
     else:
-        headline += f", {_percent(last)} at its weakest ({worst.title})"
+        headline += f", {_format_percent(last)} at its weakest ({worst.title})"
     if len(standard) < len(sound) < len(rows):
         missing = dict.fromkeys(row.title for row in rows if row not in sound)
         headline += f"; not measured: {', '.join(missing)}"
@@ -169,17 +175,17 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     return Verdict(f"{headline}.", reasons, first, last, worst)
 
 
-def _percent(estimate: Estimate) -> str:
+def _format_percent(estimate: Estimate) -> str:
     return f"{estimate.value:.0f} % ({estimate.low:.0f} to {estimate.high:.0f})"
 
 
-def _freedom(parts: Sequence[tuple[float, float]]) -> float:
+def _compute_freedom(parts: Sequence[tuple[float, float]]) -> float:
     whole = sum(variance for variance, _ in parts)
     below = sum(variance**2 / freedom for variance, freedom in parts if variance and freedom > 0)
     return whole**2 / below if below else math.inf
 
 
-def _quantile(freedom: float) -> float:
+def _compute_quantile(freedom: float) -> float:
     """Return how many standard errors lie on each side of a 95 % interval (Student)."""
     from scipy.special import stdtrit
 

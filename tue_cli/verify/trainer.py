@@ -12,12 +12,12 @@ import numpy as np
 import torch
 
 from tue_cli.config import AdversarySettings, VerifySettings, VictimSettings
-from tue_cli.core.batches import Pictures
+from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.verify.dataset import VictimDataset
-from tue_cli.verify.trials import Trial, TrialProgress, build_groups, unique_trials
+from tue_cli.verify.trials import Trial, TrialProgress, build_groups, list_unique_trials
 from tue_cli.verify.victim import Victim
 
 PROBED = 4
@@ -41,16 +41,16 @@ def measure_costs(
     settings: VerifySettings, classes: int, size: int, computer: ComputeDevice
 ) -> Costs:
     """Measure how long updates take here, by a few on pictures of noise."""
-    kinds = {trial.kind: trial for trial in unique_trials(build_groups(settings, 1))}
+    kinds = {trial.kind: trial for trial in list_unique_trials(build_groups(settings, 1))}
     costs = {}
     for kind, trial in kinds.items():
         batch = trial.victim.batch
         generator = torch.Generator().manual_seed(0)
         pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator)
-        pictures = Pictures(pixels.to(torch.uint8), torch.arange(batch) % classes)
-        probe = _victim(replace(trial, steps=PROBED), classes, size, computer)
+        pictures = Images(pixels.to(torch.uint8), torch.arange(batch) % classes)
+        probe = _make_victim(replace(trial, steps=PROBED), classes, size, computer)
         times = []
-        for _ in probe.updates(pictures.to(computer.device)):
+        for _ in probe.run_updates(pictures.to(computer.device)):
             times.append(time.monotonic())
         costs[kind] = (times[-1] - times[0]) / (PROBED - 1)
     return costs
@@ -59,7 +59,7 @@ def measure_costs(
 def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> int:
     """Return how many pictures victims can be shown so that all of them take so long."""
     groups = build_groups(replace(settings, seen=1_000_000), 1_000_000)
-    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in unique_trials(groups))
+    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in list_unique_trials(groups))
     return max(1, math.floor(seconds / a_picture))
 
 
@@ -68,15 +68,15 @@ def train_victim(
 ) -> Generator[Event, None, tuple[dict[str, Any], Victim]]:
     """Train one victim and return what became of it, as plain data, and itself."""
     if trial.other_labels:
-        arms = arms.relabelled(trial.seed)
-    pixels, labels = arms.training(
+        arms = arms.relabel(trial.seed)
+    pixels, labels = arms.select_training(
         trial.arm, part=trial.part, alone=trial.alone, degrade=trial.degrade
     )
-    pictures = Pictures(torch.from_numpy(pixels), torch.from_numpy(labels))
-    test = Pictures(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
-    victim = _victim(trial, len(arms.classes), arms.clean.shape[-1], computer)
+    pictures = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
+    test = Images(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
+    victim = _make_victim(trial, len(arms.classes), arms.clean.shape[-1], computer)
     training = victim.train(pictures, test, points=trial.points)
-    progress, point = TrialProgress(trial.arm, _recipe(trial), trial.seed), 0
+    progress, point = TrialProgress(trial.arm, _describe_recipe(trial), trial.seed), 0
     phase = f"{progress.arm}, {progress.attack}, seed {progress.seed}"
     while True:
         try:
@@ -90,7 +90,7 @@ def train_victim(
     return {**asdict(trained), "rate": round(rate, 1)}, victim
 
 
-def _victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim:
+def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim:
     adversary = AdversarySettings(radius=trial.radius, steps=trial.adversary_steps)
     return Victim(
         trial.victim,
@@ -104,22 +104,24 @@ def _victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> V
     )
 
 
-def embedding(victim: Victim, arms: VictimDataset, computer: ComputeDevice) -> dict[str, Any]:
+def compute_embedding(
+    victim: Victim, arms: VictimDataset, computer: ComputeDevice
+) -> dict[str, Any]:
     """Return the report's t-SNE: a clean net's features of pictures, clean and protected."""
     from sklearn.manifold import TSNE
 
-    net = victim.frozen()
+    net = victim.freeze_net()
     each = max(1, EMBEDDED // len(arms.classes))
     places = np.concatenate(
         [np.flatnonzero(arms.labels == number)[:each] for number in range(len(arms.classes))]
     )[:EMBEDDED]
     features = []
     for levels in (arms.clean[places], arms.protected[places]):
-        pictures = Pictures(torch.from_numpy(levels), torch.from_numpy(arms.labels[places]))
+        pictures = Images(torch.from_numpy(levels), torch.from_numpy(arms.labels[places]))
         pictures = pictures.to(computer.device)
         for few in torch.split(torch.arange(len(places)), 100):
             with torch.no_grad():
-                features.append(net.features(pictures.batch(few)[0]).cpu().numpy())
+                features.append(net.features(pictures.take_batch(few)[0]).cpu().numpy())
     every = np.concatenate(features)
     points = TSNE(
         perplexity=min(30.0, (len(every) - 1) / 3), init="pca", random_state=0
@@ -136,7 +138,7 @@ def embedding(victim: Victim, arms: VictimDataset, computer: ComputeDevice) -> d
     }
 
 
-def _recipe(trial: Trial) -> str:
+def _describe_recipe(trial: Trial) -> str:
     """Return what is special about a trial, in a word or two."""
     if trial.radius:
         return f"at {trial.radius * 255:g}/255"

@@ -19,7 +19,7 @@ from tue_cli.storage.lines import LineFile, read_lines
 
 MOST_EPOCHS = 60
 FEWEST_EPOCHS = 8
-"""Training pictures beyond what can be seen so often are left out."""
+"""Training pictures that could not come up so often are left out."""
 POINTS = 20
 """At most so many times a victim is tested on its way."""
 
@@ -48,7 +48,7 @@ class Trial:
         """What decides how long an update takes."""
         return self.victim, bool(self.radius), self.mixing
 
-    def key(self) -> str:
+    def make_key(self) -> str:
         """Return a name that is the same for equal trials."""
         return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
 
@@ -121,7 +121,7 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
     return groups
 
 
-def unique_trials(groups: Iterable[Group]) -> list[Trial]:
+def list_unique_trials(groups: Iterable[Group]) -> list[Trial]:
     """Return each trial once, in the order of work: all of the first seed before the next."""
     every = dict.fromkeys(
         trial for group in groups for trials in group.trials.values() for trial in trials

@@ -1,6 +1,6 @@
 """Victims: classifiers trained as somebody would train them who took the pictures, and tested.
 
-The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, shifts and flips, no clean
+The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, crops and flips, no clean
 picture), shortened; its adversary is REM's PGD.
 """
 
@@ -17,15 +17,15 @@ from torch import Tensor
 
 from tue_cli.attacks.augment import AUGMENTATIONS
 from tue_cli.config import AdversarySettings, VictimSettings
-from tue_cli.core.batches import Pictures, crop_and_flip, generator_at
+from tue_cli.core.batches import Images, crop_and_flip, make_generator
 from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import uniform_start
+from tue_cli.core.pgd import draw_uniform_start
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.methods.surrogate import ascend_loss
 from tue_cli.nets.classifiers import Classifier, build_classifier
-from tue_cli.nets.frozen import FrozenClassifier, channels_last
+from tue_cli.nets.frozen import FrozenClassifier, convert_to_channels_last
 
 ATTACKED = 1000
 """At most so many of its own training pictures an adversarial victim is attacked on at the end."""
@@ -57,16 +57,16 @@ class Attacker:
 
     def __call__(self, pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensor:
         """Return pixels (N, 3, H, W) in [0, 1], moved within the radius."""
-        start = uniform_start(pixels, self._adversary.radius, generator)
-        return self._run(self._moved, pixels, labels, start)[0]
+        start = draw_uniform_start(pixels, self._adversary.radius, generator)
+        return self._run(self._move, pixels, labels, start)[0]
 
-    def _moved(self, pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
+    def _move(self, pixels: Tensor, labels: Tensor, start: Tensor) -> Tensors:
         loss = cross_entropy(self.net, labels)
         return (pixels + ascend_loss(loss, pixels, self._adversary, start),)
 
 
 class Victim:
-    """One victim on its way from fresh weights to its last step."""
+    """One victim, from fresh weights to its last step."""
 
     def __init__(
         self,
@@ -87,7 +87,7 @@ class Victim:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             net = build_classifier(settings.net, classes=classes, width=settings.width, size=size)
-        self.net: Classifier = channels_last(net.to(computer.device))
+        self.net: Classifier = convert_to_channels_last(net.to(computer.device))
         self._classes = classes
         self._computer = computer
         self._adversary = adversary
@@ -102,14 +102,14 @@ class Victim:
         )
         self._training = Training(self.net, plan)
 
-    def frozen(self) -> FrozenClassifier:
+    def freeze_net(self) -> FrozenClassifier:
         """Return the net as it is now, in the computer's precision."""
         return FrozenClassifier(self.net, self._computer.dtype)
 
     def train(
-        self, pictures: Pictures, test: Pictures, *, points: int
+        self, pictures: Images, test: Images, *, points: int
     ) -> Generator[float, None, TrainingResult]:
-        """Train to the last step, yielding the test accuracy at `points` places on the way.
+        """Train to the last step, yielding the test accuracy at `points` evenly spaced steps.
 
         The same seed, pictures and machine give the same net.
         """
@@ -118,23 +118,23 @@ class Victim:
         marks = {math.ceil(steps * (point + 1) / points) for point in range(points)}
         curve: list[float] = []
         spent, began = 0.0, time.monotonic()
-        for _ in self.updates(pictures):
+        for _ in self.run_updates(pictures):
             if self._training.step not in marks:
                 continue
-            spent += self._elapsed(began)
-            curve.append(balanced_accuracy(self.frozen(), test, self._classes))
+            spent += self._measure_elapsed(began)
+            curve.append(balanced_accuracy(self.freeze_net(), test, self._classes))
             yield curve[-1]
             began = time.monotonic()
         return TrainingResult(
             curve=tuple(curve),
-            train=balanced_accuracy(self.frozen(), pictures, self._classes),
-            attacked=self._attacked(pictures),
+            train=balanced_accuracy(self.freeze_net(), pictures, self._classes),
+            attacked=self._attack_training(pictures),
             seconds=spent,
         )
 
-    def updates(self, pictures: Pictures) -> Generator[Tensor, None, None]:
+    def run_updates(self, pictures: Images) -> Generator[Tensor, None, None]:
         """Train to the last step, yielding each step's loss; pictures on the victim's device."""
-        attack = Attacker(self.frozen(), self._adversary) if self._adversary else None
+        attack = Attacker(self.freeze_net(), self._adversary) if self._adversary else None
 
         def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
             pixels = crop_and_flip(pixels, generator)
@@ -146,54 +146,52 @@ class Victim:
                 pixels, targets = self._mixing(pixels, targets, generator)
             return pixels, targets
 
-        yield from fit(self._training, pictures, loss=self._loss, prepare=prepare)
+        yield from fit(self._training, pictures, loss=self._compute_loss, prepare=prepare)
 
-    def _loss(self, pixels: Tensor, targets: Tensor) -> Tensor:
+    def _compute_loss(self, pixels: Tensor, targets: Tensor) -> Tensor:
         device, dtype = self._computer.device, self._computer.dtype
         with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
             logits = self.net(pixels.contiguous(memory_format=torch.channels_last))
         return F.cross_entropy(logits.float(), targets)
 
-    def _attacked(self, pictures: Pictures) -> float | None:
+    def _attack_training(self, pictures: Images) -> float | None:
         if self._adversary is None:
             return None
-        device, batch, net = self._computer.device, self._training.plan.batch, self.frozen()
+        device, batch, net = self._computer.device, self._training.plan.batch, self.freeze_net()
         attack = Attacker(net, self._adversary)
-        generator = generator_at(0, "attacked", 0, device)
+        generator = make_generator(0, "attacked", 0, device)
         order = torch.randperm(len(pictures), generator=torch.Generator().manual_seed(0))
         right: list[Tensor] = []
         order = order[:ATTACKED].to(device)
         for few in torch.split(order, batch):
-            pixels, labels = pictures.batch(few)
+            pixels, labels = pictures.take_batch(few)
             moved = attack(pixels, labels, generator)
             with torch.no_grad():
                 right.append(net(moved).argmax(1) == labels)
-        return _mean_over_classes(torch.cat(right), pictures.labels[order], self._classes)
+        return _average_over_classes(torch.cat(right), pictures.labels[order], self._classes)
 
-    def _elapsed(self, began: float) -> float:
+    def _measure_elapsed(self, began: float) -> float:
         if self._computer.device.type == "cuda":
             torch.cuda.synchronize(self._computer.device)
         return time.monotonic() - began
 
 
 @torch.no_grad()
-def balanced_accuracy(
-    logits: Callable[[Tensor], Tensor], pictures: Pictures, classes: int
-) -> float:
-    """Return the mean over the classes of the share of its pictures that are recognised, 0 to 1.
+def balanced_accuracy(logits: Callable[[Tensor], Tensor], pictures: Images, classes: int) -> float:
+    """Return the mean over the classes of the share of pictures classified correctly, 0 to 1.
 
     So chance is one over the number of classes, however unequal they are.
     """
     right = [
         logits(pixels).argmax(1) == labels
         for pixels, labels in (
-            pictures.batch(few) for few in torch.split(torch.arange(len(pictures)), TESTED)
+            pictures.take_batch(few) for few in torch.split(torch.arange(len(pictures)), TESTED)
         )
     ]
-    return _mean_over_classes(torch.cat(right), pictures.labels, classes)
+    return _average_over_classes(torch.cat(right), pictures.labels, classes)
 
 
-def _mean_over_classes(right: Tensor, labels: Tensor, classes: int) -> float:
+def _average_over_classes(right: Tensor, labels: Tensor, classes: int) -> float:
     counts = torch.bincount(labels, minlength=classes)
     hits = torch.bincount(labels[right], minlength=classes)
     present = counts > 0

@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from tue_cli.core import sampling
-from tue_cli.core.batches import gray
-from tue_cli.engine.onnx import SEEN
+from tue_cli.core.batches import convert_to_grayscale
+from tue_cli.engine.onnx import SURROGATE_OUTPUTS
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.weights import Weights, build
 
@@ -75,14 +75,18 @@ def measure_parity(run: Run, weights: Weights) -> Parity:
     double = {role: net.eval().double() for role, net in build(weights, roles).items()}
     graph, other = [], []
     for seed, (count, side, samples) in enumerate([(1, size, 1), (3, size + size // 8 * 4, 2)]):
-        values, moves = _case(seed, count, side, samples, len(weights.card.classes))
-        expected = _by_torch(double, values, moves, torch.float64)
-        graph.append(_distance(run(values), expected))
-        other.append(_distance(_by_torch(single, values, moves, torch.float32), expected))
-    return Parity(_worst(graph), _worst(other))
+        values, moves = _draw_case(seed, count, side, samples, len(weights.card.classes))
+        expected = _compute_by_torch(double, values, moves, torch.float64)
+        graph.append(_measure_distance(run(values), expected))
+        other.append(
+            _measure_distance(_compute_by_torch(single, values, moves, torch.float32), expected)
+        )
+    return Parity(_find_worst(graph), _find_worst(other))
 
 
-def _distance(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]) -> Distance:
+def _measure_distance(
+    found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[Any]]
+) -> Distance:
     if found.keys() != expected.keys():
         return Distance(np.inf, 1.0, 1.0)
     apart, signs, steps = [0.0], [0.0], [0.0]
@@ -94,12 +98,12 @@ def _distance(found: Mapping[str, NDArray[Any]], expected: Mapping[str, NDArray[
         # Fresh nets may be 0 everywhere, and so must their graph be.
         norm = float(np.linalg.norm(wanted)) or 1.0
         apart.append(float(np.linalg.norm(got - wanted)) / norm)
-        if name not in SEEN:
+        if name not in SURROGATE_OUTPUTS:
             signs.append(float((np.sign(got) != np.sign(wanted)).mean()))
     return Distance(float(np.max(apart)), max(signs), max(steps))
 
 
-def _worst(distances: list[Distance]) -> Distance:
+def _find_worst(distances: list[Distance]) -> Distance:
     return Distance(
         float(np.max([d.apart for d in distances])),
         max(d.signs for d in distances),
@@ -111,15 +115,15 @@ def _has_score(weights: Weights) -> bool:
     return any(name.startswith("score.") for name in weights.tensors)
 
 
-def _case(
+def _draw_case(
     seed: int, count: int, side: int, samples: int, classes: int
 ) -> tuple[dict[str, NDArray[Any]], list[sampling.Move]]:
     """Return random inputs of the graph, and the moves that they hold."""
     random = np.random.default_rng(seed)
     pixels = random.random((count, 3, side, side), np.float32)
     start = sampling.draw_starts(pixels.shape, [seed + place for place in range(count)], RADIUS)
-    moves = sampling.moves(seed, samples)
-    there, back = sampling.places(moves, side, side)
+    moves = sampling.draw_moves(seed, samples)
+    there, back = sampling.locate_pixels(moves, side, side)
     values: dict[str, NDArray[Any]] = {
         "pixels": pixels,
         "delta": np.clip(start, -pixels, 1 - pixels),
@@ -134,7 +138,7 @@ def _case(
     return values, moves
 
 
-def _by_torch(
+def _compute_by_torch(
     nets: Mapping[str, nn.Module],
     values: Mapping[str, NDArray[Any]],
     moves: list[sampling.Move],
@@ -150,11 +154,11 @@ def _by_torch(
     moved = torch.cat([_apply_move(leaf, move) for move in moves])
     logits = surrogate(moved)
 
-    def pull_of(seen: Tensor) -> Tensor:
+    def compute_pull(seen: Tensor) -> Tensor:
         loss = F.cross_entropy(seen, keys.repeat(len(moves)), reduction="sum")
         return torch.autograd.grad(loss, leaf, retain_graph=True)[0]
 
-    pull, gray_pull = pull_of(logits), pull_of(surrogate(gray(moved)))
+    pull, gray_pull = compute_pull(logits), compute_pull(surrogate(convert_to_grayscale(moved)))
     features = surrogate.features(moved)
     results = {
         "surrogate_gradient": pull,

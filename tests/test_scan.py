@@ -11,16 +11,16 @@ import pytest
 
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.journal import read_unfinished
-from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
+from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.events import Done, Looked, Saved
 from tue_cli.images.codec import read_dimensions
-from tue_cli.images.thumbnails import dots, proportions
+from tue_cli.images.thumbnails import read_size, render_dots
 from tue_cli.noise import TueNoise
 from tue_cli.protect.preview import preview
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
-from tue_cli.protect.scan import ScanSpec, ScanSummary, count_pictures, scan_folder
-from tue_cli.text import format_count, format_duration, size
+from tue_cli.protect.scan import ScanSpec, ScanSummary, count_images, scan_folder
+from tue_cli.text import format_count, format_duration, format_size
 
 ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=TueNoise(steps=1))
@@ -38,7 +38,7 @@ def scan(folder: Path, labels: str = "auto") -> ScanSummary:
     return done.result
 
 
-def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
+def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
     (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
     (photos / "space" / "page.jpg").write_text("<html>")
     (photos / "notes.txt").write_text("x")
@@ -49,17 +49,17 @@ def test_a_survey_tells_what_is_there_and_what_is_left_out(photos: Path) -> None
     assert found.ignored == {"not a picture": 1}
     assert found.output == Path(f"{photos}-protected")
     assert scan(photos, "single").classes == {"photos": 8}
-    assert count_pictures(photos / "space") == 5 and count_pictures(photos) == 0
+    assert count_images(photos / "space") == 5 and count_images(photos) == 0
 
 
-def test_a_survey_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
+def test_a_scan_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
     with pytest.raises(NothingToDo):
         scan(tmp_path)
     with pytest.raises(BadSetting):
         scan(tmp_path / "nowhere")
 
 
-def test_a_survey_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
+def test_a_scan_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     job = protect(spec)
     for event in job:
@@ -115,8 +115,8 @@ def test_a_look_refuses_other_settings_only_where_the_run_would(
 def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     looked = next(e for e in preview(spec, tmp_path / "scratch") if isinstance(e, Looked))
-    width, height = proportions(looked.before)
-    drawn = dots(looked.before, 60, 60)
+    width, height = read_size(looked.before)
+    drawn = render_dots(looked.before, 60, 60)
     assert drawn.dtype == np.uint8 and drawn.shape[0] % 2 == 0 and max(drawn.shape[:2]) == 60
     assert drawn.shape[1] / drawn.shape[0] == pytest.approx(width / height, rel=0.1)
 
@@ -124,12 +124,12 @@ def test_dots_keep_the_proportions(photos: Path, tiny_weights: Path, tmp_path: P
 def test_a_glance_reads_the_header_alone() -> None:
     data = (ASSETS / "space" / "rocket.jpg").read_bytes()
     assert read_dimensions(data) == read_dimensions(data[: len(data) // 2])
-    with pytest.raises(PictureProblem, match="not that of a picture"):
+    with pytest.raises(ImageProblem, match="not that of a picture"):
         read_dimensions(b"<html>")
 
 
 def test_figures_read_as_people_say_them() -> None:
     assert [format_duration(s) for s in (42, 185, 7800)] == ["42 s", "3 min 05 s", "2 h 10 min"]
-    assert [size(n) for n in (812, 4200, 31e6)] == ["812 bytes", "4.2 kB", "31 MB"]
+    assert [format_size(n) for n in (812, 4200, 31e6)] == ["812 bytes", "4.2 kB", "31 MB"]
     assert [format_count(n, "class") for n in (1, 3)] == ["1 class", "3 classes"]
     assert format_count(1200, "picture") == "1,200 pictures"

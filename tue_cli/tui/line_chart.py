@@ -21,7 +21,7 @@ AXIS = 7
 Line = Sequence[tuple[float, float]]
 
 
-class Chart(Widget):
+class LineChart(Widget):
     """Several named lines over one axis; each has a colour of the theme."""
 
     def __init__(
@@ -60,44 +60,44 @@ class Chart(Widget):
         width, height = self.size
         rows = height - 1
         if y >= rows:
-            return self._legend(width)
+            return self._draw_legend(width)
         top = self._top or max((v for line in self.lines.values() for _, v in line), default=1.0)
         plain = self.rich_style
         share = top * (1 - y / max(1, rows - 1))
         value = f"{share:.0%}" if self._percent else f"{share:.2g}"
         mark = f"{value:>{AXIS - 2}} ┤" if y in (0, rows // 2, rows - 1) else " " * (AXIS - 1) + "│"
         segments = [Segment(mark, plain + Style(dim=True))]
-        for cell, name in self._canvas(max(0, width - AXIS), max(1, rows), top)[y]:
-            style = plain + self._style(name) if name else plain
+        for cell, name in self._draw_canvas(max(0, width - AXIS), max(1, rows), top)[y]:
+            style = plain + self._choose_style(name) if name else plain
             segments.append(Segment(chr(0x2800 + cell) if cell else " ", style))
         return Strip(segments).adjust_cell_length(width, plain)
 
-    def _canvas(self, width: int, rows: int, top: float) -> list[list[tuple[int, str]]]:
+    def _draw_canvas(self, width: int, rows: int, top: float) -> list[list[tuple[int, str]]]:
         """Return every cell's dots, and which line they are of."""
         if self._drawn is None or self._drawn[0] != (width, rows, top):
             cells = [[(0, "")] * width for _ in range(rows)]
             for name, line in self.lines.items():
-                for x, y in _joined(line, self._last, top, 2 * width, 4 * rows):
+                for x, y in _join(line, self._last, top, 2 * width, 4 * rows):
                     if 0 <= x // 2 < width:
                         cells[y // 4][x // 2] = cells[y // 4][x // 2][0] | _DOTS[y % 4][x % 2], name
             self._drawn = (width, rows, top), cells
         return self._drawn[1]
 
-    def _legend(self, width: int) -> Strip:
+    def _draw_legend(self, width: int) -> Strip:
         segments = [Segment(" " * AXIS, self.rich_style)]
         for name, line in self.lines.items():
             value = f"{line[-1][1]:.0%}" if self._percent else f"{line[-1][1]:.3g}"
-            segments.append(Segment("● ", self.rich_style + self._style(name)))
+            segments.append(Segment("● ", self.rich_style + self._choose_style(name)))
             segments.append(Segment(f"{name} {value}  ", self.rich_style))
         return Strip(segments).adjust_cell_length(width, self.rich_style)
 
-    def _style(self, name: str) -> Style:
+    def _choose_style(self, name: str) -> Style:
         variable = self._colours.get(name, "foreground")
         colour = Color.parse(self.app.theme_variables.get(variable, "white"))
         return Style(color=colour.rich_color)
 
 
-def _joined(line: Line, last: float, top: float, width: int, height: int) -> list[tuple[int, int]]:
+def _join(line: Line, last: float, top: float, width: int, height: int) -> list[tuple[int, int]]:
     """Return the dots of a line, its points joined; the first dot is at the upper left."""
 
     def place(x: float, y: float) -> tuple[float, float]:

@@ -24,7 +24,7 @@ from tue_cli.verify.pairs import (
     Pair,
     find_original,
     limit_pairs,
-    list_clean_pictures,
+    list_clean_images,
     pair_copies,
     split,
 )
@@ -72,7 +72,7 @@ def arms_of(
     folder: Path, *, seed: int = 0, size: int = 32, radius: float = 8 / 255
 ) -> tuple[VictimDataset, list[Failed]]:
     """Return every picture as its own copy."""
-    pairs = [replace(p, copy=p.original) for p in list_clean_pictures(folder, POOL, classes=True)]
+    pairs = [replace(p, copy=p.original) for p in list_clean_images(folder, POOL, classes=True)]
     train, held = split(pairs, 0.3, seed)
     failed: list[Failed] = []
     arms = load_victim_dataset(
@@ -145,14 +145,14 @@ def test_a_name_in_either_unicode_form_is_one_class(tmp_path: Path) -> None:
     manifest = copied(tmp_path / "in", tmp_path / "out")
     manifest["pictures"][0]["label"] = decomposed
     pairs, _, _ = pair_copies(tmp_path / "out", tmp_path / "in", manifest, POOL)
-    tested = list_clean_pictures(tmp_path / "holdout", POOL, classes=True)
+    tested = list_clean_images(tmp_path / "holdout", POOL, classes=True)
     assert pairs[0].label == tested[0].label == composed
 
 
 def test_a_background_is_no_class_of_the_set(tmp_path: Path) -> None:
     picture(tmp_path / "in" / "background" / "x.png", 0)
-    (own,) = list_clean_pictures(tmp_path / "in", POOL, classes=True)
-    (other,) = list_clean_pictures(tmp_path / "in", POOL, classes=False)
+    (own,) = list_clean_images(tmp_path / "in", POOL, classes=True)
+    (other,) = list_clean_images(tmp_path / "in", POOL, classes=False)
     assert own.label != other.label
 
 
@@ -253,20 +253,20 @@ def test_whatever_is_tested_is_part_of_the_digest(folder: Path) -> None:
 def test_a_part_of_each_class_is_protected_and_the_rest_clean(folder: Path) -> None:
     arms, _ = arms_of(folder)
     arms = replace(arms, protected=255 - arms.clean)
-    pixels, labels = arms.training("protected", part=0.4)
+    pixels, labels = arms.select_training("protected", part=0.4)
     changed = (pixels != arms.clean).any((1, 2, 3))
     assert [int(changed[labels == number].sum()) for number in (0, 1)] == [3, 3]  # of 7 each
-    alone, its_labels = arms.training("protected", part=0.4, alone=True)
+    alone, its_labels = arms.select_training("protected", part=0.4, alone=True)
     assert np.array_equal(alone, arms.clean[~changed])
     assert np.array_equal(its_labels, labels[~changed])
-    clean, _ = arms.training("clean", part=0.4, alone=True)
+    clean, _ = arms.select_training("clean", part=0.4, alone=True)
     assert np.array_equal(clean, alone)
 
 
 def test_a_filter_reaches_the_training_pictures_alone(folder: Path) -> None:
     arms, _ = arms_of(folder)
     test = arms.test.copy()
-    pixels, _ = arms.training("protected", degrade="gray")
+    pixels, _ = arms.select_training("protected", degrade="gray")
     assert (pixels == pixels[:, :1]).all()
     assert np.array_equal(arms.test, test) and (arms.test != arms.test[:, :1]).any()
 
@@ -275,20 +275,20 @@ def test_other_labels_follow_colour_and_leave_the_pictures(folder: Path) -> None
     arms, _ = arms_of(folder)
     shade = np.where(np.arange(14) % 2, 40, 200).astype(np.uint8)[:, None, None, None]
     arms = replace(arms, clean=np.broadcast_to(shade, arms.clean.shape).copy())
-    other = arms.relabelled(0)
+    other = arms.relabel(0)
     assert np.array_equal(other.protected, arms.protected)
     assert len(other.labels) == 14 and len(other.test_labels) == len(arms.test_labels)
     assert len(set(zip(other.labels, shade.ravel(), strict=True))) == 2
-    assert np.array_equal(arms.relabelled(0).labels, other.labels)
+    assert np.array_equal(arms.relabel(0).labels, other.labels)
 
 
 def test_unequal_classes_are_as_sure_as_their_smallest(folder: Path) -> None:
     arms, _ = arms_of(folder)
     equal = replace(arms, test_labels=np.repeat([0, 1], 50))
     unequal = replace(arms, test_labels=np.repeat([0, 1], [95, 5]))
-    assert equal.tested() == pytest.approx(100)
+    assert equal.count_tested() == pytest.approx(100)
     # The mean over two classes varies as p (1 - p) (1/95 + 1/5) / 4.
-    assert unequal.tested() == pytest.approx(4 / (1 / 95 + 1 / 5))
+    assert unequal.count_tested() == pytest.approx(4 / (1 / 95 + 1 / 5))
 
 
 def test_gray_long_and_single_pixel_pictures_are_pictures(folder: Path) -> None:
@@ -326,7 +326,7 @@ def test_victims_see_small_pictures_small(tmp_path: Path) -> None:
         picture(tmp_path / str(side) / "x.png", side, size=(side, side + 20))
     sizes = {
         pair.label: choose_working_size([pair])
-        for pair in list_clean_pictures(tmp_path, POOL, classes=True)
+        for pair in list_clean_images(tmp_path, POOL, classes=True)
     }
     assert sizes == {"24": 32, "48": 32, "200": 64}
 
@@ -335,4 +335,4 @@ def test_pipes_and_links_that_lead_nowhere_are_left_out(folder: Path) -> None:
     os.mkfifo(folder / "a" / "pipe.png")
     (folder / "a" / "lost.png").symlink_to(folder / "nowhere.png")
     (folder / "a" / "folder.png").mkdir()
-    assert len(list_clean_pictures(folder, POOL, classes=True)) == 20
+    assert len(list_clean_images(folder, POOL, classes=True)) == 20
