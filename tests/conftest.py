@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -54,6 +55,11 @@ def tiny_for(recipe: str) -> TrainSettings:
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
     return replace(TINY, method=recipe, noise=noise)
+
+
+def mark_slow(values: Iterable[Any], *, but: Container[Any] = ()) -> list[Any]:
+    """Return a parameter's values, all but some of them marked slow."""
+    return [v if v in but else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 @pytest.fixture(autouse=True)

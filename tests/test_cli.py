@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mark_slow
 from PIL import Image
 from test_options import parse
 
@@ -185,7 +186,7 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mark_slow(METHODS, but=("em", "lsp")))
 def test_every_method_protects_and_says_its_bound_first(
     name: str, made: dict[str, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -644,6 +644,7 @@ def test_a_folder_and_a_missing_file_are_picture_problems(tmp_path: Path) -> Non
     assert caught.value.reason == "unreadable"
 
 
+@pytest.mark.slow
 def test_a_thousand_hostile_pictures_raise_picture_problems_at_worst(
     needed: Callable[[Path], Path], tmp_path: Path
 ) -> None:
