@@ -71,7 +71,10 @@ VARIANTS: list[tuple[str, Noise]] = [
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "noise"),
-    [*VARIANTS[:-3], *(pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS[-3:])],
+    [
+        *VARIANTS[:-3],
+        *(pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS[-3:]),
+    ],
     ids=["-".join([name, *map(str, asdict(noise).values())]) for name, noise in VARIANTS],
 )
 
