@@ -106,6 +106,7 @@ def test_table_1_is_measured_and_written(whole: tuple[Path, list[AnyEvent]]) -> 
             assert image.width > 400
 
 
+@pytest.mark.slow
 def test_a_row_says_how_it_came_about(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, _ = whole
     for row in read_rows(output / "rows.jsonl"):
@@ -404,6 +405,7 @@ def test_the_presets_grow() -> None:
     assert costs == sorted(costs)
 
 
+@pytest.mark.slow
 def test_a_row_that_was_cut_off_is_measured_again(
     whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
