@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
@@ -29,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 # How long an example takes says something of the machine, which may be busy, and not of tue.
-settings.register_profile("tue", deadline=None)
+settings.register_profile("tue", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tue")
 
 TINY = TrainSettings(
