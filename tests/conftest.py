@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import settings
+from hypothesis import HealthCheck, settings
 from torch import nn
 
 from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
@@ -28,7 +29,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
 
 # How long an example takes says something of the machine, which may be busy, and not of tue.
-settings.register_profile("tue", deadline=None)
+settings.register_profile("tue", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("tue")
 
 TINY = TrainSettings(
@@ -54,6 +55,11 @@ def tiny_for(recipe: str) -> TrainSettings:
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
     return replace(TINY, method=recipe, noise=noise)
+
+
+def mark_slow(values: Iterable[Any], *, but: Container[Any] = ()) -> list[Any]:
+    """Return a parameter's values, all but some of them marked slow."""
+    return [v if v in but else pytest.param(v, marks=pytest.mark.slow) for v in values]
 
 
 @pytest.fixture(autouse=True)

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import grimp
 import pytest
+from conftest import mark_slow
 
 import tue_cli
 from benchmarks import readme
@@ -27,7 +28,11 @@ HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "mat
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], *([name, "--help"] for name in ("protect", "train", "verify", "check", "export"))],
+    [
+        ["--help"],
+        ["protect", "--help"],
+        *mark_slow([[name, "--help"] for name in ("train", "verify", "check", "export")]),
+    ],
 )
 def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
     code = (

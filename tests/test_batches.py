@@ -130,6 +130,7 @@ def one_move(seed: int) -> Tensor:
     return sample_moves(1, torch.Generator().manual_seed(seed))[0]
 
 
+@pytest.mark.slow
 @settings(max_examples=15)
 @given(seed=st.integers(0, 10**6), height=st.integers(1, 9), width=st.integers(1, 9))
 def test_a_sampled_shift_is_one_naive_view_for_the_whole_batch(

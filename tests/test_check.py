@@ -471,6 +471,7 @@ def tue(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
     return subprocess.run(command, capture_output=True, check=False)
 
 
+@pytest.mark.slow
 def test_the_command_tells_a_table_and_exits_with_5_on_a_mismatch(site: Path, made: Path) -> None:
     ran = tue(site)
     assert ran.returncode == ExitCode.OK and b"all are intact" in ran.stdout, ran.stderr

@@ -101,6 +101,7 @@ for _ in range(60):
 """
 
 
+@pytest.mark.slow
 def test_a_narrow_strided_convolution_leaves_memory_whole() -> None:
     # Where oneDNN writes beside the gradient the process dies, sooner or later; so one of its own,
     # on the instructions with which it does.

@@ -2,27 +2,52 @@
 
 from __future__ import annotations
 
+import io
 import json
 import subprocess
 import sys
-from dataclasses import asdict
+from contextlib import chdir
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import mark_slow
 from PIL import Image
 from test_options import parse
 
+from tue_cli.cli import main
 from tue_cli.config import METHODS, TRAININGS, TrainSettings
 from tue_cli.noise import SteppedNoise, TueNoise
 from tue_cli.weights import load
 
 
+@dataclass
+class Ran:
+    """What a command left: its exit code and its two streams."""
+
+    returncode: int
+    stdout: bytes
+    stderr: bytes
+
+
 def tue(
-    *arguments: str, stdin: bytes = b"", cwd: Path | None = None
-) -> subprocess.CompletedProcess[bytes]:
-    command = [sys.executable, "-m", "tue_cli", *arguments]
-    return subprocess.run(command, input=stdin, capture_output=True, cwd=cwd, check=False)
+    *arguments: str, stdin: bytes = b"", cwd: Path | None = None, encoding: str = "utf-8"
+) -> Ran:
+    """Run a command in this process, which has loaded torch already."""
+    out, err = io.BytesIO(), io.BytesIO()
+    with pytest.MonkeyPatch.context() as patch, chdir(cwd or Path.cwd()):
+        patch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(stdin)))
+        patch.setattr(sys, "stdout", io.TextIOWrapper(out, encoding))
+        patch.setattr(sys, "stderr", io.TextIOWrapper(err, encoding, "backslashreplace"))
+        try:
+            main(list(arguments))
+            code = 0
+        except SystemExit as stop:
+            code = int(stop.code or 0)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        return Ran(code, out.getvalue(), err.getvalue())
 
 
 @pytest.fixture
@@ -38,7 +63,8 @@ def test_results_go_to_stdout_and_progress_to_stderr(
     folder: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     quick = ("--steps", "1", "--weights", str(tiny_weights), "-o", str(tmp_path / "out"))
-    ran = tue("protect", str(folder), *quick)
+    command = [sys.executable, "-m", "tue_cli", "protect", str(folder), *quick]
+    ran = subprocess.run(command, capture_output=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert b"protected: 2" in ran.stdout
     assert b"Protecting: 2 pictures" in ran.stderr
@@ -56,16 +82,12 @@ def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: P
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
 def test_names_are_printed_as_they_are_in_any_encoding(
-    encoding: str,
-    folder: Path,
-    tmp_path: Path,
-    tiny_weights: Path,
-    monkeypatch: pytest.MonkeyPatch,
+    encoding: str, folder: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
-    monkeypatch.setenv("PYTHONIOENCODING", encoding)
     (folder / "a" / "[red]:smile:.png").write_text("<html>")
     out = str(tmp_path / "é")
-    ran = tue("protect", str(folder), "-o", out, "--steps", "1", "--weights", str(tiny_weights))
+    command = ("protect", str(folder), "-o", out, "--steps", "1", "--weights", str(tiny_weights))
+    ran = tue(*command, encoding=encoding)
     assert ran.returncode == 1
     assert b"[red]:smile:.png" in ran.stderr
     shown = "é".encode(encoding, "backslashreplace")
@@ -164,7 +186,7 @@ BOUNDS = {
 }
 
 
-@pytest.mark.parametrize("name", METHODS)
+@pytest.mark.parametrize("name", mark_slow(METHODS, but=("em", "lsp")))
 def test_every_method_protects_and_says_its_bound_first(
     name: str, made: dict[str, Path], tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -44,7 +44,9 @@ VARIANTS: list[tuple[str, SampledNoise]] = [
     ("tue", replace(NOISE, score_ratio=0.0)),
 ]
 every_variant = pytest.mark.parametrize(
-    ("method", "noise"), VARIANTS, ids=["em", "norm", "ascent", "colour", "no-score"]
+    ("method", "noise"),
+    [*VARIANTS[:2], *(pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS[2:])],
+    ids=["em", "norm", "ascent", "colour", "no-score"],
 )
 
 

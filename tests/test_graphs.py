@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
+from conftest import mark_slow
 from torch import nn
 
 from tue_cli.engine.onnx import import_runtime
@@ -52,8 +53,8 @@ def done(weights: Path, output: Path | None = None) -> Done[ExportSummary]:
     return last
 
 
-@pytest.mark.parametrize("size", [32, 96])
-@pytest.mark.parametrize("net", NETS)
+@pytest.mark.parametrize("size", mark_slow([32, 96], but=(32,)))
+@pytest.mark.parametrize("net", mark_slow(NETS, but=("resnet18", "vgg16")))
 def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) -> None:
     card = replace(CARD, net=net, size=size)
     weights = random_weights(card, tmp_path / "w.safetensors")
@@ -63,6 +64,7 @@ def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) 
     assert found.within, found
 
 
+@pytest.mark.slow
 def test_the_graph_lies_beside_the_weights_and_holds_none(tmp_path: Path) -> None:
     card = replace(CARD, width=16, score_width=32)
     weights = random_weights(card, tmp_path / "w.safetensors")
@@ -99,6 +101,7 @@ def test_elsewhere_the_graph_holds_its_weights(tmp_path: Path) -> None:
     assert place.stat().st_size < 4 * floats + 100_000
 
 
+@pytest.mark.slow
 def test_the_same_weights_give_the_same_graph(tmp_path: Path) -> None:
     random_weights(CARD, tmp_path / "w.safetensors")
     digests = [done(tmp_path / "w.safetensors").result.sha256 for _ in range(2)]

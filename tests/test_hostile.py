@@ -25,6 +25,7 @@ from unittest import mock
 import numpy as np
 import onnx
 import pytest
+from conftest import mark_slow
 from PIL import Image
 from safetensors.numpy import save
 
@@ -97,6 +98,7 @@ def alone(*command: object, home: Path) -> subprocess.CompletedProcess[str]:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux has seccomp")
 def test_nothing_is_written_beside_the_output_and_no_socket_is_opened(tmp_path: Path) -> None:
     home, output = tmp_path / "home", tmp_path / "out"
@@ -280,7 +282,7 @@ def test_a_corrupt_manifest_ends_in_a_sentence(
     assert_is_a_sentence(said)
 
 
-@pytest.mark.parametrize("name", TOLD)
+@pytest.mark.parametrize("name", mark_slow(TOLD, but=("numbers texts",)))
 def test_what_only_tells_something_stops_nothing(
     name: str,
     finished: Path,
@@ -320,7 +322,7 @@ def odd_lines(good: dict[str, Any]) -> dict[str, str]:
 LINES = list(odd_lines({"run": {}, "pictures": [{}]}))
 
 
-@pytest.mark.parametrize("name", LINES)
+@pytest.mark.parametrize("name", mark_slow(LINES, but=("path outside",)))
 def test_a_corrupt_line_of_a_journal_ends_in_a_sentence(
     name: str,
     finished: Path,
@@ -492,6 +494,7 @@ def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
     assert b"Cannot write to stdout" in again.stderr and b"Exception ignored" not in again.stderr
 
 
+@pytest.mark.slow
 def test_stderr_that_is_closed_stops_no_work(photos: Path, twin: Path, tmp_path: Path) -> None:
     reader, writer = os.pipe()
     os.close(reader)
@@ -884,6 +887,7 @@ def test_a_dry_run_is_not_stopped_by_metadata(
     assert [path.name for path in (tmp_path / "out").glob("*.png")] == ["b.png"]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="only Linux bounds the address space")
 def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path) -> None:
     path = tmp_path / "large.png"
@@ -904,6 +908,7 @@ def test_a_picture_without_room_in_memory_is_a_reason_of_its_own(tmp_path: Path)
     assert ran.stdout.strip() == b"memory", ran.stderr
 
 
+@pytest.mark.slow
 def test_large_pictures_are_worked_on_alone_and_get_the_same_bytes(
     twin: Path,
     photos: Path,

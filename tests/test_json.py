@@ -214,6 +214,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return root
 
 
+@pytest.mark.slow
 def test_what_every_command_prints_is_what_the_page_says(
     folder: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

@@ -50,6 +50,7 @@ def test_the_kernel_is_that_of_a_wide_net() -> None:
     assert torch.allclose(compute_kernel_diagonal(rows, TWO), ours.diagonal())
 
 
+@pytest.mark.slow
 def test_descent_for_a_long_time_fits_the_targets_and_for_a_short_one_does_not() -> None:
     rows = torch.rand(6, 12, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     kernel = tangent_kernel(rows, rows, TWO)

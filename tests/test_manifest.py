@@ -161,7 +161,7 @@ def run_python(code: str, *arguments: str) -> subprocess.CompletedProcess[str]:
         cwd=here.parent,
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=300,
         check=False,
     )
 

@@ -60,6 +60,7 @@ RADIUS = NOISE.radius
 
 PUBLISHED = {name: method.noise for name, method in config.METHODS.items()}
 PUBLISHED["tap"] = TapNoise(steps=25)  # in the same travel, to be quick
+PUBLISHED["rem"] = RemNoise(samples=2, inner_steps=3)  # so too
 VARIANTS: list[tuple[str, Noise]] = [
     *PUBLISHED.items(),
     ("rem", replace(REM, inner_steps=0)),
@@ -70,7 +71,10 @@ VARIANTS: list[tuple[str, Noise]] = [
 ]
 every_variant = pytest.mark.parametrize(
     ("name", "noise"),
-    VARIANTS,
+    [
+        *VARIANTS[:-3],
+        *(pytest.param(*variant, marks=pytest.mark.slow) for variant in VARIANTS[-3:]),
+    ],
     ids=["-".join([name, *map(str, asdict(noise).values())]) for name, noise in VARIANTS],
 )
 
@@ -279,6 +283,7 @@ def test_grey_pictures_are_what_pillow_makes_of_them(toy: Images) -> None:
     assert (convert_to_grayscale(pixels) * 255 - levels).abs().max() <= 1
 
 
+@pytest.mark.slow
 def test_the_two_modes_are_two_noises(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -286,6 +291,7 @@ def test_the_two_modes_are_two_noises(
     assert not torch.equal(ascent, perturb("tue", tiny_frozen, *batch))
 
 
+@pytest.mark.slow
 def test_the_norm_mode_lowers_the_score_s_norm(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -604,6 +610,7 @@ def test_the_noise_of_uc_is_that_of_the_cluster_whatever_the_picture(
     assert torch.allclose(real[inside], delta[inside], atol=1e-6)
 
 
+@pytest.mark.slow
 def test_rem_without_an_adversary_is_em_with_its_draws(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -620,6 +627,7 @@ def test_rem_without_an_adversary_is_em_with_its_draws(
     assert not torch.equal(hard, found)
 
 
+@pytest.mark.slow
 def test_rem_s_noise_holds_better_against_an_adversary_than_em_s(
     tiny_frozen: FrozenNets, batch: tuple[Tensor, Tensor]
 ) -> None:
@@ -747,6 +755,7 @@ def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy:
     assert not seen & {tuple(row.flatten().tolist()) for row in block.held_out_levels}
 
 
+@pytest.mark.slow
 def test_a_picture_that_joins_ntga_s_block_makes_it_more_wrong(
     frozen_of: dict[str, FrozenNets], batch: tuple[Tensor, Tensor]
 ) -> None:

@@ -88,6 +88,7 @@ def whole(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Pat
     return output, list(bench(spec_of(pictures, output, "1")))
 
 
+@pytest.mark.slow
 def test_table_1_is_measured_and_written(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, events = whole
     table = next(event for event in events if isinstance(event, Table))
@@ -105,6 +106,7 @@ def test_table_1_is_measured_and_written(whole: tuple[Path, list[AnyEvent]]) -> 
             assert image.width > 400
 
 
+@pytest.mark.slow
 def test_a_row_says_how_it_came_about(whole: tuple[Path, list[AnyEvent]]) -> None:
     output, _ = whole
     for row in read_rows(output / "rows.jsonl"):
@@ -120,6 +122,7 @@ def test_a_row_says_how_it_came_about(whole: tuple[Path, list[AnyEvent]]) -> Non
             assert settings["arm"]["training"]["width"] == 4
 
 
+@pytest.mark.slow
 def test_what_is_known_is_not_measured_again(
     whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
@@ -144,6 +147,7 @@ def test_another_budget_is_another_cell(pictures: Path, tmp_path: Path) -> None:
     assert Bench(replace(FEW, seeds=3), "CIFAR-10", dataset.make_key()).place(arm) == a.place(arm)
 
 
+@pytest.mark.slow
 def test_benches_in_one_folder_share_the_work(
     whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
@@ -184,6 +188,7 @@ def test_another_seed_is_another_noise(name: str, pictures: Path, tmp_path: Path
     assert (first != other).any((1, 2, 3)).all()
 
 
+@pytest.mark.slow
 def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: Path) -> None:
     whole, parts = tmp_path / "whole", tmp_path / "parts"
     list(bench(spec_of(pictures, whole, "partial")))
@@ -196,6 +201,7 @@ def test_an_interrupted_bench_goes_on_and_ends_equal(pictures: Path, tmp_path: P
     assert not list(parts.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_noise_that_was_begun_is_finished_to_the_same_bytes(
     whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:
@@ -212,6 +218,7 @@ def test_noise_that_was_begun_is_finished_to_the_same_bytes(
     assert means(output) == means(whole[0])
 
 
+@pytest.mark.slow
 def test_every_arm_s_pictures_keep_its_bound(
     whole: tuple[Path, list[AnyEvent]], pictures: Path
 ) -> None:
@@ -400,6 +407,7 @@ def test_the_presets_grow() -> None:
     assert costs == sorted(costs)
 
 
+@pytest.mark.slow
 def test_a_row_that_was_cut_off_is_measured_again(
     whole: tuple[Path, list[AnyEvent]], pictures: Path, tmp_path: Path
 ) -> None:

@@ -59,6 +59,7 @@ def test_a_scan_refuses_what_cannot_be_protected(tmp_path: Path) -> None:
         scan(tmp_path / "nowhere")
 
 
+@pytest.mark.slow
 def test_a_scan_finds_a_run_to_go_on_with(photos: Path, tiny_weights: Path) -> None:
     spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
     job = protect(spec)
@@ -90,6 +91,7 @@ def test_a_look_shows_three_and_writes_nothing_beside_the_originals(
     assert done.result.psnr is not None and done.result.psnr > 25
 
 
+@pytest.mark.slow
 def test_a_look_knows_what_was_protected_before(
     photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:

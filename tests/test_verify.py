@@ -108,6 +108,7 @@ def trained(events: list[AnyEvent]) -> int:
     return sum(isinstance(event, Advanced) for event in events)
 
 
+@pytest.mark.slow
 def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     spec: VerifySpec, tmp_path: Path
 ) -> None:
@@ -164,6 +165,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
         assert getattr(early, arm).mean == pytest.approx(max(curve), abs=1e-4)
 
 
+@pytest.mark.slow
 def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
     spec = replace(spec, settings=BRIEF)
     (first, result), (second, again) = run(spec), run(spec)
@@ -174,6 +176,7 @@ def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
     ]
 
 
+@pytest.mark.slow
 def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
     plain = again(spec.protected, tmp_path / "plain", lambda manifest: None)
     for path in plain.rglob("*.png"):
@@ -188,6 +191,7 @@ def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Pat
     assert len(table.rows[0]) == len(table.columns)
 
 
+@pytest.mark.slow
 def test_copies_that_teach_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
     useless = again(spec.protected, tmp_path / "useless", lambda manifest: None)
     for path in useless.rglob("*.png"):
@@ -197,6 +201,7 @@ def test_copies_that_teach_nothing_are_said_to(spec: VerifySpec, tmp_path: Path)
     assert result.weakest and result.weakest.value > 50
 
 
+@pytest.mark.slow
 def test_a_control_that_learned_nothing_leaves_no_number(
     spec: VerifySpec, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -227,6 +232,7 @@ def test_too_few_pictures_are_inconclusive(
     assert "%" not in result.headline and result.weakest is None
 
 
+@pytest.mark.slow
 def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> None:
     originals = pictures(tmp_path / "in", ("",), 2 * EACH)
     output = protected(originals, tmp_path / "out", tiny_weights)
@@ -306,6 +312,7 @@ def test_a_manifest_that_lacks_how_it_was_made_is_refused_before_any_work(
         next(verify(replace(spec, protected=place)))
 
 
+@pytest.mark.slow
 def test_a_report_holds_no_picture_from_outside_the_folders(
     spec: VerifySpec, tmp_path: Path
 ) -> None:
@@ -376,6 +383,7 @@ def test_what_is_damaged_in_the_cache_is_trained_again_and_no_more(spec: VerifyS
     assert trained(events) == 0 and figures(again) == figures(result)
 
 
+@pytest.mark.slow
 def test_a_budget_in_seconds_is_fitted_once_and_taken_again(spec: VerifySpec) -> None:
     settings = replace(QUICK, victims=(VictimSettings(width=4, batch=64),))
     timed = replace(spec, settings=settings, budget="0.5s")
@@ -502,6 +510,7 @@ def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refuse
     assert attackers == [name for name in settings.attacks if name != "ueraser"]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_extra")
 def test_a_report_without_scikit_learn_has_no_map_and_says_why(
     spec: VerifySpec, tmp_path: Path

@@ -65,6 +65,7 @@ def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Images) -> 
     assert not torch.equal(first, weights(1))
 
 
+@pytest.mark.slow
 def test_being_tested_on_the_way_changes_nothing(toy: Images) -> None:
     assert (
         trained(victim(), toy, points=1).curve[-1:] == trained(victim(), toy, points=6).curve[-1:]
@@ -89,6 +90,7 @@ def loss(net: FrozenClassifier, pixels: Tensor, labels: Tensor) -> float:
         return float(torch.nn.functional.cross_entropy(net(pixels), labels))
 
 
+@pytest.mark.slow
 def test_an_adversarial_victim_is_tested_under_its_own_adversary(toy: Images) -> None:
     result = trained(victim(steps=20, adversary=ADVERSARY), toy)
     assert result.attacked is not None
