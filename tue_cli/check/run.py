@@ -41,20 +41,19 @@ UNKNOWN_PIXELS = 12_000_000
 class CheckSpec:
     """What `tue check` was asked for."""
 
-    folder: Path = argument("A folder of copies.", metavar="PROTECTED")
+    folder: Path = argument("The folder of copies to check.", metavar="PROTECTED")
     original: Path | None = setting(
         None,
-        "The folder that was protected. Tells what is left of the noise in changed copies: <d', d> "
-        "/ <d, d>, with d what protecting changed and d' what is changed now; only an upper bound "
-        "where the manifest's folder has no intact copy.",
+        "The originals: the folder that was given to `tue protect`. With it, tue also measures how "
+        "much of the noise is left in changed copies.",
     )
     manifest: Path | None = setting(
         None,
-        "The folder that tue protect wrote, or its manifest; default PROTECTED. Copies are found "
-        "at their paths there, else by their names, whatever the extension.",
+        "The folder that `tue protect` wrote, or its manifest, if PROTECTED holds only downloaded "
+        "copies. Default: PROTECTED.",
     )
     listed: int | None = fixed(10, "pictures in the table, the worst first; None: all")
-    jobs: int = fixed(0, "threads; 0: one a processor")
+    jobs: int = fixed(0, "threads; 0: one per processor")
 
 
 def check(spec: CheckSpec) -> Job[CheckSummary]:

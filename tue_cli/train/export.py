@@ -25,13 +25,11 @@ from tue_cli.weights import Weights, build, load, read
 class ExportSpec:
     """What `tue export` was asked for."""
 
-    weights: str | None = argument(
-        "Name of packaged weights, or a file; default: the packaged ones.", None
-    )
+    weights: str | None = argument("Weights, by name or file. Default: the packaged weights.", None)
     output: Path | None = setting(
         None,
-        "FILE.onnx. Beside the weights and under their name (the default), where protect looks for "
-        "it, it reads the weights from their file; elsewhere it holds them.",
+        "FILE.onnx. Default: beside the weights, where `tue protect` looks for it. Anywhere else, "
+        "the graph contains the weights.",
         "-o",
         "--output",
     )
@@ -53,7 +51,7 @@ def export(spec: ExportSpec) -> Job[ExportSummary]:
     own = weights.path.with_suffix(".onnx")
     output = spec.output or own
     if output.suffix != ".onnx":
-        raise BadSetting(f"The output {printable(output)} is no ONNX file.", "Name it FILE.onnx.")
+        raise BadSetting(f"-o {printable(output)} does not end in .onnx.", "Write -o FILE.onnx.")
     yield from write_graph(weights, output, beside=output.absolute() == own.absolute())
 
 

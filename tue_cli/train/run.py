@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from tue_cli import __version__
 from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAINING_NOISE, TRAININGS, TrainSettings
-from tue_cli.declare import argument, fixed, part, setting
+from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
 from tue_cli.errors import (
     BadSetting,
@@ -58,21 +58,24 @@ REPORT_SECONDS = 5.0
 class TrainSpec:
     """What `tue train` was asked for."""
 
-    data: Path = argument("A folder with one subfolder a class.")
-    output: Path = setting(MISSING, "The weights: FILE.safetensors.", "-o", "--output")
+    data: Path = argument("A folder of pictures with one subfolder per class.")
+    output: Path = setting(
+        MISSING, "Where to write the weights: FILE.safetensors.", "-o", "--output"
+    )
     settings: TrainSettings = part(TRAININGS["paper"], by="preset", among=TRAININGS)
     preset: str = setting(
         "paper",
-        "paper (wants a GPU), or packaged: as the packaged weights were made, on one core of a "
-        "processor in 45 minutes.",
+        "paper (needs a GPU), or packaged: 45 minutes on one CPU core, like the packaged weights.",
         choices=tuple(TRAININGS),
     )
-    device: str = setting("auto", DEVICE, choices=DEVICES)
-    resume: bool = setting(False, "Go on from the checkpoint, exactly.")
+    device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
+    resume: bool = setting(False, "Continue a training that was stopped, exactly.")
     max_seconds: float | None = setting(
-        None, "Stop after this long: 90s, 30m or 2h.", "--max-time", typed="duration"
+        None, "Stop after this time, such as 90s, 30m or 2h.", "--max-time", typed="duration"
     )
-    limit: int | None = setting(None, "Use at most this many pictures of each class.")
+    limit: int | None = setting(
+        None, "Use at most this many pictures of each class.", panel=ADVANCED
+    )
     """The first by name."""
     command: str = fixed("", "the command that trains the same, from the start and in one go")
 
