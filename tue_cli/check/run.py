@@ -67,7 +67,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     home, expected = read_expected(spec.manifest or spec.folder)
     paired = pair(expected, spec.folder)
     for file in paired.extra:
-        yield Skipped(spec.folder / file, "extra", "The manifest does not speak of it.")
+        yield Skipped(spec.folder / file, "extra", "This file is not in the manifest.")
     yield Started("Checking", len(expected), "pictures", None, CheckPlan(home))
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
@@ -157,9 +157,11 @@ class _Look:
         if original is not None:
             left = residual.measure_residual(original, found, whole or self._whole(copy))
             if left is None:
-                notes.append("shows something else than the original: cropped, edited or another")
+                notes.append(
+                    "does not show the same as the original: cropped, edited or another picture"
+                )
             else:
-                notes.extend(["turned upright"] if left.turned else [])
+                notes.extend(["rotated"] if left.turned else [])
                 checked = _add_residual(checked, left, copy)
                 # An older record has no hash of the pixels, but figures that tell them as well.
                 if not known and (checked.mean, checked.psnr) == (copy.mean, copy.psnr):
@@ -204,7 +206,7 @@ def _refuse(spec: CheckSpec) -> None:
     for folder in filter(None, (spec.folder, spec.original)):
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
-            raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling.")
+            raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling of the path.")
 
 
 def check_ahead(

@@ -24,7 +24,7 @@ from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, identity_of
-from tue_cli.text import printable
+from tue_cli.text import format_count, printable
 
 _JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
 _JUNK |= {"lost+found", "system volume information", "thumbs.db"}
@@ -60,10 +60,16 @@ def default_output(paths: Sequence[Path]) -> Path:
     """
     folders = {make_absolute(path if _is_folder(path) else path.parent) for path in paths}
     if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
-        raise BadSetting("There are several inputs.", "Name the output folder with -o.")
+        raise BadSetting(
+            "With several inputs, tue does not know where to put the copies.",
+            "Name a folder for them with -o.",
+        )
     folder = folders.pop()
     if not folder.name:
-        raise BadSetting(f"{printable(folder)} has no name.", "Name the output folder with -o.")
+        raise BadSetting(
+            f"{printable(folder)} has no folder beside it for the copies.",
+            "Name a folder for them with -o.",
+        )
     return folder.with_name(f"{folder.name}-protected")
 
 
@@ -78,7 +84,9 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     paths = list(dict.fromkeys(paths))
     for path in paths:
         if not os.path.lexists(path):
-            raise BadSetting(f"{printable(path)} does not exist.", "Check the spelling.")
+            raise BadSetting(
+                f"{printable(path)} does not exist.", "Check the spelling of the path."
+            )
     folders = set(filter(_is_folder, paths))
     for folder in folders:
         _refuse_overlap(folder, output, mirrored=True)
@@ -104,16 +112,21 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     )
     if not found.items and not found.refused:
         others = Counter(reason for _, reason in found.ignored)
-        kinds = ", ".join(f"{count} × {reason}" for reason, count in sorted(others.items()))
+        kinds = "; ".join(describe_ignored(count, reason) for reason, count in others.items())
         raise NothingToDo(
-            f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
-            f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
+            f"No picture was found{f': {kinds}' if kinds else ''}.",
+            f"Names of pictures end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
         )
     _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
     return found
+
+
+def describe_ignored(count: int, reason: str) -> str:
+    """Return how many files were ignored, and why."""
+    return f"{format_count(count, 'file')} ignored ({reason})"
 
 
 class _Entry(NamedTuple):
@@ -137,11 +150,11 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
             here = identity_of(folder.stat())
             paths = list(folder.iterdir())
         except OSError as error:
-            message = f"The folder cannot be read: {error.strerror}."
+            message = f"This folder cannot be read: {error.strerror}."
             yield _Entry("refused", folder, place, "unreadable-folder", message)
             continue
         if here in outer:
-            raise _overlap(output, f"is or lies inside {printable(folder)}, a part of the input")
+            raise _overlap(output, f"is inside {printable(folder)}, which is part of the input")
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
         elif folder != root and is_output(folder):
@@ -168,7 +181,7 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
         mode = 0
         reason, message = "unreadable", f"This cannot be read: {error.strerror}."
         if error.errno in (errno.ENOENT, errno.ELOOP):
-            reason, message = "broken-link", "This symlink leads nowhere."
+            reason, message = "broken-link", "This is a broken link: its target does not exist."
     if stat.S_ISDIR(mode):
         return _Entry("folder", path, relative)
     if stat.S_ISREG(mode):
@@ -176,7 +189,10 @@ def _look(path: Path, relative: Path, *, named: bool = False) -> _Entry:
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
-        reason, message = "unsupported", "The name of this file does not end as a picture's does."
+        reason, message = (
+            "unsupported",
+            "The name of this file does not end like that of a picture.",
+        )
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)
@@ -198,11 +214,11 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
     """Refuse an output that is or holds the folder or, where it is mirrored whole, lies in it."""
     inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
     if _same(inner, outer):
-        found = f"is the input folder {printable(folder)} itself"
+        found = f"is the input folder {printable(folder)}"
     elif mirrored and _within(outer, inner):
-        found = f"lies inside the input folder {printable(folder)}"
+        found = f"is inside the input folder {printable(folder)}"
     elif _within(inner, outer):
-        found = f"holds the input folder {printable(folder)}"
+        found = f"contains the input folder {printable(folder)}"
     else:
         return
     raise _overlap(output, found)
@@ -211,7 +227,7 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
 def _overlap(output: Path, found: str) -> BadSetting:
     return BadSetting(
         f"The output folder {printable(output)} {found}.",
-        "Choose a folder apart from the input with -o: originals are never touched.",
+        "Choose a folder outside the input with -o; originals are never changed.",
     )
 
 
@@ -232,8 +248,8 @@ def _refuse_own_names(items: Iterable[Item]) -> None:
         first = Path(item.relative.parts[0])
         if fold_path(first) in own:
             raise BadSetting(
-                f"The copy of {printable(item.source)} would lie at {printable(item.relative)} in "
-                "the output, where tue keeps its own files.",
+                f"The copy of {printable(item.source)} would be {printable(item.relative)} in the "
+                "output, a name that tue uses for its own files.",
                 f"Rename {printable(first)}.",
             )
 
@@ -252,7 +268,7 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
         raise BadSetting(
             f"{printable(found[0].source)} and {printable(found[1].source)} would have the same "
             "path in the output.",
-            "Rename one of them, or use a separate output for each.",
+            "Rename one of them, or protect them into separate folders with -o.",
         )
 
 
@@ -310,8 +326,8 @@ def _refuse_originals(items: Sequence[Item], output: Path) -> None:
         folder = output / parent
         if _is_folder(folder) and identity_of(folder.stat()) in originals:
             raise BadSetting(
-                f"{printable(folder)} in the output is a folder of originals.",
-                "Remove that link, or choose another output with -o.",
+                f"{printable(folder)} in the output leads to a folder of originals.",
+                "Remove that link, or choose another folder with -o.",
             )
 
 

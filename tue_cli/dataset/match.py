@@ -65,11 +65,11 @@ def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:
     except BadSetting as error:
         raise BadSetting(
             error.message,
-            f"With --manifest, name the folder that `tue protect` wrote, or its {MANIFEST}.",
+            f"Name the folder that `tue protect` wrote, or its {MANIFEST}, with --manifest.",
         ) from None
     records = {record["path"]: _expected(record, folder) for record in manifest["pictures"]}
     if not records:
-        raise NothingToDo(f"The manifest in {printable(folder)} names no picture.")
+        raise NothingToDo(f"The manifest in {printable(folder)} lists no picture.")
     return folder, tuple(records[path] for path in sorted(records))
 
 
@@ -127,7 +127,7 @@ def _inside(text: str, folder: Path) -> Path:
         raise BadSetting(
             f"The manifest in {printable(folder)} names {printable(repr(text))}, outside its "
             "folder.",
-            "It was not written by `tue protect`; use the one that was.",
+            "Use the manifest that `tue protect` wrote.",
         )
     return path
 

@@ -87,7 +87,7 @@ def encode(
     assert best is not None
     notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
-        notes = (*notes, f"only {best.survival:.0%} of the protection survives in this {kind}")
+        notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
     with _translate_errors(kind):
         decoded = _as_before(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
@@ -109,7 +109,7 @@ def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[di
     if kind == "TIFF":
         if coding.lossless:
             return [({"compression": coding.compression}, "")]
-        note = f"{coding.compression} compression became deflate"
+        note = f"{coding.compression} compression replaced by deflate"
         return [({"compression": "tiff_adobe_deflate"}, note)]
     if kind in ("PNG", "BMP"):
         return [({}, "")]
@@ -126,12 +126,12 @@ def _attempts(picture: Picture, kind: str, quality: int | None) -> list[tuple[di
         return finer
     # Lossy WebP halves the colour channels, whatever the quality.
     lossless = {"lossless": True, **own}
-    note = "written lossless so that the protection survives"
+    note = "written losslessly so that the noise survives"
     return [(lossless, "")] if coding.lossless else [*finer, (lossless, note)]
 
 
 def _finer(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
-    note = f"written at quality {level} so that the protection survives" if noted else ""
+    note = f"written at quality {level} so that the noise survives" if noted else ""
     return {"quality": level, **own}, note
 
 
@@ -168,9 +168,13 @@ def _translate_errors(kind: str) -> Iterator[None]:
     except PictureProblem as problem:
         if problem.reason == "alpha-lost":
             raise
-        raise PictureProblem("unwritable", f"Cannot be written as {kind}: {problem}") from problem
+        raise PictureProblem(
+            "unwritable", f"The copy cannot be written as {kind}: {problem}"
+        ) from problem
     except Exception as error:
-        raise PictureProblem("unwritable", f"Cannot be written as {kind}: {error}") from error
+        raise PictureProblem(
+            "unwritable", f"The copy cannot be written as {kind}: {error}"
+        ) from error
 
 
 def _as_before(picture: Picture, kind: str, decoded: Picture) -> Picture:
@@ -187,7 +191,9 @@ def _as_before(picture: Picture, kind: str, decoded: Picture) -> Picture:
         # WebP and AVIF leave out an alpha that hides nothing.
         alpha = np.full_like(picture.alpha, 255) if alpha is None else alpha
         if not np.array_equal(alpha, picture.alpha):
-            raise PictureProblem("alpha-lost", f"{kind} changed the transparency; use png.")
+            raise PictureProblem(
+                "alpha-lost", f"{kind} changed the transparency; use --format png."
+            )
     return replace(decoded, pixels=pixels, alpha=alpha)
 
 

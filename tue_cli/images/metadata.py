@@ -67,7 +67,7 @@ def tangled() -> PictureProblem:
     """Return the problem of a picture whose metadata nobody could have written in earnest."""
     return PictureProblem(
         "metadata",
-        "Its metadata is damaged or too large; save the picture again without it.",
+        "The metadata is damaged or too large; save the picture again without it.",
     )
 
 
@@ -259,7 +259,7 @@ def blocks_of_png(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         if kind == b"iTXt":
             data = without_text_pictures(data)
         if kind in _PNG_TEXT and _holds_a_picture(kind, data):
-            notes.append("a text that held a picture was left out")
+            notes.append("left out a text that contained a picture")
             continue
         blocks.append(png_chunk(kind, data))
     return tuple(blocks), tuple(notes)

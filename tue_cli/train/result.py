@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tue_cli.text import format_count, format_duration, printable
 
 if TYPE_CHECKING:
     from tue_cli.engine.onnx_graph.parity import Parity
@@ -32,6 +35,19 @@ class TrainSummary:
     """Pictures that could not be read."""
     seconds: float
     """Those before a resume among them."""
+
+
+def describe(result: TrainSummary) -> Iterator[str]:
+    """Yield what came of a training, in sentences, and what to do next."""
+    steps = ", ".join(f"{role} {count:,}" for role, count in result.steps.items())
+    yield f"Trained in {format_duration(result.seconds)}; steps: {steps}."
+    if result.failed:
+        yield f"Not read: {format_count(result.failed, 'picture')}."
+    if result.weights is None:
+        yield "No weights were written yet: the last network has not begun."
+    else:
+        yield f"Weights: {printable(result.weights)}"
+        yield f"Next: tue protect FOLDER --weights {shlex.quote(printable(result.weights))}"
 
 
 @dataclass(frozen=True)

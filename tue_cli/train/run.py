@@ -32,7 +32,7 @@ from tue_cli.train.checkpoint import (
 )
 from tue_cli.train.data import load_pictures
 from tue_cli.train.export import write_own_graph
-from tue_cli.train.result import TrainPlan, TrainSummary
+from tue_cli.train.result import TrainPlan, TrainSummary, describe
 from tue_cli.weights import (
     LARGEST,
     MOST_CLASSES,
@@ -52,6 +52,10 @@ if TYPE_CHECKING:
     from tue_cli.methods.surrogate import NetFit
 
 REPORT_SECONDS = 5.0
+LONG = (
+    "Without a GPU, the preset paper takes days: about five on one CPU core. --preset packaged "
+    "takes about 45 minutes there. Ctrl-C stops the training."
+)
 
 
 @dataclass(frozen=True)
@@ -107,6 +111,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
+    if computer.device.type == "cpu" and is_long(settings):
+        yield Note(LONG)
     plan = TrainPlan(computer.description, len(pictures), len(classes))
     yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
     try:
@@ -119,8 +125,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     steps_done = {role: training.step for role, training in trainings.items()}
     if out_of_time:
         yield Note(
-            f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
-            f"--resume goes on from {checkpoint.path.name}."
+            f"Stopped at the time limit, after {sum(steps_done.values()):,} of {total:,} steps. "
+            "The same command with --resume continues the training."
         )
     begun = bool(steps_done[list(fits)[-1]])
     if begun:
@@ -132,14 +138,19 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
             yield from write_own_graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
-    yield Done(
-        TrainSummary(
-            steps=steps_done,
-            weights=spec.output if begun else None,
-            failed=len(failures),
-            seconds=round(checkpoint.seconds(), 1),
-        )
+    result = TrainSummary(
+        steps=steps_done,
+        weights=spec.output if begun else None,
+        failed=len(failures),
+        seconds=round(checkpoint.seconds(), 1),
     )
+    yield Done(result, tuple(describe(result)))
+
+
+def is_long(settings: TrainSettings) -> bool:
+    """Say whether a training takes a CPU about as long as the paper's."""
+    paper = TRAININGS["paper"]
+    return settings.steps * settings.width**2 >= paper.steps * paper.width**2 / 10
 
 
 def _train_nets(
@@ -193,8 +204,8 @@ def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
     for step, loss in enumerate(losses[checked:], checked + 1):
         if not math.isfinite(loss):
             raise BadSetting(
-                f"The {role} network's loss is {loss} after {step} steps.",
-                "Train it with a smaller learning rate, or from another seed.",
+                f"The training of the {role} failed: its loss is {loss} after {step} steps.",
+                "Use a smaller --rate, or another --seed.",
             )
 
 
@@ -221,20 +232,22 @@ class Meter:
 def _check(spec: TrainSpec) -> None:
     if spec.output.suffix != ".safetensors":  # a folder may have no name to put another suffix to
         raise BadSetting(
-            f"The output {spec.output} is no safetensors file.", "Name it FILE.safetensors."
+            f"-o {spec.output} does not end in .safetensors.", "Write -o FILE.safetensors."
         )
     checkpoint = spec.output.with_suffix(".checkpoint")
     if checkpoint.exists() and not spec.resume:
         raise BadSetting(
-            f"An unfinished training lies in {checkpoint}.",
-            "Go on with --resume, or remove that file.",
+            f"{checkpoint} has an unfinished training.",
+            "Continue it with --resume, or delete that file.",
         )
     if spec.output.exists() and not checkpoint.exists():
-        raise BadSetting(f"{spec.output} exists.", "Choose another name, or remove it.")
+        raise BadSetting(
+            f"{spec.output} exists already.", "Choose another name with -o, or delete it."
+        )
     settings = spec.settings
     if settings.method not in RECIPES:
         raise BadSetting(
-            f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
+            f"There is no recipe {settings.method!r}.", f"Choose one of: {', '.join(RECIPES)}."
         )
     refuse_size(settings.size)
     refuse_noise(settings.noise, TRAINING_NOISE[settings.method])
@@ -242,21 +255,27 @@ def _check(spec: TrainSpec) -> None:
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
             raise BadSetting(
-                f"{name} must be 1 or more.", f"Give another --{name.replace('_', '-')}."
+                f"--{name.replace('_', '-')} must be 1 or more, not {getattr(settings, name)}.",
+                "Without the option, the preset decides.",
             )
     for name in ("rate", "sigma"):
         if not 0 < getattr(settings, name) < math.inf:
-            raise BadSetting(f"{name} must be more than 0.", f"Give another --{name}.")
+            raise BadSetting(
+                f"--{name} must be more than 0, not {getattr(settings, name):g}.",
+                "The default is 0.1.",
+            )
     adversary = settings.adversary
     if not 0 <= adversary.radius <= 1 or adversary.steps < 0:
         raise BadSetting(
-            f"An adversary of {adversary.steps} steps and {adversary.radius * 255:g} levels cannot "
-            "be.",
-            "Give 0 steps or more and a radius of 0 to 255.",
+            f"--adversary-steps {adversary.steps} with --adversary-radius "
+            f"{adversary.radius * 255:g} is not possible.",
+            "Choose 0 steps or more, and a radius from 0 to 255.",
         )
     _make_card(settings, ("a", "b"))  # the classes are known when the pictures are
     if spec.limit is not None and spec.limit < 1:
-        raise BadSetting(f"A limit of {spec.limit} pictures leaves none.", "Choose 1 or more.")
+        raise BadSetting(
+            f"--limit must be 1 or more, not {spec.limit}.", "Without the option, all are used."
+        )
     refuse_unwritable(spec.output.parent)
 
 
@@ -277,12 +296,12 @@ def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
     except MisfitField as error:
         if error.name == "classes":
             raise BadSetting(
-                f"There are {len(classes):,} classes, and weights have {MOST_CLASSES:,} at most.",
-                "Train on fewer class folders.",
+                f"There are {len(classes):,} classes; weights can have at most {MOST_CLASSES:,}.",
+                "Train on fewer subfolders.",
             ) from None
         raise BadSetting(
-            f"A {error.name.replace('_', ' ')} of {getattr(settings, error.name)} cannot be.",
-            f"Give another --{error.name.replace('_', '-')}: {_RANGES[error.name]}.",
+            f"--{error.name.replace('_', '-')} cannot be {getattr(settings, error.name)}.",
+            f"Choose {_RANGES[error.name]}.",
         ) from None
 
 
@@ -291,7 +310,7 @@ _RANGES = {
     "width": f"4 to {WIDEST}",
     "size": f"a multiple of 4 from 16 to {LARGEST}",
     "score_width": f"1 to {WIDEST}",
-    "sigma": "more than 0, and 10 at most",
+    "sigma": "more than 0 and at most 10",
 }
 """What weights may be, by the option that says it."""
 
