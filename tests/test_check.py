@@ -342,7 +342,7 @@ def test_a_picture_that_a_site_turned_upright_is_compared_upright(site: Path, ma
     turned.save(place, quality=90)
     outcomes, _, _ = looked(CheckSpec(site, made / "photos", made / "copies"))
     found = outcomes["space/astronaut.jpg"]
-    assert found.state == "recompressed" and "turned upright" in found.notes
+    assert found.state == "recompressed" and "rotated" in found.notes
     assert left_in(found) > 0.8
     turned.resize((turned.width // 2, turned.height // 2)).save(place)
     found = looked(CheckSpec(site, made / "photos", made / "copies"))[0]["space/astronaut.jpg"]
@@ -473,7 +473,9 @@ def tue(*arguments: str | Path) -> subprocess.CompletedProcess[bytes]:
 
 def test_the_command_tells_a_table_and_exits_with_5_on_a_mismatch(site: Path, made: Path) -> None:
     ran = tue(site)
-    assert ran.returncode == ExitCode.OK and b"all are intact" in ran.stdout, ran.stderr
+    assert ran.returncode == ExitCode.OK and b"6 copies checked: all intact." in ran.stdout, (
+        ran.stderr
+    )
     change(site / "everyday" / "coffee.jpg", quality=50)
     (site / "[red]page.html").touch()
     ran = tue(site, "--original", made / "photos", "--manifest", made / "copies" / MANIFEST)

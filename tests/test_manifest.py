@@ -240,7 +240,7 @@ def test_folders_that_were_there_before_stay(output: Path) -> None:
 
 
 def test_other_settings_are_refused_and_named_when_skipping(finished: Path) -> None:
-    with pytest.raises(BadSetting, match=r"settings\.radius was 8 and is now 16\.") as caught:
+    with pytest.raises(BadSetting, match=r"radius was 8 and is now 16") as caught:
         Journal(finished, OTHER, "skip").__enter__()
     assert "--existing overwrite" in caught.value.remedy
     assert files(finished) == {*NAMES, MANIFEST}
@@ -277,7 +277,7 @@ def test_an_overwriting_run_that_was_interrupted_goes_on_by_skipping(finished: P
 def test_any_former_run_is_an_error_where_it_was_asked_to_be(
     finished: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadSetting, match="already holds 5 protected copies"):
+    with pytest.raises(BadSetting, match="already contains 5 protected copies"):
         Journal(finished, RUN, "error").__enter__()
     with Journal(tmp_path / "fresh", RUN, "error"):
         pass
@@ -606,6 +606,14 @@ def test_a_planted_scratch_file_is_removed_and_its_target_stays(
 
 def test_differences_are_told_in_short() -> None:
     told = differences({"format": "x" * 10**6, "y" * 10**6: 1}, {"format": "keep"})
-    assert "format was 'xxx" in told and "and is now 'keep'" in told
+    assert "format was xxx" in told and "and is now keep" in told
     assert len(told) < 400
-    assert differences({"radius": 8}, {"radius": 16}) == "radius was 8 and is now 16"
+    noise = {"settings": {"method": "tue", "noise": {"radius": 8 / 255, "gray_ratio": 1.0}}}
+    weaker = {"settings": {"method": "tue", "noise": {"radius": 4 / 255}}}
+    told = "gray was 1 and is now not set; radius was 8 and is now 4"
+    assert differences(noise, weaker) == told
+    assert differences(noise, {"settings": {"method": "lsp"}}) == "method was tue and is now lsp"
+    weights = {"weights": {"name": "cifar10", "sha256": "0" * 64}}
+    assert differences(weights, {"weights": {"name": "cifar10"}}) == "weights changed"
+    mine = {"weights": {"name": "mine", "sha256": "1" * 64}}
+    assert differences(weights, mine) == "weights was cifar10 and is now mine"

@@ -53,6 +53,11 @@ def format_count(count: int, thing: str) -> str:
     return f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
 
 
+def format_ignored(count: int, reason: str) -> str:
+    """Return how many files were ignored, and why."""
+    return f"{format_count(count, 'file')} ignored ({reason})"
+
+
 def printable(path: Path | str) -> str:
     """Return a name on one line: line breaks, escapes and undecodable bytes are spelled out."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))

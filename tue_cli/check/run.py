@@ -206,7 +206,7 @@ def _refuse(spec: CheckSpec) -> None:
     for folder in filter(None, (spec.folder, spec.original)):
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
-            raise BadSetting(f"{printable(folder)} {found}.", "Check the spelling of the path.")
+            raise BadSetting(f"{printable(folder)} {found}.", "Check its spelling.")
 
 
 def check_ahead(

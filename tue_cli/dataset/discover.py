@@ -24,7 +24,7 @@ from tue_cli.errors import BadSetting, NothingToDo, PictureProblem
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, identity_of
-from tue_cli.text import format_count, printable
+from tue_cli.text import format_ignored, printable
 
 _JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
 _JUNK |= {"lost+found", "system volume information", "thumbs.db"}
@@ -60,10 +60,7 @@ def default_output(paths: Sequence[Path]) -> Path:
     """
     folders = {make_absolute(path if _is_folder(path) else path.parent) for path in paths}
     if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
-        raise BadSetting(
-            "With several inputs, tue does not know where to put the copies.",
-            "Name a folder for them with -o.",
-        )
+        raise BadSetting("There are several inputs.", "Name a folder for their copies with -o.")
     folder = folders.pop()
     if not folder.name:
         raise BadSetting(
@@ -84,9 +81,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     paths = list(dict.fromkeys(paths))
     for path in paths:
         if not os.path.lexists(path):
-            raise BadSetting(
-                f"{printable(path)} does not exist.", "Check the spelling of the path."
-            )
+            raise BadSetting(f"{printable(path)} does not exist.", "Check its spelling.")
     folders = set(filter(_is_folder, paths))
     for folder in folders:
         _refuse_overlap(folder, output, mirrored=True)
@@ -112,7 +107,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     )
     if not found.items and not found.refused:
         others = Counter(reason for _, reason in found.ignored)
-        kinds = "; ".join(describe_ignored(count, reason) for reason, count in others.items())
+        kinds = "; ".join(format_ignored(count, reason) for reason, count in others.items())
         raise NothingToDo(
             f"No picture was found{f': {kinds}' if kinds else ''}.",
             f"Names of pictures end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
@@ -122,11 +117,6 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
     return found
-
-
-def describe_ignored(count: int, reason: str) -> str:
-    """Return how many files were ignored, and why."""
-    return f"{format_count(count, 'file')} ignored ({reason})"
 
 
 class _Entry(NamedTuple):

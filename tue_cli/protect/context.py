@@ -22,7 +22,7 @@ from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.text import printable
+from tue_cli.text import format_ignored, printable
 from tue_cli.weights import Weights, load, netless
 
 BATCH = 32
@@ -99,7 +99,7 @@ def tell_found(found: discover.Found) -> Iterator[Event]:
     for path, reason in found.ignored:
         ignored[reason].append(printable(path))
     for reason, names in sorted(ignored.items()):
-        yield Note(f"{discover.describe_ignored(len(names), reason)}.", tuple(names))
+        yield Note(f"{format_ignored(len(names), reason)}.", tuple(names))
 
 
 def weights_for(spec: ProtectSpec) -> Weights:

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from tue_cli.config import TRAININGS, TrainSettings
+from tue_cli.events import Note
 from tue_cli.text import format_count, format_duration, printable
 
 if TYPE_CHECKING:
@@ -35,6 +37,16 @@ class TrainSummary:
     """Pictures that could not be read."""
     seconds: float
     """Those before a resume among them."""
+
+
+def warn_of_days(settings: TrainSettings) -> Iterator[Note]:
+    """Yield a warning where a training takes a CPU about as long as the paper's."""
+    paper = TRAININGS["paper"]
+    if settings.steps * settings.width**2 >= paper.steps * paper.width**2 / 10:
+        yield Note(
+            "Without a GPU, the preset paper takes days: about five on one CPU core. --preset "
+            "packaged takes about 45 minutes there. Ctrl-C stops the training."
+        )
 
 
 def describe(result: TrainSummary) -> Iterator[str]:

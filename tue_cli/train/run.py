@@ -17,10 +17,7 @@ from tue_cli import __version__
 from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAINING_NOISE, TRAININGS, TrainSettings
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
-from tue_cli.errors import (
-    BadSetting,
-    require,
-)
+from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Job, Metric, Note, Saved, Started
 from tue_cli.protect.request import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import (
@@ -32,16 +29,8 @@ from tue_cli.train.checkpoint import (
 )
 from tue_cli.train.data import load_pictures
 from tue_cli.train.export import write_own_graph
-from tue_cli.train.result import TrainPlan, TrainSummary, describe
-from tue_cli.weights import (
-    LARGEST,
-    MOST_CLASSES,
-    WIDEST,
-    Card,
-    MisfitField,
-    fresh,
-    pack,
-)
+from tue_cli.train.result import TrainPlan, TrainSummary, describe, warn_of_days
+from tue_cli.weights import LARGEST, MOST_CLASSES, WIDEST, Card, MisfitField, fresh, pack
 
 if TYPE_CHECKING:
     import torch
@@ -52,10 +41,6 @@ if TYPE_CHECKING:
     from tue_cli.methods.surrogate import NetFit
 
 REPORT_SECONDS = 5.0
-LONG = (
-    "Without a GPU, the preset paper takes days: about five on one CPU core. --preset packaged "
-    "takes about 45 minutes there. Ctrl-C stops the training."
-)
 
 
 @dataclass(frozen=True)
@@ -111,8 +96,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
-    if computer.device.type == "cpu" and is_long(settings):
-        yield Note(LONG)
+    if computer.device.type == "cpu":
+        yield from warn_of_days(settings)
     plan = TrainPlan(computer.description, len(pictures), len(classes))
     yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
     try:
@@ -145,12 +130,6 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
         seconds=round(checkpoint.seconds(), 1),
     )
     yield Done(result, tuple(describe(result)))
-
-
-def is_long(settings: TrainSettings) -> bool:
-    """Say whether a training takes a CPU about as long as the paper's."""
-    paper = TRAININGS["paper"]
-    return settings.steps * settings.width**2 >= paper.steps * paper.width**2 / 10
 
 
 def _train_nets(

@@ -76,7 +76,8 @@ def pair_copies(
     if not pairs and failures:
         raise BadSetting(
             f"The originals do not match the copies: of {format_count(len(failures), 'original')}, "
-            f"none was found unchanged. For example, {printable(failures[0].path)}: {failures[0].message}",
+            f"none was found unchanged. For example, {printable(failures[0].path)}: "
+            f"{failures[0].message}",
             "Give --original the folder that was given to `tue protect`.",
         )
     return pairs, failures, others
