@@ -212,7 +212,7 @@ def test_an_unreadable_folder_is_refused_and_the_rest_goes_on(
 
 def test_nothing_to_do_says_what_was_left_aside(tmp_path: Path) -> None:
     plant(tmp_path / "in", "a.txt", "b.txt")
-    with pytest.raises(NothingToDo, match="2 × not a picture"):
+    with pytest.raises(NothingToDo, match="2 files ignored .not a picture."):
         discover([tmp_path / "in"], tmp_path / "out")
 
 

@@ -22,8 +22,13 @@ from tue_cli.storage.atomic import SCRATCH, identity_of
 from tue_cli.text import printable
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-RUN: dict[str, Any] = {"tool": "tue", "weights": "abc", "settings": {"radius": 8, "steps": 20}}
-OTHER: dict[str, Any] = {"tool": "tue", "weights": "abc", "settings": {"radius": 16, "steps": 20}}
+R = 8 / 255
+RUN: dict[str, Any] = {"tool": "tue", "weights": "abc", "settings": {"radius": R, "steps": 20}}
+OTHER: dict[str, Any] = {
+    "tool": "tue",
+    "weights": "abc",
+    "settings": {"radius": 2 * R, "steps": 20},
+}
 NAMES = ["a.jpg", "cats/b.jpg", "cats/new\nline.jpg", os.fsdecode(b"latin-\xe9.png"), "🐈.jpg"]
 
 

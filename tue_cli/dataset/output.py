@@ -53,8 +53,8 @@ def output_problem(error: OSError, output: Path) -> OutputProblem:
         return link_in_the_way(Path(error.filename or output))
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputProblem(
-            f"The output folder {where} cannot be made: a file has its name.",
-            "Rename that file, or choose another folder with -o.",
+            f"The output folder {where} is not a folder: something else has its name.",
+            "Rename that, or choose another folder with -o.",
         )
     return OutputProblem(
         f"The output folder {where} cannot be written: {error.strerror or error}.",
