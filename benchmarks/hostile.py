@@ -328,7 +328,7 @@ def classify_end(*arguments: object) -> str:
     code, heard = run_command(*arguments)
     if code not in (0, 1, 2, 3, 4, 5):
         raise RuntimeError(f"exit {code}: {heard[-200:]}")
-    if "Traceback" in heard or "should not have happened" in heard:
+    if "Traceback" in heard or "unexpected error" in heard:
         raise RuntimeError(heard[-300:])
     return f"{arguments[0]} exit {code}"
 

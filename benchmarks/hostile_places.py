@@ -359,7 +359,7 @@ def fail_calls(
         plan[call] = (number, first, 10**9 if refused else draw.choice((1, 3, 10**9)))
     ended = protect(originals, output, plan=plan)
     wrong = ended.find_fault()
-    if not wrong and refused and (ended.code or ended.said.count("file system lacks") != 1):
+    if not wrong and refused and (ended.code or ended.said.count("lacks some features") != 1):
         wrong = f"exit {ended.code}, not one note: {ended.said[-500:]}"
     return f"{plan}", wrong
 

@@ -98,10 +98,10 @@ def test_without_torch_the_whole_of_protect_and_check_runs(twin: Path, tmp_path:
     common = ("protect", ROOT / "assets" / "photos", "--steps", 2, "--weights", twin)
     ran = without_torch(*common, "-o", output, "--labels", "cluster:3", "--report", page)
     assert ran.returncode == 0, ran.stderr
-    assert "protected: 6" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
+    assert "Protected 6 pictures" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
     assert page.stat().st_size > 10_000
     again = without_torch(*common, "-o", output, "--labels", "cluster:3")
-    assert again.returncode == 0 and "already done: 6" in again.stdout
+    assert again.returncode == 0 and "all 6 copies are up to date" in again.stdout
     checked = without_torch("check", output, "--original", ROOT / "assets" / "photos")
     assert checked.returncode == 0, checked.stderr
     verified = without_torch("verify", output, "--original", ROOT / "assets" / "photos")

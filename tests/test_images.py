@@ -156,7 +156,7 @@ def test_a_transparent_palette_becomes_rgba_and_says_so() -> None:
     file = io.BytesIO()
     Image.fromarray(ASTRONAUT).quantize(16).save(file, "PNG", transparency=3)
     picture, _, encoded = protect(file.getvalue())
-    assert picture.notes == ("palette became RGBA",)
+    assert picture.notes == ("palette converted to RGBA",)
     assert picture.alpha is not None and set(np.unique(picture.alpha)) == {0, 255}
     assert np.array_equal(encoded.decoded.alpha, picture.alpha)  # type: ignore[arg-type]
 
@@ -257,7 +257,7 @@ def test_an_explicit_quality_wins() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=95), quality=15)
     assert encoded.survival < SURVIVAL_FLOOR
     (note,) = encoded.notes
-    assert note == f"only {encoded.survival:.0%} of the protection survives in this JPEG"
+    assert note == f"only {encoded.survival:.0%} of the noise survives in this JPEG"
 
 
 def test_noise_in_a_progressive_jpeg_of_the_finest_tables_is_written() -> None:
@@ -287,7 +287,7 @@ def test_a_webp_is_written_lossless_where_no_quality_would_do(kind: str) -> None
     protected = add_upsampled(colours, picture.pixels, RADIUS)
     encoded = encode(picture, protected, format="webp")
     assert np.array_equal(encoded.decoded.pixels, protected) and encoded.survival == 1
-    assert encoded.notes == ("written lossless so that the protection survives",)
+    assert encoded.notes == ("written losslessly so that the noise survives",)
     chosen = encode(picture, protected, format="webp", quality=100)
     assert b"VP8L" not in chosen.data[:40] and chosen.survival < SURVIVAL_FLOOR
 
@@ -581,7 +581,7 @@ def test_what_pillow_says_of_damaged_tags_stays_off_the_screen(tmp_path: Path) -
         decode(path.read_bytes())
     command = [sys.executable, "-W", "always", "-m", "tue_cli", "protect", str(path.parent)]
     ran = subprocess.run([*command, "--steps", "1"], capture_output=True, check=True, text=True)
-    assert "protected: 1" in ran.stdout
+    assert "Protected 1 picture in" in ran.stdout
     assert "Tag data" not in ran.stderr and "Warning" not in ran.stderr
 
 

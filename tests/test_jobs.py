@@ -572,7 +572,7 @@ def test_a_dry_run_says_what_the_real_run_would(
     (tmp_path / "out" / "space" / "astronaut.jpg").unlink()
     assert planned(plan).pictures == 2
     (photos / "space" / "new.jpg").unlink()
-    with pytest.raises(BadSetting, match="already holds"):
+    with pytest.raises(BadSetting, match="already contains"):
         run(replace(plan, existing="error"))
     other = replace(plan.settings, seed=9)
     with pytest.raises(BadSetting, match="seed"):

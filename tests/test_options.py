@@ -83,7 +83,7 @@ def test_every_field_is_in_the_help_once_or_declared_as_fixed(
         assert (dotted in questions) == has_option
     for question in questions.values():
         said = question.declared
-        called = (said.metavar or question.key) if said.is_argument else question.flags[-1]
+        called = (said.metavar or question.key.upper()) if said.is_argument else question.flags[-1]
         found = re.findall(rf"^│[ *]+{re.escape(called)} .*", text, re.MULTILINE)
         assert len(found) == 1 and said.help in found[0]
 

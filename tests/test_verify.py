@@ -128,14 +128,14 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
             break
     job.close()
     events, resumed = run(replace(spec, resume=True))
-    assert "2 of 6 victims were trained before" in notes(events)
+    assert "2 of 6 victims are finished already" in notes(events)
     assert trained(events) == 4
     assert figures(resumed) == figures(whole)
 
     # Once more, for a page: nothing but the victim of its map is trained again.
     page = tmp_path / "report.html"
     events, reported = run(replace(spec, resume=True, report=page))
-    assert "5 of 6 victims were trained before" in notes(events)
+    assert "5 of 6 victims are finished already" in notes(events)
     assert trained(events) == 1 and figures(reported) == figures(whole)
     # So small a victim may learn too little on one processor and enough on another.
     is_sure = whole.status == "conclusive"
@@ -154,7 +154,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
         events.append(event)
         if isinstance(event, Started):
             break
-    assert "were trained before" not in notes(events)
+    assert "finished already" not in notes(events)
 
     # The peak of the curve is judged where a victim may stop early, its end where it may not.
     standard, early, gray = whole.attacks
@@ -215,7 +215,7 @@ def test_a_control_that_learned_nothing_leaves_no_number(
     settings = replace(QUICK, seen=400)
     _, result = run(replace(spec, protected=output, original=originals, settings=settings))
     assert result.status == "inconclusive" and result.weakest is None
-    assert "the control on the originals learned nothing" in result.headline
+    assert "victims of the originals learned no more than chance" in result.headline
     assert result.attacks[0].protection is None
 
 
@@ -239,7 +239,7 @@ def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_wei
     alone = replace(spec, protected=output, original=originals)
     _, result = run(alone)
     assert result.status == "inconclusive" and "--background" in result.headline
-    with pytest.raises(BadSetting, match="these very pictures"):
+    with pytest.raises(BadSetting, match="the same pictures as the copies"):
         run(replace(alone, background=originals))
     others = pictures(tmp_path / "others", ("x", "y", "z"), 80, seed=1)
     for event in verify(replace(alone, background=others, settings=PLANNED)):
@@ -264,7 +264,7 @@ def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path)
     assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
     assert event.plan.training_pictures == 2 * EACH - 1
     assert event.plan.held_out_pictures == 61
-    assert "strange" in notes(events) and "1 pictures are in --holdout too" in notes(events)
+    assert "strange" in notes(events) and "1 picture found in --holdout too" in notes(events)
 
 
 def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:

@@ -40,13 +40,13 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="tue",
     cls=_Commands,
-    help="Protect pictures from being learned from.",
+    help="Make copies of your pictures that look the same but are hard to learn from.",
     no_args_is_help=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},
     epilog=(
-        "Implements Fang et al. 2023 (arXiv 2305.11191); not the method of the same short name by "
-        "Ren et al. (arXiv 2210.10114)."
+        "The method is that of Fang et al. 2023 (arXiv 2305.11191). Ren et al. (arXiv 2210.10114) "
+        "call another method TUE; this is not it."
     ),
 )
 
@@ -63,7 +63,11 @@ def _run_without_command(
     version: Annotated[
         bool,
         typer.Option(
-            "--version", callback=_print_version, is_eager=True, help="Print the version."
+            "--version",
+            callback=_print_version,
+            is_eager=True,
+            help="Print the version.",
+            metavar="",
         ),
     ] = False,
 ) -> None:
@@ -82,7 +86,7 @@ def protect(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Write protected copies of pictures beside them; the originals are never touched."""
+    """Write protected copies of your pictures to a new folder; originals are never changed."""
     from tue_cli.console import Console
     from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
@@ -97,6 +101,58 @@ def protect(
 
 
 @app.command()
+@add_options(CheckSpec)
+def check(
+    given: Given[CheckSpec],
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """List copies that are missing or were changed, and how much of their noise is left."""
+    from tue_cli.check.run import check as job
+    from tue_cli.console import Console
+
+    read_spec = given.read_spec()
+    if verbose:
+        read_spec = replace(read_spec, listed=None)
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(read_spec))
+    if result.mismatches:
+        raise typer.Exit(ExitCode.MISMATCH)
+
+
+@app.command()
+@add_options(VerifySpec)
+def verify(
+    given: Given[VerifySpec],
+    fail_under: Annotated[
+        float | None,
+        typer.Option(
+            help="Exit with code 5 if the lowest protection is unknown or below this percentage.",
+            show_default=False,
+        ),
+    ] = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = 0,
+) -> None:
+    """Measure the protection: train models on copies and on originals, and compare them."""
+    from tue_cli.console import Console
+    from tue_cli.verify.run import verify as job
+
+    if fail_under is not None and not 0 <= fail_under <= 100:
+        raise BadSetting(
+            f"--fail-under must be 0 to 100, not {fail_under:g}.", "Write 60 for 60 percent."
+        )
+    read_spec = replace(given.read_spec(), command=given.typed)
+    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
+    result = console.run(job(read_spec), _add_resume(given.typed, read_spec.resume))
+    if fail_under is not None:
+        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
+        if weakest is None or weakest.value < fail_under or any(doubts):
+            raise typer.Exit(ExitCode.MISMATCH)
+
+
+@app.command()
 @add_options(TrainSpec, undecided=("recipe",))
 def train(
     given: Given[TrainSpec],
@@ -105,7 +161,7 @@ def train(
     quiet: Quiet = False,
     verbose: Verbose = 0,
 ) -> None:
-    """Train weights anew; of tue: the score network, then the surrogate on its own copies."""
+    """Train your own weights for `tue protect` from a folder with one subfolder per class."""
     from tue_cli.console import Console
     from tue_cli.train.run import train as job
 
@@ -121,7 +177,7 @@ def train(
 @app.command()
 @add_options(ExportSpec)
 def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False) -> None:
-    """Write the weights' step graph for ONNX Runtime, proved against torch."""
+    """Write the graph that lets `tue protect` use weights without torch, in ONNX Runtime."""
     from tue_cli.console import Console
     from tue_cli.train.export import export as job
 
@@ -129,63 +185,17 @@ def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False
 
 
 @app.command()
-@add_options(VerifySpec)
-def verify(
-    given: Given[VerifySpec],
-    fail_under: Annotated[
-        float | None,
-        typer.Option(
-            help="Exit with 5 unless every attacker was measured and leaves so many percent."
-        ),
-    ] = None,
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Train models on the copies, and tell how much less they learn than from the originals."""
-    from tue_cli.console import Console
-    from tue_cli.verify.run import verify as job
-
-    if fail_under is not None and not 0 <= fail_under <= 100:
-        raise BadSetting(f"--fail-under {fail_under:g} cannot be.", "Choose 0 to 100 percent.")
-    spec = replace(given.read_spec(), command=given.typed)
-    console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
-    result = console.run(job(spec), _add_resume(given.typed, spec.resume))
-    if fail_under is not None:
-        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
-        if weakest is None or weakest.value < fail_under or any(doubts):
-            raise typer.Exit(ExitCode.MISMATCH)
-
-
-@app.command()
-@add_options(CheckSpec)
-def check(
-    given: Given[CheckSpec],
-    as_json: Json = False,
-    quiet: Quiet = False,
-    verbose: Verbose = 0,
-) -> None:
-    """Tell which copies differ from their manifest, and how much of their noise is left."""
-    from tue_cli.check.run import check as job
-    from tue_cli.console import Console
-
-    spec = given.read_spec()
-    if verbose:
-        spec = replace(spec, listed=None)
-    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec))
-    if result.mismatches:
-        raise typer.Exit(ExitCode.MISMATCH)
-
-
-@app.command()
 def ui(
     folder: Annotated[
-        Path | None, typer.Argument(help="The folder to begin with.", show_default=False)
+        Path | None,
+        typer.Argument(help="The folder to start with.", metavar="FOLDER", show_default=False),
     ] = None,
 ) -> None:
-    """Open the terminal app: choose, look, protect, verify, train; `tue` alone opens it too."""
+    """Open the terminal app, which does all of this step by step; so does `tue` alone."""
     if not _has_terminal():
-        raise BadSetting("There is no terminal to draw on.", "Run `tue ui` in one.")
+        raise BadSetting(
+            "The app needs a terminal.", "Run `tue ui` in one; in a script, use `tue protect`."
+        )
     _open_ui(folder)
 
 

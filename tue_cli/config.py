@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from tue_cli.declare import RESEARCH, Declaration, fixed, part, setting
+from tue_cli.declare import ADVANCED, RESEARCH, Declaration, fixed, part, setting
 from tue_cli.noise import (
     CudaNoise,
     EmNoise,
@@ -23,7 +23,7 @@ from tue_cli.noise import (
 
 NETS = ("resnet18", "resnet50", "vgg16", "densenet121", "wrn34-10")
 DEVICES = ("auto", "cpu", "cuda", "mps")
-DEVICE = "auto, cpu, cuda, cuda:N or mps; a device named here is used or it fails."
+DEVICE = "auto, cpu, cuda, cuda:N or mps. If a device you name is not available, the run fails."
 
 
 @dataclass(frozen=True)
@@ -35,15 +35,17 @@ class AdversarySettings:
         "Radius of the adversarial noise, in levels of 255.",
         "--adversary-radius",
         typed="levels",
+        panel=ADVANCED,
         source="Fang et al., section 4.2.1",
     )
     steps: int = setting(
         10,
-        "Steps of the adversarial noise.",
+        "Gradient steps of the adversarial noise.",
         "--adversary-steps",
+        panel=ADVANCED,
         source="REM, Fu et al. 2022",
     )
-    travel: float = fixed(2.0, "total way, in radii", source="REM: 10 steps of radius / 5")
+    travel: float = fixed(2.0, "sum of all steps, in radii", source="REM: 10 steps of radius / 5")
 
     @property
     def step(self) -> float:
@@ -90,8 +92,8 @@ class Method:
         levels = f"{radius * 255:g}/255"
         return {
             "linf": levels,
-            "l2": f"{levels} in the root mean square (L2); single pixels may move further",
-            "none": "none: a filter, which moves a pixel by any amount",
+            "l2": f"{levels} as root mean square (L2); single pixels may change more",
+            "none": "no limit: a filter may change a pixel by any amount",
         }[self.bound]
 
 
@@ -121,9 +123,11 @@ class KernelSettings:
     layers: int = fixed(5, "hidden layers, of error functions", source="Yuan and Wu 2021")
     weight_variance: float = fixed(1.76, "of the weights, times the inputs", source="same")
     bias_variance: float = fixed(0.18, "of the biases", source="same")
-    time: int = fixed(64, "steps of gradient descent that the learner takes", source="same")
-    block: int = fixed(512, "pictures that the learner has", source="same")
-    held_out: int = fixed(256, "pictures that it is to get wrong", source="theirs come 30 a time")
+    time: int = fixed(64, "gradient steps of the learner", source="same")
+    block: int = fixed(512, "training pictures of the learner", source="same")
+    held_out: int = fixed(
+        256, "pictures that it should misclassify", source="theirs come 30 at a time"
+    )
 
 
 @dataclass(frozen=True)
@@ -132,49 +136,65 @@ class TrainSettings:
 
     method: str = setting(
         "tue",
-        f"{', '.join(RECIPES)}: clean trains on the pictures as they are, for tap; default: the "
-        "method's own.",
+        f"How to train: {', '.join(RECIPES)}. clean uses no noise, for tap. Default: the method's.",
         "--recipe",
-        # Those whose nets the terminal app charts.
+        panel=RESEARCH,
+        # Those of whose nets the terminal app has charts.
         choices=("tue", "em", "rem", "clean"),
     )
     net: str = setting(
         "resnet18",
-        "vgg16, resnet18, resnet50, densenet121 or wrn34-10.",
+        "Surrogate: vgg16, resnet18, resnet50, densenet121 or wrn34-10.",
+        panel=ADVANCED,
         source="Fang et al., section 4.1",
         choices=NETS,
     )
     width: int = setting(
         64,
-        "Channels of the surrogate's first stage, 64 in the published net; default: the preset's.",
+        "Channels of the surrogate's first stage; published: 64. Default: the preset's.",
+        panel=ADVANCED,
     )
-    size: int = setting(32, "Pixels a side at which noise is made.", unit="px")
-    score_width: int = setting(64, "Channels of the score network; default: the preset's.")
-    sigma: float = setting(0.1, "Noise of score matching, pixels in [0, 1].")
-    score_steps: int = setting(20_000, "Steps of the score network; default: the preset's.")
+    size: int = setting(32, "Width and height of the noise, in pixels.", unit="px", panel=ADVANCED)
+    score_width: int = setting(
+        64, "Channels of the score network. Default: the preset's.", panel=ADVANCED
+    )
+    sigma: float = setting(
+        0.1,
+        "Standard deviation of the noise in score matching; pixels are 0 to 1.",
+        panel=ADVANCED,
+    )
+    score_steps: int = setting(
+        20_000, "Training steps of the score network. Default: the preset's.", panel=ADVANCED
+    )
     score_rate: float = fixed(1e-3, "peak learning rate of the same (Adam)")
     steps: int = setting(
-        5000, "Steps of the surrogate; default: the preset's.", source="REM, Fu et al. 2022"
+        5000,
+        "Training steps of the surrogate. Default: the preset's.",
+        panel=ADVANCED,
+        source="REM, Fu et al. 2022",
     )
-    rate: float = setting(0.1, "Peak learning rate of the surrogate.", source="REM")
-    batch: int = setting(128, "Pictures a step.", source="REM")
+    rate: float = setting(0.1, "Peak learning rate of the surrogate.", panel=ADVANCED, source="REM")
+    batch: int = setting(128, "Batch size.", panel=ADVANCED, source="REM")
     noise: Noise = part(
         TRAINING_NOISE["tue"],
         by="method",
         among=TRAINING_NOISE,
         retold={
             "radius": Declaration(
-                "Radius of the protective noise, in levels of 255; default: as published.",
+                "Radius of the protective noise, in levels of 255. Default: as published.",
                 typed="levels",
+                panel=ADVANCED,
             ),
             "steps": Declaration(
-                "Steps of the protective noise; default: as published.", ("--noise-steps",)
+                "Gradient steps of the protective noise. Default: as published.",
+                ("--noise-steps",),
+                panel=ADVANCED,
             ),
         },
         without=("gray_ratio",),
     )
     adversary: AdversarySettings = part(AdversarySettings())
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 
 
 TRAININGS: dict[str, TrainSettings] = {
@@ -192,7 +212,9 @@ TRAININGS: dict[str, TrainSettings] = {
 class ProtectSettings:
     """`tue protect`."""
 
-    method: str = setting("tue", f"{', '.join(METHODS)}.", choices=tuple(METHODS), panel=RESEARCH)
+    method: str = setting(
+        "tue", f"One of: {', '.join(METHODS)}.", choices=tuple(METHODS), panel=RESEARCH
+    )
     noise: Noise = part(
         METHODS["tue"].noise,
         by="method",
@@ -200,11 +222,10 @@ class ProtectSettings:
     )
     smooth: float = setting(
         0.25,
-        "Share of the noise where a picture is smooth, as skies are; 1: all of it, which is as "
-        "published, and seen.",
+        "How much of the noise smooth areas get, such as skies: 0 to 1. 1 is stronger, but shows.",
         source="benchmarks/README.md",
     )
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 
 
 @dataclass(frozen=True)
@@ -213,7 +234,7 @@ class VictimSettings:
 
     net: str = fixed("resnet18", "architecture", source="Fang et al., section 4.1")
     width: int = fixed(16, "channels of its first stage; 64 is the published net")
-    batch: int = fixed(64, "pictures a step")
+    batch: int = fixed(64, "batch size")
     rate: float = fixed(0.1, "peak learning rate (SGD)", source="REM, Fu et al. 2022")
 
 
@@ -223,25 +244,27 @@ class VerifySettings:
 
     attacks: tuple[str, ...] = setting(
         ("std", "at4", "gray", "jpeg10"),
-        "Attackers, with commas between: std, early, at1 to at4 (at), gray, jpeg10 (jpeg), jpeg50, "
-        "jpeg75, resize, blur, bits, cutout, cutmix, mixup, ueraser, labels, part20 (40, 50, 60, "
-        "80); default: the budget's.",
+        "Attackers, such as std,gray,jpeg50; a wrong name lists all. Default: the budget's.",
         typed="attacks",
     )
     victims: tuple[VictimSettings, ...] = setting(
         (VictimSettings(),),
-        "Architectures, each with its width: resnet18:0.25,vgg16 (1: as published).",
+        "Victims, each with its width (1: as published), such as resnet18:0.25,vgg16:1.",
         "--victim",
+        panel=ADVANCED,
         typed="victims",
     )
-    seeds: int = setting(1, "Victims of each kind; default: the budget's.")
-    seen: int = fixed(30_000, "pictures that a victim is shown, each as often as it comes up")
-    adversary_steps: int = fixed(5, "steps of the adversary in adversarial training")
+    seeds: int = setting(1, "How many victims of each kind. Default: the budget's.")
+    seen: int = fixed(30_000, "pictures that a victim is trained on, repeats included")
+    adversary_steps: int = fixed(5, "gradient steps of the adversary in adversarial training")
     held_out: float = fixed(0.2, "share of the pictures that victims are tested on")
     size: int | None = setting(
-        None, "Pixels a side that victims see; default: 32 or 64.", unit="px"
+        None,
+        "Width and height of the victims' pictures, in pixels. Default: 32 or 64.",
+        unit="px",
+        panel=ADVANCED,
     )
-    seed: int = setting(0, "Seed of everything random.")
+    seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 
 
 _FEW = VerifySettings().attacks

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import time
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import closing, suppress
 from typing import Any
@@ -37,8 +38,13 @@ from tue_cli.events import (
 )
 from tue_cli.text import escape, format_duration
 
+_PLAN = {"keys": "code of each class (key)", "adversary_steps": "adversary steps"}
+"""What people are told for the names in a plan."""
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
+UNPAIRED = ("no-original", "changed")
+SHOWN_UNPAIRED = 3
+"""Copies without their originals may be hundreds, for one reason; so many are named."""
 
 
 class Terminal(RichConsole):
@@ -64,6 +70,7 @@ class Console:
         self._terminal = _open_stderr()
         self._unit = ""
         self._metric = ""
+        self._alike: Counter[str] = Counter()
         self._printed = time.monotonic()
 
     def run(self, job: Job[R], again: str | None = None) -> R:
@@ -77,9 +84,7 @@ class Console:
             if again is None:
                 self._print_error("Interrupted.")
             else:
-                self._print_error(
-                    "Interrupted. What was finished is kept; this goes on from there:"
-                )
+                self._print_error("Interrupted. Finished work is kept. To continue:")
                 self._print_error(f"  {escape(again)}")
             raise SystemExit(ExitCode.INTERRUPTED) from None
 
@@ -100,6 +105,8 @@ class Console:
             for event in job:
                 if self._json:
                     self._print_json(event)
+                if not isinstance(event, Failed):
+                    self._tell_unpaired()
                 if isinstance(event, Started):
                     self._unit = event.unit
                     self._show_start(event)
@@ -128,25 +135,44 @@ class Console:
         return done.result
 
     def _show_start(self, event: Started) -> None:
-        self._print_note(f"{event.title}: {event.total} {event.unit}")
+        unit = event.unit.removesuffix("s") if event.total == 1 else event.unit
+        self._print_note(f"{event.title}: {event.total:,} {unit}")
         for name, value in (make_plain(event.plan) if event.plan else {}).items():
             if isinstance(value, dict):
                 pairs = [f"{escape(str(k))} → {escape(str(v))}" for k, v in value.items()]
                 more = len(pairs) - 12
                 pairs = pairs[:12] + ([f"and {more} more"] if more > 0 else [])
                 value = ", ".join(pairs)
-            self._print_note(f"  {name}: {escape(str(value))}")
+            self._print_note(f"  {_PLAN.get(name, name)}: {escape(str(value))}")
         if event.seconds is not None:
             self._print_note(f"  estimated time: {format_duration(event.seconds)}")
 
     def _show(self, event: Saved[Record | None] | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
-            self._print_note(escape(event.message))
+            more = "" if self._verbose or not event.names else " -v lists the names."
+            self._print_note(f"{escape(event.message)}{more}")
+            for name in event.names if self._verbose else ():
+                self._print_note(f"  {escape(name)}")
         elif isinstance(event, Failed):
+            self._alike[event.reason] += event.reason in UNPAIRED
+            if self._alike[event.reason] > SHOWN_UNPAIRED and not self._verbose:
+                return
             self._print_error(f"{escape(event.path)}: {escape(event.message)} ({event.reason})")
         elif self._verbose:
-            word = "protected" if isinstance(event, Saved) else f"skipped ({event.reason})"
+            if isinstance(event, Skipped):
+                word = event.message
+            else:
+                word = "protected" if event.source else "written"
             self._print_note(f"{escape(event.path)}: {word}")
+
+    def _tell_unpaired(self) -> None:
+        """Count the failures that were not shown."""
+        for reason, count in self._alike.items():
+            if (more := count - SHOWN_UNPAIRED) > 0 and not self._verbose:
+                self._print_error(
+                    f"and {more:,} more ({reason}); -v names each. Is --original right?"
+                )
+        self._alike.clear()
 
     def _format_state(self, event: Advanced) -> str:
         rate = f"{self._metric}{event.rate:.1f} pictures/s"

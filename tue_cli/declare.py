@@ -11,6 +11,8 @@ from typing import Any
 
 from tue_cli.errors import BadSetting
 
+ADVANCED = "Advanced"
+"""The panel of the help for what most people leave as it is."""
 RESEARCH = "Research methods"
 """The help's panel of options that only comparing methods needs."""
 
@@ -57,7 +59,7 @@ class Part:
         """
         if name not in self.among and not self.has_others:
             raise BadSetting(
-                f"There is no {what} {name!r}.", f"Choose one of {', '.join(self.among)}."
+                f"There is no {what} {name!r}.", f"Choose one of: {', '.join(self.among)}."
             )
         return self.among.get(name)
 

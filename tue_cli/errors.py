@@ -129,4 +129,4 @@ class OutOfMemory(ImageProblem):
     """A picture that this machine has no room for, now."""
 
     def __init__(self) -> None:
-        super().__init__("memory", "There is not enough memory for it.")
+        super().__init__("memory", "There is not enough memory for this picture.")

@@ -175,6 +175,8 @@ class Note:
     """A sentence that a person should read."""
 
     message: str
+    names: tuple[str, ...] = field(default=(), metadata=UNSAID)
+    """The files that it counts."""
 
 
 @dataclass(frozen=True)

@@ -64,13 +64,13 @@ def _explain_unforeseen(error: Exception) -> TueError:
     if os.environ.get("TUE_DEBUG"):
         traceback.print_exception(error)
     if isinstance(error, MemoryError):
-        return TueError("There is not enough memory.", "Use fewer --jobs, or smaller pictures.")
+        return TueError("There is not enough memory.", "Use --jobs 1, or smaller pictures.")
     if isinstance(error, OSError):
         where = f"{error.filename}: " if error.filename else ""
         return TueError(
             f"The operating system reported an error: {where}{error.strerror or error}."
         )
     return TueError(
-        f"This should not have happened: {type(error).__name__}: {str(error)[:300]}.",
+        f"An unexpected error: {type(error).__name__}: {str(error)[:300]}.",
         "Finished work is kept. Please report this, with the traceback that TUE_DEBUG=1 shows.",
     )

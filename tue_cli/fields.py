@@ -75,17 +75,19 @@ def read_paths(paths: list[str]) -> tuple[Path, ...]:
             result.append(Path(path))
             continue
         if sys.stdin is None:
-            raise BadSetting("There is no stdin to read a list from.", "Name the pictures.")
+            raise BadSetting(
+                "- reads a list from stdin, but stdin is closed.", "Name the pictures instead."
+            )
         data = sys.stdin.buffer.read(MOST_LIST + 1)
         if len(data) > MOST_LIST:
             raise BadSetting(
-                f"The list on stdin has more than {MOST_LIST:,} bytes, the most that is read.",
-                "Write one path a line, or name the folder that holds the pictures.",
+                f"The list on stdin is larger than {MOST_LIST:,} bytes, the most that tue reads.",
+                "Write one path per line, or name the folder that contains the pictures.",
             )
         lines = data.split(b"\0") if b"\0" in data else data.splitlines()
         result += [Path(os.fsdecode(line)) for line in lines if line]
     if not result:
-        raise BadSetting("The list on stdin names no path.", "Write one path a line.")
+        raise BadSetting("The list on stdin is empty.", "Write one path per line.")
     return tuple(result)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from tue_cli.declare import RESEARCH, fixed, redeclare, setting
+from tue_cli.declare import ADVANCED, RESEARCH, fixed, redeclare, setting
 from tue_cli.errors import BadSetting
 
 
@@ -30,13 +30,13 @@ class Noise:
         """Raise BadSetting for noise that cannot be made."""
         if not 0 < self.radius <= 1:
             raise BadSetting(
-                f"A radius of {self.radius * 255:g} levels cannot be.",
-                "Choose more than 0 and at most 255; 8 is the usual.",
+                f"--radius must be more than 0 and at most 255, not {self.radius * 255:g}.",
+                "The usual radius is 8.",
             )
         if self.radius * 255 < 1:
             raise BadSetting(
                 f"A radius of {self.radius * 255:g} is less than one level of an 8-bit picture.",
-                "Choose 1 or more.",
+                "Choose 1 or more; the usual radius is 8.",
             )
 
 
@@ -46,15 +46,17 @@ class SteppedNoise(Noise):
 
     radius: float = setting(
         8 / 255,
-        "Largest change of a pixel, in levels of 255; of lsp, the root of the mean square; "
-        "default: as published, which is 8 for most.",
+        "Largest change of a pixel, in levels of 255. Default: as published, 8 for most methods.",
         typed="levels",
         source="Fang et al., section 4.2.1",
     )
     steps: int = setting(
-        10, "Steps of gradient descent; default: as published.", source="REM, Fu et al. 2022"
+        10,
+        "Gradient steps. Default: as published.",
+        panel=ADVANCED,
+        source="REM, Fu et al. 2022",
     )
-    travel: float = fixed(2.0, "total way, in radii", source="REM: 10 steps of radius / 5")
+    travel: float = fixed(2.0, "sum of all steps, in radii", source="REM: 10 steps of radius / 5")
 
     @property
     def step(self) -> float:
@@ -65,7 +67,9 @@ class SteppedNoise(Noise):
         """Raise BadSetting for noise that cannot be made."""
         super().refuse()
         if self.steps < 1:
-            raise BadSetting(f"{self.steps} steps make no noise.", "Choose 1 or more.")
+            raise BadSetting(
+                f"--steps must be 1 or more, not {self.steps}.", "The usual number is 10."
+            )
 
 
 @dataclass(frozen=True)
@@ -74,7 +78,7 @@ class SampledNoise(SteppedNoise):
 
     samples: int = setting(
         1,
-        "Random shifts and flips a step; default: 5 for rem, else 1.",
+        "Random crops and flips (EoT samples) per step. Default: 5 for rem, otherwise 1.",
         panel=RESEARCH,
         source="REM takes 5",
     )
@@ -83,7 +87,9 @@ class SampledNoise(SteppedNoise):
         """Raise BadSetting for noise that cannot be made."""
         super().refuse()
         if self.samples < 1:
-            raise BadSetting(f"{self.samples} samples a step make no noise.", "Choose 1 or more.")
+            raise BadSetting(
+                f"--samples must be 1 or more, not {self.samples}.", "The usual number is 1."
+            )
 
 
 @dataclass(frozen=True)
@@ -92,19 +98,19 @@ class TueNoise(SampledNoise):
 
     score_ratio: float = setting(
         0.25,
-        "tue: part of the score network, alpha_s / alpha_u; 0 leaves it out.",
+        "tue: weight of the score network's term, alpha_s / alpha_u; 0 omits it.",
         "--score",
         panel=RESEARCH,
     )
     score_mode: str = setting(
         "norm",
-        "tue: norm (the paper's line 9) or ascent.",
+        "tue: norm (line 9 of Algorithm 1) or ascent.",
         choices=("norm", "ascent"),
         panel=RESEARCH,
     )
     gray_ratio: float = setting(
         1.0,
-        "tue: part of the surrogate's term in grey; 0 leaves it out, as in the paper.",
+        "tue: weight of the term on grayscale pictures; 0 omits it, as in the paper.",
         "--gray",
         panel=RESEARCH,
         source="benchmarks/README.md",
@@ -120,11 +126,14 @@ class TueNoise(SampledNoise):
         super().refuse()
         if self.score_mode not in ("norm", "ascent"):
             raise BadSetting(
-                f"There is no score mode {self.score_mode!r}.", "Choose norm or ascent."
+                f"--score-mode must be norm or ascent, not {self.score_mode!r}.",
+                "The default is norm.",
             )
         for name, ratio in (("score", self.score_ratio), ("gray", self.gray_ratio)):
             if not 0 <= ratio < math.inf:
-                raise BadSetting(f"A {name} of {ratio} cannot be.", "Choose 0 or more.")
+                raise BadSetting(
+                    f"--{name} must be 0 or more, not {ratio:g}.", "0 omits this term."
+                )
 
 
 @dataclass(frozen=True)
@@ -139,14 +148,14 @@ class RemNoise(SampledNoise):
     samples: int = redeclare(SampledNoise, "samples", 5, "Fu et al. 2022")
     inner_radius: float = setting(
         4 / 255,
-        "rem: radius of its inner adversary, in levels of 255.",
+        "rem: radius of the inner adversary, in levels of 255.",
         typed="levels",
         panel=RESEARCH,
         source="Fu et al. 2022",
     )
     inner_steps: int = setting(
         10,
-        "rem: steps of its inner adversary; 0 is the method sem.",
+        "rem: gradient steps of the inner adversary; 0 makes it the method SEM.",
         panel=RESEARCH,
         source="Fu et al. 2022",
     )
@@ -156,9 +165,9 @@ class RemNoise(SampledNoise):
         super().refuse()
         if not 0 <= self.inner_radius <= 1 or self.inner_steps < 0:
             raise BadSetting(
-                f"An inner adversary of {self.inner_steps} steps and "
-                f"{self.inner_radius * 255:g} levels cannot be.",
-                "Give 0 steps or more and a radius of 0 to 255.",
+                f"--inner-steps {self.inner_steps} with --inner-radius "
+                f"{self.inner_radius * 255:g} is not possible.",
+                "Choose 0 steps or more, and a radius from 0 to 255.",
             )
 
 

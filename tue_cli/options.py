@@ -11,18 +11,31 @@ from typing import Annotated, Any, Generic, TypeVar
 import typer
 
 from tue_cli.config import METHODS, RECIPES, TrainSettings
+from tue_cli.declare import ADVANCED, RESEARCH
 from tue_cli.errors import BadSetting
 from tue_cli.fields import Question, fill, list_questions
 
 Spec = TypeVar("Spec")
 
-Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.")]
-Verbose = Annotated[int, typer.Option("-v", "--verbose", count=True, help="Name every file.")]
-Json = Annotated[bool, typer.Option("--json", help="One JSON object a line on stdout.")]
+PANELS = ("", ADVANCED, RESEARCH)
+"""The panels of the help, in their order."""
+
+Quiet = Annotated[bool, typer.Option("-q", "--quiet", help="Print errors only.", metavar="")]
+Verbose = Annotated[
+    int,
+    typer.Option(
+        "-v", "--verbose", count=True, help="Name every file.", metavar="", show_default=False
+    ),
+]
+Json = Annotated[
+    bool, typer.Option("--json", help="Print one JSON object per line, for scripts.", metavar="")
+]
 TrainMethod = Annotated[
     str | None,
     typer.Option(
-        help=f"What the weights are for: {', '.join(METHODS)}; default: {TrainSettings().method}."
+        help=f"The method that will use the weights: {', '.join(METHODS)}. "
+        f"Default: {TrainSettings().method}.",
+        rich_help_panel=RESEARCH,
     ),
 ]
 
@@ -63,7 +76,8 @@ def add_options(
     What is `undecided` has no default here: the command decides it.
     """
     parameters = {}
-    for question in list_questions(spec):
+    # The panels of the help come in the order of their first options.
+    for question in sorted(list_questions(spec), key=lambda q: PANELS.index(q.declared.panel)):
         if question.key in undecided:
             question = replace(question, default=None)
         parameters[question.key] = _make_parameter(question)
@@ -102,12 +116,13 @@ def _make_parameter(question: Question) -> inspect.Parameter:
         if question.typed and default is not None:
             default = question.typed.kind(question.typed.write(default))
     if said.is_argument:
-        info = typer.Argument(help=said.help, metavar=said.metavar, show_default=False)
+        name = said.metavar or question.key.upper()
+        info = typer.Argument(help=said.help, metavar=name, show_default=False)
     else:
         info = typer.Option(
             *question.flags,
             help=said.help,
-            metavar=said.metavar,
+            metavar="" if kind is bool else said.metavar,
             rich_help_panel=said.panel or None,
         )
     is_optional = default is None
@@ -129,12 +144,16 @@ def choose_recipe(method: str | None, recipe: str | None) -> str:
         fits = method is None or (method in METHODS and recipe in METHODS[method].recipes)
         if not fits and recipe in RECIPES:
             raise BadSetting(
-                f"{method} takes no weights of the recipe {recipe}.", "Leave one of the two out."
+                f"--method {method} does not use weights of --recipe {recipe}.",
+                "Leave out one of the two options.",
             )
         return recipe
     method = method or TrainSettings().method
     if method not in METHODS:
         return method  # which is refused where there is no such recipe either
     if not METHODS[method].recipes:
-        raise BadSetting(f"{method} has no net to train.", "Run `tue protect` at once.")
+        raise BadSetting(
+            f"The method {method} needs no weights.",
+            f"Run `tue protect --method {method}` right away.",
+        )
     return METHODS[method].recipes[0]

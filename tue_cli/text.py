@@ -30,7 +30,7 @@ def read_duration(text: str) -> float:
     except ValueError:
         value = 0
     if not 0 < value < math.inf:
-        raise BadSetting(f"{text!r} is no length of time.", "Write 90s, 30m or 2h.")
+        raise BadSetting(f"{text!r} is not a time.", "Write 90s, 30m or 2h, for example.")
     return value
 
 
@@ -46,7 +46,16 @@ def format_size(count: float) -> str:
 
 def format_count(count: int, thing: str) -> str:
     """Return how many there are of something: `1 picture`, `1,200 pictures`, `3 classes`."""
-    return f"{count:,} {thing}{'' if count == 1 else 'es' if thing.endswith('s') else 's'}"
+    if count == 1:
+        return f"1 {thing}"
+    if thing.endswith("y"):
+        return f"{count:,} {thing[:-1]}ies"
+    return f"{count:,} {thing}{'es' if thing.endswith('s') else 's'}"
+
+
+def format_ignored(count: int, reason: str) -> str:
+    """Return how many files were ignored, and why."""
+    return f"{format_count(count, 'file')} ignored ({reason})"
 
 
 def escape(path: Path | str) -> str:

@@ -196,7 +196,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     def explain_damage(reason: str) -> WeightsProblem:
         return WeightsProblem(
             f"The weights {path} are damaged or were changed after training: {reason}.",
-            "Copy the file again, or make it anew with `tue train`.",
+            "Copy the file again, or train it again with `tue train`.",
         )
 
     try:
@@ -205,13 +205,13 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
             header, metadata = reading.read_safetensors_header(file)
             if "card" not in metadata:
                 raise WeightsProblem(
-                    f"{path} is a safetensors file without a card: it holds no weights of tue's.",
-                    "Make weights with `tue train`.",
+                    f"{path} is a safetensors file without a card, so not weights of tue.",
+                    "Train weights with `tue train`.",
                 )
             card = Card.from_json(metadata["card"])
             whole = file.tell() + reading.count_tensor_bytes(header, MOST_BYTES)
             if (size := os.fstat(file.fileno()).st_size) != whole:
-                raise explain_damage(f"it has {size:,} bytes, and its header tells of {whole:,}")
+                raise explain_damage(f"it has {size:,} bytes, but its header says {whole:,}")
             file.seek(0)
             data = file.read(whole)
         tensors = parse(data)
@@ -224,7 +224,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256:
         raise WeightsProblem(
-            f"The weights {path} are not what was shipped: sha256 {found}, expected {sha256}.",
+            f"The weights {path} are not those shipped with tue: sha256 {found}, not {sha256}.",
             "Install tue again.",
         )
     seal = hashlib.sha256((digest(tensors) + metadata["card"]).encode()).hexdigest()
@@ -262,7 +262,7 @@ def read_graph(weights: Weights) -> bytes:
             f"The graph {place} cannot be read: {explain_error(error)}.", remedy
         ) from None
     if weights.sha256.encode() not in data:
-        raise WeightsProblem(f"The graph {place} is not of the weights beside it.", remedy)
+        raise WeightsProblem(f"The graph {place} does not belong to the weights beside it.", remedy)
     if place.parent == SHIPPED:
         shipped = read_index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
         if shipped != hashlib.sha256(data).hexdigest():

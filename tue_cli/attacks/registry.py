@@ -40,7 +40,7 @@ ATTACKS: dict[str, Attack] = {
     **{f"jpeg{q}": Attack(f"JPEG {q}", filter=f"jpeg{q}") for q in (10, 50, 75)},
     "resize": Attack("half size and back", filter="resize"),
     "blur": Attack("Gaussian blur", filter="blur"),
-    "bits": Attack("two bits a channel", filter="bits"),
+    "bits": Attack("two bits per channel", filter="bits"),
     "cutout": Attack("cutout", augmentation="cutout"),
     "cutmix": Attack("cutmix", augmentation="cutmix"),
     "mixup": Attack("mixup", augmentation="mixup"),
@@ -61,7 +61,7 @@ def parse_attacks(names: Iterable[str]) -> tuple[str, ...]:
     wanted = [SHORT.get(name, name) for name in names]
     if unknown := [name for name in wanted if name not in ATTACKS]:
         raise BadSetting(
-            f"There is no attacker {unknown[0]!r}.",
-            f"Choose from {', '.join([*SHORT, *ATTACKS])}, with commas between.",
+            f"--attacks {unknown[0]!r} is unknown.",
+            f"Choose from {', '.join([*SHORT, *ATTACKS])}, separated by commas.",
         )
     return tuple(dict.fromkeys(["std", *wanted]))

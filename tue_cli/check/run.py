@@ -41,20 +41,19 @@ UNKNOWN_PIXELS = 12_000_000
 class CheckSpec:
     """What `tue check` was asked for."""
 
-    folder: Path = argument("A folder of copies.", metavar="PROTECTED")
+    folder: Path = argument("The folder of copies to check.", metavar="PROTECTED")
     original: Path | None = setting(
         None,
-        "The folder that was protected. Tells what is left of the noise in changed copies: <d', d> "
-        "/ <d, d>, with d what protecting changed and d' what is changed now; only an upper bound "
-        "where the manifest's folder has no intact copy.",
+        "The originals: the folder that was given to `tue protect`. With it, tue also measures how "
+        "much of the noise is left in changed copies.",
     )
     manifest: Path | None = setting(
         None,
-        "The folder that tue protect wrote, or its manifest; default PROTECTED. Copies are found "
-        "at their paths there, else by their names, whatever the extension.",
+        "The folder that `tue protect` wrote, or its manifest, if PROTECTED holds only downloaded "
+        "copies. Default: PROTECTED.",
     )
     listed: int | None = fixed(10, "pictures in the table, the worst first; None: all")
-    jobs: int = fixed(0, "threads; 0: one a processor")
+    jobs: int = fixed(0, "threads; 0: one per processor")
 
 
 def check(spec: CheckSpec) -> Job[CheckSummary]:
@@ -68,7 +67,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     home, expected = read_expected(spec.manifest or spec.folder)
     paired = pair_files(expected, spec.folder)
     for file in paired.extra:
-        yield Skipped(spec.folder / file, "extra", "The manifest does not speak of it.")
+        yield Skipped(spec.folder / file, "extra", "This file is not in the manifest.")
     yield Started("Checking", len(expected), "pictures", None, CheckPlan(home))
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="copies")
@@ -160,9 +159,11 @@ class _CopyChecker:
         if original is not None:
             left = residual.measure_residual(original, found, whole or self._read_intact(copy))
             if left is None:
-                notes.append("shows something else than the original: cropped, edited or another")
+                notes.append(
+                    "does not show the same as the original: cropped, edited or another picture"
+                )
             else:
-                notes.extend(["turned upright"] if left.turned else [])
+                notes.extend(["rotated"] if left.turned else [])
                 checked = _add_residual(checked, left, copy)
                 # An older record has no hash of the pixels, but its figures identify them as well.
                 if not known and (checked.mean, checked.psnr) == (copy.mean, copy.psnr):
@@ -207,7 +208,7 @@ def _refuse(spec: CheckSpec) -> None:
     for folder in filter(None, (spec.folder, spec.original)):
         if not folder.is_dir():
             found = "is not a folder" if folder.exists() else "does not exist"
-            raise BadSetting(f"{escape(folder)} {found}.", "Check the spelling.")
+            raise BadSetting(f"{escape(folder)} {found}.", "Check its spelling.")
 
 
 def check_ahead(

@@ -84,7 +84,7 @@ def build_tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Tab
     if listed is None:
         yield _tabulate_copies("All copies, the worst first", sorted(checked, key=_rank_damage))
     elif wrong:
-        some = f"The {listed} worst copies; -v lists all" if listed < len(wrong) else "Copies"
+        some = f"The {listed} worst copies (-v lists all)" if listed < len(wrong) else "Copies"
         yield _tabulate_copies(some, sorted(wrong, key=_rank_damage)[:listed])
 
 
@@ -92,9 +92,9 @@ def describe(result: CheckSummary) -> Iterator[str]:
     """Yield the result in sentences."""
     copies, wrong = _count(result.checked, "copy", "copies"), result.mismatches
     if wrong:
-        yield f"Of {copies}, {_count(wrong, 'differs', 'differ')} from the manifest."
+        yield f"{wrong:,} of {copies} {'differs' if wrong == 1 else 'differ'} from the manifest."
     else:
-        yield f"Of {copies}, all are intact."
+        yield f"{copies} checked: {'intact' if result.checked == 1 else 'all intact'}."
     if result.survival is not None and result.lowest_survival is not None:
         yield (
             f"Noise left in {_count(result.measured, 'changed copy', 'changed copies')}: "
@@ -102,7 +102,8 @@ def describe(result: CheckSummary) -> Iterator[str]:
             f"{_format_share(result.lowest_survival)} (lowest)."
         )
     if result.extra:
-        yield f"{_count(result.extra, 'other file', 'other files')} beside them; -v names each."
+        extra = _count(result.extra, "other file is", "other files are")
+        yield f"{extra} in the folder but not in the manifest; -v lists the names."
 
 
 def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
@@ -110,25 +111,26 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
     touched = [result for result in checked if result.state in TOUCHED]
     if touched and not has_originals:
         yield Note(
-            "To learn what is left of the noise in the changed copies, name the folder that was "
-            "protected with --original, and the folder of intact copies with --manifest."
+            "To see how much noise is left in the changed copies, add --original FOLDER (the "
+            "originals) and, if you have the intact copies elsewhere, --manifest FOLDER."
         )
     originals = Counter(result.original for result in touched)
     if originals["missing"]:
         yield Note(
-            f"{_count(originals['missing'], 'original was', 'originals were')} not found; "
-            "--original is the folder that was given to tue protect, or the parent of several."
+            f"{_count(originals['missing'], 'original was', 'originals were')} not found. Give "
+            "--original the folder that was given to `tue protect`; if there were several, their "
+            "parent folder."
         )
     if originals["changed"]:
         yield Note(
             f"{_count(originals['changed'], 'original has', 'originals have')} changed since "
-            "they were protected and cannot be compared with."
+            "protecting and cannot be compared."
         )
     if any(result.mean is not None and result.survival is None for result in touched):
         yield Note(
-            "Without the intact copies it is only known what is left of the noise at most. If "
-            "another folder has them, name it with --manifest; tue protect makes them again from "
-            "the originals, with the settings that the manifest tells."
+            "Without the intact copies, only an upper bound of the noise that is left is known. If "
+            "you have them, name their folder with --manifest. If not, `tue protect` with the "
+            "settings in the manifest makes them again from the originals."
         )
 
 

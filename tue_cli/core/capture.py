@@ -136,7 +136,8 @@ class Captured:
         except (RuntimeError, AssertionError) as error:
             self._record = None
             warnings.warn(
-                f"CUDA graph capture failed; running step by step, more slowly: {str(error)[:200]}",
+                "CUDA graph capture failed, so the steps run one by one, more slowly: "
+                f"{str(error)[:200]}",
                 RuntimeWarning,
                 stacklevel=3,
             )

@@ -24,7 +24,7 @@ from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, get_identity
-from tue_cli.text import escape
+from tue_cli.text import escape, format_ignored
 
 _JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
 _JUNK |= {"lost+found", "system volume information", "thumbs.db"}
@@ -60,10 +60,13 @@ def choose_default_output(paths: Sequence[Path]) -> Path:
     """
     folders = {make_absolute(path if _is_folder(path) else path.parent) for path in paths}
     if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
-        raise BadSetting("There are several inputs.", "Name the output folder with -o.")
+        raise BadSetting("There are several inputs.", "Name a folder for their copies with -o.")
     folder = folders.pop()
     if not folder.name:
-        raise BadSetting(f"{escape(folder)} has no name.", "Name the output folder with -o.")
+        raise BadSetting(
+            f"{escape(folder)} has no folder beside it for the copies.",
+            "Name a folder for them with -o.",
+        )
     return folder.with_name(f"{folder.name}-protected")
 
 
@@ -78,7 +81,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     paths = list(dict.fromkeys(paths))
     for path in paths:
         if not os.path.lexists(path):
-            raise BadSetting(f"{escape(path)} does not exist.", "Check the spelling.")
+            raise BadSetting(f"{escape(path)} does not exist.", "Check its spelling.")
     folders = set(filter(_is_folder, paths))
     for folder in folders:
         _refuse_overlap(folder, output, mirrored=True)
@@ -104,10 +107,10 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     )
     if not found.items and not found.refused:
         others = Counter(reason for _, reason in found.ignored)
-        kinds = ", ".join(f"{count} × {reason}" for reason, count in sorted(others.items()))
+        kinds = "; ".join(format_ignored(count, reason) for reason, count in others.items())
         raise NothingToDo(
-            f"No picture was found{f' (left aside: {kinds})' if kinds else ''}.",
-            f"The names of pictures end in {', '.join(sorted(SUFFIXES))}.",
+            f"No picture was found{f': {kinds}' if kinds else ''}.",
+            f"Names of pictures end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
         )
     _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
@@ -137,12 +140,12 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
             here = get_identity(folder.stat())
             paths = list(folder.iterdir())
         except OSError as error:
-            message = f"The folder cannot be read: {error.strerror}."
+            message = f"This folder cannot be read: {error.strerror}."
             yield _Entry("refused", folder, place, "unreadable-folder", message)
             continue
         if here in outer:
             raise _explain_overlap(
-                output, f"is or lies inside {escape(folder)}, a part of the input"
+                output, f"is inside {escape(folder)}, which is part of the input"
             )
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
@@ -170,7 +173,7 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
         mode = 0
         reason, message = "unreadable", f"This cannot be read: {error.strerror}."
         if error.errno in (errno.ENOENT, errno.ELOOP):
-            reason, message = "broken-link", "This symlink leads nowhere."
+            reason, message = "broken-link", "This is a broken link: its target does not exist."
     if stat.S_ISDIR(mode):
         return _Entry("folder", path, relative)
     if stat.S_ISREG(mode):
@@ -178,7 +181,10 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
-        reason, message = "unsupported", "The name of this file does not end as a picture's does."
+        reason, message = (
+            "unsupported",
+            "The name of this file does not end like that of a picture.",
+        )
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)
@@ -200,11 +206,11 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
     """Refuse an output that is or holds the folder or, where it is mirrored whole, lies in it."""
     inner, outer = Path(os.path.realpath(folder)), Path(os.path.realpath(output))
     if _is_same(inner, outer):
-        found = f"is the input folder {escape(folder)} itself"
+        found = f"is the input folder {escape(folder)}"
     elif mirrored and _is_within(outer, inner):
-        found = f"lies inside the input folder {escape(folder)}"
+        found = f"is inside the input folder {escape(folder)}"
     elif _is_within(inner, outer):
-        found = f"holds the input folder {escape(folder)}"
+        found = f"contains the input folder {escape(folder)}"
     else:
         return
     raise _explain_overlap(output, found)
@@ -213,7 +219,7 @@ def _refuse_overlap(folder: Path, output: Path, *, mirrored: bool) -> None:
 def _explain_overlap(output: Path, found: str) -> BadSetting:
     return BadSetting(
         f"The output folder {escape(output)} {found}.",
-        "Choose a folder apart from the input with -o: originals are never touched.",
+        "Choose a folder outside the input with -o; originals are never changed.",
     )
 
 
@@ -234,8 +240,8 @@ def _refuse_own_names(items: Iterable[Item]) -> None:
         first = Path(item.relative.parts[0])
         if fold_path(first) in own:
             raise BadSetting(
-                f"The copy of {escape(item.source)} would lie at {escape(item.relative)} in "
-                "the output, where tue keeps its own files.",
+                f"The copy of {escape(item.source)} would be {escape(item.relative)} in the "
+                "output, a name that tue uses for its own files.",
                 f"Rename {escape(first)}.",
             )
 
@@ -254,7 +260,7 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
         raise BadSetting(
             f"{escape(found[0].source)} and {escape(found[1].source)} would have the same "
             "path in the output.",
-            "Rename one of them, or use a separate output for each.",
+            "Rename one of them, or protect them into separate folders with -o.",
         )
 
 
@@ -314,8 +320,8 @@ def _refuse_originals(items: Sequence[Item], output: Path) -> None:
         folder = output / parent
         if _is_folder(folder) and get_identity(folder.stat()) in originals:
             raise BadSetting(
-                f"{escape(folder)} in the output is a folder of originals.",
-                "Remove that link, or choose another output with -o.",
+                f"{escape(folder)} in the output leads to a folder of originals.",
+                "Remove that link, or choose another folder with -o.",
             )
 
 

@@ -33,7 +33,7 @@ from tue_cli.errors import BadSetting
 from tue_cli.storage.atomic import Identity
 from tue_cli.storage.lines import LineFile, TooManyOdd, format_line, read_lines
 from tue_cli.storage.reading import NotAFile, TooLarge, explain_error
-from tue_cli.text import escape
+from tue_cli.text import escape, format_count
 
 EXISTING = ("skip", "overwrite", "error")
 
@@ -240,13 +240,13 @@ class Journal:
         where = escape(self.output)
         if self._existing == "error":
             raise BadSetting(
-                f"{where} already holds {len(self._ours)} protected copies.",
-                "Use --existing skip to go on from them, or choose another folder with -o.",
+                f"{where} already contains {format_count(len(self._ours), 'protected copy')}.",
+                "Use --existing skip to keep them, or choose another folder with -o.",
             )
         if self._existing == "skip" and last != wanted:
+            changes = describe_differences(last, wanted)
             raise BadSetting(
-                f"{where} holds copies made with other settings: "
-                f"{describe_differences(last, wanted)}.",
+                f"The copies in {where} have other settings: {changes}.",
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 

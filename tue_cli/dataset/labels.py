@@ -13,7 +13,7 @@ from pathlib import Path
 from tue_cli.dataset.discover import Found, Item, make_absolute, normalize_name
 from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST, explain_error, is_name, read_file
-from tue_cli.text import escape
+from tue_cli.text import escape, format_count
 
 
 def assign_labels(
@@ -42,7 +42,7 @@ def assign_labels(
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
         return _read_label_table(Path(mode), items, note)
     raise BadSetting(
-        f"--labels {escape(mode)} is unknown.",
+        f"--labels {escape(mode)} is neither a mode nor an existing file.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
     )
 
@@ -75,11 +75,13 @@ def _read_label_table(
     if missing := [escape(item.relative) for item in items if item not in classes]:
         few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
         raise BadSetting(
-            f"{len(missing)} of {len(items)} pictures have no row in {escape(table)}: {few}",
-            "Add a row `path,class` for each, its path counted from the input folder.",
+            f"{len(missing)} of {format_count(len(items), 'picture')} "
+            f"{'has' if len(missing) == 1 else 'have'} no row in {escape(table)}: {few}.",
+            "Add a row `path,class` for each, with the path from the input folder on.",
         )
     if unknown:
-        note(f"{unknown} rows of {escape(table)} name no picture of this run.")
+        rows = format_count(unknown, "row")
+        note(f"{rows} of {escape(table)} {'names' if unknown == 1 else 'name'} no picture here.")
     return tuple(replace(item, label=classes[item]) for item in items)
 
 
@@ -94,13 +96,13 @@ def _read_rows(table: Path) -> Iterator[tuple[str, str]]:
         if len(row) <= max(path_at, class_at) or not row[class_at].strip():
             raise BadSetting(
                 f"Line {line} of {escape(table)} has no class.",
-                "Write every row as `path,class`, with a comma between.",
+                "Write every row as `path,class`, separated by a comma.",
             )
         if not is_name(row[class_at]):
             raise BadSetting(
-                f"Line {line} of {escape(table)} names a class that no folder could be called: "
+                f"Line {line} of {escape(table)} names a class that cannot be a folder name: "
                 f"{escape(row[class_at].strip()[:80])}.",
-                "Give it a name without NUL.",
+                "Choose a name without a NUL character.",
             )
         yield row[path_at], row[class_at].strip()
 
@@ -113,8 +115,8 @@ def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
         yield from ((reader.line_num, row) for row in reader if any(row))
     except (OSError, csv.Error) as error:
         raise BadSetting(
-            f"The labels {escape(table)} cannot be read: {explain_error(error)}.",
-            "Name a CSV file.",
+            f"--labels {escape(table)} cannot be read: {explain_error(error)}.",
+            "Name a CSV file with the columns path,class.",
         ) from error
 
 

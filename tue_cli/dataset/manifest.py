@@ -58,7 +58,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadSetting(
             f"{escape(output)} has no {MANIFEST}.",
-            "Name a folder that `tue protect` has finished.",
+            "Name a folder of copies that `tue protect` wrote to its end.",
         ) from None
     except (OSError, ValueError) as error:
         raise explain_damage(path, explain_error(error)) from error
@@ -67,7 +67,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
         raise explain_damage(path, "it is not a manifest of tue")
     if manifest["schema"] != SCHEMA:
         raise BadSetting(
-            f"{escape(path)} has schema {manifest['schema']}; this version reads {SCHEMA}.",
+            f"{escape(path)} has schema {manifest['schema']}; this tue reads {SCHEMA}.",
             "Use the version of tue that wrote it, or choose another output with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
@@ -196,13 +196,37 @@ def drop_foreign_noise(former: dict[str, Any], run: dict[str, Any]) -> dict[str,
 def describe_differences(former: dict[str, Any], run: dict[str, Any]) -> str:
     """What differs between two runs' settings, the first few, as half a sentence; or nothing."""
     before, now = _flatten(former), _flatten(run)
-    parts = [
-        f"{_shorten(name)} was {_shorten(repr(before.get(name)))} and is now "
-        f"{_shorten(repr(now.get(name)))}"
-        for name in sorted(before.keys() | now.keys())
-        if before.get(name) != now.get(name)
-    ]
+    names = [name for name in before.keys() | now.keys() if before.get(name) != now.get(name)]
+    if "settings.method" in names:  # which brings another noise along
+        names = [name for name in names if not name.startswith("settings.noise.")]
+    if "weights.name" in names:
+        names = [name for name in names if name != "weights.sha256"]
+    names.sort(key=lambda name: (not name.startswith("settings."), name))
+    parts = [_tell_change(name, before.get(name), now.get(name)) for name in names]
     return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+
+
+_CALLED = {"gray_ratio": "gray", "score_ratio": "score", "weights name": "weights"}
+"""Settings that people know by another name."""
+
+
+def _tell_change(name: str, before: Any, now: Any) -> str:
+    """Return how a setting was and is, as a person gives it."""
+    called = name.removeprefix("settings.").removeprefix("noise.").replace(".", " ")
+    called = _CALLED.get(called, called.replace("_", " "))
+    if called == "data" or called.endswith("sha256"):
+        return f"{called.removesuffix(' sha256')} changed"
+    is_radius = called.endswith("radius")
+    return (
+        f"{_shorten(called)} was {_tell_value(before, is_radius)} and is now "
+        f"{_tell_value(now, is_radius)}"
+    )
+
+
+def _tell_value(value: Any, is_radius: bool) -> str:
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return f"{value * 255 if is_radius else value:.6g}"
+    return "not set" if value is None else _shorten(str(value))
 
 
 def _shorten(text: str) -> str:

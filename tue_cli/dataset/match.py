@@ -65,11 +65,11 @@ def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:
     except BadSetting as error:
         raise BadSetting(
             error.message,
-            f"With --manifest, name the folder that `tue protect` wrote, or its {MANIFEST}.",
+            f"Name the folder that `tue protect` wrote, or its {MANIFEST}, with --manifest.",
         ) from None
     records = {record["path"]: _parse_record(record, folder) for record in manifest["pictures"]}
     if not records:
-        raise NothingToDo(f"The manifest in {escape(folder)} names no picture.")
+        raise NothingToDo(f"The manifest in {escape(folder)} lists no picture.")
     return folder, tuple(records[path] for path in sorted(records))
 
 
@@ -126,7 +126,7 @@ def _parse_path(text: str, folder: Path) -> Path:
     if not path.parts or path.is_absolute() or path.anchor or ".." in path.parts or "\0" in text:
         raise BadSetting(
             f"The manifest in {escape(folder)} names {escape(repr(text))}, outside its folder.",
-            "It was not written by `tue protect`; use the one that was.",
+            "Use the manifest that `tue protect` wrote.",
         )
     return path
 

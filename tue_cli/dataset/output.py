@@ -37,8 +37,8 @@ def explain_output_error(error: OSError, output: Path) -> OutputProblem:
     where = escape(output)
     if error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", None)):
         return OutputProblem(
-            f"The disk that holds {where} is full.",
-            "Free some space and run the same command again: finished pictures are kept.",
+            f"The disk of {where} is full.",
+            "Free some space and run the same command again; finished pictures are kept.",
         )
     if error.errno in (errno.EACCES, errno.EPERM):
         return OutputProblem(
@@ -53,8 +53,8 @@ def explain_output_error(error: OSError, output: Path) -> OutputProblem:
         return explain_link(Path(error.filename or output))
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputProblem(
-            f"Something that is not a folder stands in the place of the output folder {where}.",
-            "Move it away, or choose another folder with -o.",
+            f"The output folder {where} is not a folder: something else has its name.",
+            "Rename that, or choose another folder with -o.",
         )
     return OutputProblem(
         f"The output folder {where} cannot be written: {error.strerror or error}.",
@@ -65,7 +65,7 @@ def explain_output_error(error: OSError, output: Path) -> OutputProblem:
 def explain_link(path: Path) -> OutputProblem:
     """The error to raise where a link stands in the place of a file or folder of the output."""
     return OutputProblem(
-        f"{escape(path)} is a link; tue follows no links inside an output.",
+        f"{escape(path)} is a link; tue never follows links inside its output.",
         "Remove it, or choose another folder with -o.",
     )
 

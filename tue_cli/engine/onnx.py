@@ -46,8 +46,8 @@ def refuse_method(method: str) -> None:
     """Raise BadSetting for a method that the graph does not hold."""
     if method not in GRAPH_METHODS:
         raise BadSetting(
-            f"The method {method!r} is not made for ONNX Runtime.",
-            f"Use --backend torch, or one of {', '.join(GRAPH_METHODS)}.",
+            f"The method {method!r} is not supported by ONNX Runtime.",
+            f"Use --backend torch, or one of the methods {', '.join(GRAPH_METHODS)}.",
         )
 
 
@@ -91,8 +91,8 @@ class OnnxEngine:
                 self._next = noise.score_mode
         if "gray_step" not in {given.name for given in self._session.get_inputs()}:
             raise WeightsProblem(
-                f"The graph of {weights.name} was written by an older tue.",
-                f"Write it anew with `tue export {weights.path or weights.name}`, or use "
+                f"The graph of {weights.name} was written by an older version of tue.",
+                f"Write it again with `tue export {weights.path or weights.name}`, or use "
                 "--backend torch.",
             )
         if self._next not in {output.name for output in self._session.get_outputs()}:
@@ -219,7 +219,7 @@ def open_session(
         kind not in PROVIDERS or (device != kind and not (kind == "cuda" and number.isdecimal()))
     ):
         raise BadSetting(
-            f"There is no device {device!r}.",
+            f"--device {device!r} is unknown.",
             "Choose auto, cpu, cuda, cuda:N, mps or directml.",
         )
     there = set(onnxruntime.get_available_providers())
@@ -277,7 +277,7 @@ def _try_session(
             return None
         raise WeightsProblem(
             f"The weights' graph cannot be opened: {str(error).splitlines()[0][:160]}.",
-            "Write it anew with `tue export`, or use --backend torch.",
+            "Write it again with `tue export`, or use --backend torch.",
         ) from None
 
 

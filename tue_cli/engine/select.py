@@ -71,7 +71,9 @@ def choose_engine(
 def refuse_unknown(backend: str) -> None:
     """Raise BadSetting where there is no such backend."""
     if backend not in BACKENDS:
-        raise BadSetting(f"There is no backend {backend!r}.", f"Choose {', '.join(BACKENDS)}.")
+        raise BadSetting(
+            f"--backend {backend!r} is unknown.", f"Choose one of: {', '.join(BACKENDS)}."
+        )
 
 
 def choose_backend(

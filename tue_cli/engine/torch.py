@@ -79,7 +79,7 @@ def _open_device(name: str) -> ComputeDevice:
     if kind not in ("cpu", "cuda", "mps") or (
         name != kind and not (kind == "cuda" and number.isdecimal())
     ):
-        raise BadSetting(f"There is no device {name!r}.", "Choose auto, cpu, cuda, cuda:N or mps.")
+        raise BadSetting(f"--device {name!r} is unknown.", "Choose auto, cpu, cuda, cuda:N or mps.")
     try:
         device = torch.device(name)
         float((torch.ones(2, device=device) + 1).sum())

@@ -96,9 +96,13 @@ def read(path: Path) -> bytes:
     except (reading.NotAFile, IsADirectoryError) as error:
         raise ImageProblem("not-a-file", "This is a folder, a pipe or a device.") from error
     except reading.TooLarge as error:
-        raise ImageProblem("too-large", f"The file has more than {MAX_BYTES:,} bytes.") from error
+        raise ImageProblem(
+            "too-large", f"The file is larger than {MAX_BYTES:,} bytes, the most that tue reads."
+        ) from error
+    except FileNotFoundError as error:
+        raise ImageProblem("unreadable", "The file does not exist.") from error
     except OSError as error:
-        raise ImageProblem("unreadable", f"Cannot be read: {error.strerror}.") from error
+        raise ImageProblem("unreadable", f"The file cannot be read: {error.strerror}.") from error
 
 
 def decode(source: bytes) -> DecodedImage:
@@ -177,7 +181,7 @@ class OpenImage:
         if image.format == "MPO":
             notes.append("only the first of several frames was kept")
         if kind == "AVIF" and sniff.is_deep_avif(source):
-            notes.append("more than 8 bits a channel became 8")
+            notes.append("reduced to 8 bits per channel")
         info = image.info
         segments: tuple[bytes, ...] = ()
         more: tuple[str, ...] = ()
@@ -247,10 +251,14 @@ def _translate_errors(kind: str, source: bytes) -> Iterator[None]:
         raise OutOfMemory from error
     except Exception as error:
         if sniff.is_truncated(kind, source):
-            raise ImageProblem("truncated", f"The {kind} ends too early.") from error
+            raise ImageProblem(
+                "truncated", f"The {kind} file is incomplete: its end is missing."
+            ) from error
         if isinstance(error, UnidentifiedImageError):
-            raise ImageProblem("unreadable", f"The header of the {kind} is damaged.") from error
-        raise ImageProblem("unreadable", f"The {kind} is damaged: {error}") from error
+            raise ImageProblem(
+                "unreadable", f"The header of the {kind} file is damaged."
+            ) from error
+        raise ImageProblem("unreadable", f"The {kind} file is damaged: {error}") from error
 
 
 def read_dimensions(source: bytes) -> tuple[int, int]:
@@ -268,24 +276,27 @@ def read_dimensions(source: bytes) -> tuple[int, int]:
     except ImageProblem:
         raise
     except Exception as error:
-        raise ImageProblem("unreadable", f"The header of the {kind} is damaged.") from error
+        raise ImageProblem("unreadable", f"The header of the {kind} file is damaged.") from error
 
 
 def _explain_too_large() -> ImageProblem:
-    return ImageProblem("too-large", f"More than {MAX_PIXELS:,} pixels; scale it down first.")
+    return ImageProblem(
+        "too-large",
+        f"The picture has more than {MAX_PIXELS // 10**6:,} megapixels; resize it first.",
+    )
 
 
 def _convert_mode(image: Image.Image, notes: list[str]) -> Image.Image:
     """Return the picture as L, LA, RGB or RGBA."""
     if image.mode in ("P", "PA"):
         mode = "RGBA" if image.has_transparency_data else "RGB"
-        notes.append(f"palette became {mode}")
+        notes.append(f"palette converted to {mode}")
     elif image.mode in ("L", "RGB") and "transparency" in image.info:
         mode = {"L": "LA", "RGB": "RGBA"}[image.mode]
-        notes.append("transparent colour became an alpha channel")
+        notes.append("transparent colour converted to an alpha channel")
     elif image.mode in ("RGBX", "YCbCr"):
         mode = "RGB"
-        notes.append(f"{image.mode} became RGB")
+        notes.append(f"{image.mode} converted to RGB")
     else:
         return image
     return image.convert(mode)

@@ -87,7 +87,7 @@ def encode(
     assert best is not None
     notes = best.notes
     if best.survival < SURVIVAL_FLOOR:
-        notes = (*notes, f"only {best.survival:.0%} of the protection survives in this {kind}")
+        notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
     with _translate_errors(kind):
         decoded = _restore_shape(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
@@ -111,7 +111,7 @@ def _list_attempts(
     if kind == "TIFF":
         if coding.lossless:
             return [({"compression": coding.compression}, "")]
-        note = f"{coding.compression} compression became deflate"
+        note = f"{coding.compression} compression replaced by deflate"
         return [({"compression": "tiff_adobe_deflate"}, note)]
     if kind in ("PNG", "BMP"):
         return [({}, "")]
@@ -128,12 +128,12 @@ def _list_attempts(
         return finer
     # Lossy WebP halves the colour channels, whatever the quality.
     lossless = {"lossless": True, **own}
-    note = "written lossless so that the protection survives"
+    note = "written losslessly so that the noise survives"
     return [(lossless, "")] if coding.lossless else [*finer, (lossless, note)]
 
 
 def _refine(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
-    note = f"written at quality {level} so that the protection survives" if noted else ""
+    note = f"written at quality {level} so that the noise survives" if noted else ""
     return {"quality": level, **own}, note
 
 
@@ -170,9 +170,13 @@ def _translate_errors(kind: str) -> Iterator[None]:
     except ImageProblem as problem:
         if problem.reason == "alpha-lost":
             raise
-        raise ImageProblem("unwritable", f"Cannot be written as {kind}: {problem}") from problem
+        raise ImageProblem(
+            "unwritable", f"The copy cannot be written as {kind}: {problem}"
+        ) from problem
     except Exception as error:
-        raise ImageProblem("unwritable", f"Cannot be written as {kind}: {error}") from error
+        raise ImageProblem(
+            "unwritable", f"The copy cannot be written as {kind}: {error}"
+        ) from error
 
 
 def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> DecodedImage:
@@ -189,7 +193,7 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
         # WebP and AVIF leave out an alpha that hides nothing.
         alpha = np.full_like(picture.alpha, 255) if alpha is None else alpha
         if not np.array_equal(alpha, picture.alpha):
-            raise ImageProblem("alpha-lost", f"{kind} changed the transparency; use png.")
+            raise ImageProblem("alpha-lost", f"{kind} changed the transparency; use --format png.")
     return replace(decoded, pixels=pixels, alpha=alpha)
 
 

@@ -112,7 +112,7 @@ def select_segments(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         if cleaned is not None:
             kept.append(make_segment(marker, cleaned))
     names = ", ".join(sorted(left_out))
-    notes = (f"left out {names}, which can hold a copy of the picture",) if names else ()
+    notes = (f"left out {names}, which may contain the original picture",) if names else ()
     return tuple(kept), notes
 
 

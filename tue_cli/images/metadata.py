@@ -67,7 +67,7 @@ def explain_tangled() -> ImageProblem:
     """Return the problem of a picture whose metadata nobody could have written in earnest."""
     return ImageProblem(
         "metadata",
-        "Its metadata is damaged or too large; save the picture again without it.",
+        "The metadata is damaged or too large; save the picture again without it.",
     )
 
 
@@ -259,7 +259,7 @@ def select_png_chunks(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]
         if kind == b"iTXt":
             data = blank_text_images(data)
         if kind in _PNG_TEXT and _holds_image(kind, data):
-            notes.append("a text that held a picture was left out")
+            notes.append("left out a text that contained a picture")
             continue
         chunks.append(make_png_chunk(kind, data))
     return tuple(chunks), tuple(notes)

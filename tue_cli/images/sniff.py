@@ -36,7 +36,7 @@ _UNSUPPORTED: Final = (
     (b"\xff\x0a", "a JPEG XL"),
     (b"gimp xcf", "a GIMP document"),
     (b"DDS ", "a DDS texture"),
-    (b"qoif", "a QOI"),
+    (b"qoif", "a QOI picture"),
     (b"%!PS", "a PostScript document"),
     (b"\xc5\xd0\xd3\xc6", "a PostScript document"),
     (b"%PDF", "a PDF document"),
@@ -67,7 +67,7 @@ def sniff_format(source: bytes) -> str:
         brands = {source[at : at + 4] for at in (8, *range(16, min(length, 256), 4))}
         if brands & {b"avif", b"avis"}:
             return "AVIF"
-        _refuse_kind("a camera raw file" if b"crx " in brands else "a HEIC or a video")
+        _refuse_kind("a camera raw file" if b"crx " in brands else "a HEIC picture or a video")
     for start, kind in _SIGNATURES:
         if source.startswith(start):
             if kind == "TIFF" and source[8:10] == b"CR":
@@ -78,11 +78,14 @@ def sniff_format(source: bytes) -> str:
             if name == "a GIF":
                 _refuse_moving_gif(source)
             _refuse_kind(name)
-    raise ImageProblem("not-a-picture", "The content is not that of a picture.")
+    raise ImageProblem("not-a-picture", "The content of the file is not a picture.")
 
 
 def _refuse_kind(name: str) -> None:
-    raise ImageProblem("unsupported", f"This is {name}; export it to PNG, TIFF or JPEG first.")
+    raise ImageProblem(
+        "unsupported",
+        f"This is {name}, which tue cannot write; export it as PNG, TIFF or JPEG first.",
+    )
 
 
 def _refuse_moving_gif(source: bytes) -> None:
@@ -90,7 +93,9 @@ def _refuse_moving_gif(source: bytes) -> None:
     with suppress(Exception), Image.open(io.BytesIO(source), formats=["GIF"]) as image:
         moves = bool(getattr(image, "is_animated", False))
     if moves:
-        raise ImageProblem("animated", "This is a moving picture; only stills are protected.")
+        raise ImageProblem(
+            "animated", "This picture is animated; tue protects only still pictures."
+        )
 
 
 def refuse_tangled(kind: str, source: bytes) -> None:
@@ -112,16 +117,25 @@ def refuse(image: Image.Image, source: bytes) -> None:
     several = getattr(image, "is_animated", False) if is_tiff else getattr(image, "n_frames", 1) > 1
     if image.format not in ("JPEG", "MPO") and several:
         if is_tiff:
-            raise ImageProblem("multi-page", "Has several pages; save each as a file first.")
-        raise ImageProblem("animated", "This is a moving picture; only stills are protected.")
+            raise ImageProblem(
+                "multi-page",
+                "This file has several pages; save each page as a file of its own first.",
+            )
+        raise ImageProblem(
+            "animated", "This picture is animated; tue protects only still pictures."
+        )
     if image.mode == "CMYK":
-        raise ImageProblem("cmyk", "Has CMYK colours; convert it to RGB first.")
+        raise ImageProblem("cmyk", "The picture has CMYK colours; convert it to RGB first.")
     deep = source[24] == 16 if image.format == "PNG" else max(tags.get(258, (8,))) > 8
     if image.mode.startswith("I") or (deep and image.mode != "F"):
-        raise ImageProblem("16-bit", "Has more than 8 bits a channel; save it with 8 first.")
+        raise ImageProblem(
+            "16-bit", "The picture has more than 8 bits per channel; save it with 8 bits first."
+        )
     if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX", "P", "PA", "YCbCr"):
         name = {"1": "black-and-white", "F": "floating-point"}.get(image.mode, image.mode)
-        raise ImageProblem("mode", f"Has {name} pixels; convert it to RGB or grey first.")
+        raise ImageProblem(
+            "mode", f"The picture has {name} pixels; convert it to RGB or grayscale first."
+        )
 
 
 def is_lossless_webp(source: bytes) -> bool:

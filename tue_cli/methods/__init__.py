@@ -18,7 +18,7 @@ from tue_cli.methods.surrogate import NetFit, Perturb
 def load_method(name: str) -> Perturb[Any]:
     """Return what makes a method's noise, or raise BadSetting with the names there are."""
     if name not in METHODS:
-        raise BadSetting(f"There is no method {name!r}.", f"Choose one of {', '.join(METHODS)}.")
+        raise BadSetting(f"There is no method {name!r}.", f"Choose one of: {', '.join(METHODS)}.")
     perturb: Perturb[Any] = import_module(f"tue_cli.methods.{name}").perturb
     return perturb
 
@@ -26,6 +26,6 @@ def load_method(name: str) -> Perturb[Any]:
 def load_recipe(name: str) -> Mapping[str, NetFit]:
     """Return what trains each net of a recipe, or raise BadSetting with the names there are."""
     if name not in RECIPES:
-        raise BadSetting(f"There is no recipe {name!r}.", f"Choose one of {', '.join(RECIPES)}.")
+        raise BadSetting(f"There is no recipe {name!r}.", f"Choose one of: {', '.join(RECIPES)}.")
     fits: Mapping[str, NetFit] = import_module(f"tue_cli.methods.{name}").FITS
     return fits

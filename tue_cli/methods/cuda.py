@@ -29,7 +29,9 @@ from tue_cli.noise import CudaNoise
 class FilterSettings:
     """The filters of cuda (Sadasivan et al. 2023)."""
 
-    side: int = fixed(3, "pixels a side of a filter", source="Sadasivan et al. 2023, CIFAR-10")
+    side: int = fixed(
+        3, "width and height of a filter, in pixels", source="Sadasivan et al. 2023, CIFAR-10"
+    )
     blur: float = fixed(0.3, "largest weight beside the one that is 1", source="same")
 
 

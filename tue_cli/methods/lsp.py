@@ -28,7 +28,9 @@ from tue_cli.noise import LspNoise
 class PatchSettings:
     """The pattern of lsp (Yu et al. 2022; sklearn's make_classification as they call it)."""
 
-    side: int = fixed(8, "pixels a side of a patch", source="Yu et al. 2022, CIFAR-10")
+    side: int = fixed(
+        8, "width and height of a patch, in pixels", source="Yu et al. 2022, CIFAR-10"
+    )
     separation: float = fixed(
         10.0, "distance of the classes' centres from the middle, in each coordinate", source="same"
     )

@@ -215,12 +215,12 @@ def build_classifier(name: str, *, classes: int, width: int = 64, size: int = 32
         BadSetting: no such net, a width below 4, or pictures too small for it.
     """
     if name not in NETS:
-        raise BadSetting(f"There is no net {name!r}.", f"Choose one of {', '.join(NETS)}.")
+        raise BadSetting(f"There is no net {name!r}.", f"Choose one of: {', '.join(NETS)}.")
     if width < 4:
-        raise BadSetting(f"A net of width {width} is too narrow.", "Choose a width of 4 or more.")
+        raise BadSetting(f"--width must be 4 or more, not {width}.", "The published width is 64.")
     if name == "vgg16" and size < 32:
         raise BadSetting(
-            f"VGG-16 halves a picture five times, too often for {size} pixels.",
-            "Choose a size of 32 or more, or another net.",
+            f"VGG-16 needs pictures of 32 pixels or more, not {size}.",
+            "Choose --size 32 or more, or another net.",
         )
     return NETS[name](classes, width, size)

@@ -46,8 +46,8 @@ def label_items(
     settings = run.spec.settings
     refuse_unless(
         "surrogate" in METHODS[settings.method].roles,
-        f"--labels {mode} looks through a surrogate's eyes, and {settings.method} has none.",
-        "Choose folders, single or a CSV file, or another method.",
+        f"--labels {mode} needs a surrogate, and the method {settings.method} has none.",
+        "Choose --labels folders, single or a CSV file, or another method.",
     )
     count = clusters or min(10, len(run.weights.card.classes))
     clustered: Mapping[Path, str] = {}
@@ -96,7 +96,7 @@ def _refuse_overflow(values: Floats, weights: Weights) -> None:
         raise WeightsProblem(
             f"The weights {weights.name} see numbers in the pictures that are not finite: theirs "
             "are too large.",
-            "Choose other weights with --weights, or make some with `tue train`.",
+            "Choose other weights with --weights, or train some with `tue train`.",
         )
 
 
@@ -119,7 +119,7 @@ def measure_nearness(
         return {}
     if not 0 < len(new) <= len(run.weights.card.classes):
         return {}
-    yield Note(f"Choosing keys by up to {LOOKED_AT} pictures of each class.")
+    yield Note(f"Choosing a code for each class by up to {LOOKED_AT} of its pictures.")
     few = []
     for name in new:
         count = len(by_class[name])

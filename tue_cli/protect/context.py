@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections import Counter
+from collections import defaultdict
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -22,6 +22,7 @@ from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.protect.request import ProtectSpec
+from tue_cli.text import escape, format_ignored
 from tue_cli.weights import Weights, load, make_netless
 
 BATCH = 32
@@ -94,8 +95,11 @@ def tell_found(found: discover.Found) -> Iterator[Event]:
     """Yield what was found and is not to be protected."""
     for path, reason, message in found.refused:
         yield Failed(path, reason, message)
-    for reason, count in sorted(Counter(reason for _, reason in found.ignored).items()):
-        yield Note(f"Left aside: {count} × {reason}.")
+    ignored: defaultdict[str, list[str]] = defaultdict(list)
+    for path, reason in found.ignored:
+        ignored[reason].append(escape(path))
+    for reason, names in sorted(ignored.items()):
+        yield Note(f"{format_ignored(len(names), reason)}.", tuple(names))
 
 
 def choose_weights(spec: ProtectSpec) -> Weights:
@@ -112,10 +116,10 @@ def choose_weights(spec: ProtectSpec) -> Weights:
         own = method.recipes[0]
         option = f"--method {own}" if own in METHODS else f"--recipe {own}"
         raise WeightsProblem(
-            f"The weights {weights.name} were trained for {weights.card.method!r}, and {name} "
-            f"takes those of {own!r}.",
-            f"Make some with `tue train DATA {option} -o {own}.safetensors`, and give them by "
-            "--weights.",
+            f"The method {name} needs weights trained for {own!r}; {weights.name} is for "
+            f"{weights.card.method!r}.",
+            f"Train some with `tue train DATA {option} -o {own}.safetensors`, and add --weights "
+            f"{own}.safetensors.",
         )
     return weights
 

@@ -29,14 +29,14 @@ from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task
 from tue_cli.protect.result import CopyRecord
-from tue_cli.text import escape
+from tue_cli.text import escape, format_count
 
 BATCH_PIXELS = LARGE
 """A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
 _WITHOUT = {
     "permissions": "permissions were not kept",
     "times": "modification times were not kept",
-    "locks": "a second run is not locked out",
+    "locks": "a second run at the same time is not prevented",
     "syncing": "a power cut may lose the last copies",
 }
 """What follows where the output's file system cannot do such a thing."""
@@ -147,18 +147,18 @@ class Pipeline:
         """Yield what a person should know about the copies."""
         if self._context.journal.refused:
             lacking = "; ".join(_WITHOUT[what] for what in sorted(self._context.journal.refused))
-            yield f"The output's file system lacks some features: {lacking}."
+            yield f"The file system of the output lacks some features: {lacking}."
         records = self._context.journal.records.values()
         if older := sum(record.get("algorithm") != ALGORITHM for record in records):
             yield (
-                f"{older} copies were made by another version of tue and stay as they are. Use "
-                "--existing overwrite to make them anew."
+                f"{format_count(older, 'copy')} of another version of tue {_was(older)} kept. "
+                "--existing overwrite replaces all copies."
             )
         if self._weak:
             yield (
-                f"In {self._weak} copies less than {encode.SURVIVAL_FLOOR:.0%} of the noise "
-                "outlived the file format; they are weaker. Leave out --quality, or "
-                "use --format png."
+                f"{format_count(self._weak, 'copy')} {_was(self._weak)} weakened by the file "
+                f"format: less than {encode.SURVIVAL_FLOOR:.0%} of the noise is left. Leave out "
+                "--quality, or use --format png."
             )
 
     def _process_alone(self, task: Task) -> Outcome:
@@ -189,13 +189,14 @@ class Pipeline:
             del data
             if not task.has_place:
                 raise ImageProblem(
-                    "in-the-way", "Another picture's copy has this name; rename the picture."
+                    "in-the-way",
+                    "Another picture's copy would have the same name; rename the picture.",
                 )
             small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
-            return Failed(source, "unreadable", f"It cannot be read: {error}.")
+            return Failed(source, "unreadable", f"The file cannot be read: {error}.")
         return LoadedTask(task, picture, small, digest, status, time.monotonic() - began)
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
@@ -206,13 +207,13 @@ class Pipeline:
         if self._context.journal.is_done(
             task.relative, source_sha256=digest, label=task.item.label, key=task.key
         ):
-            return Skipped(place, "done", "Protected before.")
+            return Skipped(place, "done", "This picture has its copy already.")
         if os.path.lexists(place) and not self._context.journal.owns(task.relative):
             return Failed(
                 task.item.source,
                 "in-the-way",
-                f"{escape(place)} exists and is not a copy that tue made; it is left alone. "
-                "Move it, or use --existing overwrite.",
+                f"{escape(place)} exists, but tue did not write it, so it is kept. Move it, or "
+                "use --existing overwrite.",
             )
         return None
 
@@ -230,7 +231,7 @@ class Pipeline:
         )
         if not np.isfinite(deltas).all():
             raise DeviceUnavailable(
-                f"{self._context.engine.description} computed NaN as noise.",
+                f"{self._context.engine.description}: the noise is not a number (NaN).",
                 "Use --device cpu, another --backend or other weights.",
             )
         spent = time.monotonic() - began
@@ -261,7 +262,7 @@ class Pipeline:
             if not quality.largest:
                 raise ImageProblem(
                     "unchanged",
-                    "There is no room for noise in its pixels. If all is smooth, use --smooth 1.",
+                    "The picture has no room for noise. If all of it is smooth, use --smooth 1.",
                 )
             record = CopyRecord(
                 path=task.relative.as_posix(),
@@ -330,6 +331,10 @@ def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
 
 def _count_pixels(loaded: LoadedTask) -> int:
     return loaded.picture.pixels[..., 0].size
+
+
+def _was(count: int) -> str:
+    return "was" if count == 1 else "were"
 
 
 def _derive_seed(seed: int, source_sha256: str) -> int:

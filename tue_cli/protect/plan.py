@@ -62,13 +62,13 @@ def _choose_keys(
         return assign_codes(classes, available, run.journal.keys, near)
     refuse_unless(
         key in available,
-        f"The weights {run.weights.name} have no key {key!r}.",
-        f"Choose one of {', '.join(available)}.",
+        f"The weights {run.weights.name} have no key {key!r}: a key is one of their classes.",
+        f"Choose one of: {', '.join(available)}.",
     )
     refuse_unless(
         len(classes) <= 1,
-        f"One key cannot serve {len(classes)} classes.",
-        "Use --key with --labels single.",
+        f"--key is for one class, but there are {len(classes)}.",
+        "Add --labels single, or leave out --key.",
     )
     return dict.fromkeys(classes, key)
 
@@ -116,6 +116,6 @@ def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
     for task in tasks:
         if os.path.lexists(output / task.relative):
             raise BadSetting(
-                f"{escape(output / task.relative)} exists.",
-                "Choose another output, or --existing skip or overwrite.",
+                f"{escape(output / task.relative)} exists already.",
+                "Choose another folder with -o, or use --existing skip or overwrite.",
             )

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from tue_cli.config import DEVICE, DEVICES, METHODS, ProtectSettings
 from tue_cli.dataset.journal import EXISTING
-from tue_cli.declare import argument, fixed, part, setting
+from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.images import codec
@@ -21,15 +21,14 @@ class ProtectSpec:
     """What `tue protect` was asked for."""
 
     paths: tuple[Path, ...] = argument(
-        "Folders (with all they hold) and files; - reads a list from stdin, one path a line or "
-        "separated by NUL.",
+        "Folders, with their subfolders, and files. - reads a list from stdin, one path per line.",
         typed="paths",
         metavar="PATHS",
         in_form=False,
     )
     output: Path | None = setting(
         None,
-        "Where the copies go; default <folder>-protected.",
+        "Folder for the copies. Default: FOLDER-protected, beside FOLDER.",
         "-o",
         "--output",
         typed="folder",
@@ -37,36 +36,56 @@ class ProtectSpec:
     )
     labels: str = setting(
         "auto",
-        "What a class is: folders (a subfolder each), single (all pictures), cluster or cluster:N "
-        "(pictures that look alike), FILE.csv (columns path,class); auto takes folders where there "
-        "are several, else single.",
+        "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
+        "similar pictures), FILE.csv (path,class); auto is folders if there are several.",
         in_form=False,
     )
-    key: str | None = setting(None, "Key of the weights for a run with one class.")
+    key: str | None = setting(
+        None,
+        "Code of the class, if there is only one: the class of the weights that its pictures are "
+        "made to look like. Default: by the name of the class.",
+        panel=ADVANCED,
+    )
     settings: ProtectSettings = part(ProtectSettings())
-    weights: str | None = setting(None, "Name of packaged weights, or a file.")
-    device: str = setting("auto", DEVICE, choices=DEVICES)
+    weights: str | None = setting(
+        None, "Weights, by name or file. Default: the packaged weights.", panel=ADVANCED
+    )
+    device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
     backend: str = setting(
         "auto",
-        "What computes: torch, onnx (ONNX Runtime, which has --device directml too), or auto: what "
-        "is faster here, and in a folder that was begun what began it.",
+        "torch, onnx (ONNX Runtime), or auto: the faster one, or the one that began the folder.",
         choices=BACKENDS,
+        panel=ADVANCED,
     )
     format: str = setting(
-        "keep", "keep, png, jpeg or webp.", choices=("keep", "png", "jpeg", "webp")
+        "keep",
+        "Format of the copies: keep, png, jpeg or webp.",
+        choices=("keep", "png", "jpeg", "webp"),
     )
     quality: int | None = setting(
-        None, "1 to 100 for JPEG, WebP and AVIF; default: the source's, or better."
+        None,
+        "Quality of JPEG, WebP and AVIF, 1 to 100. Default: the original's, or better.",
+        panel=ADVANCED,
     )
     existing: str = setting(
-        "skip", "Where a copy exists: skip what is done, overwrite, or error.", choices=EXISTING
+        "skip",
+        "If there are copies already: skip them, overwrite them, or error.",
+        choices=EXISTING,
     )
     dry_run: bool = setting(
-        False, "Write nothing; tell the plan and the time.", "-n", "--dry-run", in_form=False
+        False,
+        "Write nothing; show the plan and the estimated time.",
+        "-n",
+        "--dry-run",
+        in_form=False,
     )
-    report: Path | None = setting(None, "Write a page with some of the pictures: FILE.html.")
+    report: Path | None = setting(
+        None, "Also write a page that shows some of the pictures: FILE.html."
+    )
     command: str = fixed("", "the command as it was typed")
-    jobs: int = setting(0, "Threads that decode and encode; 0: one a processor.")
+    jobs: int = setting(
+        0, "Threads that read and write pictures. 0: one per processor.", panel=ADVANCED
+    )
 
     def validate(self) -> None:
         """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be."""
@@ -74,31 +93,37 @@ class ProtectSpec:
         refuse_unless(
             method in METHODS,
             f"There is no method {method!r}.",
-            f"Choose one of {', '.join(METHODS)}.",
+            f"Choose one of: {', '.join(METHODS)}.",
         )
         refuse_noise(self.settings.noise, METHODS[method].noise)
-        refuse_unless(0 <= smooth <= 1, f"A smooth of {smooth} cannot be.", "Choose 0 to 1.")
+        refuse_unless(
+            0 <= smooth <= 1, f"--smooth must be 0 to 1, not {smooth:g}.", "The default is 0.25."
+        )
         refuse_seed(self.settings.seed)
         refuse_unless(
             self.format in codec.FORMATS,
-            f"There is no format {self.format!r}.",
-            f"Choose {', '.join(sorted(codec.FORMATS))}.",
+            f"--format {self.format!r} is unknown.",
+            f"Choose one of: {', '.join(sorted(codec.FORMATS))}.",
         )
         refuse_unless(
             self.quality is None or 1 <= self.quality <= 100,
-            f"A quality of {self.quality} cannot be.",
-            "Choose 1 to 100.",
+            f"--quality must be 1 to 100, not {self.quality}.",
+            "Without the option, the quality of the original is kept.",
         )
         refuse_unless(
             self.existing in EXISTING,
             f"--existing {self.existing} is unknown.",
-            f"Choose one of {', '.join(EXISTING)}.",
+            f"Choose one of: {', '.join(EXISTING)}.",
         )
         refuse_unknown(self.backend)
         _refuse_unknown_labels(self.labels)
         if self.report is not None:
             refuse_report(self.report)
-        refuse_unless(self.jobs >= 0, f"{self.jobs} jobs cannot be.", "Choose 1 or more.")
+        refuse_unless(
+            self.jobs >= 0,
+            f"--jobs must be 0 or more, not {self.jobs}.",
+            "0 means one thread per processor.",
+        )
 
 
 def refuse_noise(noise: Noise, published: Noise) -> None:
@@ -115,15 +140,17 @@ def refuse_size(size: int) -> None:
     """Raise BadSetting for a working size that nets cannot take."""
     refuse_unless(
         size >= 16 and size % 4 == 0,
-        f"A working size of {size} pixels cannot be.",
-        "Choose a multiple of 4 from 16.",
+        f"--size must be 16, 20, 24 or a larger multiple of 4, not {size}.",
+        "The usual size is 32.",
     )
 
 
 def refuse_seed(seed: int) -> None:
     """Raise BadSetting for a seed that a random generator does not take."""
     refuse_unless(
-        0 <= seed < 2**63, f"A seed of {seed} cannot be.", "Choose a whole number from 0."
+        0 <= seed < 2**63,
+        f"--seed {seed} is not possible.",
+        "Choose a whole number from 0 to 2^63 - 1.",
     )
 
 
@@ -135,7 +162,9 @@ def count_clusters(labels: str) -> int | None:
     if not number:
         return 0
     if not number.isdecimal() or int(number) < 1:
-        raise BadSetting(f"--labels {labels} names no number.", "Write cluster:N with N from 1.")
+        raise BadSetting(
+            f"--labels {labels} has no number of groups.", "Write cluster:10, for example."
+        )
     return int(number)
 
 
@@ -143,6 +172,6 @@ def _refuse_unknown_labels(labels: str) -> None:
     known = count_clusters(labels) is not None or labels in ("auto", "folders", "single")
     if not known and not os.path.isfile(labels):  # noqa: PTH113 - False for a name too long
         raise BadSetting(
-            f"--labels {labels!r} is neither a mode nor a file.",
-            "Choose auto, folders, single, cluster, cluster:N or a CSV file.",
+            f"--labels {labels!r} is neither a mode nor an existing file.",
+            "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
         )

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from tue_cli.events import AMONG
 from tue_cli.images.residual import CopyFacts
+from tue_cli.text import escape, format_count, format_duration
 
 
 @dataclass(frozen=True)
@@ -81,6 +83,47 @@ class ProtectSummary:
     manifest: Path
     seconds: float
     engine_seconds: float
+
+
+def describe_forecast(result: ProtectForecast) -> Iterator[str]:
+    """Yield what a run would do, in sentences."""
+    if not result.pictures:
+        yield _all_done(result.already_done)
+        return
+    yield f"{format_count(result.pictures, 'picture')} to protect."
+    if result.already_done:
+        yield f"Already done: {format_count(result.already_done, 'picture')}."
+    yield "Nothing was written. Next: the same command without --dry-run."
+
+
+def describe(result: ProtectSummary, paths: Sequence[Path]) -> Iterator[str]:
+    """Yield what came of a run over `paths`, in sentences, and what to do next."""
+    done, output = result.already_done, shlex.quote(escape(result.output))
+    if result.protected:
+        took = format_duration(result.seconds)
+        yield f"Protected {format_count(result.protected, 'picture')} in {took}."
+        if done:
+            yield f"Already done: {format_count(done, 'picture')}."
+    elif done and not result.failed:
+        yield _all_done(done)
+    elif done:
+        yield f"Nothing new: {format_count(done, 'copy')} up to date."
+    if result.failed:
+        reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
+        yield f"Not protected: {format_count(result.failed, 'picture')} ({reasons})."
+    if result.protected or done:
+        yield f"Copies: {escape(result.output)}"
+    if result.protected:
+        is_folder = len(paths) == 1 and paths[0].is_dir()
+        originals = shlex.quote(escape(paths[0])) if is_folder else "FOLDER"
+        yield f"Next: tue check {output}  (are the copies still intact?)"
+        yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
+
+
+def _all_done(count: int) -> str:
+    if count == 1:
+        return "Nothing to do: the copy is up to date."
+    return f"Nothing to do: all {count:,} copies are up to date."
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,13 @@ from tue_cli.protect.context import BATCH, RunContext, open_run, tell_found
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.result import ProtectForecast, ProtectPlan, ProtectSummary
+from tue_cli.protect.result import (
+    ProtectForecast,
+    ProtectPlan,
+    ProtectSummary,
+    describe,
+    describe_forecast,
+)
 from tue_cli.report.write import write_report
 
 
@@ -38,7 +44,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
         yield from (Note(text) for text in notes)
         if spec.dry_run:
             forecast = yield from _forecast(run, items)
-            yield Done(forecast)
+            yield Done(forecast, tuple(describe_forecast(forecast)))
             return
         tasks, work, manifest = yield from _write_copies(run, items)
         yield from (Note(text) for text in work.list_warnings())
@@ -51,18 +57,17 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
                 lambda record: sources.get(record["path"]),
                 command=spec.command,
             )
-        yield Done(
-            ProtectSummary(
-                protected=work.counts["Saved"],
-                already_done=work.counts["Skipped"],
-                failed=work.counts["Failed"],
-                reasons=Counter(failure["reason"] for failure in work.failures),
-                output=run.output,
-                manifest=manifest,
-                seconds=round(time.monotonic() - began, 3),
-                engine_seconds=round(work.engine_seconds, 3),
-            )
+        result = ProtectSummary(
+            protected=work.counts["Saved"],
+            already_done=work.counts["Skipped"],
+            failed=work.counts["Failed"],
+            reasons=Counter(failure["reason"] for failure in work.failures),
+            output=run.output,
+            manifest=manifest,
+            seconds=round(time.monotonic() - began, 3),
+            engine_seconds=round(work.engine_seconds, 3),
         )
+        yield Done(result, tuple(describe(result, spec.paths)))
 
 
 def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:
@@ -71,7 +76,7 @@ def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, 
     tasks = plan_tasks(run, items, near)
     left = select_pending(run, tasks)
     seconds = _estimate(run, left)
-    yield Started("Would protect", len(left), "pictures", seconds, _plan(run, tasks))
+    yield Started("To protect", len(left), "pictures", seconds, _plan(run, tasks))
     return ProtectForecast(True, len(left), len(tasks) - len(left), seconds)
 
 

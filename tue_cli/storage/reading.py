@@ -40,7 +40,7 @@ class TooLarge(OSError):
 
     def __init__(self, path: Path, limit: int) -> None:
         super().__init__(
-            errno.EFBIG, f"it has more than {limit:,} bytes, the most that is read", str(path)
+            errno.EFBIG, f"it is larger than {limit:,} bytes, the most that tue reads", str(path)
         )
 
 
@@ -117,7 +117,7 @@ def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, s
         metadata = header.get("__metadata__", {})
         if isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()):
             return header, metadata
-    raise ValueError("it is no safetensors file")
+    raise ValueError("it is not a safetensors file")
 
 
 def count_tensor_bytes(header: dict[str, Any], limit: int) -> int:

@@ -76,7 +76,8 @@ def refuse_unwritable(folder: Path) -> None:
         probe.unlink()
     except OSError as error:
         raise OutputProblem(
-            f"{folder} cannot be written: {error.strerror}.", "Choose another place with -o."
+            f"The folder {folder} is not writable: {error.strerror}.",
+            "Choose another place with -o.",
         ) from None
 
 
@@ -91,7 +92,7 @@ def write_output(data: bytes, path: Path) -> None:
     except OSError as error:
         raise OutputProblem(
             f"{path} cannot be written: {error.strerror or error}.",
-            "Make room or mend the permissions, then go on with --resume.",
+            "Free some space or change the permissions, then continue with --resume.",
         ) from None
 
 
@@ -152,12 +153,12 @@ class Checkpoint:
         except Exception:  # torch's words for it run to half a page
             raise BadSetting(
                 f"The checkpoint {self.path} is damaged, or was not written by tue.",
-                "Remove it and train anew.",
+                "Delete it and start the training again.",
             ) from None
         if changed:
             raise BadSetting(
-                f"The checkpoint {self.path} is of another training: {changed}.",
-                "Give the same data and settings, or remove it.",
+                f"The checkpoint {self.path} belongs to another training: {changed}.",
+                "Use the same pictures and settings, or delete the checkpoint.",
             )
 
     def is_due(self) -> bool:

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
+from tue_cli.text import format_count
 
 if TYPE_CHECKING:
     from tue_cli.core.batches import Images
@@ -47,7 +48,10 @@ def load_images(
                 pixels[len(labels)] = result
                 labels.append(label)
     if not labels:
-        raise NothingToDo(f"No picture in {data} could be read.", "Give a folder of pictures.")
+        raise NothingToDo(
+            f"No picture in {data} could be read.",
+            "Name a folder with one subfolder of pictures per class.",
+        )
     _refuse_empty(data, [name for number, name in enumerate(names) if number not in set(labels)])
     pictures = Images(torch.from_numpy(pixels[: len(labels)]), torch.tensor(labels))
     return names, pictures, failures
@@ -56,12 +60,13 @@ def load_images(
 def _find_classes(data: Path, limit: int | None) -> tuple[tuple[str, ...], list[tuple[Path, int]]]:
     """Return the classes' names, and at most `limit` files of each with the class's number."""
     if not data.is_dir():
-        raise BadSetting(f"{data} is no folder.", "Give a folder with one subfolder a class.")
+        raise BadSetting(f"{data} is not a folder.", "Name a folder with one subfolder per class.")
     names = sorted(p.name for p in data.iterdir() if p.is_dir() and not p.name.startswith("."))
     if len(names) < 2:
         raise BadSetting(
-            f"{data} holds {len(names)} class folders, and a surrogate needs two or more.",
-            "Give a folder with one subfolder a class.",
+            f"Training needs two classes or more, but {data} has "
+            f"{format_count(len(names), 'subfolder')}.",
+            "Name a folder with one subfolder per class.",
         )
     files: list[tuple[Path, int]] = []
     for number, name in enumerate(names):
@@ -83,7 +88,7 @@ def _refuse_empty(data: Path, empty: Sequence[str]) -> None:
     """Raise BadSetting where there are classes without a picture."""
     if empty:
         raise BadSetting(
-            f"{len(empty)} class folders of {data} hold no readable picture: "
+            f"{format_count(len(empty), 'subfolder')} of {data} without a readable picture: "
             f"{', '.join(empty[:5])}{', …' if len(empty) > 5 else ''}.",
-            "Remove them, or put pictures there.",
+            "Remove them, or add pictures.",
         )

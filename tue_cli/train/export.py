@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,11 @@ from tue_cli.weights import Weights, build, load, read
 class ExportSpec:
     """What `tue export` was asked for."""
 
-    weights: str | None = argument(
-        "Name of packaged weights, or a file; default: the packaged ones.", None
-    )
+    weights: str | None = argument("Weights, by name or file. Default: the packaged weights.", None)
     output: Path | None = setting(
         None,
-        "FILE.onnx. Beside the weights and under their name (the default), where protect looks for "
-        "it, it reads the weights from their file; elsewhere it holds them.",
+        "FILE.onnx. Default: beside the weights, where `tue protect` looks for it. Anywhere else, "
+        "the graph contains the weights.",
         "-o",
         "--output",
     )
@@ -53,7 +52,7 @@ def export(spec: ExportSpec) -> Job[ExportSummary]:
     own = weights.path.with_suffix(".onnx")
     output = spec.output or own
     if output.suffix != ".onnx":
-        raise BadSetting(f"The output {escape(output)} is no ONNX file.", "Name it FILE.onnx.")
+        raise BadSetting(f"-o {escape(output)} does not end in .onnx.", "Write -o FILE.onnx.")
     yield from write_graph(weights, output, beside=output.absolute() == own.absolute())
 
 
@@ -73,7 +72,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
     except (onnx.checker.ValidationError, onnx.shape_inference.InferenceError) as error:
         reason = escape(" ".join(str(error).split())[:160])
         raise WeightsProblem(
-            f"The graph of {weights.name} is not sound: {reason}.",
+            f"The graph of {weights.name} is not valid: {reason}.",
             "Nothing was written. Use --backend torch with these weights.",
         ) from None
     if beside:
@@ -83,7 +82,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
     found = measure_parity(make_runner(data, weights if beside else None), weights)
     if not found.within:
         raise WeightsProblem(
-            f"The graph of {weights.name} is not what torch computes: fields are "
+            f"The graph of {weights.name} does not agree with torch: the gradients are "
             f"{found.graph.apart:.1e} apart (float32 by torch: {found.torch.apart:.1e}), "
             f"{found.graph.signs:.3%} of their signs and {found.graph.steps:.3%} of the steps "
             "differ.",
@@ -106,10 +105,11 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         ),
         (
             f"{output}: {len(data) / 1e3:.0f} kB, "
-            + (f"reads the weights from {weights.path}." if beside else "weights included."),
-            f"Against torch in float64, {found.graph.signs:.3%} of the gradients' signs and "
-            f"{found.graph.steps:.3%} of a step's entries differ; the fields are "
+            + (f"reads the weights from {weights.path}." if beside else "contains the weights."),
+            f"Compared with torch in float64, {found.graph.signs:.3%} of the gradients' signs and "
+            f"{found.graph.steps:.3%} of the steps differ; the gradients are "
             f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
+            f"Next: tue protect FOLDER --backend onnx --weights {shlex.quote(str(weights.path))}",
         ),
     )
 
@@ -134,9 +134,9 @@ def _refuse_unusable(weights: Weights) -> None:
     for name, array in weights.tensors.items():
         if array.dtype not in (np.float32, np.int64):
             raise WeightsProblem(
-                f"The weights {weights.name} hold {escape(name[:80])} as {array.dtype}, and a "
-                "graph is written of float32 and int64.",
-                "Copy the file again, or make it anew with `tue train`.",
+                f"The weights {weights.name} contain {escape(name[:80])} as {array.dtype}, but "
+                "a graph can only have float32 and int64.",
+                "Copy the file again, or train it again with `tue train`.",
             )
 
 

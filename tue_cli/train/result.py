@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import shlex
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
+
+from tue_cli.config import TRAININGS, TrainSettings
+from tue_cli.events import Note
+from tue_cli.text import escape, format_count, format_duration
 
 if TYPE_CHECKING:
     from tue_cli.engine.onnx_graph.parity import Parity
@@ -32,6 +37,29 @@ class TrainSummary:
     """Pictures that could not be read."""
     seconds: float
     """Those before a resume among them."""
+
+
+def warn_of_days(settings: TrainSettings) -> Iterator[Note]:
+    """Yield a warning where a training takes a CPU about as long as the paper's."""
+    paper = TRAININGS["paper"]
+    if settings.steps * settings.width**2 >= paper.steps * paper.width**2 / 10:
+        yield Note(
+            "Without a GPU, the preset paper takes days: about five on one CPU core. --preset "
+            "packaged takes about 45 minutes there. Ctrl-C stops the training."
+        )
+
+
+def describe(result: TrainSummary) -> Iterator[str]:
+    """Yield what came of a training, in sentences, and what to do next."""
+    steps = ", ".join(f"{role} {count:,}" for role, count in result.steps.items())
+    yield f"Trained in {format_duration(result.seconds)}; steps: {steps}."
+    if result.failed:
+        yield f"Not read: {format_count(result.failed, 'picture')}."
+    if result.weights is None:
+        yield "No weights were written yet: the last network has not begun."
+    else:
+        yield f"Weights: {escape(result.weights)}"
+        yield f"Next: tue protect FOLDER --weights {shlex.quote(escape(result.weights))}"
 
 
 @dataclass(frozen=True)

@@ -15,12 +15,9 @@ from numpy.typing import NDArray
 
 from tue_cli import __version__
 from tue_cli.config import DEVICE, DEVICES, NETS, RECIPES, TRAINING_NOISE, TRAININGS, TrainSettings
-from tue_cli.declare import argument, fixed, part, setting
+from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.onnx import GRAPH_METHODS
-from tue_cli.errors import (
-    BadSetting,
-    require,
-)
+from tue_cli.errors import BadSetting, require
 from tue_cli.events import Advanced, Done, Event, Job, Metric, Note, Saved, Started
 from tue_cli.protect.request import refuse_noise, refuse_seed, refuse_size
 from tue_cli.train.checkpoint import (
@@ -32,16 +29,8 @@ from tue_cli.train.checkpoint import (
 )
 from tue_cli.train.data import load_images
 from tue_cli.train.export import write_own_graph
-from tue_cli.train.result import TrainPlan, TrainSummary
-from tue_cli.weights import (
-    LARGEST,
-    MOST_CLASSES,
-    WIDEST,
-    Card,
-    MisfitField,
-    draw_nets,
-    pack,
-)
+from tue_cli.train.result import TrainPlan, TrainSummary, describe, warn_of_days
+from tue_cli.weights import LARGEST, MOST_CLASSES, WIDEST, Card, MisfitField, draw_nets, pack
 
 if TYPE_CHECKING:
     import torch
@@ -58,21 +47,24 @@ REPORT_SECONDS = 5.0
 class TrainSpec:
     """What `tue train` was asked for."""
 
-    data: Path = argument("A folder with one subfolder a class.")
-    output: Path = setting(MISSING, "The weights: FILE.safetensors.", "-o", "--output")
+    data: Path = argument("A folder of pictures with one subfolder per class.")
+    output: Path = setting(
+        MISSING, "Where to write the weights: FILE.safetensors.", "-o", "--output"
+    )
     settings: TrainSettings = part(TRAININGS["paper"], by="preset", among=TRAININGS)
     preset: str = setting(
         "paper",
-        "paper (wants a GPU), or packaged: as the packaged weights were made, on one core of a "
-        "processor in 45 minutes.",
+        "paper (needs a GPU), or packaged: 45 minutes on one CPU core, like the packaged weights.",
         choices=tuple(TRAININGS),
     )
-    device: str = setting("auto", DEVICE, choices=DEVICES)
-    resume: bool = setting(False, "Go on from the checkpoint, exactly.")
+    device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
+    resume: bool = setting(False, "Continue a training that was stopped, exactly.")
     max_seconds: float | None = setting(
-        None, "Stop after this long: 90s, 30m or 2h.", "--max-time", typed="duration"
+        None, "Stop after this time, such as 90s, 30m or 2h.", "--max-time", typed="duration"
     )
-    limit: int | None = setting(None, "Use at most this many pictures of each class.")
+    limit: int | None = setting(
+        None, "Use at most this many pictures of each class.", panel=ADVANCED
+    )
     """The first by name."""
     command: str = fixed("", "the command that trains the same, from the start and in one go")
 
@@ -104,6 +96,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
+    if computer.device.type == "cpu":
+        yield from warn_of_days(settings)
     plan = TrainPlan(computer.description, len(pictures), len(classes))
     yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
     try:
@@ -116,8 +110,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     steps_done = {role: training.step for role, training in trainings.items()}
     if out_of_time:
         yield Note(
-            f"Stopped at the time limit, after {sum(steps_done.values())} of {total} steps; "
-            f"--resume goes on from {checkpoint.path.name}."
+            f"Stopped at the time limit, after {sum(steps_done.values()):,} of {total:,} steps. "
+            "The same command with --resume continues the training."
         )
     begun = bool(steps_done[list(fits)[-1]])
     if begun:
@@ -129,14 +123,13 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
             yield from write_own_graph(spec.output)
     if not out_of_time:
         checkpoint.path.unlink()
-    yield Done(
-        TrainSummary(
-            steps=steps_done,
-            weights=spec.output if begun else None,
-            failed=len(failures),
-            seconds=round(checkpoint.count_seconds(), 1),
-        )
+    result = TrainSummary(
+        steps=steps_done,
+        weights=spec.output if begun else None,
+        failed=len(failures),
+        seconds=round(checkpoint.count_seconds(), 1),
     )
+    yield Done(result, tuple(describe(result)))
 
 
 def _train_nets(
@@ -190,8 +183,8 @@ def _refuse_infinite(role: str, losses: list[float], checked: int) -> None:
     for step, loss in enumerate(losses[checked:], checked + 1):
         if not math.isfinite(loss):
             raise BadSetting(
-                f"The {role} network's loss is {loss} after {step} steps.",
-                "Train it with a smaller learning rate, or from another seed.",
+                f"The training of the {role} failed: its loss is {loss} after {step} steps.",
+                "Use a smaller --rate, or another --seed.",
             )
 
 
@@ -218,20 +211,22 @@ class Meter:
 def _refuse(spec: TrainSpec) -> None:
     if spec.output.suffix != ".safetensors":  # a folder may have no name to put another suffix to
         raise BadSetting(
-            f"The output {spec.output} is no safetensors file.", "Name it FILE.safetensors."
+            f"-o {spec.output} does not end in .safetensors.", "Write -o FILE.safetensors."
         )
     checkpoint = spec.output.with_suffix(".checkpoint")
     if checkpoint.exists() and not spec.resume:
         raise BadSetting(
-            f"An unfinished training lies in {checkpoint}.",
-            "Go on with --resume, or remove that file.",
+            f"{checkpoint} has an unfinished training.",
+            "Continue it with --resume, or delete that file.",
         )
     if spec.output.exists() and not checkpoint.exists():
-        raise BadSetting(f"{spec.output} exists.", "Choose another name, or remove it.")
+        raise BadSetting(
+            f"{spec.output} exists already.", "Choose another name with -o, or delete it."
+        )
     settings = spec.settings
     if settings.method not in RECIPES:
         raise BadSetting(
-            f"There is no recipe {settings.method!r}.", f"Choose one of {', '.join(RECIPES)}."
+            f"There is no recipe {settings.method!r}.", f"Choose one of: {', '.join(RECIPES)}."
         )
     refuse_size(settings.size)
     refuse_noise(settings.noise, TRAINING_NOISE[settings.method])
@@ -239,21 +234,27 @@ def _refuse(spec: TrainSpec) -> None:
     for name in ("steps", "score_steps", "batch", "score_width"):
         if getattr(settings, name) < 1:
             raise BadSetting(
-                f"{name} must be 1 or more.", f"Give another --{name.replace('_', '-')}."
+                f"--{name.replace('_', '-')} must be 1 or more, not {getattr(settings, name)}.",
+                "Without the option, the preset decides.",
             )
     for name in ("rate", "sigma"):
         if not 0 < getattr(settings, name) < math.inf:
-            raise BadSetting(f"{name} must be more than 0.", f"Give another --{name}.")
+            raise BadSetting(
+                f"--{name} must be more than 0, not {getattr(settings, name):g}.",
+                "The default is 0.1.",
+            )
     adversary = settings.adversary
     if not 0 <= adversary.radius <= 1 or adversary.steps < 0:
         raise BadSetting(
-            f"An adversary of {adversary.steps} steps and {adversary.radius * 255:g} levels cannot "
-            "be.",
-            "Give 0 steps or more and a radius of 0 to 255.",
+            f"--adversary-steps {adversary.steps} with --adversary-radius "
+            f"{adversary.radius * 255:g} is not possible.",
+            "Choose 0 steps or more, and a radius from 0 to 255.",
         )
     _make_card(settings, ("a", "b"))  # the classes are known when the pictures are
     if spec.limit is not None and spec.limit < 1:
-        raise BadSetting(f"A limit of {spec.limit} pictures leaves none.", "Choose 1 or more.")
+        raise BadSetting(
+            f"--limit must be 1 or more, not {spec.limit}.", "Without the option, all are used."
+        )
     refuse_unwritable(spec.output.parent)
 
 
@@ -274,12 +275,12 @@ def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
     except MisfitField as error:
         if error.name == "classes":
             raise BadSetting(
-                f"There are {len(classes):,} classes, and weights have {MOST_CLASSES:,} at most.",
-                "Train on fewer class folders.",
+                f"There are {len(classes):,} classes; weights can have at most {MOST_CLASSES:,}.",
+                "Train on fewer subfolders.",
             ) from None
         raise BadSetting(
-            f"A {error.name.replace('_', ' ')} of {getattr(settings, error.name)} cannot be.",
-            f"Give another --{error.name.replace('_', '-')}: {_RANGES[error.name]}.",
+            f"--{error.name.replace('_', '-')} cannot be {getattr(settings, error.name)}.",
+            f"Choose {_RANGES[error.name]}.",
         ) from None
 
 
@@ -288,7 +289,7 @@ _RANGES = {
     "width": f"4 to {WIDEST}",
     "size": f"a multiple of 4 from 16 to {LARGEST}",
     "score_width": f"1 to {WIDEST}",
-    "sigma": "more than 0, and 10 at most",
+    "sigma": "more than 0 and at most 10",
 }
 """What weights may be, by the option that says it."""
 

@@ -148,8 +148,8 @@ def load_victim_dataset(
     tested = [one for one in tested if one[0] in number]
     if not learned:
         raise BadSetting(
-            "No class is left that can be both learned and tested.",
-            "Give pictures of the same classes, two or more of each.",
+            "No class has enough different pictures to be learned and tested.",
+            "Every class needs at least two different pictures.",
         )
     clean, protected, random = (
         np.stack([levels[arm] for _, levels in learned]) for arm in range(3)

@@ -16,7 +16,7 @@ from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.images import codec
 from tue_cli.storage.reading import is_below
-from tue_cli.text import escape
+from tue_cli.text import escape, format_count
 from tue_cli.verify.request import VerifySpec
 from tue_cli.verify.stats import FEWEST_PICTURES
 
@@ -50,7 +50,7 @@ def pair_copies(
     def pair_one(record: dict[str, Any]) -> tuple[Pair, bool] | Failed:
         copy, clean = protected / record["path"], find_original(record, original)
         if clean is None:
-            return Failed(copy, "outside", "The manifest points outside the folder.")
+            return Failed(copy, "outside", "The manifest lists a file outside the folder.")
         try:
             digest = sha256(codec.read(clean))
         except ImageProblem as problem:
@@ -75,7 +75,8 @@ def pair_copies(
         others += not same
     if not pairs and failures:
         raise BadSetting(
-            f"None of the {len(failures)} copies in {escape(protected)} could be paired: "
+            f"The originals do not match the copies: of {format_count(len(failures), 'original')}, "
+            f"none was found unchanged. For example, {escape(failures[0].path)}: "
             f"{failures[0].message}",
             "Give --original the folder that was given to `tue protect`.",
         )
@@ -97,7 +98,7 @@ def list_clean_images(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) 
         BadSetting: it is no folder, or holds no picture.
     """
     if not folder.is_dir():
-        raise BadSetting(f"{escape(folder)} is no folder.", "Give a folder of pictures.")
+        raise BadSetting(f"{escape(folder)} is not a folder.", "Name a folder of pictures.")
     found = [
         path
         for path in sorted(folder.rglob("*"))
@@ -115,8 +116,8 @@ def list_clean_images(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) 
     pairs = [pair for pair in pool.map(pair_one, found) if pair is not None]
     if not pairs:
         raise BadSetting(
-            f"{escape(folder)} holds no picture{' in a subfolder' if classes else ''}.",
-            "Give a folder with one subfolder a class." if classes else "Give another folder.",
+            f"{escape(folder)} has no readable picture{' in a subfolder' if classes else ''}.",
+            "Name a folder with one subfolder per class." if classes else "Name another folder.",
         )
     return pairs
 
@@ -178,8 +179,8 @@ def split_pairs(
     failures += unpaired
     if others:
         yield Note(
-            f"{others} of {len(pairs)} copies are not the files that tue wrote; they are measured "
-            "as they are."
+            f"{others:,} of {format_count(len(pairs), 'copy')} changed since tue wrote "
+            f"{'it' if others == 1 else 'them'}; the changed files are measured."
         )
     every = list(pairs)
     copies = {record["sha256"] for record in manifest["pictures"]}
@@ -189,8 +190,8 @@ def split_pairs(
         background = [pair for pair in background if pair.sha256 not in known]
         if not background:
             raise BadSetting(
-                f"{escape(spec.background)} holds these very pictures.",
-                "Give --background other people's pictures.",
+                f"--background {escape(spec.background)} has the same pictures as the copies.",
+                "Name a folder of other people's pictures.",
             )
         largest = max(
             (sum(p.label == label for p in pairs) for label in {p.label for p in pairs}), default=1
@@ -202,18 +203,23 @@ def split_pairs(
         labels = {pair.label for pair in pairs}
         strange = sorted({pair.label for pair in tested} - labels)
         if strange:
-            yield Note(f"--holdout has classes that the copies lack: {', '.join(strange[:5])}.")
+            yield Note(
+                f"--holdout has classes that the copies lack; they are ignored: {_few(strange)}."
+            )
         if lacking := sorted(labels - {pair.label for pair in tested}):
-            yield Note(f"--holdout lacks classes, which are left out: {', '.join(lacking[:5])}.")
+            yield Note(
+                f"--holdout lacks classes of the copies; they are not tested: {_few(lacking)}."
+            )
         contents = {pair.sha256 for pair in tested}
         if contents & copies - {pair.sha256 for pair in pairs}:
             raise BadSetting(
-                f"{escape(spec.holdout)} holds protected copies.",
-                "Victims are tested on clean pictures: give --holdout some.",
+                f"--holdout {escape(spec.holdout)} contains protected copies.",
+                "Name a folder of clean pictures: victims are tested on these.",
             )
         kept = [pair for pair in every if pair.sha256 not in contents]
         if len(kept) < len(every):
-            yield Note(f"{len(every) - len(kept)} pictures are in --holdout too; none is learned.")
+            both = format_count(len(every) - len(kept), "picture")
+            yield Note(f"{both} found in --holdout too and therefore not used for training.")
         background_held = [pair for pair in held if pair.copy is None]
         out = {id(pair) for pair in background_held}
         train = [pair for pair in kept if id(pair) not in out]
@@ -221,6 +227,10 @@ def split_pairs(
     # To be tested on a picture twice tells no more.
     held = list({(pair.label, pair.sha256): pair for pair in held}.values())
     return pairs, train, held
+
+
+def _few(names: Sequence[str]) -> str:
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
 
 
 def explain_shortage(
@@ -231,16 +241,19 @@ def explain_shortage(
     different = len({pair.sha256 for pair in pairs})
     if different < FEWEST_PICTURES:
         return (
-            f"{different} different pictures with their originals are too few; {FEWEST_PICTURES} "
-            "are the least that can tell anything"
+            f"{format_count(different, 'different picture')} with "
+            f"{'its original is' if different == 1 else 'their originals are'} too few; protect "
+            f"and verify at least {FEWEST_PICTURES}"
         )
     if len({pair.label for pair in pairs} | learned) < 2:
         return (
-            "all pictures are of one class, so there is nothing that a model could learn to tell "
-            "apart; --background DIR takes other people's pictures as a second class"
+            "all pictures are of one class, so a model has nothing to tell apart; add --background "
+            "FOLDER with other people's pictures as a second class"
         )
     if len(learned & tested) < 2:
-        return "fewer than two classes have different pictures to learn and to be tested on"
+        return (
+            "fewer than two classes have pictures both to learn and to test; add pictures to them"
+        )
     return None
 
 

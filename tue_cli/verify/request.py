@@ -15,7 +15,7 @@ from tue_cli.config import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.declare import argument, fixed, part, setting
+from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.protect.request import refuse_seed
 from tue_cli.report.write import refuse_report
@@ -29,21 +29,24 @@ WIDEST = 4
 class VerifySpec:
     """What `tue verify` was asked for."""
 
-    protected: Path = argument("A folder that `tue protect` wrote.")
-    original: Path = setting(MISSING, "The folder of originals that was given to `tue protect`.")
+    protected: Path = argument("A folder of copies that `tue protect` wrote.")
+    original: Path = setting(MISSING, "The originals: the folder that was given to `tue protect`.")
     settings: VerifySettings = part(BUDGETS["quick"], by="budget", among=BUDGETS, has_others=True)
     budget: str = setting(
         "quick",
-        "quick, standard, full, or how long it may take: 10m, 2h.",
+        "quick, standard, full, or a time such as 30m or 2h.",
         choices=tuple(BUDGETS),
     )
     holdout: Path | None = setting(
-        None, "Clean pictures to test on, a subfolder a class; default: a fifth."
+        None,
+        "Clean pictures to test on, one subfolder per class. Default: a fifth of the originals.",
     )
-    background: Path | None = setting(None, "Other people's pictures, as one more class.")
-    report: Path | None = setting(None, "Write a page to show: FILE.html.")
-    device: str = setting("auto", DEVICE, choices=DEVICES)
-    resume: bool = setting(False, "Keep the victims that are finished.")
+    background: Path | None = setting(
+        None, "Other people's pictures, as a second class if you have only one."
+    )
+    report: Path | None = setting(None, "Also write a page with the result: FILE.html.")
+    device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
+    resume: bool = setting(False, "Continue a run that was stopped.")
     command: str = fixed("", "the command as it was typed")
 
     @property
@@ -60,41 +63,43 @@ class VerifySpec:
         settings, size = self.settings, self.settings.size
         refuse_seed(settings.seed)
         refuse_unless(
-            settings.seeds >= 1, f"{settings.seeds} seeds train no victim.", "Choose 1 or more."
+            settings.seeds >= 1,
+            f"--seeds must be 1 or more, not {settings.seeds}.",
+            "It is the number of victims of each kind.",
         )
         if self.budget not in BUDGETS:
             read_duration(self.budget)
         refuse_unless(
             "std" in settings.attacks,
-            "Standard training is what others are compared with.",
-            "Add std.",
+            "--attacks lacks std, standard training, with which the others are compared.",
+            "Write --attacks std,…",
         )
         refuse_unless(
             settings.seen >= 1 and settings.adversary_steps >= 1,
-            "A victim must see pictures, and an adversary take steps.",
-            "Choose more.",
+            "A victim needs pictures, and an adversary needs steps.",
+            "Choose 1 or more.",
         )
         refuse_unless(
             0 < settings.held_out < 1,
-            f"A held-out share of {settings.held_out:g} cannot be.",
-            "Choose more than 0, less than 1.",
+            f"The held-out share must be between 0 and 1, not {settings.held_out:g}.",
+            "The default is 0.2.",
         )
         refuse_unless(
             size is None or (size >= 32 and size % 4 == 0),
-            f"Victims cannot see pictures at {size} pixels.",
-            "Choose a multiple of 4 from 32.",
+            f"--size must be 32, 36, 40 or a larger multiple of 4, not {size}.",
+            "Without the option, 32 or 64 is chosen.",
         )
         if self.report is not None:
             refuse_report(self.report)
         refuse_unless(
             self.protected.is_dir(),
-            f"{escape(self.protected)} is no folder.",
-            "Name a folder that `tue protect` wrote.",
+            f"{escape(self.protected)} is not a folder.",
+            "Name a folder of copies that `tue protect` wrote.",
         )
         refuse_unless(
             self.original.is_dir(),
-            f"{escape(self.original)} is no folder.",
-            "Give --original the folder that was given to `tue protect`.",
+            f"--original {escape(self.original)} is not a folder.",
+            "Name the folder that was given to `tue protect`.",
         )
 
 
@@ -126,8 +131,8 @@ def parse_victims(text: str) -> tuple[VictimSettings, ...]:
             times = 0.0
         if not 0 < times <= WIDEST:
             raise BadSetting(
-                f"{named!r} is no victim.",
-                f"Write resnet18:0.25, say: 1 is the width as published, {WIDEST} the most.",
+                f"--victim {named!r} is not an architecture with a width.",
+                f"Write resnet18:0.25, for example; 1 is the published width, {WIDEST} the most.",
             )
         victims.append(VictimSettings(net=net, width=round(64 * times)))
     return tuple(dict.fromkeys(victims))
@@ -164,6 +169,6 @@ def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, P
         )
     except (ArithmeticError, LookupError, TypeError, ValueError):
         raise BadSetting(
-            f"The manifest in {escape(protected)} does not say how its copies were made.",
-            "Use the one that `tue protect` wrote.",
+            f"The manifest in {escape(protected)} does not say how the copies were made.",
+            "Use the manifest that `tue protect` wrote.",
         ) from None

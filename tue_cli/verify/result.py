@@ -243,4 +243,4 @@ def make_table(rows: Sequence[Row], chance: float) -> Table:
             )
         )
     columns = ("attacker", "victim", "originals", "random noise", "copies", "floor", "protection")
-    return Table("What victims know of clean pictures that they never saw", columns, tuple(lines))
+    return Table("Accuracy of victims on clean pictures that they never saw", columns, tuple(lines))

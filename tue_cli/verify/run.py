@@ -50,8 +50,8 @@ if TYPE_CHECKING:
     from tue_cli.verify.trainer import Costs
 
 ONE_SEED = (
-    "each figure comes from one victim, and its interval from the test pictures alone; another "
-    "seed may move it further, as --seeds 3 tells"
+    "each figure comes from one victim, and its interval covers only the choice of test pictures; "
+    "--seeds 3 also shows how much victims differ"
 )
 
 
@@ -131,7 +131,7 @@ def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]
         problem = PackageMissing(ATTACKS[name].package)
         if all(attacks != budget.attacks for budget in BUDGETS.values()):
             raise problem
-        yield Note(f"The attacker {name} is left out. {problem}")
+        yield Note(f"The attacker {name} is omitted. {problem}")
     kept = tuple(name for name in attacks if name not in missing)
     return replace(spec, settings=replace(spec.settings, attacks=kept))
 
@@ -160,8 +160,7 @@ def _load_work(
     most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
     if len(train) > most:
         yield Note(
-            f"{most} of {len(train)} training pictures are used, drawn by content: more would "
-            "take a larger --budget."
+            f"{most:,} of {len(train):,} training pictures are used; a larger --budget uses more."
         )
         held = limit_pairs(held, max(1000, round(len(held) * most / len(train))), settings.seed)
         train = limit_pairs(train, most, settings.seed)
@@ -255,7 +254,7 @@ def _train_victims(
     planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
     yield Started("Training victims", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):
-        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims were trained before.")
+        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are finished already.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)

@@ -86,17 +86,21 @@ class Row:
         clean, floor = self.clean.estimate(), self.floor.estimate()
         if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
             return (
-                f"the control on the originals learned nothing beyond {self.floor_name} "
-                f"({clean.value:.0%} against {floor.value:.0%})"
+                f"victims of the originals learned no more than {self.floor_name} "
+                f"({clean.value:.0%} against {floor.value:.0%}); more pictures or a larger "
+                "--budget may help"
             )
         if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
             return (
-                "a victim of adversarial training knew only "
-                f"{self.fitted:.0%} of its own attacked training pictures"
+                f"a victim of adversarial training reached a robust training accuracy of only "
+                f"{self.fitted:.0%}; a larger --budget may help"
             )
         _, low, high = self._estimate_uncut()
         if high - low > 1:
-            return "the interval is wider than the effect"
+            return (
+                "the interval is wider than the effect; more pictures, --seeds 3 or a larger "
+                "--budget may narrow it"
+            )
         return ""
 
     def _estimate_uncut(self) -> tuple[float, float, float]:
@@ -163,15 +167,15 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     elif len(sound) == len(standard):
         headline += "; no other attacker could be measured"
     elif worst.attack == "std":
-        headline += ", its weakest"
+        headline += ", the lowest"
     else:
-        headline += f", {_format_percent(last)} at its weakest ({worst.title})"
+        headline += f"; the lowest is {_format_percent(last)}, against {worst.title}"
     if len(standard) < len(sound) < len(rows):
         missing = dict.fromkeys(row.title for row in rows if row not in sound)
         headline += f"; not measured: {', '.join(missing)}"
     random = at_best.random.mean
     if random <= at_best.protected.mean:
-        reasons += (f"random noise of the same radius does as much ({random:.0%})",)
+        reasons += (f"random noise of the same radius protects as well (accuracy {random:.0%})",)
     return Verdict(f"{headline}.", reasons, first, last, worst)
 
 

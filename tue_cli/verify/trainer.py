@@ -134,7 +134,7 @@ def compute_embedding(
         "classes": list(arms.classes),
         "clean": rows[: len(places)],
         "protected": rows[len(places) :],
-        "title": f"t-SNE of what a victim trained on the originals sees, {len(places)} pictures",
+        "title": f"t-SNE of the features of a victim of the originals, {len(places)} pictures",
     }
 
 

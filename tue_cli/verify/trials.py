@@ -179,7 +179,7 @@ class TrialCache:
         except OSError as error:
             raise OutputProblem(
                 f"{self._path} cannot be written: {error.strerror or error}.",
-                "Make room there, or set XDG_CACHE_HOME to another folder.",
+                "Free some space there, or set XDG_CACHE_HOME to another folder.",
             ) from None
 
 

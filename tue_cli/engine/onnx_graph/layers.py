@@ -97,7 +97,7 @@ def write_layer(graph: GraphBuilder, module: nn.Module, name: str, x: str) -> tu
         if type(module) is kind:
             return write(graph, module, name, x)
     raise BadSetting(
-        f"A network with a layer {type(module).__name__} cannot be exported.",
+        f"A network with a {type(module).__name__} layer cannot be exported.",
         "Use --backend torch with these weights.",
     )
 
