@@ -17,10 +17,15 @@ from tue_cli.tui.steps import Step
 from tue_cli.tui.summary import Part, lines, named, near
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.verifying import VerifyRun, quick_verification
+from tue_cli.verify.stats import FEWEST_PICTURES
 
 WIDTH = 8
 MOST = 500
 """Failures that are listed."""
+NEXT = (
+    "Next: press v to measure how well the copies protect. "
+    f"It needs {FEWEST_PICTURES} pictures in two classes."
+)
 
 
 class ResultScreen(Step):
@@ -28,9 +33,10 @@ class ResultScreen(Step):
 
     STEP = "Result"
     HELP = (
-        "The copies lie in the output; tue-manifest.json there says what was done to each, "
-        "measured on the file that was written.\n\nv trains small models on the copies and on "
-        "the originals and tells how much less they learn: the proof on your own pictures."
+        "The output folder holds the copies and tue-manifest.json, which records what was done to "
+        "each, measured on the file that was written. Keep it: checking and verifying need it."
+        "\n\nv trains small models on the copies and on the originals, and measures how much less "
+        "the copies teach."
     )
     BINDINGS = [
         Binding("v", "verify", "Verify now"),
@@ -51,7 +57,7 @@ class ResultScreen(Step):
         with Horizontal(id="counts"):
             for count, name, kind in (
                 (summary.protected, "protected", "success"),
-                (summary.already_done, "done before", "plain"),
+                (summary.already_done, "already protected", "plain"),
                 (summary.failed, "not protected", "failure" if summary.failed else "plain"),
             ):
                 with Vertical(classes=f"count {kind}"):
@@ -61,7 +67,7 @@ class ResultScreen(Step):
             outcome.border_title = "Result"
             yield Static(self._outcome(), markup=False)
         with Vertical(id="same", classes="box") as same:
-            same.border_title = "The same as a command"
+            same.border_title = "Equivalent command"
             same.border_subtitle = "y copies it"
             yield Static(self._draft.command(), id="command", markup=False)
         with Horizontal(classes="buttons"):
@@ -77,8 +83,8 @@ class ResultScreen(Step):
         summary = self._summary
         rows: list[tuple[Part, ...]] = []
         for failure in self._failures[:MOST]:
-            name, reason = printable(failure.path.name), f"  {failure.reason}  "
-            rows.append(((name, "bold"), (reason, "$error"), printable(failure.message)))
+            name, message = printable(failure.path.name), printable(failure.message)
+            rows.append(((name, "bold $error"), f"  {message}"))
         if len(self._failures) > MOST:
             more = f"and {len(self._failures) - MOST:,} more, in the manifest"
             rows.append(((more, "$warning"),))
@@ -87,6 +93,9 @@ class ResultScreen(Step):
         rows.append(named("copies", near(summary.output), WIDTH))
         rows.append(named("manifest", near(summary.manifest), WIDTH))
         rows.append(named("time", format_duration(summary.seconds), WIDTH))
+        if not summary.protected and not summary.failed:
+            rows += [(), (("There was nothing to do: every picture has its copy.", "$success"),)]
+        rows += [(), ((NEXT, "$foreground-muted"),)]
         return lines(*rows)
 
     def command(self) -> str:
@@ -103,7 +112,11 @@ class ResultScreen(Step):
     def action_open(self) -> None:
         """Open the folder of the copies."""
         if not open_files([self._summary.output]):
-            self.notify(printable(self._summary.output), title="The copies are in", markup=False)
+            self.notify(
+                printable(self._summary.output),
+                title="No viewer was found. The copies are in:",
+                markup=False,
+            )
 
     @on(Button.Pressed, "#again")
     def action_again(self) -> None:

@@ -12,9 +12,9 @@ from textual.screen import Screen
 from textual.visual import VisualType
 from textual.widgets import Footer, Static
 
-PROTECT = ("Folder", "Look", "Strength", "Run", "Result")
-VERIFY = ("Choose", "Watch", "Result")
-TRAIN = ("Choose", "Watch", "Result")
+PROTECT = ("Folder", "Preview", "Strength", "Run", "Result")
+VERIFY = ("Settings", "Run", "Result")
+TRAIN = ("Settings", "Run", "Result")
 
 
 class Said(Static):
@@ -30,7 +30,7 @@ class Said(Static):
 
 
 class Steps(Static):
-    """Where one is: `tue  1 Folder  2 Look …`."""
+    """Where one is: `tue  1 Folder  2 Preview …`."""
 
     def __init__(self, title: str, steps: tuple[str, ...], now: str) -> None:
         super().__init__(id="steps")
@@ -93,4 +93,4 @@ class Step(Screen[None]):
         """Copy the command, through the terminal (OSC 52)."""
         if (command := self.command()) is not None:
             self.app.copy_to_clipboard(command)
-            self.notify(command, title="Copied", markup=False)
+            self.notify(command, title="Copied to the clipboard", markup=False)
