@@ -326,6 +326,20 @@ def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weig
     drive(TueApp(), SMALL, steps)
 
 
+def test_a_run_with_nothing_to_do_says_so_and_what_comes_next(
+    photos: Path, tiny_weights: Path
+) -> None:
+    made = draft(photos, tiny_weights)
+    list(made.protect())
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(made))
+        await on_screen(pilot, ResultScreen)
+        await reads(pilot, "nothing to do", "Next: press v", "at least 200 pictures")
+
+    drive(TueApp(), LARGE, steps)
+
+
 def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -586,8 +600,8 @@ def test_the_folder_looks_as_drawn(
         await is_as_drawn(pilot, f"folder-{size[0]}x{size[1]}")
         await pilot.press("question_mark")
         await on_screen(pilot, Help)
-        await reads(pilot, "Folder above")
-        assert "Copy selected" not in seen(app)
+        await reads(pilot, "Folder above", "ctrl+n")
+        assert "Copy selected" not in seen(app) and "Copy command" not in seen(app)
         await pilot.press("escape", "ctrl+p", *"train")
         await until(pilot, lambda: "Train weights" in seen(app))
         await pilot.press("enter")

@@ -205,7 +205,7 @@ class FolderScreen(Step):
         """Offer to go on only where there is something to go on with."""
         if action == "resume":
             return self._is_unfinished
-        return True
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:

@@ -32,10 +32,9 @@ class LookScreen(Step):
     STEP = "Preview"
     HELP = (
         "Three of your own pictures, protected just now by the engine that will protect them all. "
-        "The difference is multiplied by ten, and mid-gray means no change: it is the noise that "
-        "keeps a model from learning.\n\nA terminal shows little detail; press o to open the files "
-        "at full size. (JPEG rounds when it is written, so single pixels of a JPEG may change by "
-        "more than the radius.)"
+        "The difference is multiplied by ten; mid-gray means no change.\n\nA terminal shows little "
+        "detail: press o to open the files at full size. (JPEG rounds when it is written, so "
+        "single pixels of a JPEG may change by more than the radius.)"
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Next", priority=True),

@@ -24,7 +24,7 @@ MOST = 500
 """Failures that are listed."""
 NEXT = (
     "Next: press v to measure how well the copies protect. "
-    f"It needs {FEWEST_PICTURES} pictures in two classes."
+    f"This needs at least {FEWEST_PICTURES} pictures in two classes."
 )
 
 

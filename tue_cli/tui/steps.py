@@ -85,6 +85,10 @@ class Step(Screen[None]):
         """Return the command that does what this screen does."""
         return None
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to copy a command only where there is one."""
+        return action != "copy" or self.command() is not None
+
     def action_back(self) -> None:
         """Go to the screen before."""
         self.app.pop_screen()

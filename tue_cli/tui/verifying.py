@@ -221,8 +221,8 @@ class VerifyRun(WatchScreen):
     def _judged(self, event: Table) -> None:
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
-        # The protection stands first: it is what one came for.
-        order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
+        # The protection stands first: it is what one came for; the victim is often the same.
+        order = [0, len(event.columns) - 1, *range(2, len(event.columns) - 1), 1]
         for place in order:
             cells = (event.columns[place], *(printable(row[place]) for row in event.rows))
             table.add_column(cells[0], width=max(map(cell_len, cells)))

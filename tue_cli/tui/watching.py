@@ -169,7 +169,7 @@ class WatchScreen(Step):
             return self.is_working and self._runner is not None and not self._runner.is_stopping
         if action == "resume":
             return not self.is_working and not self._finished
-        return True
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#hold")
     def action_hold(self) -> None:
