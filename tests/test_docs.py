@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import shlex
 from pathlib import Path
@@ -58,6 +59,15 @@ def prose_of(page: Path) -> str:
     return re.sub(r"`[^`]*`|(?<=\])\([^)]*\)", "", text)
 
 
+def sentences_of(module: Path) -> str:
+    """What a module says to people: its strings of more than a word, but for docstrings."""
+    tree = ast.parse(module.read_text(encoding="utf-8"))
+    unsaid = {node.value for node in ast.walk(tree) if isinstance(node, ast.Expr)}
+    strings = (node for node in ast.walk(tree) if isinstance(node, ast.Constant))
+    said = [node.value for node in strings if node not in unsaid and isinstance(node.value, str)]
+    return "\n".join(text for text in said if " " in text)
+
+
 def headings_of(page: Path) -> set[str]:
     """The anchors that GitHub gives to the headings of a page."""
     found = re.findall(r"^#+ (.+)$", page.read_text(encoding="utf-8"), re.M)
@@ -95,6 +105,17 @@ def test_no_table_of_the_readme_is_wider_than_five_columns() -> None:
 def test_pages_use_the_words_of_the_glossary(page: Path) -> None:
     wrong = re.compile(rf"\b(?:{'|'.join(WRONG_WORDS)})\b", re.I)
     assert [found[0] for found in wrong.finditer(prose_of(page))] == []
+
+
+@pytest.mark.parametrize("folder", ["tui", "report"])
+def test_screens_and_the_report_use_the_words_of_the_glossary(folder: str) -> None:
+    wrong = re.compile(rf"\b(?:{'|'.join(WRONG_WORDS)})\b", re.I)
+    place = ROOT / "tue_cli" / folder
+    text = "\n".join(map(sentences_of, sorted(place.glob("*.py"))))
+    for page in place.glob("*.html"):
+        body = page.read_text(encoding="utf-8").partition("<body>")[2]
+        text += re.sub(r"\{[{%].*?[%}]\}|<[^>]*>", "", body, flags=re.S)
+    assert [found[0] for found in wrong.finditer(text)] == []
 
 
 @pytest.mark.parametrize("page", PAGES[1:], ids=name_of)

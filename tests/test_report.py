@@ -193,7 +193,32 @@ def test_without_a_result_only_the_pictures_are_told_of(pair: Thumbnails) -> Non
     assert "was not measured here" in marks.text
     assert "victim" not in marks.text and not marks.of("table")
     assert len(marks.of("img")) == 3
-    assert "Nothing here says how much the copies protect." in marks.text
+    assert "This page does not show how much the copies protect." in marks.text
+
+
+def test_a_report_for_which_nothing_was_trained_says_so(pair: Thumbnails) -> None:
+    few = result(
+        status="inconclusive",
+        headline="Inconclusive: too few",
+        reasons=["6 pictures are too few"],
+        attacks=[],
+        weakest=None,
+        standard=None,
+        chance=None,
+        setup={"time": None},
+    )
+    text = " ".join(Marks(full(pair, result=few, embedding=None)).text.split())
+    assert "no model was trained" in text and "Nothing was trained" in text
+    assert "6 pictures are too few." in text
+    assert "were trained" not in text and "victims" not in text
+
+
+def test_facts_are_told_in_the_users_units(pair: Thumbnails) -> None:
+    told = manifest()
+    told["run"]["settings"]["smooth"] = 0.25
+    told["finished"] = "2026-11-27T17:25:54+00:00"
+    text = Marks(full(pair, manifest=told)).text
+    assert "25\N{NO-BREAK SPACE}%" in text and "2026-11-27 17:25:54 UTC" in text
 
 
 def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: Thumbnails) -> None:

@@ -238,7 +238,7 @@ def test_a_folder_is_protected_by_mouse_alone(photos: Path, tmp_path: Path) -> N
         await on_screen(pilot, ResultScreen)
         await pilot.click("#again")
         await on_screen(pilot, FolderScreen)
-        await until(pilot, lambda: "6 copies were made" in seen(app))
+        await until(pilot, lambda: "Already protected: 6 pictures" in seen(app))
 
     drive(TueApp(tmp_path), LARGE, steps)
     assert len(copies(tmp_path / "photos-protected")) == 6
@@ -308,7 +308,7 @@ def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Pat
         await until(pilot, lambda: len(run.query_one("#log").lines) > 2)  # type: ignore[attr-defined]
         await pilot.press("p", "ctrl+q")
         await on_screen(pilot, Choice)
-        await reads(pilot, "Protecting is under way")
+        await reads(pilot, "Protecting is still running")
         await pilot.press("escape")
         await until(pilot, lambda: app.screen is run)
         await pilot.press("ctrl+q")
@@ -329,9 +329,23 @@ def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weig
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(draft(photos, tiny_weights)))
         await on_screen(pilot, ResultScreen)
-        await reads(pilot, "page.jpg", "not-a-picture", "not protected")
+        await reads(pilot, "page.jpg", "The content", "not protected")
 
     drive(TueApp(), SMALL, steps)
+
+
+def test_a_run_with_nothing_to_do_says_so_and_what_comes_next(
+    photos: Path, tiny_weights: Path
+) -> None:
+    made = draft(photos, tiny_weights)
+    list(made.protect())
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(RunScreen(made))
+        await on_screen(pilot, ResultScreen)
+        await reads(pilot, "nothing to do", "Next: press v", "at least 200 pictures")
+
+    drive(TueApp(), LARGE, steps)
 
 
 def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
@@ -471,7 +485,7 @@ def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         run = VerifyRun(VerifySpec(output, folder, settings, report=report))
         await app.push_screen(run)
-        await until(pilot, lambda: "std, seed 0" in seen(app))
+        await until(pilot, lambda: "standard training" in seen(app))
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
         app.clear_notifications()
@@ -566,7 +580,7 @@ def test_the_first_screen_can_be_read_in_either_shade(
         await on_screen(pilot, FolderScreen)
         for _ in range(2):
             await reads(
-                pilot, "Which pictures?", "What is a class?", "By looks", "Help", "1 Folder"
+                pilot, "Which pictures?", "What is a class?", "Clusters", "Help", "1 Folder"
             )
             await pilot.press("f2")
         assert app.theme != LIGHT.name
@@ -614,8 +628,8 @@ def test_the_folder_looks_as_drawn(
         await is_as_drawn(pilot, f"folder-{size[0]}x{size[1]}")
         await pilot.press("question_mark")
         await on_screen(pilot, Help)
-        await reads(pilot, "Folder above")
-        assert "Copy selected" not in seen(app)
+        await reads(pilot, "Folder above", "ctrl+n")
+        assert "Copy selected" not in seen(app) and "Copy command" not in seen(app)
         await pilot.press("escape", "ctrl+p", *"train")
         await until(pilot, lambda: "Train weights" in seen(app))
         await pilot.press("enter")

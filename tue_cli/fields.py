@@ -132,9 +132,7 @@ class Question:
     @property
     def title(self) -> str:
         """The field's name as a person reads it."""
-        *path, last = self.name.split(".")
-        owner = "adversary" if "adversary" in path else ""
-        return f"{owner} {last.replace('_', ' ')}".strip()
+        return self.key.replace("_", " ")
 
     @property
     def typed(self) -> Typed | None:

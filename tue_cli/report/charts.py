@@ -17,7 +17,7 @@ from tue_cli.images.quality import PSNR_CAP
 Figures = Mapping[str, Any]
 """Part of a manifest or of a result, as JSON holds it."""
 
-TRAINED_ON: Final = {"clean": "originals", "protected": "protected", "random": "random noise"}
+TRAINED_ON: Final = {"clean": "originals", "protected": "copies", "random": "random noise"}
 """What victims are trained on: its word in a result, and on the page."""
 PANEL: Final = (320, 190)
 """Width and height of a small chart, in its own units."""
@@ -109,12 +109,13 @@ def lay_out_maps(embedding: Figures) -> dict[str, Any]:
     left, low = (min(place[axis] for place in places) for axis in (0, 1))
     right, high = (max(place[axis] for place in places) for axis in (0, 1))
     scale = (MAP - 32) / (max(right - left, high - low) or 1)
+    across, up = (left + right) / 2, (low + high) / 2
     classes = [str(name) for name in embedding["classes"]]
 
     def lay_out_panel(kind: str, title: str) -> dict[str, Any]:
         dots: dict[int, list[tuple[float, float]]] = {}
         for x, y, index in embedding[kind]:
-            place = (round(16 + (x - left) * scale, 1), round(MAP - 16 - (y - low) * scale, 1))
+            place = round(MAP / 2 + (x - across) * scale, 1), round(MAP / 2 - (y - up) * scale, 1)
             dots.setdefault(int(index), []).append(place)
         paths = [
             {"index": index % COLOURS, "d": "".join(f"M{x:g} {y:g}h.01" for x, y in dots[index])}

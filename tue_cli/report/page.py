@@ -80,6 +80,7 @@ def render_page(
         setup=[
             (_format_name(name), _format_value(v))
             for name, v in (result or {}).get("setup", {}).items()
+            if name not in ("method", "radius", "weights")  # they stand among the copies' facts
         ],
         command=command,
         trained_on=TRAINED_ON,
@@ -104,7 +105,7 @@ def write_page(html: str, path: Path, mode: int = 0o666) -> None:
         why = error.strerror if isinstance(error, OSError) else str(error)
         raise OutputProblem(
             f"The report {escape(path)} cannot be written: {why}.",
-            "Free some space and try again." if full else "Name a file in a folder that is there.",
+            "Free some space and try again." if full else "Name a file in a folder that exists.",
         ) from error
 
 
@@ -127,10 +128,10 @@ def _describe_answer(result: Figures) -> dict[str, Any]:
     weakest, standard = result.get("weakest"), result.get("standard")
     marks = []
     if conclusive and weakest and weakest.get("value") is not None:
-        name = f"weakest attack: {weakest['title']} ({weakest['victim']})"
+        name = f"against {weakest['title']} ({weakest['victim']}), the lowest"
         marks.append({"name": name, **describe_interval(weakest)})
     if conclusive and standard and not (weakest and weakest["attack"] == "std"):
-        marks.append({"name": "standard training", **describe_interval(standard)})
+        marks.append({"name": "against standard training", **describe_interval(standard)})
     return {
         "conclusive": conclusive,
         "text": result["headline"] if conclusive else "Inconclusive",
@@ -149,7 +150,7 @@ def _describe_attack(attack: Figures) -> dict[str, Any]:
             bars.append({"kind": kind, "name": name, **describe_interval(accuracy, "mean", 100, 1)})
     floor = f"{attack['floor_name']} {format_percent(attack['floor'])}"
     protection = attack.get("protection")
-    doubt = attack.get("inconclusive") or ("" if protection else "not measured")
+    doubt = attack.get("inconclusive") or ("" if protection else "protection was not measured")
     return {
         "title": attack["title"],
         "victim": attack["victim"],
@@ -182,7 +183,7 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
     """Return how the copies were made; what an older manifest does not say is left out."""
     run, keys = manifest["run"], list(manifest["keys"])
     settings, weights, tool = (_read_part(run, name) for name in ("settings", "weights", "tool"))
-    noise = _read_part(settings, "noise")
+    noise, smooth = _read_part(settings, "noise"), settings.get("smooth")
     name, radius = str(settings.get("method")), noise.get("radius")
     promise = METHODS[name].describe_bound if name in METHODS else None
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
@@ -192,13 +193,14 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
         "Method": settings.get("method"),
         "Radius": promise(radius) if promise and isinstance(radius, int | float) else None,
         "Steps": noise.get("steps"),
-        "Share of the noise in smooth places": settings.get("smooth"),
+        "Noise in smooth areas": format_percent(smooth) if smooth is not None else None,
         "Seed": str(settings.get("seed", "")) or None,
         "Weights": weights.get("name"),
         "SHA-256 of the weights": weights.get("sha256"),
         "Engine": run.get("engine"),
         "Version of tue": tool.get("version"),
-        "Finished": manifest.get("finished"),
+        "Finished": str(manifest.get("finished", "")).replace("T", " ").replace("+00:00", " UTC")
+        or None,
     }
     return [(name, _format_value(fact)) for name, fact in facts.items() if fact is not None]
 
@@ -225,4 +227,6 @@ def _format_sentence(text: str) -> str:
 
 
 def _format_name(name: str) -> str:
+    if name == "tue":
+        return "Version of tue"
     return name[:1].upper() + name[1:].replace("_", " ")

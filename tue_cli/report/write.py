@@ -25,7 +25,7 @@ def refuse_report(path: Path) -> None:
         OutputProblem: its folder is missing or cannot be written.
     """
     if path.suffix.lower() not in (".html", ".htm"):
-        raise BadSetting(f"The report {escape(path)} is no HTML file.", "Name it FILE.html.")
+        raise BadSetting(f"The report {escape(path)} is not an HTML file.", "Name it FILE.html.")
     if path.is_dir():
         raise BadSetting(f"{escape(path)} is a folder.", "Name the report FILE.html.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):

@@ -88,13 +88,24 @@ class TueApp(App[int]):
 
     def get_system_commands(self, screen: Screen[object]) -> Iterable[SystemCommand]:
         """Offer what can be done in the palette."""
-        yield from super().get_system_commands(screen)
-        yield SystemCommand("Dark or light", "Change between the two (F2)", self.action_shade)
         if isinstance(screen, FolderScreen):
-            for text, name in (("Verify copies", "verify"), ("Train weights", "train")):
-                yield SystemCommand(text, f"{text} (screen)", getattr(screen, f"action_{name}"))
+            yield SystemCommand(
+                "Verify copies", "Measure how well they are protected", screen.action_verify
+            )
+            yield SystemCommand(
+                "Train weights", "Train them on your own pictures", screen.action_train
+            )
         if isinstance(screen, Step) and screen.write_command() is not None:
-            yield SystemCommand("Copy the command", "The same as a command", screen.action_copy)
+            yield SystemCommand(
+                "Copy the command", "It does the same as this screen", screen.action_copy
+            )
+        yield SystemCommand("Dark or light", "Change the colours (F2)", self.action_shade)
+        yield SystemCommand("Help", "Explain this screen and its keys (?)", self.action_help)
+        yield SystemCommand("Quit", "Ask first if something is running", self.action_leave)
+
+    def get_key_display(self, binding: Binding) -> str:
+        """Write ctrl+n, not ^n."""
+        return super().get_key_display(binding).replace("^", "ctrl+")
 
     def action_shade(self) -> None:
         """Change between dark and light."""
@@ -127,7 +138,7 @@ class TueApp(App[int]):
                 self.leave_now(ExitCode.INTERRUPTED)
 
         question = Choice(
-            f"{working.WORK} is under way", working.STOPPING, "Stop and quit", "Let it run"
+            f"{working.WORK} is still running", working.STOPPING, "Stop and quit", "Keep running"
         )
         if not isinstance(self.screen, Choice):
             self.push_screen(question, answer)
@@ -188,7 +199,7 @@ async def _run_session(app: TueApp) -> int:
     if app.failure is not None:
         _say(f"Error: {app.failure.message}\n{app.failure.remedy}")
     if app.again is not None:
-        _say("Stopped. What was finished is kept; this goes on from there:")
+        _say("Stopped. Finished work is kept. To continue:")
         _say(f"  {app.again}")
     return app.return_value if app.return_value is not None else (app.return_code or 0)
 

@@ -14,11 +14,11 @@ from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import PreviewSummary, ProtectForecast, ProtectSummary
 
 LABELS = (
-    ("auto", "Auto", "Each subfolder is a class where there are several; else all are one."),
-    ("folders", "Folders", "Each subfolder is a class, such as a person, a product, a style."),
-    ("single", "One class", "All pictures get one kind of noise: for pictures of one thing."),
-    ("cluster", "By looks", "Pictures that look alike become a class: for a mixed folder."),
-    ("csv", "A table", "A CSV file with the columns path,class says it."),
+    ("auto", "Auto", "Each subfolder is a class if there are several; otherwise all are one."),
+    ("folders", "Folders", "Each subfolder is a class, such as a person, a product or a style."),
+    ("single", "One class", "All pictures are one class: for pictures of one thing."),
+    ("cluster", "Clusters", "Pictures that look alike form a class: for a mixed folder."),
+    ("csv", "CSV file", "A CSV file with the columns path,class assigns the classes."),
 )
 """Ways to say what a class is: the mode, its name, and what it means."""
 

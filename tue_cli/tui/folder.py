@@ -31,13 +31,13 @@ from tue_cli.tui.training import TrainScreen
 from tue_cli.tui.verifying import VerifyScreen
 
 WELCOME = """\
-Choose a folder: arrow keys and enter, the mouse, or its path.
+Choose a folder of pictures in the tree, or type its path.
 
-tue writes copies beside it that look the same, and from which a model learns next to nothing. \
-The originals are never touched.
+tue copies the pictures. The copies look the same, but teach a model much less. The originals are \
+only read, and nothing is written before step 4.
 
 v  Verify how well copies are protected
-t  Train weights of your own
+t  Train weights on your own pictures
 ?  Help, on every screen"""
 
 
@@ -72,13 +72,14 @@ class FolderScreen(Step):
     """Choose a folder and what a class is; see what would be protected."""
 
     HELP = (
-        "Choose the folder to protect. What is in it is read from names and a few headers; nothing "
-        "is written yet.\n\nWhat protects is noise that is the same kind for all pictures of a "
-        "class and another kind for the next class. So say what a class is: usually, a subfolder."
+        "Choose the folder to protect. Only file names and a few headers are read; nothing is "
+        "written yet.\n\nThe noise that protects is alike for all pictures of a class and differs "
+        "between classes. So tell tue what a class is. Usually each subfolder is one, such as a "
+        "person, a product or a style."
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Next", priority=True),
-        Binding("r", "resume", "Go on"),
+        Binding("r", "resume", "Continue"),
         Binding("u", "up", "Folder above"),
         Binding("v", "verify", "Verify"),
         Binding("t", "train", "Train"),
@@ -102,7 +103,7 @@ class FolderScreen(Step):
                 yield Folders(self._start)
             with Vertical():
                 with VerticalScroll(id="what", classes="box") as what:
-                    what.border_title = "What is in it"
+                    what.border_title = "Welcome"
                     yield FittedText(WELCOME, id="summary", markup=False)
                 with Vertical(id="classes", classes="box") as classes:
                     classes.border_title = "What is a class?"
@@ -112,8 +113,8 @@ class FolderScreen(Step):
                     yield Static(LABELS[0][2], id="meaning", markup=False)
                     yield Input(placeholder="FILE.csv", compact=True, id="table")
                 with Horizontal(classes="buttons"):
-                    yield Button("Go on where it was", id="resume", variant="success")
-                    yield Button("Next: look", id="next", variant="primary", disabled=True)
+                    yield Button("Continue the run", id="resume", variant="success")
+                    yield Button("Next: preview", id="next", variant="primary", disabled=True)
 
     def on_mount(self) -> None:
         """Begin in the tree."""
@@ -158,7 +159,7 @@ class FolderScreen(Step):
         if self._runner is not None:
             self._runner.stop()
         self._spec, self._found = spec, None
-        self._say("Looking …", shorten_path(spec.paths[0]))
+        self._say("Reading the folder …", shorten_path(spec.paths[0]))
         self._offer()
         wanted = ScanSpec(spec.paths[0], spec.output, spec.labels)
         self._runner = Runner(self, partial(scan_folder, wanted))
@@ -170,7 +171,7 @@ class FolderScreen(Step):
         if message.runner is not self._runner or self._spec is None:
             return
         if isinstance(event, Advanced):
-            self._say(f"Looking … {format_count(event.done, 'picture')} so far")
+            self._say(f"Reading the folder … {format_count(event.done, 'picture')} so far")
         elif isinstance(event, Note):
             self.notify(event.message, markup=False)
         elif isinstance(event, Done) and isinstance(event.result, ScanSummary):
@@ -204,7 +205,7 @@ class FolderScreen(Step):
         """Offer to go on only where there is something to go on with."""
         if action == "resume":
             return self._is_unfinished
-        return True
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:

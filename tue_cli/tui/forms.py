@@ -74,14 +74,20 @@ class Form(VerticalScroll):
             super().__init__()
             self.form = form
 
-    def __init__(self, spec: Any, *, id: str | None = None) -> None:  # noqa: A002
-        super().__init__(id=id, can_focus=False)
+    def __init__(self, spec: Any, *, first: str = "") -> None:
+        """`first`: how the names of the fields begin that stand above the others."""
+        super().__init__(can_focus=False)
         self._spec = spec
+        self._first = first
 
     def compose(self) -> ComposeResult:
         """Lay the fields out, research last; those that another choice has not are hidden."""
         asked = [q for q in list_questions(type(self._spec)) if q.declared.in_form]
-        for question in sorted(asked, key=lambda question: bool(question.declared.panel)):
+
+        def place(question: Question) -> tuple[bool, bool]:
+            return bool(question.declared.panel), not question.name.startswith(self._first)
+
+        for question in sorted(asked, key=place):
             value = get_value(self._spec, question.name)
             field = Field(question, "" if value is MISSING else question.write(value))
             field.display = value is not MISSING

@@ -29,12 +29,12 @@ FRAME = 3
 class LookScreen(Step):
     """Compare three of the pictures with their copies."""
 
-    STEP = "Look"
+    STEP = "Preview"
     HELP = (
-        "Three of your own pictures, made just now by the very engine that protects them all. On "
-        "the right, the change times ten around mid-grey: that is the noise which keeps a model "
-        "from learning.\n\nA terminal shows few dots; o opens the files at full size. (JPEG rounds "
-        "again when it is written: single pixels may move further than the radius.)"
+        "Three of your own pictures, protected just now by the engine that will protect them all. "
+        "The difference is multiplied by ten; mid-gray means no change.\n\nA terminal shows little "
+        "detail: press o to open the files at full size. (JPEG rounds when it is written, so "
+        "single pixels of a JPEG may change by more than the radius.)"
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Next", priority=True),
@@ -77,7 +77,7 @@ class LookScreen(Step):
         self._place = 0
         self.query_one("#looks").remove_children(Triptych)
         self.query_one(LoadingIndicator).display = True
-        self._say("Protecting three of your pictures, to look at …")
+        self._say("Protecting three of your pictures for the preview …")
         self._runner = Runner(self, self._draft.preview)
         self._runner.start()
 
@@ -97,10 +97,8 @@ class LookScreen(Step):
             self._draft.estimate, self._draft.looked_at = event.result, self._draft.spec
             self.query_one(LoadingIndicator).display = False
             if event.result.psnr is not None:
-                self._say(
-                    f"PSNR {event.result.psnr} dB. Textures hide the change; where a picture is "
-                    "nearly smooth, a tint may show."
-                )
+                average = f"PSNR {event.result.psnr} dB on average"
+                self._say(f"{average}. A faint tint may show in smooth areas.")
 
     @on(JobEnded)
     async def _handle_end(self, message: JobEnded) -> None:
@@ -163,7 +161,9 @@ class LookScreen(Step):
         paths = [looked.source.absolute(), looked.path, looked.full_difference]
         if not open_files(paths):
             listed = "\n".join(escape(path) for path in paths)
-            self.notify(listed, title="No viewer here; the files are", timeout=20, markup=False)
+            self.notify(
+                listed, title="No viewer was found. The files are:", timeout=20, markup=False
+            )
 
     @on(Button.Pressed, "#next")
     def action_next(self) -> None:

@@ -103,3 +103,9 @@ class Triptych(Vertical):
                 with Vertical(classes="view"):
                     yield Label(title, classes="title")
                     yield View(view)
+
+    def on_resize(self) -> None:
+        """Make the views equally wide."""
+        views = self.query(".view")
+        for view in views:
+            view.styles.width = self.size.width // len(views)

@@ -17,10 +17,15 @@ from tue_cli.tui.steps import Step
 from tue_cli.tui.summary import Part, format_row, join_lines, shorten_path
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.verifying import VerifyRun, make_quick_spec
+from tue_cli.verify.stats import FEWEST_PICTURES
 
 WIDTH = 8
 MOST = 500
 """Failures that are listed."""
+NEXT = (
+    "Next: press v to measure how well the copies protect. "
+    f"This needs at least {FEWEST_PICTURES} pictures in two classes."
+)
 
 
 class ResultScreen(Step):
@@ -28,9 +33,10 @@ class ResultScreen(Step):
 
     STEP = "Result"
     HELP = (
-        "The copies lie in the output; tue-manifest.json there says what was done to each, "
-        "measured on the file that was written.\n\nv trains small models on the copies and on "
-        "the originals and tells how much less they learn: the proof on your own pictures."
+        "The output folder holds the copies and tue-manifest.json, which records what was done to "
+        "each, measured on the file that was written. Keep it: checking and verifying need it."
+        "\n\nv trains small models on the copies and on the originals, and measures how much less "
+        "the copies teach."
     )
     BINDINGS = [
         Binding("v", "verify", "Verify now"),
@@ -51,7 +57,7 @@ class ResultScreen(Step):
         with Horizontal(id="counts"):
             for count, name, kind in (
                 (summary.protected, "protected", "success"),
-                (summary.already_done, "done before", "plain"),
+                (summary.already_done, "already protected", "plain"),
                 (summary.failed, "not protected", "failure" if summary.failed else "plain"),
             ):
                 with Vertical(classes=f"count {kind}"):
@@ -61,7 +67,7 @@ class ResultScreen(Step):
             outcome.border_title = "Result"
             yield Static(self._format_outcome(), markup=False)
         with Vertical(id="same", classes="box") as same:
-            same.border_title = "The same as a command"
+            same.border_title = "Equivalent command"
             same.border_subtitle = "y copies it"
             yield Static(self._draft.write_command(), id="command", markup=False)
         with Horizontal(classes="buttons"):
@@ -77,8 +83,8 @@ class ResultScreen(Step):
         summary = self._summary
         rows: list[tuple[Part, ...]] = []
         for failure in self._failures[:MOST]:
-            name, reason = escape(failure.path.name), f"  {failure.reason}  "
-            rows.append(((name, "bold"), (reason, "$error"), escape(failure.message)))
+            name, message = escape(failure.path.name), escape(failure.message)
+            rows.append(((name, "bold $error"), f"  {message}"))
         if len(self._failures) > MOST:
             more = f"and {len(self._failures) - MOST:,} more, in the manifest"
             rows.append(((more, "$warning"),))
@@ -87,6 +93,9 @@ class ResultScreen(Step):
         rows.append(format_row("copies", shorten_path(summary.output), WIDTH))
         rows.append(format_row("manifest", shorten_path(summary.manifest), WIDTH))
         rows.append(format_row("time", format_duration(summary.seconds), WIDTH))
+        if not summary.protected and not summary.failed:
+            rows += [(), (("There was nothing to do: every picture has its copy.", "$success"),)]
+        rows += [(), ((NEXT, "$foreground-muted"),)]
         return join_lines(*rows)
 
     def write_command(self) -> str:
@@ -103,7 +112,11 @@ class ResultScreen(Step):
     def action_open(self) -> None:
         """Open the folder of the copies."""
         if not open_files([self._summary.output]):
-            self.notify(escape(self._summary.output), title="The copies are in", markup=False)
+            self.notify(
+                escape(self._summary.output),
+                title="No viewer was found. The copies are in:",
+                markup=False,
+            )
 
     @on(Button.Pressed, "#again")
     def action_again(self) -> None:

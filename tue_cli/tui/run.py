@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
-from textual.content import Content
 from textual.widgets import DataTable, RichLog
 
 from tue_cli.events import AnyEvent, Done, Failed, Job, Note, Saved, Skipped, Started
@@ -14,10 +14,9 @@ from tue_cli.text import escape
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.steps import FittedText
-from tue_cli.tui.summary import format_row, join_lines, shorten_path
+from tue_cli.tui.summary import REASONS, shorten_path, tabulate
 from tue_cli.tui.watching import Progress, WatchScreen
 
-WIDTH = 7
 MOST_ROWS = 2000
 """Rows that the tables keep; the manifest has them all."""
 
@@ -27,8 +26,9 @@ class RunScreen(WatchScreen):
 
     STEP = "Run"
     HELP = (
-        "Every copy appears whole or not at all, and a journal in the output remembers it. Stop, "
-        "close the window, pull the plug: the same folder goes on where it was."
+        "A copy is written completely or not at all, and the output folder holds a record of what "
+        "is done. You can stop, close the window, or lose power: choose the same folder again to "
+        "continue."
     )
 
     def __init__(self, draft: Draft) -> None:
@@ -42,11 +42,13 @@ class RunScreen(WatchScreen):
         yield from self.compose_buttons()
         with Horizontal(id="happening"):
             with Vertical(id="written", classes="box") as written:
-                written.border_title = "Written"
-                yield RichLog(id="log", max_lines=MOST_ROWS, wrap=False, auto_scroll=True)
+                written.border_title = "Copies and their PSNR"
+                yield RichLog(
+                    id="log", max_lines=MOST_ROWS, min_width=0, wrap=True, auto_scroll=True
+                )
             with Vertical(id="aside"):
                 with Vertical(id="plan", classes="box") as plan:
-                    plan.border_title = "The plan"
+                    plan.border_title = "Settings"
                     yield FittedText("", id="facts", markup=False)
                 with Vertical(id="failures", classes="box") as failures:
                     failures.border_title = "Not protected"
@@ -76,18 +78,17 @@ class RunScreen(WatchScreen):
             self.query_one("#facts", FittedText).update(_format_plan(event.plan))
         elif isinstance(event, Saved) and isinstance(event.copy, CopyRecord):
             copy = event.copy
-            line = Text.assemble(("✓ ", "green"), escape(copy.path), overflow="ellipsis")
-            log.write(line.append(f"  {copy.psnr:.1f} dB", "dim"))
+            quality = (f"{copy.psnr:.1f} dB  ", "dim")
+            log.write(_on_one_line(("✓ ", "green"), quality, escape(copy.path)))
         elif isinstance(event, Skipped):
-            log.write(
-                Text.assemble(("· ", "dim"), (f"{shorten_path(event.path)}  {event.reason}", "dim"))
-            )
+            log.write(_on_one_line((f"· {shorten_path(event.path)}  {event.reason}", "dim")))
         elif isinstance(event, Failed):
             self._failures.append(event)
-            log.write(Text.assemble(("✗ ", "red"), shorten_path(event.path), f"  {event.reason}"))
+            reason = REASONS.get(event.reason, event.reason)
+            log.write(_on_one_line(("✗ ", "red"), shorten_path(event.path), f"  {reason}"))
             self.query_one("#failures").display = True
             if len(self._failures) <= MOST_ROWS:
-                row = (Text(escape(event.path.name)), Text(event.reason, "red"))
+                row = (Text(escape(event.path.name)), Text(reason, "red"))
                 self.query_one("#failed", DataTable).add_row(*row)
         elif isinstance(event, Note):
             log.write(Text(event.message))
@@ -97,7 +98,11 @@ class RunScreen(WatchScreen):
             self.app.switch_screen(result)
 
 
-def _format_plan(plan: ProtectPlan) -> Content:
+def _on_one_line(*parts: str | tuple[str, str]) -> Text:
+    return Text.assemble(*parts, no_wrap=True, overflow="ellipsis")
+
+
+def _format_plan(plan: ProtectPlan) -> Table:
     """Return what was decided, for people."""
     keys = [f"{escape(label)} → {escape(key)}" for label, key in plan.keys.items()]
     rows = {
@@ -106,6 +111,6 @@ def _format_plan(plan: ProtectPlan) -> Content:
         "method": plan.method,
         "engine": escape(plan.engine),
         "radius": plan.radius,
-        "keys": ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else ""),
+        "codes": ", ".join(keys[:8]) + (f" and {len(keys) - 8} more" if keys[8:] else ""),
     }
-    return join_lines(*(format_row(name, said, WIDTH) for name, said in rows.items()))
+    return tabulate({name: said for name, said in rows.items() if said})

@@ -104,6 +104,6 @@ def explain_unexpected(problem: BaseException) -> TueError:
         traceback.print_exception(problem, file=log)
     first = next(iter(str(problem).splitlines()), "")
     return TueError(
-        f"Something went wrong that tue does not know: {type(problem).__name__}: {first[:200]}",
-        f"What was finished is kept. Try again; if it comes again, report it with {prepare_log()}.",
+        f"Unexpected error: {type(problem).__name__}: {first[:200]}",
+        f"Finished work is kept. Try again. If it happens again, report it with {prepare_log()}.",
     )

@@ -12,9 +12,9 @@ from textual.screen import Screen
 from textual.visual import VisualType
 from textual.widgets import Footer, Static
 
-PROTECT = ("Folder", "Look", "Strength", "Run", "Result")
-VERIFY = ("Choose", "Watch", "Result")
-TRAIN = ("Choose", "Watch", "Result")
+PROTECT = ("Folder", "Preview", "Strength", "Run", "Result")
+VERIFY = ("Settings", "Run", "Result")
+TRAIN = ("Settings", "Run", "Result")
 
 
 class FittedText(Static):
@@ -30,7 +30,7 @@ class FittedText(Static):
 
 
 class Steps(Static):
-    """Where one is: `tue  1 Folder  2 Look …`."""
+    """Where one is: `tue  1 Folder  2 Preview …`."""
 
     def __init__(self, title: str, steps: tuple[str, ...], now: str) -> None:
         super().__init__(id="steps")
@@ -85,6 +85,10 @@ class Step(Screen[None]):
         """Return the command that does what this screen does."""
         return None
 
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer to copy a command only where there is one."""
+        return action != "copy" or self.write_command() is not None
+
     def action_back(self) -> None:
         """Go to the screen before."""
         self.app.pop_screen()
@@ -93,4 +97,4 @@ class Step(Screen[None]):
         """Copy the command, through the terminal (OSC 52)."""
         if (command := self.write_command()) is not None:
             self.app.copy_to_clipboard(command)
-            self.notify(command, title="Copied", markup=False)
+            self.notify(command, title="Copied to the clipboard", markup=False)

@@ -31,9 +31,10 @@ class StrengthScreen(Step):
 
     STEP = "Strength"
     HELP = (
-        "The radius decides how strong the protection is and how visible. More steps use the same "
-        "radius better and take longer. The rest can stay as it is.\n\nTime and visibility are "
-        "measured on three of your pictures, anew after every change."
+        "The radius decides how strong the protection is, and how visible: 8 is the default, 4 is "
+        "weaker and hard to see. More steps make better use of the radius and take longer. The "
+        "other settings can stay as they are.\n\nTime and visibility are measured on three of your "
+        "pictures, again after every change."
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Protect", priority=True),
@@ -55,15 +56,15 @@ class StrengthScreen(Step):
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
                 settings.border_title = "How strong?"
-                yield Form(self._draft.spec)
+                yield Form(self._draft.spec, first="settings.")
             with Vertical(id="beside"):
                 with Vertical(id="estimate", classes="box") as estimate:
-                    estimate.border_title = "What it takes"
+                    estimate.border_title = "Time and visibility"
                     yield FittedText("", id="figures", markup=False)
                 with Vertical(id="sample", classes="box") as sample:
-                    sample.border_title = "How it looks"
+                    sample.border_title = "Preview"
                 with Vertical(id="same", classes="box") as same:
-                    same.border_title = "The same as a command"
+                    same.border_title = "Equivalent command"
                     same.border_subtitle = "ctrl+y copies it"
                     yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
@@ -83,7 +84,7 @@ class StrengthScreen(Step):
         spec = message.form.read(self._draft.spec)
         self._fault, self._can_retry = None, False
         if spec is None:
-            self._fault = BadSetting("A setting cannot be read.", "It is marked at the left.")
+            self._fault = BadSetting("A setting is not valid.", "It is marked on the left.")
         else:
             try:
                 spec.validate()
@@ -146,7 +147,7 @@ class StrengthScreen(Step):
             figures.update(format_problem(self._fault))
             return
         if not draft.is_fresh or draft.estimate is None:
-            figures.update("measuring on your pictures …")
+            figures.update("Measuring on your pictures …")
             return
         estimate = draft.estimate
         rows: list[tuple[Part, ...]] = [
@@ -155,7 +156,7 @@ class StrengthScreen(Step):
         ]
         if estimate.psnr is not None:
             rows.append(format_row("visibility", (f"PSNR {estimate.psnr} dB", "bold"), WIDTH))
-            rows.append(format_row("", ("more is less visible", "$foreground-muted"), WIDTH))
+            rows.append(format_row("", ("higher is less visible", "$foreground-muted"), WIDTH))
         rows.append(((estimate.engine, "$foreground-muted"),))
         rows.append((("Copies go to ", "$foreground-muted"), shorten_path(draft.output)))
         figures.update(join_lines(*rows))

@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from rich.table import Table
+from rich.text import Text
 from textual.content import Content
 
 from tue_cli.errors import TueError
@@ -13,17 +15,21 @@ from tue_cli.protect.scan import ScanSummary
 from tue_cli.text import escape, format_count, format_size
 
 REASONS = {
-    "unsupported": "other kind of file",
-    "multi-page": "several pages",
-    "16-bit": "16 bits a channel",
-    "cmyk": "CMYK colours",
-    "mode": "unusual colours",
+    "unsupported": "unsupported format",
+    "multi-page": "more than one page",
+    "16-bit": "more than 8 bits per channel",
+    "cmyk": "CMYK",
+    "mode": "unsupported colour mode",
     "not-a-picture": "no picture inside",
-    "truncated": "cut short",
+    "truncated": "truncated",
     "unreadable-folder": "unreadable folder",
     "broken-link": "broken link",
-    "not-a-file": "no file",
+    "not-a-file": "not a regular file",
     "too-large": "too large",
+    "alpha": "transparency",
+    "alpha-lost": "transparency",
+    "in-the-way": "name already taken",
+    "not-written": "not written",
 }
 """Why pictures cannot be protected, in two words."""
 Part = Content | str | tuple[str, str]
@@ -53,8 +59,18 @@ def format_row(name: str, value: Part, width: int = 0) -> tuple[Part, ...]:
     return (f"{name:<{width}}  ", "$foreground-muted"), value
 
 
+def tabulate(facts: Mapping[str, str]) -> Table:
+    """Return names and their values in two columns."""
+    table = Table.grid(padding=(0, 2, 0, 0))
+    table.add_column(style="dim", no_wrap=True)
+    table.add_column(overflow="fold")
+    for name, value in facts.items():
+        table.add_row(name, Text(value))
+    return table
+
+
 def format_scan(found: ScanSummary) -> Content:
-    """Return what a scan found, with what is chosen for it."""
+    """Return what a survey found, with what is chosen for it."""
     formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
     rows: list[tuple[Part, ...]] = [
         (
@@ -71,17 +87,17 @@ def format_scan(found: ScanSummary) -> Content:
                     f"A run was stopped here after {format_count(former.done, 'picture')}. ",
                     "$warning",
                 ),
-                ("r goes on.", "bold $warning"),
+                ("Press r to continue.", "bold $warning"),
             )
         )
     elif former is not None:
-        rows.append(((f"{former.done:,} copies were made here before.", "$success"),))
+        rows.append(((f"Already protected: {format_count(former.done, 'picture')}.", "$success"),))
     if refused := found.refused:
-        words = [f"{count:,} × {REASONS.get(reason, reason)}" for reason, count in refused.items()]
+        words = [f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in refused.items()]
         rows.append(((f"Cannot be protected: {', '.join(words)}", "$warning"),))
     if ignored := found.ignored:
-        words = [f"{count:,} × {reason}" for reason, count in ignored.items()]
-        rows.append(((f"Left aside: {', '.join(words)}", "$foreground-muted"),))
+        words = [f"{reason} ({count:,})" for reason, count in ignored.items()]
+        rows.append(((f"Skipped: {', '.join(words)}", "$foreground-muted"),))
     rows += [(), _format_classes(found.classes)]
     rows.append((("Copies go to ", "$foreground-muted"), shorten_path(found.output)))
     return join_lines(*rows)
@@ -97,11 +113,11 @@ def _format_range(sizes: Sequence[tuple[int, int]]) -> list[tuple[Part, ...]]:
 
 def _format_classes(classes: Mapping[str, int]) -> tuple[Part, ...]:
     if not classes:
-        return (("Classes ", "$foreground-muted"), "by looks, when it runs")
-    named = [f"{escape(name)} {count:,}" for name, count in list(classes.items())[:8]]
+        return (("Classes ", "$foreground-muted"), "pictures that look alike, found during the run")
+    shown = [f"{escape(name)} {count:,}" for name, count in list(classes.items())[:8]]
     more = [f"and {len(classes) - 8} more"] if len(classes) > 8 else []
     title = format_count(len(classes), "class")
-    return ((f"{title}  ", "bold"), ", ".join([*named, *more]))
+    return ((f"{title}  ", "bold"), ", ".join([*shown, *more]))
 
 
 def format_problem(error: TueError) -> Content:

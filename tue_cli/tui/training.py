@@ -14,14 +14,17 @@ from textual.widgets import Button, RichLog, Static
 
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, make_plain
 from tue_cli.fields import format_command
-from tue_cli.text import escape, format_duration
+from tue_cli.text import escape, format_count, format_duration
 from tue_cli.train.result import TrainPlan, TrainSummary
 from tue_cli.train.run import TrainSpec
 from tue_cli.tui.forms import Form
 from tue_cli.tui.line_chart import LineChart
 from tue_cli.tui.steps import TRAIN, FittedText, Step, Steps
-from tue_cli.tui.summary import Part, format_row, join_lines
+from tue_cli.tui.summary import Part, join_lines
 from tue_cli.tui.watching import Progress, WatchScreen
+
+NETS = {"score": "score network"}
+"""What a net is called, where its own name does not tell."""
 
 
 class TrainScreen(Step):
@@ -29,13 +32,12 @@ class TrainScreen(Step):
 
     TITLE_OF = "Train"
     STEPS = TRAIN
-    STEP = "Choose"
+    STEP = "Settings"
     HELP = (
-        "Weights decide what noise is made. The packaged ones protect at once; weights trained on "
-        "pictures like yours may protect better. The data is a folder with one subfolder a class.\n"
-        "\nThe published width of 64 wants a GPU; width 16, score width 32, 500 steps and 1000 "
-        "score steps are what the packaged weights took on a processor. A checkpoint beside the "
-        "weights lets a stopped training go on, exactly."
+        "The weights decide what the noise looks like. The packaged ones work at once; weights "
+        "trained on pictures like yours may protect better. The data is a folder with one "
+        "subfolder per class.\n\nThe preset paper needs a GPU; packaged takes about 45 minutes on "
+        "one CPU core. A checkpoint beside the weights lets a stopped training continue exactly."
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Train", priority=True),
@@ -54,14 +56,14 @@ class TrainScreen(Step):
         """Lay out the form and the command."""
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
-                settings.border_title = "What is trained?"
+                settings.border_title = "What to train"
                 yield Form(self._spec)
             with Vertical(id="beside"):
                 with VerticalScroll(id="about", classes="box") as about:
                     about.border_title = "What happens"
                     yield Static(self.HELP, id="explained", markup=False)
                 with Vertical(id="same", classes="box") as same:
-                    same.border_title = "The same as a command"
+                    same.border_title = "Equivalent command"
                     same.border_subtitle = "ctrl+y copies it"
                     yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
@@ -109,13 +111,13 @@ class TrainRun(WatchScreen):
 
     TITLE_OF = "Train"
     STEPS = TRAIN
-    STEP = "Watch"
+    STEP = "Run"
     WORK = "Training"
-    STOPPING = "The step under way is finished, then a checkpoint is written."
-    STOPPED = "Stopped, with a checkpoint. r goes on, exactly."
+    STOPPING = "The current step is finished first. Then a checkpoint is written."
+    STOPPED = "Stopped. A checkpoint is written. Press r to continue from it."
     HELP = (
-        "First the score network is trained, then the surrogate, on its own protected pictures. "
-        "The lines are their losses, each against its own largest."
+        "First the score network is trained, then the surrogate, on pictures protected by itself. "
+        "The charts show the loss of each, on a scale of its own."
     )
 
     def __init__(self, spec: TrainSpec) -> None:
@@ -129,9 +131,10 @@ class TrainRun(WatchScreen):
         yield from self.compose_buttons()
         yield FittedText("", id="headline", markup=False)
         with Horizontal(id="training"):
-            yield LineChart("loss of the score network", {"score": "accent"}, id="score")
-            yield LineChart("loss of the surrogate", {"surrogate": "success"}, id="surrogate")
-        with Vertical(id="said", classes="box"):
+            yield LineChart("Loss of the score network", {"score": "accent"}, id="score")
+            yield LineChart("Loss of the surrogate", {"surrogate": "success"}, id="surrogate")
+        with Vertical(id="said", classes="box") as said:
+            said.border_title = "Messages"
             yield RichLog(id="log", max_lines=500, wrap=True)
 
     def make_job(self) -> Job[TrainSummary]:
@@ -149,7 +152,7 @@ class TrainRun(WatchScreen):
 
     def prepare(self) -> None:
         """Clear what a former attempt painted."""
-        self.query_one(Steps).go_to("Watch")
+        self.query_one(Steps).go_to("Run")
         self.query_one("#headline").display = False
         self.query_one("#log", RichLog).clear()
 
@@ -176,14 +179,20 @@ class TrainRun(WatchScreen):
         if not self._spec.output.with_suffix(".checkpoint").exists():
             self.mark_finished()
         self.query_one(Steps).go_to("Result")
-        steps = ", ".join(f"{name} {count:,}" for name, count in result.steps.items())
+        steps = ", ".join(
+            f"{format_count(count, 'step')} of the {NETS.get(name, name)}"
+            for name, count in result.steps.items()
+        )
         rows: list[tuple[Part, ...]] = []
         if result.weights is not None:
             rows.append((("The weights are in ", "bold $accent"), escape(result.weights)))
-            rows.append(format_row("The step Strength takes them as", "weights"))
+            rows.append(
+                ("Next: protect a folder, and enter this file as weights in step 3, Strength.",)
+            )
         else:
-            rows.append((("There are no weights yet; r goes on.", "bold $warning"),))
-        rows.append(((f"Steps: {steps}; {format_duration(result.seconds)}", "$foreground-muted"),))
+            rows.append((("There are no weights yet. Press r to continue.", "bold $warning"),))
+        took = f"Trained for {format_duration(result.seconds)}: {steps}."
+        rows.append(((took, "$foreground-muted"),))
         headline = self.query_one("#headline", FittedText)
         headline.display = True
         headline.update(join_lines(*rows))

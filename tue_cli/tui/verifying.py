@@ -13,6 +13,7 @@ from textual.binding import Binding
 from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Static
 
+from tue_cli.attacks.registry import ATTACKS
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
@@ -20,11 +21,12 @@ from tue_cli.text import escape
 from tue_cli.tui.forms import Form
 from tue_cli.tui.line_chart import LineChart
 from tue_cli.tui.steps import VERIFY, FittedText, Step, Steps
-from tue_cli.tui.summary import Part, format_row, join_lines
+from tue_cli.tui.summary import Part, join_lines, shorten_path
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
 from tue_cli.verify.result import VerifyPlan, VerifyResult
+from tue_cli.verify.stats import FEWEST_PICTURES
 from tue_cli.verify.trials import TrialProgress
 
 ARMS = {"clean": "success", "random": "warning", "protected": "error"}
@@ -43,12 +45,13 @@ class VerifyScreen(Step):
 
     TITLE_OF = "Verify"
     STEPS = VERIFY
-    STEP = "Choose"
+    STEP = "Settings"
     HELP = (
         "Small models (victims) are trained on the copies, on the originals, and on originals with "
-        "random noise, and tested on clean pictures that they never saw. Protection is how much of "
-        "what the originals teach is lost; what counts is the attacker against which it is weakest."
-        "\n\nIt takes 200 pictures or more, in two classes or more."
+        "random noise. All are tested on clean pictures that they never saw. Protection is how "
+        "much of what the originals teach the copies do not teach. The result is the lowest "
+        "protection among the attackers.\n\n"
+        f"This needs at least {FEWEST_PICTURES} pictures in two classes or more."
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Verify", priority=True),
@@ -66,14 +69,14 @@ class VerifyScreen(Step):
         """Lay out the form and the command."""
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
-                settings.border_title = "What is verified?"
+                settings.border_title = "What to verify"
                 yield Form(self._spec)
             with Vertical(id="beside"):
                 with VerticalScroll(id="about", classes="box") as about:
                     about.border_title = "What happens"
                     yield Static(self.HELP, id="explained", markup=False)
                 with Vertical(id="same", classes="box") as same:
-                    same.border_title = "The same as a command"
+                    same.border_title = "Equivalent command"
                     same.border_subtitle = "ctrl+y copies it"
                     yield FittedText("", id="command", markup=False)
                 with Horizontal(classes="buttons"):
@@ -115,13 +118,13 @@ class VerifyRun(WatchScreen):
 
     TITLE_OF = "Verify"
     STEPS = VERIFY
-    STEP = "Watch"
+    STEP = "Run"
     WORK = "Verifying"
-    STOPPING = "It stops at the next measurement; victims that are finished are kept."
+    STOPPING = "It stops at the next measurement. Finished victims are kept."
     HELP = (
-        "A line is what a victim knows of clean pictures that it never saw: trained on the "
-        "originals it should rise, on the copies it should not. Random noise of the same radius "
-        "is there to show that not any noise would do."
+        "Each line is the accuracy of a victim on clean pictures that it never saw. For the "
+        "originals it should rise; for the copies it should stay low. Random noise of the same "
+        "radius is the control: it shows that not just any noise protects."
     )
     BINDINGS = [Binding("o", "open", "Open report")]
 
@@ -137,7 +140,7 @@ class VerifyRun(WatchScreen):
         yield FittedText("", id="headline", markup=False)
         with Horizontal(id="training"):
             names = {NAMES[arm]: colour for arm, colour in ARMS.items()}
-            yield LineChart("accuracy", names, top=1.0, percent=True, id="chart")
+            yield LineChart("Accuracy on clean pictures", names, top=1.0, percent=True, id="chart")
             with Vertical(id="attackers", classes="box") as attackers:
                 attackers.border_title = "Attackers"
                 yield DataTable(id="rows", cursor_type="row", zebra_stripes=True)
@@ -149,7 +152,7 @@ class VerifyRun(WatchScreen):
         from tue_cli.verify.run import verify
 
         if not self._spec.protected.name:
-            raise BadSetting("No folder of copies is named.", "Go back and name one.")
+            raise BadSetting("The folder of copies is missing.", "Go back and name it.")
         return verify(replace(self._spec, command=self.write_command()))
 
     def write_command(self) -> str:
@@ -158,7 +161,7 @@ class VerifyRun(WatchScreen):
 
     def prepare(self) -> None:
         """Clear what a former attempt painted."""
-        self.query_one(Steps).go_to("Watch")
+        self.query_one(Steps).go_to("Run")
         self.remove_class("-judged")
         self._attack = ""
         self.query_one("#headline").display = False
@@ -167,7 +170,7 @@ class VerifyRun(WatchScreen):
         self.query_one("#notes", FittedText).update("")
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
-        table.add_column("trained", key="trained")
+        table.add_column("attacker", key="trained")
         for arm, name in NAMES.items():
             table.add_column(name, key=arm)
 
@@ -186,7 +189,7 @@ class VerifyRun(WatchScreen):
         elif isinstance(event, Failed):
             self.notify(f"{escape(event.path)}: {event.message}", severity="warning", markup=False)
         elif isinstance(event, Saved):
-            self.notify(escape(event.path), title="The report is written", markup=False)
+            self.notify(escape(event.path), title="Report written", markup=False)
         elif isinstance(event, Table):
             self._show_verdict(event)
         elif isinstance(event, Done) and isinstance(event.result, VerifyResult):
@@ -194,12 +197,12 @@ class VerifyRun(WatchScreen):
 
     def _show_measurement(self, event: Metric, trial: TrialProgress) -> None:
         """Add a point to the chart, and fill in the attacker's row."""
-        arm, trained = trial.arm, f"{trial.attack}, seed {trial.seed}"
+        arm, trained = trial.arm, self._title(trial)
         accuracy = event.values["accuracy"]
         chart, table = self.query_one(LineChart), self.query_one("#rows", DataTable)
         if trained != self._attack:
             self._attack = trained
-            chart.begin(f"accuracy on clean pictures, trained: {trained}")
+            chart.begin(f"Accuracy on clean pictures: {trained}")
         chart.add(NAMES.get(arm, arm), event.step, accuracy, event.steps)
         if trained not in table.rows:
             table.add_row(Text(trained), *["–"] * len(NAMES), key=trained)
@@ -207,11 +210,17 @@ class VerifyRun(WatchScreen):
             style = "bold" if event.step == event.steps else "dim"
             table.update_cell(trained, arm, Text(f"{accuracy:.0%}", style), update_width=True)
 
+    def _title(self, trial: TrialProgress) -> str:
+        """Return what the attacker is called; its seed where there are several."""
+        known = ATTACKS.get(trial.attack)
+        title = known.title if known else trial.attack
+        return title if self._spec.settings.seeds == 1 else f"{title}, seed {trial.seed}"
+
     def _show_verdict(self, event: Table) -> None:
         table = self.query_one("#rows", DataTable)
         table.clear(columns=True)
-        # The protection stands first: it is what one came for.
-        order = [0, len(event.columns) - 1, *range(1, len(event.columns) - 1)]
+        # The protection stands first: it is what one came for; the victim is often the same.
+        order = [0, len(event.columns) - 1, *range(2, len(event.columns) - 1), 1]
         for place in order:
             cells = (event.columns[place], *(escape(row[place]) for row in event.rows))
             table.add_column(cells[0], width=max(map(cell_len, cells)))
@@ -228,18 +237,25 @@ class VerifyRun(WatchScreen):
         sound = result.status == "conclusive"
         rows: list[tuple[Part, ...]] = [((first, "bold $accent" if sound else "bold $warning"),)]
         rows += [((text, "$foreground-muted"),) for text in others]
-        if self._spec.report is not None and self._spec.report.exists() and sound:
-            rows.append((*format_row("Report", escape(self._spec.report)), "   o opens it"))
+        if self._has_report and self._spec.report is not None:
+            rows.append((f"Next: press o to open the report, {shorten_path(self._spec.report)}.",))
         headline = self.query_one("#headline", FittedText)
         headline.display = True
         headline.update(join_lines(*rows))
         self.query_one("#training").display = bool(self._attack)
         self.query_one("#explained").display = not self._attack
 
+    @property
+    def _has_report(self) -> bool:
+        report = self._spec.report
+        return report is not None and self._finished and report.exists()
+
+    def check_action(self, action: str, parameters: tuple[object, ...]) -> bool | None:
+        """Offer the report once it is written."""
+        return self._has_report if action == "open" else super().check_action(action, parameters)
+
     def action_open(self) -> None:
         """Open the report."""
         report = self._spec.report
-        if report is None or not report.exists():
-            self.notify("There is no report.")
-        elif not open_files([report]):
-            self.notify(escape(report), title="The report is", markup=False)
+        if report is not None and not open_files([report]):
+            self.notify(escape(report), title="No viewer was found. The report is:", markup=False)

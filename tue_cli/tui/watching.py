@@ -25,7 +25,7 @@ class Progress(Vertical):
     def compose(self) -> ComposeResult:
         """Lay it out."""
         yield ProgressBar(show_eta=False, show_percentage=True)
-        yield Label("Getting ready …", id="state", markup=False)
+        yield Label("Preparing …", id="state", markup=False)
 
     def start(self, event: Started) -> None:
         """Take the total."""
@@ -39,7 +39,7 @@ class Progress(Vertical):
         self.query_one(ProgressBar).update(total=event.total, progress=event.done)
         parts = [f"{event.done:,} of {event.total:,} {self._unit}"]
         if event.rate:
-            parts.append(f"{event.rate:,.1f} pictures a second")
+            parts.append(f"{event.rate:,.1f} pictures per second")
         if event.seconds_left is not None and event.done < event.total:
             parts.append(f"{format_duration(event.seconds_left)} left")
         self.say("   ·   ".join(parts))
@@ -55,13 +55,13 @@ class WatchScreen(Step):
     BINDINGS = [
         Binding("p", "hold", "Pause"),
         Binding("c", "cancel", "Stop"),
-        Binding("r", "resume", "Go on"),
+        Binding("r", "resume", "Continue"),
         Binding("y", "copy", "Copy command"),
     ]
     WORK = "Protecting"
     """What is done, in a word."""
-    STOPPING = "The pictures under way are finished; what is done stays done."
-    STOPPED = "Stopped. What was finished is kept; r goes on from there."
+    STOPPING = "Pictures that are in progress are finished first. All finished copies are kept."
+    STOPPED = "Stopped. Finished work is kept. Press r to continue."
 
     def __init__(self) -> None:
         super().__init__()
@@ -83,7 +83,7 @@ class WatchScreen(Step):
         with Horizontal(classes="buttons"):
             yield Button("Pause", id="hold")
             yield Button("Stop", id="cancel")
-            yield Button("Go on", id="resume", variant="success")
+            yield Button("Continue", id="resume", variant="success")
 
     @property
     def is_working(self) -> bool:
@@ -100,7 +100,7 @@ class WatchScreen(Step):
         self.prepare()
         self._runner = Runner(self, self.make_job)
         self._runner.start()
-        self.query_one(Progress).say("Getting ready …")
+        self.query_one(Progress).say("Preparing …")
         self._offer()
 
     def stop(self) -> None:
@@ -136,7 +136,7 @@ class WatchScreen(Step):
         if self._runner is not None and self._runner.is_stopping:
             self.query_one(Progress).say(f"Stopping … {self.STOPPING}")
         elif self._runner is not None and self._runner.is_held:
-            self.query_one(Progress).say("Paused. p goes on.")
+            self.query_one(Progress).say("Paused. Press p to continue.")
 
     def wrap_up(self) -> None:
         """Do what is to be done when the job is over, however it ended."""
@@ -157,7 +157,7 @@ class WatchScreen(Step):
                 button.display = bool(self.check_action(action, ()))
         held = self._runner is not None and self._runner.is_held
         for button in self.query("#hold").results(Button):
-            button.label = "Go on" if held else "Pause"
+            button.label = "Continue" if held else "Pause"
         for row in self.query(".buttons"):
             row.display = any(button.display for button in row.query(Button))
         self.query_one(Progress).display = not self._finished
@@ -169,7 +169,7 @@ class WatchScreen(Step):
             return self.is_working and self._runner is not None and not self._runner.is_stopping
         if action == "resume":
             return not self.is_working and not self._finished
-        return True
+        return super().check_action(action, parameters)
 
     @on(Button.Pressed, "#hold")
     def action_hold(self) -> None:
@@ -208,7 +208,7 @@ class WatchScreen(Step):
                 self.stop()
                 self.app.pop_screen()
 
-        question = Choice(f"{self.WORK} is under way", self.STOPPING, "Stop it", "Let it run")
+        question = Choice(f"{self.WORK} is still running", self.STOPPING, "Stop", "Keep running")
         self.app.push_screen(question, handle_answer)
 
     def on_unmount(self) -> None:
