@@ -44,7 +44,9 @@ def strings_of(source: str) -> Iterator[str]:
     }
     for node in ast.walk(tree):
         if isinstance(node, ast.JoinedStr):
-            text = "".join(p.value if isinstance(p, ast.Constant) else "…" for p in node.values)
+            text = "".join(
+                str(p.value) if isinstance(p, ast.Constant) else "…" for p in node.values
+            )
         elif isinstance(node, ast.Constant) and isinstance(node.value, str):
             text = "" if id(node) in docstrings | inside else node.value
         else:
