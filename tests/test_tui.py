@@ -347,7 +347,7 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     ("fault", "said", "remedy"),
     [
         ("output is a file", "not a folder", "Move it away"),
-        ("folder is gone", "does not exist", "Check the spelling"),
+        ("folder is gone", "does not exist", "Check its spelling"),
         ("weights are damaged", "are damaged", "Copy the file again"),
     ],
 )

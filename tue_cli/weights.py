@@ -231,7 +231,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     if seal != metadata.get("seal"):
         raise damaged("its checksum does not match")
     if not all(np.isfinite(array).all() for array in tensors.values()):
-        raise damaged("it holds numbers that are not finite")
+        raise damaged("it contains numbers that are not finite")
     return Weights(name, card, tensors, found, path)
 
 
