@@ -370,7 +370,7 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     [
         ("output is a file", "not a folder", "Move it away"),
         pytest.param(
-            "folder is gone", "does not exist", "Check the spelling", marks=pytest.mark.slow
+            "folder is gone", "does not exist", "Check its spelling", marks=pytest.mark.slow
         ),
         pytest.param(
             "weights are damaged", "are damaged", "Copy the file again", marks=pytest.mark.slow

@@ -162,10 +162,10 @@ def test_a_path_needs_no_index(shipped: Path, tiny_weights: Path) -> None:
 def test_packaged_weights_other_than_the_index_says_are_refused(shipped: Path) -> None:
     # A whole and sealed file, but not the one that was shipped.
     (shipped / "small.safetensors").write_bytes(packed(odd_card("resnet18", 32)))
-    with pytest.raises(WeightsProblem, match="not what was shipped") as caught:
+    with pytest.raises(WeightsProblem, match="not those shipped with tue") as caught:
         load("tiny")
     assert caught.value.remedy
-    with pytest.raises(WeightsProblem, match="not what was shipped"):
+    with pytest.raises(WeightsProblem, match="not those shipped with tue"):
         load()
 
 

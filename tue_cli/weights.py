@@ -231,7 +231,7 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
     if seal != metadata.get("seal"):
         raise explain_damage("its checksum does not match")
     if not all(np.isfinite(array).all() for array in tensors.values()):
-        raise explain_damage("it holds numbers that are not finite")
+        raise explain_damage("it contains numbers that are not finite")
     return Weights(name, card, tensors, found, path)
 
 

@@ -54,7 +54,7 @@ def explain_output_error(error: OSError, output: Path) -> OutputProblem:
     if error.errno in (errno.ENOTDIR, errno.EEXIST):
         return OutputProblem(
             f"The output folder {where} is not a folder: something else has its name.",
-            "Rename that, or choose another folder with -o.",
+            "Move it away, or choose another folder with -o.",
         )
     return OutputProblem(
         f"The output folder {where} cannot be written: {error.strerror or error}.",

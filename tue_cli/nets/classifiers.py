@@ -217,7 +217,9 @@ def build_classifier(name: str, *, classes: int, width: int = 64, size: int = 32
     if name not in NETS:
         raise BadSetting(f"There is no net {name!r}.", f"Choose one of: {', '.join(NETS)}.")
     if width < 4:
-        raise BadSetting(f"--width must be 4 or more, not {width}.", "The published width is 64.")
+        raise BadSetting(
+            f"A net needs a width of 4 channels or more, not {width}.", "The published width is 64."
+        )
     if name == "vgg16" and size < 32:
         raise BadSetting(
             f"VGG-16 needs pictures of 32 pixels or more, not {size}.",

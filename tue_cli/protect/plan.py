@@ -67,7 +67,7 @@ def _choose_keys(
     )
     refuse_unless(
         len(classes) <= 1,
-        f"--key is for one class, but there are {len(classes)}.",
+        f"--key is for one class, but there are {len(classes)} classes.",
         "Add --labels single, or leave out --key.",
     )
     return dict.fromkeys(classes, key)

@@ -39,10 +39,11 @@ class TrainSummary:
     """Those before a resume among them."""
 
 
-def warn_of_days(settings: TrainSettings) -> Iterator[Note]:
-    """Yield a warning where a training takes a CPU about as long as the paper's."""
+def warn_of_days(settings: TrainSettings, device: str) -> Iterator[Note]:
+    """Yield a warning where a training on a CPU takes about as long as the paper's."""
     paper = TRAININGS["paper"]
-    if settings.steps * settings.width**2 >= paper.steps * paper.width**2 / 10:
+    share = settings.steps * settings.width**2 / (paper.steps * paper.width**2)
+    if device == "cpu" and share >= 0.1:
         yield Note(
             "Without a GPU, the preset paper takes days: about five on one CPU core. --preset "
             "packaged takes about 45 minutes there. Ctrl-C stops the training."

@@ -96,8 +96,7 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     if spec.resume:
         checkpoint.read()
     total = sum(training.plan.steps for training in trainings.values())
-    if computer.device.type == "cpu":
-        yield from warn_of_days(settings)
+    yield from warn_of_days(settings, computer.device.type)
     plan = TrainPlan(computer.description, len(pictures), len(classes))
     yield Started(f"Training {settings.method} weights", total, "steps", None, plan)
     try:
