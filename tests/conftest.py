@@ -19,7 +19,7 @@ from tue_cli.core.loop import Training
 from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
-from tue_cli.noise import SampledNoise, SteppedNoise, TueNoise
+from tue_cli.noise import RemNoise, SampledNoise, SteppedNoise, TueNoise
 from tue_cli.weights import Card, Weights, build, fresh, netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -54,6 +54,8 @@ def tiny_for(recipe: str) -> TrainSettings:
         noise = replace(noise, steps=2)
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
+    if isinstance(noise, RemNoise):
+        noise = replace(noise, inner_steps=2)
     return replace(TINY, method=recipe, noise=noise)
 
 
