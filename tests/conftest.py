@@ -172,16 +172,22 @@ def tiny_of(
     return found
 
 
+class NetsOf(dict[str, FrozenNets]):
+    """Nets by method, built when they are first asked for."""
+
+    def __init__(self, weights: dict[str, Weights]) -> None:
+        self.weights = weights
+
+    def __missing__(self, name: str) -> FrozenNets:
+        nets = build(self.weights[name], METHODS[name].roles)
+        self[name] = {role: freeze(net, torch.float32) for role, net in nets.items()}
+        return self[name]
+
+
 @pytest.fixture
 def frozen_of(tiny_of: dict[str, Weights]) -> dict[str, FrozenNets]:
     """The tiny nets of every method as it gets them, in float32, by method."""
-    return {
-        name: {
-            role: freeze(net, torch.float32)
-            for role, net in build(tiny_of[name], method.roles).items()
-        }
-        for name, method in METHODS.items()
-    }
+    return NetsOf(tiny_of)
 
 
 @pytest.fixture(scope="session")
