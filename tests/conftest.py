@@ -19,7 +19,7 @@ from tue_cli.core.loop import Training
 from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
-from tue_cli.noise import SampledNoise, SteppedNoise, TueNoise
+from tue_cli.noise import RemNoise, SampledNoise, SteppedNoise, TueNoise
 from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -54,6 +54,8 @@ def tiny_for(recipe: str) -> TrainSettings:
         noise = replace(noise, steps=2)
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
+    if isinstance(noise, RemNoise):
+        noise = replace(noise, inner_steps=2)
     return replace(TINY, method=recipe, noise=noise)
 
 
@@ -170,16 +172,22 @@ def tiny_of(
     return found
 
 
+class NetsOf(dict[str, FrozenNets]):
+    """Nets by method, built when they are first asked for."""
+
+    def __init__(self, weights: dict[str, Weights]) -> None:
+        self.weights = weights
+
+    def __missing__(self, name: str) -> FrozenNets:
+        nets = build(self.weights[name], METHODS[name].roles)
+        self[name] = {role: freeze(net, torch.float32) for role, net in nets.items()}
+        return self[name]
+
+
 @pytest.fixture
 def frozen_of(tiny_of: dict[str, Weights]) -> dict[str, FrozenNets]:
     """The tiny nets of every method as it gets them, in float32, by method."""
-    return {
-        name: {
-            role: freeze(net, torch.float32)
-            for role, net in build(tiny_of[name], method.roles).items()
-        }
-        for name, method in METHODS.items()
-    }
+    return NetsOf(tiny_of)
 
 
 @pytest.fixture(scope="session")

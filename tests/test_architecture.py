@@ -93,6 +93,7 @@ def twin(tiny_weights: Path, tmp_path: Path) -> Path:
     return path
 
 
+@pytest.mark.slow
 def test_without_torch_the_whole_of_protect_and_check_runs(twin: Path, tmp_path: Path) -> None:
     output, page = tmp_path / "out", tmp_path / "page.html"
     common = ("protect", ROOT / "assets" / "photos", "--steps", 2, "--weights", twin)
@@ -113,12 +114,19 @@ def test_without_torch_the_whole_of_protect_and_check_runs(twin: Path, tmp_path:
     assert shipped.returncode == 0, shipped.stderr
 
 
+def test_without_torch_a_picture_is_protected(twin: Path, tmp_path: Path) -> None:
+    picture = ROOT / "assets" / "photos" / "everyday" / "cat.png"
+    ran = without_torch("protect", picture, "-o", tmp_path / "out", "--steps", 1, "--weights", twin)
+    assert ran.returncode == 0, ran.stderr
+    assert "protected: 1" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
+
+
 @pytest.mark.parametrize(
     "arguments",
     [
         ("protect", "IN", "--backend", "torch", "--weights", "W", "-o", "OUT"),
-        ("train", "IN", "-o", "OUT/w.safetensors"),
-        ("export", "W"),
+        pytest.param(("train", "IN", "-o", "OUT/w.safetensors"), marks=pytest.mark.slow),
+        pytest.param(("export", "W"), marks=pytest.mark.slow),
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -44,6 +44,7 @@ def test_committed_rows_say_what_was_measured_and_where(path: Path) -> None:
         assert "curve" not in row
 
 
+@pytest.mark.slow
 def test_victims_of_protection_are_trained_once(
     toy: Images,
     tmp_path: Path,

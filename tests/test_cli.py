@@ -6,8 +6,10 @@ import io
 import json
 import subprocess
 import sys
+from collections.abc import Callable
 from contextlib import chdir
 from dataclasses import asdict, dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -145,8 +147,8 @@ def test_errors_have_codes_and_remedies(
 
 
 @pytest.fixture(scope="session")
-def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """Weights of every recipe but tue, made by the command from a folder of two classes."""
+def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Weights of any recipe but tue, made once by the command from a folder of two classes."""
     place = tmp_path_factory.mktemp("made")
     random = np.random.default_rng(0)
     for name, level in (("a", 90), ("b", 160)):
@@ -158,20 +160,18 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     few |= {"adversary-steps": 1}
     own = {"em": {"noise-steps": 2, "samples": 1}, "ntga": {"noise-steps": 2}}
     own["rem"] = own["em"] | {"inner-steps": 1}
-    found = {}
-    for recipe, option in (
-        ("em", "--method"),
-        ("rem", "--method"),
-        ("clean", "--recipe"),
-        ("ntga", "--method"),
-        ("uc", "--method"),
-    ):
-        found[recipe] = place / f"{recipe}.safetensors"
+
+    @cache
+    def make(recipe: str) -> Path:
+        weights = place / f"{recipe}.safetensors"
+        option = "--recipe" if recipe == "clean" else "--method"
         options = few | own.get(recipe, {})
         quick = [part for name, value in options.items() for part in (f"--{name}", str(value))]
-        ran = tue("train", str(place / "in"), "-o", str(found[recipe]), option, recipe, *quick)
+        ran = tue("train", str(place / "in"), "-o", str(weights), option, recipe, *quick)
         assert ran.returncode == 0, ran.stderr
-    return found
+        return weights
+
+    return make
 
 
 BOUNDS = {
@@ -188,12 +188,12 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", mark_slow(METHODS, but=("em", "lsp")))
 def test_every_method_protects_and_says_its_bound_first(
-    name: str, made: dict[str, Path], tiny_weights: Path, tmp_path: Path
+    name: str, made: Callable[[str], Path], tiny_weights: Path, tmp_path: Path
 ) -> None:
     recipes = METHODS[name].recipes
     options = ["--method", name, "-o", str(tmp_path / "out"), "--format", "png"]
     if recipes:
-        weights = {**made, "tue": tiny_weights}[recipes[0]]
+        weights = tiny_weights if recipes[0] == "tue" else made(recipes[0])
         options += ["--weights", str(weights)]
     if isinstance(METHODS[name].noise, SteppedNoise):
         options += ["--steps", "2"]
@@ -215,12 +215,12 @@ def test_every_method_protects_and_says_its_bound_first(
 
 
 def test_uc_serves_a_folder_without_classes(
-    made: dict[str, Path], tmp_path: Path, folder: Path
+    made: Callable[[str], Path], tmp_path: Path, folder: Path
 ) -> None:
     out = str(tmp_path / "out")
     ran = tue(
         "protect", str(folder), "--labels", "cluster", "--method", "uc", "-o", out,
-        "--weights", str(made["uc"]),
+        "--weights", str(made("uc")),
     )  # fmt: skip
     assert ran.returncode == 0, ran.stderr
     manifest = json.loads((tmp_path / "out" / "tue-manifest.json").read_text())

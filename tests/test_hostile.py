@@ -468,6 +468,7 @@ def test_json_is_read_to_a_depth_and_without_numbers_that_it_has_not() -> None:
             parse_json(text)
 
 
+@pytest.mark.slow
 def test_stdout_that_is_full_or_closed_ends_the_command_cleanly(
     photos: Path, twin: Path, tmp_path: Path
 ) -> None:

@@ -21,6 +21,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from conftest import mark_slow
 from PIL import Image
 
 from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
@@ -259,7 +260,7 @@ def test_a_folder_exchanged_for_a_link_mid_run_never_costs_an_original(
     assert tree(many) == before
 
 
-@pytest.mark.parametrize("removed", [".tue", ".tue/journal.jsonl"])
+@pytest.mark.parametrize("removed", mark_slow([".tue", ".tue/journal.jsonl"], but=(".tue",)))
 def test_a_run_whose_journal_is_removed_stops_at_once_and_knows_its_copies_again(
     removed: str, many: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:

@@ -54,7 +54,9 @@ def same(one: nn.Module, other: nn.Module) -> bool:
     )
 
 
-@pytest.mark.parametrize(("optimizer", "rate"), [("sgd", 0.1), ("adam", 0.02)])
+@pytest.mark.parametrize(
+    ("optimizer", "rate"), [("sgd", 0.1), pytest.param("adam", 0.02, marks=pytest.mark.slow)]
+)
 def test_the_loss_falls_on_pictures_that_can_be_told_apart(
     optimizer: str, rate: float, toy: Images
 ) -> None:

@@ -10,6 +10,7 @@ from dataclasses import asdict, replace
 
 import pytest
 import torch
+from conftest import mark_slow
 from torch import Tensor, nn
 
 from tue_cli import config
@@ -44,6 +45,7 @@ from tue_cli.nets.score import ScoreNet
 from tue_cli.noise import (
     EmNoise,
     Noise,
+    NtgaNoise,
     RemNoise,
     SteppedNoise,
     TapNoise,
@@ -60,7 +62,8 @@ RADIUS = NOISE.radius
 
 PUBLISHED = {name: method.noise for name, method in config.METHODS.items()}
 PUBLISHED["tap"] = TapNoise(steps=25)  # in the same travel, to be quick
-PUBLISHED["rem"] = RemNoise(samples=2, inner_steps=3)  # so too
+PUBLISHED["rem"] = RemNoise(steps=5, samples=2, inner_steps=2)  # so too
+PUBLISHED["ntga"] = NtgaNoise(steps=4)
 VARIANTS: list[tuple[str, Noise]] = [
     *PUBLISHED.items(),
     ("rem", replace(REM, inner_steps=0)),
@@ -429,7 +432,7 @@ def test_training_tue_lowers_the_loss_of_each_role(
     assert sum(losses[-5:]) < 0.85 * sum(losses[:5])
 
 
-@pytest.mark.parametrize("name", ["em", "rem", "clean"])
+@pytest.mark.parametrize("name", mark_slow(["em", "rem", "clean"], but=("clean",)))
 def test_training_a_surrogate_lowers_its_loss(
     name: str, tiny_settings_of: SettingsOf, toy: Images
 ) -> None:
@@ -738,7 +741,7 @@ def test_a_class_s_pattern_hangs_on_the_seed_and_its_key_alone(
 
 
 def test_ntga_s_block_makes_its_learner_wrong(tiny_settings_of: SettingsOf, toy: Images) -> None:
-    chosen = replace(tiny_settings_of("ntga"), noise=PUBLISHED["ntga"])
+    chosen = replace(tiny_settings_of("ntga"), noise=NtgaNoise())
     training = begin("ntga", "block", chosen)
     block = training.net
     assert isinstance(block, NtgaBlock)

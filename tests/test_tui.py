@@ -219,6 +219,7 @@ def test_a_folder_is_protected_by_keys_alone(
     assert copies(tmp_path / "again") == copies(output)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("shipped")
 def test_a_folder_is_protected_by_mouse_alone(photos: Path, tmp_path: Path) -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
@@ -334,6 +335,7 @@ def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weig
     drive(TueApp(), SMALL, steps)
 
 
+@pytest.mark.slow
 def test_a_run_with_nothing_to_do_says_so_and_what_comes_next(
     photos: Path, tiny_weights: Path
 ) -> None:
@@ -348,6 +350,7 @@ def test_a_run_with_nothing_to_do_says_so_and_what_comes_next(
     drive(TueApp(), LARGE, steps)
 
 
+@pytest.mark.slow
 def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     photos: Path, tiny_weights: Path, tmp_path: Path
 ) -> None:
@@ -827,6 +830,7 @@ async def choose(pilot: Pilot[int], name: str, choice: str) -> None:
     await pilot.pause()
 
 
+@pytest.mark.slow
 def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
     photos: Path, tiny_weights: Path
 ) -> None:
@@ -858,6 +862,7 @@ def test_another_method_shows_its_own_fields_and_keeps_what_was_changed(
     drive(TueApp(), LARGE, steps)
 
 
+@pytest.mark.slow
 def test_another_budget_brings_its_attackers_and_keeps_what_was_changed() -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(VerifyScreen(Path("out"), Path("in")))

@@ -219,6 +219,7 @@ def test_a_control_that_learned_nothing_leaves_no_number(
     assert result.attacks[0].protection is None
 
 
+@pytest.mark.slow
 def test_too_few_pictures_are_inconclusive(
     spec: VerifySpec, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -370,6 +371,7 @@ def test_a_cache_that_cannot_be_written_is_said_before_any_training(
             assert not isinstance(event, Started | Metric)
 
 
+@pytest.mark.slow
 def test_what_is_damaged_in_the_cache_is_trained_again_and_no_more(spec: VerifySpec) -> None:
     short = replace(spec, settings=replace(QUICK, seen=170))
     _, result = run(short)

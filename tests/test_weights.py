@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import mark_slow
 from numpy.typing import NDArray
 from safetensors.numpy import save
 
@@ -62,7 +63,7 @@ def refused(path: Path) -> WeightsProblem:
     return caught.value
 
 
-@pytest.mark.parametrize("size", [32, 96])
+@pytest.mark.parametrize("size", mark_slow([32, 96], but=(32,)))
 @pytest.mark.parametrize("net", NETS)
 def test_odd_hyperparameters_come_back(net: str, size: int, tmp_path: Path) -> None:
     card = odd_card(net, size)
