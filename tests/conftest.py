@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+from PIL import Image
 from torch import nn
 
 from tue_cli.config import METHODS, TRAINING_NOISE, AdversarySettings, TrainSettings
@@ -55,7 +56,7 @@ def tiny_for(recipe: str) -> TrainSettings:
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
     if isinstance(noise, RemNoise):
-        noise = replace(noise, inner_steps=2)
+        noise = replace(noise, inner_steps=1)
     return replace(TINY, method=recipe, noise=noise)
 
 
@@ -103,6 +104,20 @@ def make_toy(*, count: int = 72, size: int = 16, seed: int = 0) -> Images:
     noise = 0.05 * torch.randn((count, 3, size, size), generator=generator)
     pixels = (0.45 + colours[labels] + 0.15 * stripes[labels] + noise).clamp(0, 1)
     return Images((pixels * 255).round().to(torch.uint8), labels)
+
+
+@pytest.fixture(scope="session")
+def small_photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The six photographs in their two class folders, small enough to be quick; to be copied."""
+    assets = Path(__file__).parent.parent / "assets" / "photos"
+    folder = tmp_path_factory.mktemp("small") / "photos"
+    for source in sorted(assets.rglob("*.*")):
+        place = folder / source.relative_to(assets)
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with Image.open(source) as image:
+            image.thumbnail((120, 120))
+            image.save(place, quality=90)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mark_slow
 from torch import Tensor
 
 from tue_cli.attacks.augment import AUGMENTATIONS, cutmix, cutout, mixup, ueraser
@@ -32,7 +33,7 @@ def noise() -> tuple[Tensor, Tensor]:
     return pixels, F.one_hot(torch.arange(COUNT) % 3, 3).float()
 
 
-@pytest.mark.parametrize("name", AUGMENTATIONS)
+@pytest.mark.parametrize("name", mark_slow(AUGMENTATIONS, but=set(AUGMENTATIONS) - {"ueraser"}))
 def test_pixels_stay_pictures_and_targets_stay_shares(
     name: str, noise: tuple[Tensor, Tensor]
 ) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from conftest import make_toy
+from conftest import make_toy, mark_slow
 from torch import Tensor
 
 from tue_cli.config import METHODS, AdversarySettings, VictimSettings
@@ -173,7 +173,9 @@ def test_an_adversary_attacks_the_victim_as_it_is_now(toy: Images) -> None:
     assert [float(loss) for loss in victim().run_updates(toy)] == losses
 
 
-@pytest.mark.parametrize("name", ["resnet18", "resnet50", "densenet121", "vgg16"])
+@pytest.mark.parametrize(
+    "name", mark_slow(["resnet18", "resnet50", "densenet121", "vgg16"], but=("resnet18", "vgg16"))
+)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_a_copy_that_follows_is_a_copy_made_anew(name: str, dtype: torch.dtype) -> None:
     net = build_classifier(name, classes=3, width=4, size=32)

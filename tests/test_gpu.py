@@ -235,6 +235,7 @@ def test_the_jpeg_that_surrogate_b_is_trained_through_is_pillow_s() -> None:
     assert gradient.abs().sum() > 0
 
 
+@pytest.mark.slow
 def test_a_net_that_cannot_be_compiled_stays_as_it_was() -> None:
     net = Classifier(nn.Sequential(ConvNorm(3, 4, 3), nn.ReLU()), nn.Linear(4, 10))
     frozen, pixels = FrozenClassifier(net, torch.float32), torch.rand(4, 3, 32, 32)

@@ -157,9 +157,9 @@ def twin(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def photos(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def photos(small_photos: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("in") / "photos"
-    shutil.copytree(PHOTOS / "everyday", folder)
+    shutil.copytree(small_photos / "everyday", folder)
     return folder
 
 

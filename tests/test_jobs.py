@@ -21,7 +21,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from conftest import mark_slow
 from PIL import Image
 
 from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
@@ -43,7 +42,6 @@ from tue_cli.train.result import TrainSummary
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, pack, read, read_graph
 
-ASSETS = Path(__file__).parent.parent / "assets" / "photos"
 QUICK = ProtectSettings(noise=TueNoise(steps=2))
 
 
@@ -95,16 +93,9 @@ def timeless(folder: Path) -> dict[str, object]:
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(small_photos: Path, tmp_path: Path) -> Path:
     """Six photographs in two class folders, small enough to be quick."""
-    folder = tmp_path / "photos"
-    for source in sorted(ASSETS.rglob("*.*")):
-        place = folder / source.relative_to(ASSETS)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(source) as image:
-            image.thumbnail((120, 120))
-            image.save(place, quality=90)
-    return folder
+    return Path(shutil.copytree(small_photos, tmp_path / "photos"))
 
 
 def test_every_picture_gets_a_copy_in_the_mirrored_tree(
@@ -260,7 +251,8 @@ def test_a_folder_exchanged_for_a_link_mid_run_never_costs_an_original(
     assert tree(many) == before
 
 
-@pytest.mark.parametrize("removed", mark_slow([".tue", ".tue/journal.jsonl"], but=(".tue",)))
+@pytest.mark.slow
+@pytest.mark.parametrize("removed", [".tue", ".tue/journal.jsonl"])
 def test_a_run_whose_journal_is_removed_stops_at_once_and_knows_its_copies_again(
     removed: str, many: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:

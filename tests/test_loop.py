@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from conftest import mark_slow
 from torch import Tensor, nn
 
 from tue_cli.core.batches import Images, crop_and_flip
@@ -73,7 +74,7 @@ def test_the_loss_falls_on_pictures_that_can_be_told_apart(
 
 
 @pytest.mark.parametrize("optimizer", ["sgd", "adam"])
-@pytest.mark.parametrize("stop", [0, 3])
+@pytest.mark.parametrize("stop", mark_slow([0, 3], but=(3,)))
 def test_resume_equals_the_uninterrupted_training_bit_for_bit(
     optimizer: str, stop: int, toy: Images
 ) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.journal import read_unfinished
@@ -27,16 +27,9 @@ QUICK = ProtectSettings(noise=TueNoise(steps=1))
 
 
 @pytest.fixture
-def photos(tmp_path: Path) -> Path:
+def photos(small_photos: Path, tmp_path: Path) -> Path:
     """Six photographs in two class folders, small enough to be quick."""
-    folder = tmp_path / "photos"
-    for source in sorted(ASSETS.rglob("*.*")):
-        place = folder / source.relative_to(ASSETS)
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with Image.open(source) as image:
-            image.thumbnail((120, 120))
-            image.save(place, quality=90)
-    return folder
+    return Path(shutil.copytree(small_photos, tmp_path / "photos"))
 
 
 def scan(folder: Path, labels: str = "auto") -> ScanSummary:

@@ -412,6 +412,7 @@ def test_measuring_that_failed_is_tried_again(photos: Path, tiny_weights: Path) 
     drive(TueApp(), SMALL, steps)
 
 
+@pytest.mark.slow
 def test_what_nobody_foresaw_is_told_without_a_traceback() -> None:
     class Broken(WatchScreen):
         def body(self) -> Any:
@@ -950,10 +951,8 @@ main([])"""
 
 
 @pytest.mark.skipif(shutil.which("tmux") is None, reason="tmux is not here")
-@pytest.mark.parametrize(
-    "end",
-    mark_slow(["key", "crash", signal.SIGINT, signal.SIGTERM, signal.SIGHUP], but=("key",)),
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["key", "crash", signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_real_terminal_is_given_back(
     end: str | signal.Signals, photos: Path, tmp_path: Path
 ) -> None:

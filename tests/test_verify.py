@@ -407,6 +407,7 @@ def tue(*arguments: object) -> int:
     return 0
 
 
+@pytest.mark.slow
 def test_a_shell_gets_the_figures_and_exit_code_5_below_the_limit(
     spec: VerifySpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
