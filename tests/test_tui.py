@@ -935,7 +935,7 @@ def test_ui_without_a_terminal_is_refused() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
     )
-    assert ran.returncode == 2 and b"no terminal" in ran.stderr
+    assert ran.returncode == 2 and b"needs a terminal" in ran.stderr
     alone = subprocess.run(
         [sys.executable, "-m", "tue_cli"], stdin=subprocess.DEVNULL, capture_output=True
     )
