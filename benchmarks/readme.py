@@ -379,10 +379,10 @@ def write_methods() -> str:
 
 HEADLINE = {
     "std": "trains as usual",
-    "gray": "removes the colours first",
-    "jpeg50": "compresses to JPEG of quality 50 first",
-    "jpeg10": "compresses to JPEG of quality 10 first",
-    "ueraser": "augments strongly (UEraser-lite)",
+    "gray": "converts pictures to grayscale first",
+    "jpeg50": "recompresses them as JPEG, quality 50",
+    "jpeg10": "recompresses them as JPEG, quality 10",
+    "ueraser": "uses strong augmentation (UEraser-lite)",
 }
 """Attackers that the README shows: usual ones, and the one that undoes most."""
 
@@ -403,11 +403,13 @@ def write_summary() -> str:
     doubtful = found[f"at2, {victim}"]
     lines += [
         "",
-        "The figures are means over n classifiers, for classes that the weights never saw. The "
-        f"brackets hold the lowest and the highest of {tens['n']} sets of ten classes. Adversarial "
-        f"training (radius 2/255) gives {100 * doubtful['clean']:.1f} % on originals and "
-        f"{100 * doubtful['protected']:.1f} % on copies. That is inconclusive, because such small "
-        "classifiers learn little from it, but expect it to undo most of the protection.",
+        "Accuracies are means over n classifiers. They tell ten classes apart, which the weights "
+        "never saw, so chance is 10 %. In brackets: the lowest and the highest protection for "
+        f"{tens['n']} sets of ten classes. Strong augmentation leaves no protection, but the "
+        "classifiers learn little with it from originals either. Adversarial training (radius "
+        f"2/255) reaches {100 * doubtful['clean']:.1f} % with originals and "
+        f"{100 * doubtful['protected']:.1f} % with copies. Classifiers as small as these learn too "
+        "little from it for a conclusion; expect it to undo most of the protection.",
     ]
     return "\n".join(lines)
 
