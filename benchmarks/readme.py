@@ -119,7 +119,7 @@ def list_commands(photos: Row, memory: Row) -> str:
         f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
         f"{photos['wall_seconds']['median']:.1f} s on one thread, "
         f"{100 * photos['outside_engine_of_process']['median']:.0f} % of it outside the engine, "
-        f"mostly for starting up (n = {photos['wall_seconds']['n']}).\n"
+        f"mostly while starting (n = {photos['wall_seconds']['n']}).\n"
         "- Peak memory of the same command for 1,000 photographs: "
         + " and ".join(
             f"{facts['peak_mib']['1000']['median']:.0f} MiB with {title} "
@@ -135,8 +135,8 @@ def describe_kills(rows: list[Row]) -> str:
     cut = [row for row in rows if row["cell"] == "resume: kill"]
     return (
         "- Killed with `kill -9` at random moments and resumed: "
-        f"{sum(row['equal'] for row in cut)} of {len(cut)} outputs equal that of the "
-        "uninterrupted run, byte for byte."
+        f"{sum(row['equal'] for row in cut)} of {len(cut)} outputs are equal, byte for byte, to "
+        "that of an uninterrupted run."
     )
 
 
@@ -153,7 +153,8 @@ def describe_gray(row: Row) -> str:
     """Return what the grayscale term takes."""
     ratio = row["ratios"]["time with grey over without"]
     return (
-        f"- The grayscale term makes the engine's step {ratio['median']:.2f} times as long "
+        "- With the grayscale term, a step of the engine takes "
+        f"{ratio['median']:.2f} times as long "
         f"({ratio['min']:.2f}–{ratio['max']:.2f}, n = {ratio['n']}; an {row['hardware']['cpu']})."
     )
 
@@ -162,15 +163,15 @@ def describe_rem(row: Row) -> str:
     """Return how fast the noise of rem is made."""
     ratio, hardware = row["ratios"]["engine over plain, rem"], row["hardware"]
     return (
-        f"- Noise of `rem` in {row['settings']['noise']['steps']} steps: "
+        f"- Engine, noise of `rem` in {row['settings']['noise']['steps']} steps: "
         f"{row['pictures_a_second']['engine, rem']['median']:.1f} pictures per second, "
-        f"{ratio['median']:.1f} times the speed of its published loop "
+        f"{ratio['median']:.1f} times the speed of the published loop "
         f"({ratio['min']:.1f}–{ratio['max']:.1f}, n = {ratio['n']}), on one thread of another "
         f"machine, an {hardware['cpu']} ({', '.join(hardware['bfloat16_by'])})."
     )
 
 
-EARLIER = ", protected with `--gray 0 --smooth 1` and the farthest codes"
+EARLIER = ", protected with `--gray 0 --smooth 1` and the least similar codes,"
 """What is said of a figure of the noise that was once the default."""
 
 
@@ -186,14 +187,14 @@ def write_verification() -> str:
         said = (
             f"{part['value']:.0f} % ({part['low']:.0f} to {part['high']:.0f})"
             if part
-            else (f"inconclusive: {row['inconclusive']}")
+            else f"inconclusive (robust training accuracy: {100 * row['fitted']:.0f} %)"
         )
         lines.append(f"| `{name}` | {' | '.join(cells)} | {said} |")
     hardware = quick["hardware"]
     lines += [
         "",
         f"The result of `tue verify --budget quick` for {quick['settings']['pictures']} pictures "
-        f"of CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER}: "
+        f"of CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER} was: "
         f"*{quick['verdict']['headline']}* It took {quick['seconds'] / 60:.0f} minutes on "
         f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}).",
         "",
@@ -225,14 +226,14 @@ def describe_trainer(rows: list[Row]) -> str:
         for steps in (10, 5)
     )
     return (
-        "The trainer of `tue verify` agrees with a plain loop that shares no code with it: on "
-        f"{victims[0]['settings']['pictures']} pictures its victims of the originals reach "
-        f"{100 * accuracy['clean']['mean']:.1f} %, those of the plain loop "
-        f"{100 * accuracy['plain loop']['mean']:.1f} % at the same budget, and "
-        f"random noise costs {100 * costs:.1f} points "
+        "The trainer of `tue verify` agrees with a plain loop that shares no code with it. Trained "
+        f"on {victims[0]['settings']['pictures']} originals with the same budget, its victims "
+        f"reach {100 * accuracy['clean']['mean']:.1f} %, those of the plain loop "
+        f"{100 * accuracy['plain loop']['mean']:.1f} %. "
+        f"Random noise costs {100 * costs:.1f} points "
         f"(n = {accuracy['clean']['n']} seeds). Adversarial training with the papers' "
         f"{speed['settings']['adversary_steps']} steps runs at "
-        f"{100 * speed['ratio']['median']:.0f} % of the speed of the attack alone; with the "
+        f"{100 * speed['ratio']['median']:.0f} % of the speed of its attack alone; with the "
         f"{fewer['settings']['adversary_steps']} steps of `quick`, at "
         f"{100 * fewer['ratio']['median']:.0f} % (n = {speed['ratio']['n']} each)."
     )
@@ -240,7 +241,7 @@ def describe_trainer(rows: list[Row]) -> str:
 
 CONTROLS = {
     "plain copies": "Unprotected copies of the originals",
-    "shuffled keys": "Copies that each have the noise of a random class",
+    "shuffled keys": "Copies with the noise of a random class for each picture",
 }
 """Copies that should protect little or nothing."""
 
@@ -258,7 +259,8 @@ def write_runtimes() -> str:
     same, start, speed = (cells[f"runtimes: {name}", 1] for name in ("agreement", "start", "speed"))
     seconds, runtime = start["command_seconds"], speed["runtime"]
     lines = [
-        f"- Noise of ONNX Runtime against that of torch, on {same['n']} pictures of CIFAR-10: "
+        "- Noise made by ONNX Runtime, compared with noise made by torch, on "
+        f"{same['n']} pictures of CIFAR-10: "
         f"after one step {100 * same['one_step_equal']:.3f} % of the values are equal; after "
         f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are within one "
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times that with "
@@ -310,16 +312,17 @@ def write_unseen() -> str:
     said = [
         unseen_benchmark.format_columns(found),
         "",
-        f"The lowest conclusive score: {unseen_benchmark.find_lowest(found)}. The data are "
+        f"The lowest conclusive protection: {unseen_benchmark.find_lowest(found)}. The data are "
         f"{len(tens)} sets of ten classes of Tiny ImageNet, with {settings['per_class']} "
-        "training pictures per class. The number after a victim's name is its share of the "
-        "published width. Standard "
+        "training pictures per class. *Size* is the width and height at which victims see the "
+        "pictures. The number after a victim's name is its share of the published width. Standard "
         f"victims make {settings['steps']} updates with a batch size of 64. Accuracies are means "
-        "over n victims; the brackets hold the scores of the two sets of classes. *Random noise "
-        "costs*: how many points of accuracy random noise costs, from one victim. *Robust training "
-        "accuracy*: the lowest accuracy of an adversarially trained victim on its own attacked "
-        "training pictures. A score with * is inconclusive: its victims had learned too little. "
-        f"All victims of this table and the next took {hours:.1f} hours of one thread on two "
+        "over n victims; in brackets are the lowest and the highest protection of the sets of "
+        "classes. *Random noise costs*: by how many points random noise lowers the accuracy of "
+        "one victim per set. *Robust training accuracy*: the lowest accuracy of an adversarially "
+        "trained victim on its own training pictures while they are attacked. An asterisk marks "
+        "what is inconclusive, because victims learned too little. "
+        f"The victims of this table and the next ones took {hours:.1f} hours of one thread on two "
         f"machines with an {hardware['cpu']} that did other work too, in {precisions}.",
     ]
     return "\n".join(said)
@@ -343,8 +346,8 @@ def write_visibility() -> str:
             "",
             f"{rows[0]['n']} photographs of about 500 × 375: median, minimum and maximum. "
             "*Smooth areas* are those where `--smooth 0` would leave less than a quarter of the "
-            "noise, *textured areas* those where it would leave all of it. The columns hold the "
-            "mean change of a pixel there, in levels of 255.",
+            "noise, *textured areas* those where it would leave all of it. Their columns hold the "
+            "mean change of a pixel there, in levels of 1/255.",
         ]
     )
 
@@ -362,6 +365,8 @@ def write_methods() -> str:
     lines += [
         "",
         "Test accuracy in percent on clean pictures: mean and standard deviation over the seeds. "
+        "The columns say what victims were trained on: originals (*clean*), random noise, or the "
+        "noise of a method. The rows 2/255 and 4/255 are adversarial training with that radius. "
         "In parentheses: the robust training accuracy of an adversarially trained victim. In "
         "brackets: the paper's figure. \\* The robust training accuracy is below 50 %: the victim "
         "has learned too little for the figure to say anything about protection.",
@@ -379,10 +384,10 @@ def write_methods() -> str:
 
 HEADLINE = {
     "std": "trains as usual",
-    "gray": "removes the colours first",
-    "jpeg50": "compresses to JPEG of quality 50 first",
-    "jpeg10": "compresses to JPEG of quality 10 first",
-    "ueraser": "augments strongly (UEraser-lite)",
+    "gray": "converts pictures to grayscale first",
+    "jpeg50": "recompresses them as JPEG, quality 50",
+    "jpeg10": "recompresses them as JPEG, quality 10",
+    "ueraser": "uses strong augmentation (UEraser-lite)",
 }
 """Attackers that the README shows: usual ones, and the one that undoes most."""
 
@@ -403,11 +408,13 @@ def write_summary() -> str:
     doubtful = found[f"at2, {victim}"]
     lines += [
         "",
-        "The figures are means over n classifiers, for classes that the weights never saw. The "
-        f"brackets hold the lowest and the highest of {tens['n']} sets of ten classes. Adversarial "
-        f"training (radius 2/255) gives {100 * doubtful['clean']:.1f} % on originals and "
-        f"{100 * doubtful['protected']:.1f} % on copies. That is inconclusive, because such small "
-        "classifiers learn little from it, but expect it to undo most of the protection.",
+        "Accuracies are means over n classifiers. They tell ten classes apart, which the weights "
+        "never saw, so chance is 10 %. In brackets: the lowest and the highest protection for "
+        f"{tens['n']} sets of ten classes. Strong augmentation leaves no protection, but the "
+        "classifiers learn little with it from originals either. Adversarial training (radius "
+        f"2/255) reaches {100 * doubtful['clean']:.1f} % with originals and "
+        f"{100 * doubtful['protected']:.1f} % with copies. Classifiers as small as these learn too "
+        "little from it for a conclusion; expect it to undo most of the protection.",
     ]
     return "\n".join(lines)
 

@@ -275,7 +275,7 @@ def format_columns(found: dict[str, Row]) -> str:
             ]
         )
     head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
-    return format_table([*head, "robust training accuracy", "n", "score"], lines)
+    return format_table([*head, "robust training accuracy", "n", "protection"], lines)
 
 
 def format_comparison(rows: Sequence[Row], arms: Sequence[str]) -> str:
