@@ -118,7 +118,7 @@ def test_without_torch_a_picture_is_protected(twin: Path, tmp_path: Path) -> Non
     picture = ROOT / "assets" / "photos" / "everyday" / "cat.png"
     ran = without_torch("protect", picture, "-o", tmp_path / "out", "--steps", 1, "--weights", twin)
     assert ran.returncode == 0, ran.stderr
-    assert "protected: 1" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
+    assert "Protected 1 picture" in ran.stdout and "engine: ONNX Runtime" in ran.stderr
 
 
 @pytest.mark.parametrize(

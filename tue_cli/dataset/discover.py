@@ -91,10 +91,9 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     for path in paths:
         if path not in folders:
             entries.append(_inspect(path, Path(path.name), named=True))
-        elif len(folders) == 1:
-            entries.extend(_walk(path, Path(), output))
         else:
-            entries.extend(_walk(path, Path(make_absolute(path).name), output))
+            place = Path(make_absolute(path).name if len(folders) > 1 else "")
+            entries.extend(_walk(path, place, output))
     # A set, for a picture may be named beside the folder that holds it.
     entries = sorted(
         set(entries),
@@ -226,8 +225,13 @@ def _explain_overlap(output: Path, found: str) -> BadSetting:
 def _list_identities_above(output: Path) -> frozenset[Identity]:
     """Return the output and all folders that it lies in, as far as they are there."""
     output = Path(os.path.realpath(output))
+    return _identify((output, *output.parents))
+
+
+def _identify(folders: Iterable[Path]) -> frozenset[Identity]:
+    """Return the identities of the folders that are there."""
     found = set()
-    for folder in (output, *output.parents):
+    for folder in folders:
         with suppress(OSError):
             found.add(get_identity(folder.stat()))
     return frozenset(found)
@@ -306,11 +310,7 @@ def find_source_folders(items: Sequence[Item]) -> frozenset[Identity]:
     """The folders that hold the originals, by name and, where that is a link, in truth."""
     folders = {item.source.parent for item in items}
     folders |= {Path(os.path.realpath(i.source)).parent for i in items if i.source.is_symlink()}
-    found = set()
-    for folder in folders:
-        with suppress(OSError):
-            found.add(get_identity(folder.stat()))
-    return frozenset(found)
+    return _identify(folders)
 
 
 def _refuse_originals(items: Sequence[Item], output: Path) -> None:
