@@ -180,10 +180,7 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
-        reason, message = (
-            "unsupported",
-            "The name of this file does not end like that of a picture.",
-        )
+        reason, message = "unsupported", "The name of this file does not end like a picture's."
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)
