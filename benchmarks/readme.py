@@ -317,7 +317,7 @@ def write_unseen() -> str:
         "training pictures per class. *Size* is the width and height at which victims see the "
         "pictures. The number after a victim's name is its share of the published width. Standard "
         f"victims make {settings['steps']} updates with a batch size of 64. Accuracies are means "
-        "over n victims; in brackets are the lowest and the highest protection of the sets of "
+        "over n victims; in parentheses are the lowest and the highest protection for the sets of "
         "classes. *Random noise costs*: by how many points random noise lowers the accuracy of "
         "one victim per set. *Robust training accuracy*: the lowest accuracy of an adversarially "
         "trained victim on its own training pictures while they are attacked. An asterisk marks "
@@ -408,13 +408,15 @@ def write_summary() -> str:
     doubtful = found[f"at2, {victim}"]
     lines += [
         "",
-        "Accuracies are means over n classifiers. They tell ten classes apart, which the weights "
-        "never saw, so chance is 10 %. In brackets: the lowest and the highest protection for "
-        f"{tens['n']} sets of ten classes. Strong augmentation leaves no protection, but the "
+        "The classifiers tell apart ten kinds of pictures (*classes*) that the weights never saw, "
+        "so chance is 10 %. Accuracies are means over n classifiers. In parentheses: the lowest "
+        f"and the highest protection for {tens['n']} sets of ten classes. Strong augmentation, "
+        "which alters pictures at random during training, leaves no protection, but the "
         "classifiers learn little with it from originals either. Adversarial training (radius "
-        f"2/255) reaches {100 * doubtful['clean']:.1f} % with originals and "
+        "2/255), which makes a classifier robust to small changes, reaches "
+        f"{100 * doubtful['clean']:.1f} % with originals and "
         f"{100 * doubtful['protected']:.1f} % with copies. Classifiers as small as these learn too "
-        "little from it for a conclusion; expect it to undo most of the protection.",
+        "little with it for a conclusion; expect it to undo most of the protection.",
     ]
     return "\n".join(lines)
 
