@@ -48,7 +48,7 @@ from tue_cli.errors import ImageProblem, WeightsProblem
 from tue_cli.images import codec, encode, metadata
 from tue_cli.images.quality import compare
 from tue_cli.weights import SHIPPED as WEIGHTS
-from tue_cli.weights import build, digest, load, read_index
+from tue_cli.weights import build, digest, index, load
 
 SECONDS = 20
 """That a case may take; all are small."""
@@ -364,7 +364,7 @@ def fuzz_state(cases: Cases, draw: random.Random, place: Path) -> None:
     whole = json.loads(good)
     lines = [{"run": whole["run"]}, *whole["pictures"]]
     journal = "\n".join(json.dumps(line) for line in lines).encode() + b"\n"
-    shipped = (WEIGHTS / read_index()["weights"]["cifar10"]["file"]).read_bytes()
+    shipped = (WEIGHTS / index()["weights"]["cifar10"]["file"]).read_bytes()
     table = "\n".join(f"{path.name},a" for path in sorted(source.iterdir())).encode()
     before = hash_tree(source)
     for number in cases.count_until_end():

@@ -17,7 +17,7 @@ from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import summarize
-from tue_cli.weights import read_index
+from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
 TITLES = {
@@ -304,7 +304,7 @@ WAYS = (
 def write_unseen() -> str:
     """Return what every attacker learns from ten classes at a time that the weights never saw."""
     rows = read_committed("unseen")
-    found = unseen_benchmark.average_columns(rows, str(read_index()["default"]))
+    found = unseen_benchmark.average_columns(rows, str(index()["default"]))
     settings, hardware = rows[0]["settings"], rows[0]["hardware"]
     tens = sorted({row["settings"]["ten"] for row in rows})
     hours = sum(row["seconds"] for row in rows) / 3600
@@ -330,7 +330,7 @@ def write_unseen() -> str:
 
 def write_levers() -> str:
     """Return what each way of making the noise buys."""
-    rows, default = read_committed("unseen"), str(read_index()["default"])
+    rows, default = read_committed("unseen"), str(index()["default"])
     tables = [
         unseen_benchmark.format_comparison(rows, [default + way for way in ways]) for ways in WAYS
     ]
@@ -394,7 +394,7 @@ HEADLINE = {
 
 def write_summary() -> str:
     """Return five rows of `unseen`, for somebody who reads nothing else."""
-    found = unseen_benchmark.average_columns(read_committed("unseen"), str(read_index()["default"]))
+    found = unseen_benchmark.average_columns(read_committed("unseen"), str(index()["default"]))
     victim = "resnet18:0.125, 32 px"
     titles = "| the attacker … | originals | copies | protection | n |"
     lines = [titles, "|" + "---|" * 5]

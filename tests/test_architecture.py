@@ -20,7 +20,7 @@ import tue_cli
 from benchmarks import readme
 from tue_cli.errors import ExitCode
 from tue_cli.train.export import write_graph
-from tue_cli.weights import load, read, read_graph, read_index
+from tue_cli.weights import index, load, read, read_graph
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "torchvision", "onnxruntime", "textual", "textual_image", "matplotlib")
@@ -45,7 +45,7 @@ def test_help_imports_nothing_heavy(arguments: list[str]) -> None:
 
 
 def test_shipped_weights_are_what_the_index_says() -> None:
-    listed = read_index()
+    listed = index()
     assert listed["default"] in listed["weights"]
     files = {entry["file"] for entry in listed["weights"].values()}
     assert files == {path.name for path in (ROOT / "weights").glob("*.safetensors")}

@@ -172,7 +172,7 @@ def test_an_unknown_net_is_refused_with_the_names_there_are() -> None:
 
 @pytest.mark.parametrize("width", [3, 0, -8])
 def test_too_narrow_a_net_is_refused(width: int) -> None:
-    with pytest.raises(BadSetting, match="4 or more"):
+    with pytest.raises(BadSetting, match="4 channels or more"):
         build_classifier("resnet18", classes=2, width=width)
 
 

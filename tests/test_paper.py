@@ -365,7 +365,7 @@ def test_results_of_other_settings_are_not_written_over(
 @pytest.mark.parametrize("size", [0, -4, 4, 33])
 def test_a_size_that_no_net_takes_is_refused(size: int, pictures: Path, tmp_path: Path) -> None:
     spec = spec_of(pictures, tmp_path / "out", "1")
-    with pytest.raises(BadSetting, match="working size"):
+    with pytest.raises(BadSetting, match="multiple of 4"):
         list(bench(replace(spec, settings=replace(spec.settings, size=size))))
 
 

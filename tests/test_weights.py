@@ -366,7 +366,7 @@ def test_the_card_reads_back_as_it_was_written() -> None:
 
 
 def test_the_packaged_weights_are_those_of_the_index() -> None:
-    index = tue_cli.weights.read_index()
+    index = tue_cli.weights.index()
     assert index["default"] in index["weights"]
     for name in index["weights"]:
         weights = load(name)

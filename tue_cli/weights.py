@@ -141,7 +141,7 @@ def pack(card: Card, tensors: Tensors) -> bytes:
     return len(header).to_bytes(8, "little") + header + data[8 + length :]
 
 
-def read_index() -> dict[str, Any]:
+def index() -> dict[str, Any]:
     """Return the packaged weights' index: `default` and, by name, file, sha256 and figures."""
     path = SHIPPED / "index.json"
     try:
@@ -172,7 +172,7 @@ def load(name: str | None = None) -> Weights:
     Raises:
         WeightsProblem: missing, truncated, no weights of tue's, or not as they were written.
     """
-    shipped = read_index() if name is None or not os.path.isfile(name) else {"weights": {}}  # noqa: PTH113
+    shipped = index() if name is None or not os.path.isfile(name) else {"weights": {}}  # noqa: PTH113
     name = name or str(shipped["default"])
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
@@ -264,7 +264,7 @@ def read_graph(weights: Weights) -> bytes:
     if weights.sha256.encode() not in data:
         raise WeightsProblem(f"The graph {place} does not belong to the weights beside it.", remedy)
     if place.parent == SHIPPED:
-        shipped = read_index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
+        shipped = index()["weights"].get(weights.name, {}).get("graph", {}).get("sha256")
         if shipped != hashlib.sha256(data).hexdigest():
             raise WeightsProblem(
                 f"The graph {place} is not what was shipped.", "Install tue again."

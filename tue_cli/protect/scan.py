@@ -18,7 +18,7 @@ from tue_cli.errors import ImageProblem
 from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
 from tue_cli.protect.request import ProtectSpec, count_clusters
-from tue_cli.weights import NETLESS, read_index
+from tue_cli.weights import NETLESS, index
 
 GLANCED = 40
 """Pictures whose headers are read, evenly spread."""
@@ -168,7 +168,7 @@ def _read_former(output: Path) -> FormerRun | None:
 
 def _name_weights(name: str) -> str | None:
     """Return what to ask for to get weights of that name; None for what comes unasked."""
-    return None if name in (NETLESS, read_index()["default"]) else name
+    return None if name in (NETLESS, index()["default"]) else name
 
 
 def _count_bytes(item: discover.Item) -> int:
