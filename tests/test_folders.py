@@ -8,6 +8,7 @@ import re
 import socket
 import string
 import tempfile
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from unittest.mock import ANY
@@ -550,12 +551,26 @@ def test_a_resumed_run_finds_the_same_nearest_keys(
     assert assign_codes(near, KEYS, {name: whole[name] for name in done}, near) == whole
 
 
-def test_more_classes_than_keys_says_how_many_of_each() -> None:
-    with pytest.raises(BadSetting, match="9 classes, but the weights have 8 keys") as caught:
-        assign_codes(string.ascii_lowercase[:9], KEYS, {})
-    assert "cluster:N" in caught.value.remedy
-    with pytest.raises(BadSetting, match=r"1 classes \(8 more were used"):
-        assign_codes(["new"], KEYS, {f"old-{key}": key for key in KEYS})
+@given(st.integers(0, 2**31), st.integers(1, 40), st.data())
+def test_more_classes_than_keys_share_them_evenly_and_keep_them(
+    seed: int, count: int, data: st.DataObject
+) -> None:
+    rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)
+    near = {f"class {number}": row for number, row in enumerate(rows)}
+    whole = assign_codes(near, KEYS, {}, near)
+    uses = Counter(dict.fromkeys(KEYS, 0)) + Counter(whole.values())
+    assert max(uses.values()) - min(uses[key] for key in KEYS) <= 1
+    done = data.draw(st.sets(st.sampled_from(sorted(near))))
+    assert assign_codes(near, KEYS, {name: whole[name] for name in done}, near) == whole
+    more = {**near, "new": rows[0]}
+    assert whole.items() <= assign_codes(more, KEYS, whole, more).items()
+
+
+def test_ten_thousand_classes_get_codes_by_their_names() -> None:
+    names = [f"class {number}" for number in range(10_000)]
+    whole = assign_codes(names, KEYS, {})
+    assert whole.keys() == set(names) and set(whole.values()) == set(KEYS)
+    assert assign_codes(names, KEYS, dict(list(whole.items())[::3])) == whole
 
 
 @FEW

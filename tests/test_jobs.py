@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
@@ -674,13 +675,17 @@ def test_the_last_class_folder_that_is_left_keeps_its_key(
     assert done(run(spec)).already_done == 3
 
 
-def test_more_classes_than_keys_is_refused(tmp_path: Path, tiny_weights: Path) -> None:
-    for name in "abcd":
+def test_more_classes_than_codes_share_them(tmp_path: Path, tiny_weights: Path) -> None:
+    for number, name in enumerate("abcdefg"):
         (tmp_path / "in" / name).mkdir(parents=True)
-        Image.new("RGB", (20, 20), (90, 90, 90)).save(tmp_path / "in" / name / "x.png")
-    with pytest.raises(BadSetting, match="4 classes"):
-        run(spec_of(tmp_path / "in", tmp_path / "out", tiny_weights))
-    assert not (tmp_path / "out").exists()
+        Image.new("RGB", (20, 20), (30 * number, 90, 90)).save(tmp_path / "in" / name / "x.png")
+    spec = spec_of(tmp_path / "in", tmp_path / "out", tiny_weights, settings=QUICK)
+    events = run(spec)
+    assert done(events).protected == 7
+    assert any(isinstance(e, Note) and "7 classes share the 3 codes" in e.message for e in events)
+    keys = read_manifest(tmp_path / "out")["keys"]
+    assert sorted(Counter(keys.values()).values()) == [2, 2, 3]
+    assert done(run(spec)).already_done == 7
 
 
 def test_output_and_input_must_not_overlap(photos: Path, tiny_weights: Path) -> None:

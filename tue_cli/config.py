@@ -202,7 +202,7 @@ TRAININGS: dict[str, TrainSettings] = {
     # How the packaged weights were made, in 45 minutes on one CPU core: narrow nets, few steps. One
     # dataset, since 60 classes at this budget protected no better. No grayscale term in training:
     # with it all the noise goes into the luma, and colours teach a victim again. The term is used
-    # when protecting. benchmarks/README.md tells the trials.
+    # when protecting. docs/notes.md tells the trials.
     "packaged": TrainSettings(width=16, score_width=32, steps=500, score_steps=1000),
 }
 """Presets of `tue train`: the paper's, which wants a GPU, and that of the packaged weights."""
@@ -223,7 +223,7 @@ class ProtectSettings:
     smooth: float = setting(
         0.25,
         "How much of the noise smooth areas get, such as skies: 0 to 1. 1 is stronger, but shows.",
-        source="benchmarks/README.md",
+        source="docs/notes.md",
     )
     seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 

@@ -113,7 +113,7 @@ class TueNoise(SampledNoise):
         "tue: weight of the term on grayscale pictures; 0 omits it, as in the paper.",
         "--gray",
         panel=RESEARCH,
-        source="benchmarks/README.md",
+        source="docs/notes.md",
     )
 
     @property

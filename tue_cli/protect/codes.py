@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import threading
-from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from tue_cli.core.clustering import cluster
 from tue_cli.dataset import labels
 from tue_cli.dataset.discover import Item, normalize_name
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import BadSetting, ImageProblem, WeightsProblem, refuse_unless
+from tue_cli.errors import ImageProblem, WeightsProblem, refuse_unless
 from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
 from tue_cli.protect.context import LARGE, RunContext
@@ -26,8 +27,8 @@ from tue_cli.protect.request import count_clusters
 from tue_cli.weights import Weights
 
 SEEN_BATCH = 32
-LOOKED_AT = 64
-"""Pictures of a class that tell which keys are near to it."""
+LOOKED_AT, MOST_LOOKED_AT = 64, 2000
+"""Pictures of a class that tell which keys are near to it, and at most of all classes together."""
 TAKEN_LAST = 2
 """So many of each class's nearest keys are taken last: the class itself looks like them. Of fewer
 than seven keys, fewer."""
@@ -100,6 +101,13 @@ def _refuse_overflow(values: Floats, weights: Weights) -> None:
         )
 
 
+def tell_sharing(run: RunContext, items: Sequence[Item]) -> Iterator[Event]:
+    """Say so where there are more classes than codes."""
+    classes, codes = len({item.label for item in items}), len(run.weights.card.classes)
+    if run.spec.key is None and classes > codes:
+        yield Note(f"The {classes:,} classes share the {codes:,} codes of the weights.")
+
+
 def measure_nearness(
     run: RunContext, items: Sequence[Item]
 ) -> Generator[Event, None, dict[str, Floats]]:
@@ -107,7 +115,7 @@ def measure_nearness(
 
     That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
     spread. Noise of the nearest key makes more of what is truly there; that of a far one is hardly
-    found by a victim that trains in grayscale (`benchmarks/README.md`). A class alone has nothing
+    found by a victim that trains in grayscale (`docs/notes.md`). A class alone has nothing
     to be told from, and gets no figures.
     """
     by_class: dict[str, list[Item]] = {}
@@ -117,13 +125,14 @@ def measure_nearness(
     shows_key = METHODS[run.spec.settings.method].shows_key
     if not shows_key or run.spec.key is not None or len(by_class) < 2:
         return {}
-    if not 0 < len(new) <= len(run.weights.card.classes):
+    each = min(LOOKED_AT, MOST_LOOKED_AT // max(1, len(new)))
+    if not new or not each:
         return {}
-    yield Note(f"Choosing a code for each class by up to {LOOKED_AT} of its pictures.")
+    yield Note(f"Choosing a code for each class by up to {each} of its pictures.")
     few = []
     for name in new:
         count = len(by_class[name])
-        few += [by_class[name][place * count // LOOKED_AT] for place in range(LOOKED_AT)]
+        few += [by_class[name][place * count // each] for place in range(each)]
     seen, logits = _run_surrogate(run, run.engine.logits, list(dict.fromkeys(few)))
     if not seen:
         return {}
@@ -143,46 +152,52 @@ def assign_codes(
     taken: Mapping[str, str],
     nearness: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, str]:
-    """Class -> key, each key used once.
+    """Class -> key; keys are shared only where there are more classes than keys.
 
     Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
     With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are nearest to all of them together, but for the `TAKEN_LAST` nearest of each. Without,
-    where a class starts to look for a free key depends on its name alone, so that folders that are
-    protected one by one differ.
-
-    Raises BadSetting where there are too few keys.
+    that are nearest to all of them together, but for the `TAKEN_LAST` nearest of each, and share as
+    few as can be. Without, a class's name alone decides where it starts to look for a free key, so
+    that folders that are protected one by one differ; where keys are shared, it takes the first.
     """
     wanted, keys = sorted(set(classes)), list(dict.fromkeys(available))
     chosen = {name: key for name, key in taken.items() if key in set(keys)}
-    used = set(chosen.values())
+    uses = Counter(chosen.values())
     new = [name for name in wanted if name not in chosen]
-    if len(new) > len(keys) - len(used):
-        former = len(chosen.keys() - set(wanted))
-        reserved = f" ({former} more were used in this output before)" if former else ""
-        raise BadSetting(
-            f"There are {len(wanted)} classes{reserved}, but the weights have {len(keys)} keys.",
-            "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
-            "your own, or, where others were used before, another output with -o.",
-        )
+    most = -(-(len(chosen) + len(new)) // len(keys))
     if nearness and new:
-        from scipy.optimize import linear_sum_assignment
-
-        free = [place for place, key in enumerate(keys) if key not in used]
-        near = np.zeros((len(new), len(keys)))
-        last = min(TAKEN_LAST, (len(keys) - 1) // 3)
-        for row, name in zip(near, new, strict=True):
-            if name in nearness:
-                row[:] = nearness[name]
-                row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
-        places = linear_sum_assignment(near[:, free], maximize=True)[1]
-        chosen |= {name: keys[free[place]] for name, place in zip(new, places, strict=True)}
+        chosen |= _match_nearest(new, keys, uses, most, nearness)
         return {name: chosen[name] for name in wanted}
     for name in new:
         digest = hashlib.sha256(normalize_name(name).encode("utf-8", "surrogatepass")).digest()
         place = int.from_bytes(digest[:8], "big") % len(keys)
-        while keys[place] in used:
+        while most == 1 and uses[keys[place]]:
             place = (place + 1) % len(keys)
         chosen[name] = keys[place]
-        used.add(keys[place])
+        uses[keys[place]] += 1
     return {name: chosen[name] for name in wanted}
+
+
+def _match_nearest(
+    new: Sequence[str],
+    keys: Sequence[str],
+    uses: Mapping[str, int],
+    most: int,
+    nearness: Mapping[str, NDArray[np.float32]],
+) -> dict[str, str]:
+    """Return the new classes' keys, each used at most so often, with the `uses` that there are."""
+    from scipy.optimize import linear_sum_assignment
+
+    near = np.zeros((len(new), len(keys)))
+    last = min(TAKEN_LAST, (len(keys) - 1) // 3)
+    for row, name in zip(near, new, strict=True):
+        if name in nearness:
+            row[:] = nearness[name]
+            row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
+    slots = [
+        (place, use) for use in range(most) for place, key in enumerate(keys) if use >= uses[key]
+    ]
+    # One more use of a key weighs more than all nearness.
+    price = len(new) * (float(np.ptp(near)) + 1) * np.array([use for _, use in slots])
+    found = linear_sum_assignment(near[:, [place for place, _ in slots]] - price, maximize=True)[1]
+    return {name: keys[slots[slot][0]] for name, slot in zip(new, found, strict=True)}

@@ -15,7 +15,7 @@ from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
-from tue_cli.protect.codes import label_items, measure_nearness
+from tue_cli.protect.codes import label_items, measure_nearness, tell_sharing
 from tue_cli.protect.context import BATCH, RunContext, open_run, tell_found
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
@@ -42,6 +42,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
         notes: list[str] = []
         items = label_items(run, spec.labels, notes.append)
         yield from (Note(text) for text in notes)
+        yield from tell_sharing(run, items)
         if spec.dry_run:
             forecast = yield from _forecast(run, items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
