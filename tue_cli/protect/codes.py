@@ -119,7 +119,7 @@ def measure_nearness(
         return {}
     if not 0 < len(new) <= len(run.weights.card.classes):
         return {}
-    yield Note(f"Choosing a code for each class by up to {LOOKED_AT} of its pictures.")
+    yield Note(f"Assigning a code to each class, by up to {LOOKED_AT} of its pictures.")
     few = []
     for name in new:
         count = len(by_class[name])
@@ -159,11 +159,11 @@ def assign_codes(
     new = [name for name in wanted if name not in chosen]
     if len(new) > len(keys) - len(used):
         former = len(chosen.keys() - set(wanted))
-        reserved = f" ({former} more were used in this output before)" if former else ""
+        reserved = f" (and {former:,} more in this output)" if former else ""
         raise BadSetting(
-            f"There are {len(wanted)} classes{reserved}, but the weights have {len(keys)} keys.",
-            "Use weights with more classes, --labels cluster:N or single, `tue train` weights of "
-            "your own, or, where others were used before, another output with -o.",
+            f"There are {len(wanted)} classes{reserved}, but only {len(keys)} codes.",
+            "Make fewer classes with --labels cluster:N or --labels single, choose another output "
+            "with -o, or train weights with more classes (`tue train`).",
         )
     if nearness and new:
         from scipy.optimize import linear_sum_assignment

@@ -14,6 +14,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Static
 
 from tue_cli.attacks.registry import ATTACKS
+from tue_cli.config import FEWEST_PICTURES
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
@@ -26,7 +27,6 @@ from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
 from tue_cli.verify.result import VerifyPlan, VerifyResult
-from tue_cli.verify.stats import FEWEST_PICTURES
 from tue_cli.verify.trials import TrialProgress
 
 ARMS = {"clean": "success", "random": "warning", "protected": "error"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import BUDGETS, VerifySettings
+from tue_cli.config import BUDGETS, FEWEST_PICTURES, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
@@ -34,7 +34,7 @@ from tue_cli.verify.result import (
     make_table,
     summarize,
 )
-from tue_cli.verify.stats import FEWEST_PICTURES, judge_rows, make_inconclusive
+from tue_cli.verify.stats import judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -252,9 +252,9 @@ def _train_victims(
         known[trials[0]] = None
     missing = [trial for trial in trials if known[trial] is None]
     planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
-    yield Started("Training victims", len(trials), "victims", round(planned, 1), plan)
+    yield Started("Training", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):
-        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are finished already.")
+        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are already finished.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)
