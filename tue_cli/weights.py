@@ -183,8 +183,8 @@ def load(name: str | None = None) -> Weights:
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
-        f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
-        f"{', '.join(str(folder) for folder in list_folders())} too.",
+        f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
+        f"{', '.join(str(folder) for folder in list_folders())}.",
     )
 
 

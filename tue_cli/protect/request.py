@@ -69,7 +69,7 @@ class ProtectSpec:
     )
     existing: str = setting(
         "skip",
-        "If there are copies already: skip them, overwrite them, or error.",
+        "What to do with copies that exist: skip, overwrite, or stop with an error.",
         choices=EXISTING,
     )
     dry_run: bool = setting(

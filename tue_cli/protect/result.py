@@ -98,7 +98,9 @@ def describe_forecast(result: ProtectForecast) -> Iterator[str]:
     yield "Nothing was written. Next: the same command without --dry-run."
 
 
-def describe(result: ProtectSummary, paths: Sequence[Path]) -> Iterator[str]:
+def describe(
+    result: ProtectSummary, paths: Sequence[Path], report: Path | None = None
+) -> Iterator[str]:
     """Yield what came of a run over `paths`, in sentences, and what to do next."""
     done, output = result.already_done, shlex.quote(escape(result.output))
     if result.protected:
@@ -117,6 +119,8 @@ def describe(result: ProtectSummary, paths: Sequence[Path]) -> Iterator[str]:
         yield f"Not protected: {format_count(result.failed, 'picture')}. Why: {reasons}."
     if result.protected or done:
         yield f"Copies: {escape(result.output)}"
+    if report is not None:
+        yield f"Report: {escape(report)}"
     if result.protected:
         is_folder = len(paths) == 1 and paths[0].is_dir()
         originals = shlex.quote(escape(paths[0])) if is_folder else "FOLDER"

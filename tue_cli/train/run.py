@@ -279,7 +279,7 @@ def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
         raise BadSetting(
             f"--{error.name.replace('_', '-')} must be {_RANGES[error.name]}, not "
             f"{getattr(settings, error.name)}.",
-            "Without the option, the preset decides.",
+            "Leave the option out for the usual value.",
         ) from None
 
 

@@ -49,7 +49,7 @@ class VerifyScreen(Step):
     HELP = (
         "Small models (victims) are trained on the copies, on the originals, and on originals with "
         "random noise. All are tested on clean pictures that they never saw. Protection is how "
-        "much of what the originals teach the copies do not teach. The result is the lowest "
+        "much of the accuracy above chance is lost on the copies. The result is the lowest "
         "protection among the attackers.\n\n"
         f"This needs at least {FEWEST_PICTURES} pictures in two classes or more."
     )

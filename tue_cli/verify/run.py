@@ -15,6 +15,7 @@ from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
+from tue_cli.text import escape
 from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
 from tue_cli.verify.pairs import (
     drop_failed,
@@ -96,7 +97,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
         judged = make_inconclusive(work)
         result = summarize(judged, VerifySetup(None, None, made), failed=len(failures))
         yield from _write_page(spec, manifest, result)
-        yield Done(result, describe(judged))
+        yield Done(result, (*describe(judged), *_name_report(spec)))
         return
 
     settings, arms = work.settings, work.arms
@@ -116,7 +117,12 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
     yield make_table(rows, chance)
     yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
-    yield Done(result, describe(judged))
+    yield Done(result, (*describe(judged), *_name_report(spec)))
+
+
+def _name_report(spec: VerifySpec) -> Iterator[str]:
+    if spec.report is not None:
+        yield f"Report: {escape(spec.report)}"
 
 
 def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
