@@ -157,7 +157,7 @@ def test_a_graph_of_other_weights_is_refused(twin: Weights, tiny: Weights, tmp_p
     (tmp_path / "w.safetensors").write_bytes(pack(card, tiny.tensors))
     (tmp_path / "w.onnx").write_bytes(read_graph(twin))
     weights = read(tmp_path / "w.safetensors", name="w")
-    with pytest.raises(WeightsProblem, match="not of the weights") as caught:
+    with pytest.raises(WeightsProblem, match="does not belong to the weights") as caught:
         opened(weights, backend="onnx")
     assert "tue export" in caught.value.remedy
     assert choose_backend(weights, "tue", "cpu", pictures=1) == "torch"

@@ -134,7 +134,7 @@ def test_odd_paths_and_names_of_a_manifest_stop_nothing(folder: Path, tmp_path: 
 def test_originals_of_another_folder_are_refused(folder: Path, tmp_path: Path) -> None:
     manifest = copied(folder, tmp_path / "out")
     (tmp_path / "other").mkdir()
-    with pytest.raises(BadSetting, match="None of the 20 copies"):
+    with pytest.raises(BadSetting, match="of 20 originals, none"):
         pair_copies(tmp_path / "out", tmp_path / "other", manifest, POOL)
 
 

@@ -254,7 +254,7 @@ def test_a_graph_of_an_older_tue_is_to_be_written_anew(tiny: Weights) -> None:
             del graph.graph.input[place]
     graph.graph.initializer.append(numpy_helper.from_array(np.zeros((), np.float32), "gray_step"))
     data = graph.SerializeToString()
-    with pytest.raises(WeightsProblem, match="older tue") as caught:
+    with pytest.raises(WeightsProblem, match="older version of tue") as caught:
         OnnxEngine(tiny, data, "tue", NOISE, seed=0, device="cpu", batch=BATCH)
     assert "tue export" in caught.value.remedy
 

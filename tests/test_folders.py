@@ -551,10 +551,10 @@ def test_a_resumed_run_finds_the_same_nearest_keys(
 
 
 def test_more_classes_than_keys_says_how_many_of_each() -> None:
-    with pytest.raises(BadSetting, match="9 classes, but the weights have 8 keys") as caught:
+    with pytest.raises(BadSetting, match="9 classes, but only 8 codes") as caught:
         assign_codes(string.ascii_lowercase[:9], KEYS, {})
     assert "cluster:N" in caught.value.remedy
-    with pytest.raises(BadSetting, match=r"1 classes \(8 more were used"):
+    with pytest.raises(BadSetting, match=r"1 class \(and 8 more in"):
         assign_codes(["new"], KEYS, {f"old-{key}": key for key in KEYS})
 
 

@@ -815,7 +815,7 @@ def test_weights_that_could_not_be_read_are_refused_before_any_picture_is(
     monkeypatch.delattr("tue_cli.train.run.load_images")
     spec = train_spec(photos, tmp_path / "w.safetensors")
     settings = replace(spec.settings, **changes)  # type: ignore[arg-type]
-    with pytest.raises(BadSetting, match=f"Give another {option}: "):
+    with pytest.raises(BadSetting, match=f"{option} must be "):
         list(train(replace(spec, settings=settings)))
 
 
@@ -833,7 +833,7 @@ def test_more_classes_than_weights_may_have_are_refused_before_training(
 def test_weights_are_not_written_to_what_is_no_safetensors_file(
     output: str, photos: Path, tmp_path: Path
 ) -> None:
-    with pytest.raises(BadSetting, match="no safetensors file"):
+    with pytest.raises(BadSetting, match="does not end in .safetensors"):
         list(train(train_spec(photos, Path(output))))
 
 

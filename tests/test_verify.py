@@ -269,7 +269,7 @@ def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path)
 
 def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
     _, result = run(replace(spec, holdout=spec.original))
-    assert result.status == "inconclusive" and "to learn and to be tested" in result.headline
+    assert result.status == "inconclusive" and "to train and to test with" in result.headline
     with pytest.raises(BadSetting, match="protected copies"):
         run(replace(spec, holdout=spec.protected))
 
@@ -277,7 +277,7 @@ def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
 def test_a_class_that_the_holdout_lacks_is_named(spec: VerifySpec, tmp_path: Path) -> None:
     holdout = pictures(tmp_path / "holdout", ("cold",), 10, seed=7)
     events, result = run(replace(spec, holdout=holdout))
-    assert "lacks classes, which are left out: warm" in notes(events)
+    assert "they are not tested: warm" in notes(events)
     assert result.status == "inconclusive" and "--background" not in result.headline
 
 
@@ -308,7 +308,7 @@ def test_a_manifest_that_lacks_how_it_was_made_is_refused_before_any_work(
     change: Callable[[dict[str, Any]], object], spec: VerifySpec, tmp_path: Path
 ) -> None:
     place = again(spec.protected, tmp_path / "hostile", change)
-    with pytest.raises(BadSetting, match="does not say how its copies were made"):
+    with pytest.raises(BadSetting, match="does not say how the copies were made"):
         next(verify(replace(spec, protected=place)))
 
 
@@ -444,22 +444,22 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         (("--fail-under", "nan"), "0 to 100"),
         (("--fail-under", "101"), "0 to 100"),
         (("--fail-under", "-1"), "0 to 100"),
-        (("--budget", "0s"), "length of time"),
-        (("--budget", "soon"), "length of time"),
-        (("--attacks", "nosuch"), "There is no attacker"),
-        (("--attacks", ""), "There is no attacker"),
+        (("--budget", "0s"), "is not a time"),
+        (("--budget", "soon"), "is not a time"),
+        (("--attacks", "nosuch"), "is unknown"),
+        (("--attacks", ""), "is unknown"),
         (("--victim", "nosuch"), "There is no net"),
         (("--victim", ""), "There is no net"),
-        (("--victim", "resnet18:0"), "is no victim"),
-        (("--victim", "resnet18:-1"), "is no victim"),
-        (("--victim", "resnet18:nan"), "is no victim"),
-        (("--victim", "resnet18:wide"), "is no victim"),
-        (("--victim", "resnet18:16"), "is no victim"),
-        (("--victim", "resnet18:0.01"), "too narrow"),
+        (("--victim", "resnet18:0"), "is not an architecture"),
+        (("--victim", "resnet18:-1"), "is not an architecture"),
+        (("--victim", "resnet18:nan"), "is not an architecture"),
+        (("--victim", "resnet18:wide"), "is not an architecture"),
+        (("--victim", "resnet18:16"), "is not an architecture"),
+        (("--victim", "resnet18:0.01"), "--width must be"),
         (("--seeds", "0"), "seeds"),
         (("--size", "31"), "multiple of 4"),
-        (("--holdout", "nosuch"), "no folder"),
-        (("--background", "nosuch"), "no folder"),
+        (("--holdout", "nosuch"), "is not a folder"),
+        (("--background", "nosuch"), "is not a folder"),
     ],
 )
 def test_errors_have_codes_and_remedies(
@@ -504,7 +504,7 @@ def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refuse
     while not events or not isinstance(events[-1], Started) or events[-1].plan is None:
         events.append(next(job))
     job.close()
-    assert "ueraser is left out" in notes(events) and "pip install kornia" in notes(events)
+    assert "ueraser is omitted" in notes(events) and "pip install kornia" in notes(events)
     assert isinstance(events[-1], Started) and isinstance(events[-1].plan, VerifyPlan)
     attackers = events[-1].plan.attackers.split(", ")
     assert attackers == [name for name in settings.attacks if name != "ueraser"]

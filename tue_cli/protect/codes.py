@@ -23,6 +23,7 @@ from tue_cli.events import Event, Note
 from tue_cli.images import codec, resize
 from tue_cli.protect.context import LARGE, RunContext
 from tue_cli.protect.request import count_clusters
+from tue_cli.text import format_count
 from tue_cli.weights import Weights
 
 SEEN_BATCH = 32
@@ -161,7 +162,8 @@ def assign_codes(
         former = len(chosen.keys() - set(wanted))
         reserved = f" (and {former:,} more in this output)" if former else ""
         raise BadSetting(
-            f"There are {len(wanted)} classes{reserved}, but only {len(keys)} codes.",
+            f"Each class needs a code of its own: {format_count(len(wanted), 'class')}{reserved}, "
+            f"but only {format_count(len(keys), 'code')}.",
             "Make fewer classes with --labels cluster:N or --labels single, choose another output "
             "with -o, or train weights with more classes (`tue train`).",
         )
