@@ -358,7 +358,7 @@ def test_nothing_is_measured_in_a_crop_or_in_another_picture(site: Path, made: P
     for name in ("space/rocket.jpg", "everyday/coffee.jpg"):
         cropped = outcomes[name]
         assert cropped.survival is cropped.at_most is cropped.mean is None
-        assert "does not show the same" in " ".join(cropped.notes)
+        assert "does not match the original" in " ".join(cropped.notes)
 
 
 def test_transparency_that_was_painted_over_does_not_count(site: Path, made: Path) -> None:

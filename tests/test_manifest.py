@@ -245,7 +245,7 @@ def test_folders_that_were_there_before_stay(output: Path) -> None:
 
 
 def test_other_settings_are_refused_and_named_when_skipping(finished: Path) -> None:
-    with pytest.raises(BadSetting, match=r"radius was 8 and is now 16") as caught:
+    with pytest.raises(BadSetting, match=r"radius 8 → 16") as caught:
         Journal(finished, OTHER, "skip").__enter__()
     assert "--existing overwrite" in caught.value.remedy
     assert files(finished) == {*NAMES, MANIFEST}
@@ -611,17 +611,14 @@ def test_a_planted_scratch_file_is_removed_and_its_target_stays(
 
 def test_differences_are_told_in_short() -> None:
     told = describe_differences({"format": "x" * 10**6, "y" * 10**6: 1}, {"format": "keep"})
-    assert "format was xxx" in told and "and is now keep" in told
+    assert "format xxx" in told and "→ keep" in told
     assert len(told) < 400
     noise = {"settings": {"method": "tue", "noise": {"radius": 8 / 255, "gray_ratio": 1.0}}}
     weaker = {"settings": {"method": "tue", "noise": {"radius": 4 / 255}}}
-    told = "gray was 1 and is now not set; radius was 8 and is now 4"
+    told = "gray 1 → not set, radius 8 → 4"
     assert describe_differences(noise, weaker) == told
-    assert (
-        describe_differences(noise, {"settings": {"method": "lsp"}})
-        == "method was tue and is now lsp"
-    )
+    assert describe_differences(noise, {"settings": {"method": "lsp"}}) == "method tue → lsp"
     weights = {"weights": {"name": "cifar10", "sha256": "0" * 64}}
     assert describe_differences(weights, {"weights": {"name": "cifar10"}}) == "weights changed"
     mine = {"weights": {"name": "mine", "sha256": "1" * 64}}
-    assert describe_differences(weights, mine) == "weights was cifar10 and is now mine"
+    assert describe_differences(weights, mine) == "weights cifar10 → mine"

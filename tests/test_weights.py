@@ -163,10 +163,10 @@ def test_a_path_needs_no_index(shipped: Path, tiny_weights: Path) -> None:
 def test_packaged_weights_other_than_the_index_says_are_refused(shipped: Path) -> None:
     # A whole and sealed file, but not the one that was shipped.
     (shipped / "small.safetensors").write_bytes(packed(odd_card("resnet18", 32)))
-    with pytest.raises(WeightsProblem, match="not those shipped with tue") as caught:
+    with pytest.raises(WeightsProblem, match="not those shipped") as caught:
         load("tiny")
     assert caught.value.remedy
-    with pytest.raises(WeightsProblem, match="not those shipped with tue"):
+    with pytest.raises(WeightsProblem, match="not those shipped"):
         load()
 
 
@@ -206,7 +206,7 @@ def test_one_flipped_bit_of_a_tensor_is_noticed(
     data[begin + int(share * (len(data) - begin))] ^= 1
     path = tmp_path / "flipped.safetensors"
     path.write_bytes(data)
-    assert "damaged or were changed" in refused(path).message
+    assert "cannot be used as weights" in refused(path).message
 
 
 @pytest.mark.parametrize(
@@ -227,7 +227,7 @@ def test_a_changed_card_is_noticed(
     assert data.count(old) == 1
     path = tmp_path / "edited.safetensors"
     path.write_bytes(data.replace(old, new))
-    assert "damaged or were changed" in refused(path).message
+    assert "cannot be used as weights" in refused(path).message
 
 
 def test_a_renamed_tensor_is_noticed(tiny_weights: Path, tmp_path: Path) -> None:
@@ -235,7 +235,7 @@ def test_a_renamed_tensor_is_noticed(tiny_weights: Path, tmp_path: Path) -> None
     path = tmp_path / "renamed.safetensors"
     path.write_bytes(data.replace(b'"surrogate.head.bias"', b'"surrogate.head.bios"'))
     assert path.read_bytes() != data
-    assert "damaged or were changed" in refused(path).message
+    assert "cannot be used as weights" in refused(path).message
 
 
 @pytest.mark.parametrize("kept", [0, 1, 7, 8, 9, 500, -1000, -1])
@@ -311,7 +311,7 @@ def test_a_safetensors_file_without_a_card_is_refused(
     path = tmp_path / "other.safetensors"
     path.write_bytes(save({"weight": np.ones(3, np.float32)}, metadata=metadata))
     problem = refused(path)
-    assert "card" in problem.message
+    assert "tue did not write it" in problem.message
     assert "tue train" in problem.remedy
 
 
@@ -351,7 +351,7 @@ def test_a_net_that_the_file_does_not_hold_is_told(tmp_path: Path) -> None:
     assert set(build(weights, ("surrogate",))) == {"surrogate"}
     with pytest.raises(WeightsProblem, match="score") as caught:
         build(weights, ROLES)
-    assert "'em'" in caught.value.message
+    assert "the recipe em" in caught.value.message
     assert caught.value.remedy
 
 

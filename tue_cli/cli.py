@@ -177,7 +177,7 @@ def train(
 @app.command()
 @add_options(ExportSpec)
 def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False) -> None:
-    """Write the graph that lets `tue protect` use weights without torch, in ONNX Runtime."""
+    """Write the ONNX graph of weights, so that `tue protect` can use them without torch."""
     from tue_cli.console import Console
     from tue_cli.train.export import export as job
 
@@ -191,7 +191,7 @@ def ui(
         typer.Argument(help="The folder to start with.", metavar="FOLDER", show_default=False),
     ] = None,
 ) -> None:
-    """Open the terminal app, which does all of this step by step; so does `tue` alone."""
+    """Open the terminal app, which does all of this step by step. `tue` alone opens it, too."""
     if not _has_terminal():
         raise BadSetting(
             "The app needs a terminal.", "Run `tue ui` in one; in a script, use `tue protect`."

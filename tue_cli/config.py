@@ -254,7 +254,7 @@ class VerifySettings:
         panel=ADVANCED,
         typed="victims",
     )
-    seeds: int = setting(1, "How many victims of each kind. Default: the budget's.")
+    seeds: int = setting(1, "How many victims to train of each kind. Default: the budget's.")
     seen: int = fixed(30_000, "pictures that a victim is trained on, repeats included")
     adversary_steps: int = fixed(5, "gradient steps of the adversary in adversarial training")
     held_out: float = fixed(0.2, "share of the pictures that victims are tested on")
@@ -267,6 +267,8 @@ class VerifySettings:
     seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 
 
+FEWEST_PICTURES = 200
+"""Of fewer, a verification can tell nothing."""
 _FEW = VerifySettings().attacks
 _MORE = ("early", "at2", "jpeg50", "jpeg75", "resize", "blur", "bits", "cutmix", "ueraser")
 _MOST = ("at1", "at3", "cutout", "mixup", "labels", "part20", "part40", "part60", "part80")

@@ -38,7 +38,10 @@ from tue_cli.events import (
 )
 from tue_cli.text import escape, format_duration
 
-_PLAN = {"keys": "code of each class (key)", "adversary_steps": "adversary steps"}
+_PLAN = {
+    "keys": "code of each class (a class of the weights)",
+    "adversary_steps": "adversary steps",
+}
 """What people are told for the names in a plan."""
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
@@ -118,8 +121,7 @@ class Console:
                     progress.update(bar, completed=event.done, state=state)
                     self._print_line(event, state)
                 elif isinstance(event, Metric):
-                    values = ", ".join(f"{name} {v:.4f}" for name, v in event.values.items())
-                    self._metric = f"{event.phase} {event.step}/{event.steps}, {values}, "
+                    self._metric = _format_metric(event)
                 elif isinstance(event, Table):
                     tables.append(event)
                 elif isinstance(event, Done):
@@ -138,6 +140,8 @@ class Console:
         unit = event.unit.removesuffix("s") if event.total == 1 else event.unit
         self._print_note(f"{event.title}: {event.total:,} {unit}")
         for name, value in (make_plain(event.plan) if event.plan else {}).items():
+            if value == {}:
+                continue
             if isinstance(value, dict):
                 pairs = [f"{escape(str(k))} → {escape(str(v))}" for k, v in value.items()]
                 more = len(pairs) - 12
@@ -157,7 +161,7 @@ class Console:
             self._alike[event.reason] += event.reason in UNPAIRED
             if self._alike[event.reason] > SHOWN_UNPAIRED and not self._verbose:
                 return
-            self._print_error(f"{escape(event.path)}: {escape(event.message)} ({event.reason})")
+            self._print_error(f"{escape(event.path)}: {escape(event.message)}")
         elif self._verbose:
             if isinstance(event, Skipped):
                 word = event.message
@@ -168,9 +172,10 @@ class Console:
     def _tell_unpaired(self) -> None:
         """Count the failures that were not shown."""
         for reason, count in self._alike.items():
+            word = "without an original" if reason == "no-original" else "with a changed original"
             if (more := count - SHOWN_UNPAIRED) > 0 and not self._verbose:
                 self._print_error(
-                    f"and {more:,} more ({reason}); -v names each. Is --original right?"
+                    f"and {more:,} more {word}; -v names them. Is --original the right folder?"
                 )
         self._alike.clear()
 
@@ -184,7 +189,7 @@ class Console:
         now = time.monotonic()
         if not self._terminal.is_terminal and now - self._printed >= LINE_SECONDS:
             self._printed = now
-            self._print_note(f"{event.done}/{event.total} {self._unit}, {state}")
+            self._print_note(f"{event.done:,} of {event.total:,} {self._unit}; {state}")
 
     def _print_note(self, text: str) -> None:
         if not self._quiet:
@@ -228,7 +233,7 @@ def _open_stderr() -> Terminal:
 
 def _print_table(table: Table) -> None:
     """Print a table on stdout: as wide as the terminal, or as it needs where there is none."""
-    grid = Grid(title=table.title, title_justify="left", box=SIMPLE_HEAD, pad_edge=False)
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
     for place, name in enumerate(table.columns):
         # Names are folded, not cut: they are there to be found again.
         words = place < table.words
@@ -239,9 +244,18 @@ def _print_table(table: Table) -> None:
     if not terminal.is_terminal:
         terminal.width = 200
     try:
+        terminal.print(table.title)  # as a title of the grid it would be folded to its width
         terminal.print(grid)
     except OSError as error:
         raise explain_stdout_error(error) from None
+
+
+def _format_metric(event: Metric) -> str:
+    values = (
+        f"{name} {value:.0%}" if name == "accuracy" else f"{name} {value:.4g}"
+        for name, value in event.values.items()
+    )
+    return f"{event.phase}: {event.step} of {event.steps}, {', '.join(values)}; "
 
 
 def _list_fields(result: Record) -> Iterator[str]:

@@ -125,6 +125,27 @@ class ImageProblem(Exception):
         self.message = message
 
 
+REASONS = {
+    "unsupported": "unsupported format",
+    "multi-page": "more than one page",
+    "16-bit": "more than 8 bits per channel",
+    "cmyk": "CMYK",
+    "mode": "unsupported colour mode",
+    "not-a-picture": "no picture inside",
+    "truncated": "truncated",
+    "unreadable-folder": "unreadable folder",
+    "broken-link": "broken link",
+    "not-a-file": "not a regular file",
+    "too-large": "too large",
+    "memory": "not enough memory",
+    "alpha": "transparency",
+    "alpha-lost": "transparency",
+    "in-the-way": "name already taken",
+    "not-written": "not written",
+}
+"""Why pictures cannot be protected, in two words."""
+
+
 class OutOfMemory(ImageProblem):
     """A picture that this machine has no room for, now."""
 

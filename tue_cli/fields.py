@@ -285,7 +285,7 @@ def _explain_foreign(spec: type, name: str, given: Mapping[str, Any]) -> BadSett
     having = [choice for choice, record in inside.among.items() if last in _list_names(record)]
     return BadSetting(
         f"The {chooser.key} {given.get(chooser.name, chooser.default)} has no {flag}.",
-        f"Leave out {flag}: it is for {', '.join(having)}.",
+        f"Leave out {flag}. It is only for {', '.join(having)}.",
     )
 
 

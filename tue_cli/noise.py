@@ -68,7 +68,8 @@ class SteppedNoise(Noise):
         super().refuse()
         if self.steps < 1:
             raise BadSetting(
-                f"--steps must be 1 or more, not {self.steps}.", "The usual number is 10."
+                f"The noise needs at least 1 step, not {self.steps}.",
+                "The usual number is 10.",
             )
 
 

@@ -12,7 +12,7 @@ import typer
 
 from tue_cli.config import METHODS, RECIPES, TrainSettings
 from tue_cli.declare import ADVANCED, RESEARCH
-from tue_cli.errors import BadSetting
+from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.fields import Question, fill, list_questions
 
 Spec = TypeVar("Spec")
@@ -149,8 +149,11 @@ def choose_recipe(method: str | None, recipe: str | None) -> str:
             )
         return recipe
     method = method or TrainSettings().method
-    if method not in METHODS:
-        return method  # which is refused where there is no such recipe either
+    refuse_unless(
+        method in METHODS,
+        f"There is no method {method!r}.",
+        f"Choose one of: {', '.join(METHODS)}.",
+    )
     if not METHODS[method].recipes:
         raise BadSetting(
             f"The method {method} needs no weights.",

@@ -183,8 +183,8 @@ def load(name: str | None = None) -> Weights:
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
-        f"Give a file, or one of {', '.join(shipped['weights'])}; looked in "
-        f"{', '.join(str(folder) for folder in list_folders())} too.",
+        f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
+        f"{', '.join(str(folder) for folder in list_folders())}.",
     )
 
 
@@ -195,8 +195,9 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
 
     def explain_damage(reason: str) -> WeightsProblem:
         return WeightsProblem(
-            f"The weights {path} are damaged or were changed after training: {reason}.",
-            "Copy the file again, or train it again with `tue train`.",
+            f"{path} cannot be used as weights: {reason}.",
+            "Name a file that `tue train` wrote. If this is one, it is damaged: copy or train it "
+            "again.",
         )
 
     try:
@@ -205,8 +206,8 @@ def read(path: Path, *, name: str, sha256: str | None = None) -> Weights:
             header, metadata = reading.read_safetensors_header(file)
             if "card" not in metadata:
                 raise WeightsProblem(
-                    f"{path} is a safetensors file without a card, so not weights of tue.",
-                    "Train weights with `tue train`.",
+                    f"{path} is a safetensors file, but tue did not write it.",
+                    "Name a file that `tue train` wrote.",
                 )
             card = Card.from_json(metadata["card"])
             whole = file.tell() + reading.count_tensor_bytes(header, MOST_BYTES)
@@ -330,8 +331,8 @@ def build(weights: Weights, roles: tuple[str, ...]) -> dict[str, nn.Module]:
 
 def _explain_unusable(weights: Weights, role: str) -> WeightsProblem:
     return WeightsProblem(
-        f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
-        f"usable {role} network.",
+        f"The weights {weights.name} have the recipe {weights.card.method} and hold no usable "
+        f"{role} network.",
         "Choose weights for this method, or train some with `tue train --method`.",
     )
 

@@ -92,7 +92,7 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
         manifest=home,
         seconds=round(time.monotonic() - began, 3),
     )
-    yield Done(found, said=tuple(summary.describe(found)))
+    yield Done(found, said=tuple(summary.describe(found, lists_all=spec.listed is None)))
 
 
 class _CopyChecker:
@@ -159,9 +159,7 @@ class _CopyChecker:
         if original is not None:
             left = residual.measure_residual(original, found, whole or self._read_intact(copy))
             if left is None:
-                notes.append(
-                    "does not show the same as the original: cropped, edited or another picture"
-                )
+                notes.append("does not match the original: cropped, edited, or another picture")
             else:
                 notes.extend(["rotated"] if left.turned else [])
                 checked = _add_residual(checked, left, copy)
@@ -207,8 +205,9 @@ def _refuse(spec: CheckSpec) -> None:
     """Raise BadSetting for what cannot be checked."""
     for folder in filter(None, (spec.folder, spec.original)):
         if not folder.is_dir():
-            found = "is not a folder" if folder.exists() else "does not exist"
-            raise BadSetting(f"{escape(folder)} {found}.", "Check its spelling.")
+            if folder.exists():
+                raise BadSetting(f"{escape(folder)} is not a folder.", "Name the folder it is in.")
+            raise BadSetting(f"{escape(folder)} does not exist.", "Check its spelling.")
 
 
 def check_ahead(

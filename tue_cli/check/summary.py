@@ -82,14 +82,17 @@ def build_tables(checked: Sequence[Checked], listed: int | None) -> Iterator[Tab
     if wrong:
         yield _tabulate_states(checked)
     if listed is None:
-        yield _tabulate_copies("All copies, the worst first", sorted(checked, key=_rank_damage))
+        yield _tabulate_copies(
+            "All copies, the worst first" if wrong else "All copies",
+            sorted(checked, key=_rank_damage),
+        )
     elif wrong:
         some = f"The {listed} worst copies (-v lists all)" if listed < len(wrong) else "Copies"
         yield _tabulate_copies(some, sorted(wrong, key=_rank_damage)[:listed])
 
 
-def describe(result: CheckSummary) -> Iterator[str]:
-    """Yield the result in sentences."""
+def describe(result: CheckSummary, *, lists_all: bool) -> Iterator[str]:
+    """Yield the result in sentences; `lists_all`: every file was named."""
     copies, wrong = _count(result.checked, "copy", "copies"), result.mismatches
     if wrong:
         yield f"{wrong:,} of {copies} {'differs' if wrong == 1 else 'differ'} from the manifest."
@@ -103,7 +106,8 @@ def describe(result: CheckSummary) -> Iterator[str]:
         )
     if result.extra:
         extra = _count(result.extra, "other file is", "other files are")
-        yield f"{extra} in the folder but not in the manifest; -v lists the names."
+        more = "" if lists_all else "; -v lists the names"
+        yield f"{extra} in the folder but not in the manifest{more}."
 
 
 def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> Iterator[Note]:
@@ -128,9 +132,9 @@ def suggest_next_steps(checked: Sequence[Checked], *, has_originals: bool) -> It
         )
     if any(result.mean is not None and result.survival is None for result in touched):
         yield Note(
-            "Without the intact copies, only an upper bound of the noise that is left is known. If "
-            "you have them, name their folder with --manifest. If not, `tue protect` with the "
-            "settings in the manifest makes them again from the originals."
+            "Without the intact copies, tue can only tell how much noise is left at most. If you "
+            "have them, name their folder with --manifest. If not, protect the originals again, "
+            "with the settings in the manifest: that makes the same copies."
         )
 
 
@@ -158,7 +162,7 @@ def _tabulate_states(checked: Sequence[Checked]) -> Table:
 
 
 def _tabulate_copies(title: str, results: Sequence[Checked]) -> Table:
-    columns = ("picture", "state", "notes", "noise left", "mean change (was)")
+    columns = ("picture", "state", "notes", "noise left", "mean change (when written)")
     rows = [
         (
             result.picture,

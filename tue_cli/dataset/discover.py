@@ -109,7 +109,7 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
         kinds = "; ".join(format_ignored(count, reason) for reason, count in others.items())
         raise NothingToDo(
             f"No picture was found{f': {kinds}' if kinds else ''}.",
-            f"Names of pictures end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
+            f"tue protects files that end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
         )
     _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
@@ -170,7 +170,7 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
         mode = path.stat().st_mode
     except OSError as error:
         mode = 0
-        reason, message = "unreadable", f"This cannot be read: {error.strerror}."
+        reason, message = "unreadable", f"This file cannot be read: {error.strerror}."
         if error.errno in (errno.ENOENT, errno.ELOOP):
             reason, message = "broken-link", "This is a broken link: its target does not exist."
     if stat.S_ISDIR(mode):
@@ -180,7 +180,7 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
-        reason, message = "unsupported", "The name of this file does not end like a picture's."
+        reason, message = "unsupported", "The name of the file does not end like a picture's."
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)

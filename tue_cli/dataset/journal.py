@@ -246,7 +246,7 @@ class Journal:
         if self._existing == "skip" and last != wanted:
             changes = describe_differences(last, wanted)
             raise BadSetting(
-                f"The copies in {where} have other settings: {changes}.",
+                f"The copies in {where} were made with other settings: {changes}.",
                 "Use --existing overwrite to replace them, or choose another folder with -o.",
             )
 

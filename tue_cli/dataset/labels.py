@@ -42,7 +42,7 @@ def assign_labels(
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
         return _read_label_table(Path(mode), items, note)
     raise BadSetting(
-        f"--labels {escape(mode)} is neither a mode nor an existing file.",
+        f"--labels {escape(mode)} is neither a way to make classes nor a file that exists.",
         "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
     )
 
@@ -73,15 +73,15 @@ def _read_label_table(
                 "Keep one of the two rows.",
             )
     if missing := [escape(item.relative) for item in items if item not in classes]:
-        few = ", ".join(missing[:3]) + (", …" if len(missing) > 3 else "")
+        few = ", ".join(missing[:3]) + (f" and {len(missing) - 3} more" if len(missing) > 3 else "")
         raise BadSetting(
             f"{len(missing)} of {format_count(len(items), 'picture')} "
             f"{'has' if len(missing) == 1 else 'have'} no row in {escape(table)}: {few}.",
-            "Add a row `path,class` for each, with the path from the input folder on.",
+            "Add a row `path,class` for each, with its path inside the input folder.",
         )
     if unknown:
-        rows = format_count(unknown, "row")
-        note(f"{rows} of {escape(table)} {'names' if unknown == 1 else 'name'} no picture here.")
+        rows = f"{format_count(unknown, 'row')} of {escape(table)}"
+        note(f"{rows} {'names' if unknown == 1 else 'name'} no picture in the input.")
     return tuple(replace(item, label=classes[item]) for item in items)
 
 

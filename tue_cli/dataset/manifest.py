@@ -58,17 +58,17 @@ def read_manifest(output: Path) -> dict[str, Any]:
     except FileNotFoundError:
         raise BadSetting(
             f"{escape(output)} has no {MANIFEST}.",
-            "Name a folder of copies that `tue protect` wrote to its end.",
+            "Name a folder in which `tue protect` has finished.",
         ) from None
     except (OSError, ValueError) as error:
         raise explain_damage(path, explain_error(error)) from error
     # Not isinstance: true is a whole number to Python.
     if not isinstance(manifest, dict) or type(manifest.get("schema")) is not int:
-        raise explain_damage(path, "it is not a manifest of tue")
+        raise explain_damage(path, "tue did not write it")
     if manifest["schema"] != SCHEMA:
         raise BadSetting(
-            f"{escape(path)} has schema {manifest['schema']}; this tue reads {SCHEMA}.",
-            "Use the version of tue that wrote it, or choose another output with -o.",
+            f"{escape(path)} has schema {manifest['schema']}; this version of tue reads {SCHEMA}.",
+            "Use the version that wrote it, or protect again, into another folder with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
     if not (is_run(run) and _are_keys(keys) and isinstance(pictures, list)):
@@ -203,7 +203,7 @@ def describe_differences(former: dict[str, Any], run: dict[str, Any]) -> str:
         names = [name for name in names if name != "weights.sha256"]
     names.sort(key=lambda name: (not name.startswith("settings."), name))
     parts = [_tell_change(name, before.get(name), now.get(name)) for name in names]
-    return "; ".join(parts[:4]) + (f"; and {len(parts) - 4} more" if len(parts) > 4 else "")
+    return ", ".join(parts[:4]) + (f" and {len(parts) - 4} more" if len(parts) > 4 else "")
 
 
 _CALLED = {"gray_ratio": "gray", "score_ratio": "score", "weights name": "weights"}
@@ -217,10 +217,7 @@ def _tell_change(name: str, before: Any, now: Any) -> str:
     if called == "data" or called.endswith("sha256"):
         return f"{called.removesuffix(' sha256')} changed"
     is_radius = called.endswith("radius")
-    return (
-        f"{_shorten(called)} was {_tell_value(before, is_radius)} and is now "
-        f"{_tell_value(now, is_radius)}"
-    )
+    return f"{_shorten(called)} {_tell_value(before, is_radius)} → {_tell_value(now, is_radius)}"
 
 
 def _tell_value(value: Any, is_radius: bool) -> str:

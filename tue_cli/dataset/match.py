@@ -65,7 +65,7 @@ def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:
     except BadSetting as error:
         raise BadSetting(
             error.message,
-            f"Name the folder that `tue protect` wrote, or its {MANIFEST}, with --manifest.",
+            f"Name the folder that `tue protect` wrote, or add --manifest with its {MANIFEST}.",
         ) from None
     records = {record["path"]: _parse_record(record, folder) for record in manifest["pictures"]}
     if not records:

@@ -84,8 +84,10 @@ def _open_device(name: str) -> ComputeDevice:
         device = torch.device(name)
         float((torch.ones(2, device=device) + 1).sum())
     except (RuntimeError, AssertionError) as error:
+        has_any = kind == "cpu" or getattr(torch, kind).is_available()
+        why = str(error).splitlines()[0][:120] if has_any else f"torch finds no {kind} device here"
         raise DeviceUnavailable(
-            f"The device {name} cannot be used: {str(error).splitlines()[0][:120]}.",
+            f"The device {name} cannot be used: {why}.",
             "Use --device cpu or --device auto.",
         ) from None
     if kind == "cuda":

@@ -275,6 +275,8 @@ def read_dimensions(source: bytes) -> tuple[int, int]:
             return image.size
     except ImageProblem:
         raise
+    except Image.DecompressionBombError as error:
+        raise _explain_too_large() from error
     except Exception as error:
         raise ImageProblem("unreadable", f"The header of the {kind} file is damaged.") from error
 

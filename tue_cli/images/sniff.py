@@ -129,7 +129,8 @@ def refuse(image: Image.Image, source: bytes) -> None:
     deep = source[24] == 16 if image.format == "PNG" else max(tags.get(258, (8,))) > 8
     if image.mode.startswith("I") or (deep and image.mode != "F"):
         raise ImageProblem(
-            "16-bit", "The picture has more than 8 bits per channel; save it with 8 bits first."
+            "16-bit",
+            "The picture has more than 8 bits per channel; save it with 8 first.",
         )
     if image.mode not in ("L", "LA", "RGB", "RGBA", "RGBX", "P", "PA", "YCbCr"):
         name = {"1": "black-and-white", "F": "floating-point"}.get(image.mode, image.mode)

@@ -128,7 +128,7 @@ def measure_nearness(
     each = min(LOOKED_AT, MOST_LOOKED_AT // max(1, len(new)))
     if not new or not each:
         return {}
-    yield Note(f"Choosing a code for each class by up to {each} of its pictures.")
+    yield Note(f"Assigning a code to each class, by up to {each} of its pictures.")
     few = []
     for name in new:
         count = len(by_class[name])

@@ -116,8 +116,8 @@ def choose_weights(spec: ProtectSpec) -> Weights:
         own = method.recipes[0]
         option = f"--method {own}" if own in METHODS else f"--recipe {own}"
         raise WeightsProblem(
-            f"The method {name} needs weights trained for {own!r}; {weights.name} is for "
-            f"{weights.card.method!r}.",
+            f"The method {name} needs weights of the recipe {own}; {weights.name} has the recipe "
+            f"{weights.card.method}.",
             f"Train some with `tue train DATA {option} -o {own}.safetensors`, and add --weights "
             f"{own}.safetensors.",
         )

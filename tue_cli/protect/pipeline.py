@@ -207,13 +207,13 @@ class Pipeline:
         if self._context.journal.is_done(
             task.relative, source_sha256=digest, label=task.item.label, key=task.key
         ):
-            return Skipped(place, "done", "This picture has its copy already.")
+            return Skipped(place, "done", "The copy is up to date.")
         if os.path.lexists(place) and not self._context.journal.owns(task.relative):
             return Failed(
                 task.item.source,
                 "in-the-way",
-                f"{escape(place)} exists, but tue did not write it, so it is kept. Move it, or "
-                "use --existing overwrite.",
+                f"{escape(place)} exists, but not as tue wrote it, so it is kept. Move it away, "
+                "or use --existing overwrite.",
             )
         return None
 

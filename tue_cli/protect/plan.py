@@ -62,7 +62,7 @@ def _choose_keys(
         return assign_codes(classes, available, run.journal.keys, near)
     refuse_unless(
         key in available,
-        f"The weights {run.weights.name} have no key {key!r}: a key is one of their classes.",
+        f"--key must be a class of the weights {run.weights.name}, not {key!r}.",
         f"Choose one of: {', '.join(available)}.",
     )
     refuse_unless(

@@ -37,7 +37,7 @@ class ProtectSpec:
     labels: str = setting(
         "auto",
         "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
-        "similar pictures), FILE.csv (path,class); auto is folders if there are several.",
+        "similar pictures), FILE.csv (path,class); auto: folders, if there are several.",
         in_form=False,
     )
     key: str | None = setting(
@@ -69,7 +69,7 @@ class ProtectSpec:
     )
     existing: str = setting(
         "skip",
-        "If there are copies already: skip them, overwrite them, or error.",
+        "What to do with copies that exist: skip, overwrite, or stop with an error.",
         choices=EXISTING,
     )
     dry_run: bool = setting(
@@ -149,8 +149,8 @@ def refuse_seed(seed: int) -> None:
     """Raise BadSetting for a seed that a random generator does not take."""
     refuse_unless(
         0 <= seed < 2**63,
-        f"--seed {seed} is not possible.",
-        "Choose a whole number from 0 to 2^63 - 1.",
+        f"--seed must be 0 to 2^63 - 1, not {seed}.",
+        "The default is 0.",
     )
 
 
@@ -163,7 +163,8 @@ def count_clusters(labels: str) -> int | None:
         return 0
     if not number.isdecimal() or int(number) < 1:
         raise BadSetting(
-            f"--labels {labels} has no number of groups.", "Write cluster:10, for example."
+            f"--labels {labels}: the number of groups must be 1 or more.",
+            "Write cluster:10, for example.",
         )
     return int(number)
 
@@ -172,6 +173,6 @@ def _refuse_unknown_labels(labels: str) -> None:
     known = count_clusters(labels) is not None or labels in ("auto", "folders", "single")
     if not known and not os.path.isfile(labels):  # noqa: PTH113 - False for a name too long
         raise BadSetting(
-            f"--labels {labels!r} is neither a mode nor an existing file.",
+            f"--labels {labels!r} is neither a way to make classes nor a file that exists.",
             "Choose auto, folders, single, cluster:N or a CSV file with the columns path,class.",
         )

@@ -7,6 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tue_cli.config import FEWEST_PICTURES
+from tue_cli.errors import REASONS
 from tue_cli.events import AMONG
 from tue_cli.images.residual import CopyFacts
 from tue_cli.text import escape, format_count, format_duration
@@ -96,7 +98,9 @@ def describe_forecast(result: ProtectForecast) -> Iterator[str]:
     yield "Nothing was written. Next: the same command without --dry-run."
 
 
-def describe(result: ProtectSummary, paths: Sequence[Path]) -> Iterator[str]:
+def describe(
+    result: ProtectSummary, paths: Sequence[Path], report: Path | None = None
+) -> Iterator[str]:
     """Yield what came of a run over `paths`, in sentences, and what to do next."""
     done, output = result.already_done, shlex.quote(escape(result.output))
     if result.protected:
@@ -107,17 +111,22 @@ def describe(result: ProtectSummary, paths: Sequence[Path]) -> Iterator[str]:
     elif done and not result.failed:
         yield _all_done(done)
     elif done:
-        yield f"Nothing new: {format_count(done, 'copy')} up to date."
+        yield f"Nothing new: {format_count(done, 'copy')} already up to date."
     if result.failed:
-        reasons = ", ".join(f"{count} {reason}" for reason, count in result.reasons.items())
-        yield f"Not protected: {format_count(result.failed, 'picture')} ({reasons})."
+        reasons = ", ".join(
+            f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in result.reasons.items()
+        )
+        yield f"Not protected: {format_count(result.failed, 'picture')}. Why: {reasons}."
     if result.protected or done:
         yield f"Copies: {escape(result.output)}"
+    if report is not None:
+        yield f"Report: {escape(report)}"
     if result.protected:
         is_folder = len(paths) == 1 and paths[0].is_dir()
         originals = shlex.quote(escape(paths[0])) if is_folder else "FOLDER"
         yield f"Next: tue check {output}  (are the copies still intact?)"
-        yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
+        if result.protected + done >= FEWEST_PICTURES:
+            yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
 
 
 def _all_done(count: int) -> str:

@@ -68,7 +68,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             seconds=round(time.monotonic() - began, 3),
             engine_seconds=round(work.engine_seconds, 3),
         )
-        yield Done(result, tuple(describe(result, spec.paths)))
+        yield Done(result, tuple(describe(result, spec.paths, spec.report)))
 
 
 def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:

@@ -30,8 +30,8 @@ def refuse_report(path: Path) -> None:
         raise BadSetting(f"{escape(path)} is a folder.", "Name the report FILE.html.")
     if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputProblem(
-            f"{escape(path.parent)} is missing or cannot be written.",
-            "Choose another place for --report.",
+            f"The folder of the report, {escape(path.parent)}, is missing or not writable.",
+            "Name a file in another folder with --report.",
         )
 
 

@@ -65,7 +65,7 @@ def _find_classes(data: Path, limit: int | None) -> tuple[tuple[str, ...], list[
     if len(names) < 2:
         raise BadSetting(
             f"Training needs two classes or more, but {data} has "
-            f"{format_count(len(names), 'subfolder')}.",
+            f"{'only one subfolder' if names else 'no subfolder'}.",
             "Name a folder with one subfolder per class.",
         )
     files: list[tuple[Path, int]] = []

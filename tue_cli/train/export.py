@@ -29,7 +29,7 @@ class ExportSpec:
     weights: str | None = argument("Weights, by name or file. Default: the packaged weights.", None)
     output: Path | None = setting(
         None,
-        "FILE.onnx. Default: beside the weights, where `tue protect` looks for it. Anywhere else, "
+        "FILE.onnx. Default: beside the weights, where `tue protect` looks for it. Elsewhere, "
         "the graph contains the weights.",
         "-o",
         "--output",
@@ -105,10 +105,14 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         ),
         (
             f"{output}: {len(data) / 1e3:.0f} kB, "
-            + (f"reads the weights from {weights.path}." if beside else "contains the weights."),
-            f"Compared with torch in float64, {found.graph.signs:.3%} of the gradients' signs and "
-            f"{found.graph.steps:.3%} of the steps differ; the gradients are "
-            f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
+            + (
+                f"reads the weights from {weights.path}."
+                if beside
+                else "contains the weights, for other programs: `tue protect` does not look here."
+            ),
+            f"Checked against torch in float64: the gradients differ by {found.graph.apart:.0e} "
+            f"(those of torch in float32: {found.torch.apart:.0e}), {found.graph.signs:.3%} of "
+            f"their signs and {found.graph.steps:.3%} of the steps differ.",
             f"Next: tue protect FOLDER --backend onnx --weights {shlex.quote(str(weights.path))}",
         ),
     )

@@ -53,11 +53,11 @@ def warn_of_days(settings: TrainSettings, device: str) -> Iterator[Note]:
 def describe(result: TrainSummary) -> Iterator[str]:
     """Yield what came of a training, in sentences, and what to do next."""
     steps = ", ".join(f"{role} {count:,}" for role, count in result.steps.items())
-    yield f"Trained in {format_duration(result.seconds)}; steps: {steps}."
+    yield f"Trained for {format_duration(result.seconds)}. Steps of each network: {steps}."
     if result.failed:
         yield f"Not read: {format_count(result.failed, 'picture')}."
     if result.weights is None:
-        yield "No weights were written yet: the last network has not begun."
+        yield "There are no weights yet: the training of the last network has not begun."
     else:
         yield f"Weights: {escape(result.weights)}"
         yield f"Next: tue protect FOLDER --weights {shlex.quote(escape(result.weights))}"

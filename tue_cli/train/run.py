@@ -58,7 +58,7 @@ class TrainSpec:
         choices=tuple(TRAININGS),
     )
     device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
-    resume: bool = setting(False, "Continue a training that was stopped, exactly.")
+    resume: bool = setting(False, "Continue a stopped training, as if it had not been stopped.")
     max_seconds: float | None = setting(
         None, "Stop after this time, such as 90s, 30m or 2h.", "--max-time", typed="duration"
     )
@@ -82,14 +82,14 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     from tue_cli.engine.torch import choose_device
     from tue_cli.methods import load_recipe
 
-    settings = spec.settings
     _refuse(spec)
+    settings = spec.settings
     fits = load_recipe(settings.method)
     computer = choose_device(spec.device)
     classes, pictures, failures = load_images(spec.data, settings.size, spec.limit)
+    pictures = pictures.to(computer.device)
     yield from failures
     card = _make_card(settings, classes)
-    pictures = pictures.to(computer.device)
     trainings = begin_trainings(card, fits, settings, computer)
     place = spec.output.with_suffix(".checkpoint")
     checkpoint = Checkpoint(place, pictures, classes, settings, trainings)
@@ -108,10 +108,8 @@ def train(spec: TrainSpec) -> Job[TrainSummary]:
     checkpoint.write()
     steps_done = {role: training.step for role, training in trainings.items()}
     if out_of_time:
-        yield Note(
-            f"Stopped at the time limit, after {sum(steps_done.values()):,} of {total:,} steps. "
-            "The same command with --resume continues the training."
-        )
+        done = f"{sum(steps_done.values()):,} of {total:,} steps"
+        yield Note(f"Stopped by --max-time after {done}. To continue, add --resume.")
     begun = bool(steps_done[list(fits)[-1]])
     if begun:
         about = _describe_training(spec, computer.description, pictures, checkpoint, trainings)
@@ -278,8 +276,9 @@ def _make_card(settings: TrainSettings, classes: tuple[str, ...]) -> Card:
                 "Train on fewer subfolders.",
             ) from None
         raise BadSetting(
-            f"--{error.name.replace('_', '-')} cannot be {getattr(settings, error.name)}.",
-            f"Choose {_RANGES[error.name]}.",
+            f"--{error.name.replace('_', '-')} must be {_RANGES[error.name]}, not "
+            f"{getattr(settings, error.name)}.",
+            "Leave the option out for the usual value.",
         ) from None
 
 

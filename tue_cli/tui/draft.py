@@ -14,7 +14,11 @@ from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import PreviewSummary, ProtectForecast, ProtectSummary
 
 LABELS = (
-    ("auto", "Auto", "Each subfolder is a class if there are several; otherwise all are one."),
+    (
+        "auto",
+        "Auto",
+        "Each subfolder is a class if there are several; otherwise there is one class.",
+    ),
     ("folders", "Folders", "Each subfolder is a class, such as a person, a product or a style."),
     ("single", "One class", "All pictures are one class: for pictures of one thing."),
     ("cluster", "Clusters", "Pictures that look alike form a class: for a mixed folder."),

@@ -9,6 +9,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Digits, Label, Static
 
+from tue_cli.config import FEWEST_PICTURES
 from tue_cli.events import Failed
 from tue_cli.protect.result import ProtectSummary
 from tue_cli.text import escape, format_duration
@@ -17,7 +18,6 @@ from tue_cli.tui.steps import Step
 from tue_cli.tui.summary import Part, format_row, join_lines, shorten_path
 from tue_cli.tui.terminal import open_files
 from tue_cli.tui.verifying import VerifyRun, make_quick_spec
-from tue_cli.verify.stats import FEWEST_PICTURES
 
 WIDTH = 8
 MOST = 500

@@ -8,13 +8,14 @@ from textual.app import ComposeResult
 from textual.containers import Horizontal, Vertical
 from textual.widgets import DataTable, RichLog
 
+from tue_cli.errors import REASONS
 from tue_cli.events import AnyEvent, Done, Failed, Job, Note, Saved, Skipped, Started
 from tue_cli.protect.result import CopyRecord, ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.text import escape
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.result import ResultScreen
 from tue_cli.tui.steps import FittedText
-from tue_cli.tui.summary import REASONS, shorten_path, tabulate
+from tue_cli.tui.summary import shorten_path, tabulate
 from tue_cli.tui.watching import Progress, WatchScreen
 
 MOST_ROWS = 2000

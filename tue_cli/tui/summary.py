@@ -10,28 +10,10 @@ from rich.table import Table
 from rich.text import Text
 from textual.content import Content
 
-from tue_cli.errors import TueError
+from tue_cli.errors import REASONS, TueError
 from tue_cli.protect.scan import ScanSummary
 from tue_cli.text import escape, format_count, format_size
 
-REASONS = {
-    "unsupported": "unsupported format",
-    "multi-page": "more than one page",
-    "16-bit": "more than 8 bits per channel",
-    "cmyk": "CMYK",
-    "mode": "unsupported colour mode",
-    "not-a-picture": "no picture inside",
-    "truncated": "truncated",
-    "unreadable-folder": "unreadable folder",
-    "broken-link": "broken link",
-    "not-a-file": "not a regular file",
-    "too-large": "too large",
-    "alpha": "transparency",
-    "alpha-lost": "transparency",
-    "in-the-way": "name already taken",
-    "not-written": "not written",
-}
-"""Why pictures cannot be protected, in two words."""
 Part = Content | str | tuple[str, str]
 
 

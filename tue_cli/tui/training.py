@@ -116,7 +116,7 @@ class TrainRun(WatchScreen):
     STOPPING = "The current step is finished first. Then a checkpoint is written."
     STOPPED = "Stopped. A checkpoint is written. Press r to continue from it."
     HELP = (
-        "First the score network is trained, then the surrogate, on pictures protected by itself. "
+        "First the score network is trained, then the surrogate, on pictures that it protects. "
         "The charts show the loss of each, on a scale of its own."
     )
 

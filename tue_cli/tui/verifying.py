@@ -14,6 +14,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Static
 
 from tue_cli.attacks.registry import ATTACKS
+from tue_cli.config import FEWEST_PICTURES
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
@@ -26,7 +27,6 @@ from tue_cli.tui.terminal import open_files
 from tue_cli.tui.watching import Progress, WatchScreen
 from tue_cli.verify.request import VerifySpec
 from tue_cli.verify.result import VerifyPlan, VerifyResult
-from tue_cli.verify.stats import FEWEST_PICTURES
 from tue_cli.verify.trials import TrialProgress
 
 ARMS = {"clean": "success", "random": "warning", "protected": "error"}
@@ -49,7 +49,7 @@ class VerifyScreen(Step):
     HELP = (
         "Small models (victims) are trained on the copies, on the originals, and on originals with "
         "random noise. All are tested on clean pictures that they never saw. Protection is how "
-        "much of what the originals teach the copies do not teach. The result is the lowest "
+        "much of the accuracy above chance is lost on the copies. The result is the lowest "
         "protection among the attackers.\n\n"
         f"This needs at least {FEWEST_PICTURES} pictures in two classes or more."
     )

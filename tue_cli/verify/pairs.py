@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tue_cli.config import FEWEST_PICTURES
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting, ImageProblem
@@ -18,7 +19,6 @@ from tue_cli.images import codec
 from tue_cli.storage.reading import is_below
 from tue_cli.text import escape, format_count
 from tue_cli.verify.request import VerifySpec
-from tue_cli.verify.stats import FEWEST_PICTURES
 
 BACKGROUND = "/background"
 """The background's class; no folder has such a name."""
@@ -98,7 +98,10 @@ def list_clean_images(folder: Path, pool: ThreadPoolExecutor, *, classes: bool) 
         BadSetting: it is no folder, or holds no picture.
     """
     if not folder.is_dir():
-        raise BadSetting(f"{escape(folder)} is not a folder.", "Name a folder of pictures.")
+        option = "--holdout" if classes else "--background"
+        raise BadSetting(
+            f"{option} {escape(folder)} is not a folder.", "Name a folder of pictures."
+        )
     found = [
         path
         for path in sorted(folder.rglob("*"))
@@ -242,8 +245,8 @@ def explain_shortage(
     if different < FEWEST_PICTURES:
         return (
             f"{format_count(different, 'different picture')} with "
-            f"{'its original is' if different == 1 else 'their originals are'} too few; protect "
-            f"and verify at least {FEWEST_PICTURES}"
+            f"{'its original is' if different == 1 else 'their originals are'} too few; "
+            f"verify at least {FEWEST_PICTURES}"
         )
     if len({pair.label for pair in pairs} | learned) < 2:
         return (
@@ -251,9 +254,7 @@ def explain_shortage(
             "FOLDER with other people's pictures as a second class"
         )
     if len(learned & tested) < 2:
-        return (
-            "fewer than two classes have pictures both to learn and to test; add pictures to them"
-        )
+        return "fewer than two classes have enough pictures to train and to test with; add pictures"
     return None
 
 

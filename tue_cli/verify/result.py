@@ -242,5 +242,6 @@ def make_table(rows: Sequence[Row], chance: float) -> Table:
                 else f"{protection.value:.0f} % ({protection.low:.0f} to {protection.high:.0f})",
             )
         )
-    columns = ("attacker", "victim", "originals", "random noise", "copies", "floor", "protection")
+    floor = "chance" if all(row.floor_name == "chance" for row in rows) else "floor"
+    columns = ("attacker", "victim", "originals", "random noise", "copies", floor, "protection")
     return Table("Accuracy of victims on clean pictures that they never saw", columns, tuple(lines))

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import BUDGETS, VerifySettings
+from tue_cli.config import BUDGETS, FEWEST_PICTURES, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
+from tue_cli.text import escape
 from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
 from tue_cli.verify.pairs import (
     drop_failed,
@@ -34,7 +35,7 @@ from tue_cli.verify.result import (
     make_table,
     summarize,
 )
-from tue_cli.verify.stats import FEWEST_PICTURES, judge_rows, make_inconclusive
+from tue_cli.verify.stats import judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -96,7 +97,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
         judged = make_inconclusive(work)
         result = summarize(judged, VerifySetup(None, None, made), failed=len(failures))
         yield from _write_page(spec, manifest, result)
-        yield Done(result, describe(judged))
+        yield Done(result, (*describe(judged), *_name_report(spec)))
         return
 
     settings, arms = work.settings, work.arms
@@ -116,7 +117,12 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
     yield make_table(rows, chance)
     yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
-    yield Done(result, describe(judged))
+    yield Done(result, (*describe(judged), *_name_report(spec)))
+
+
+def _name_report(spec: VerifySpec) -> Iterator[str]:
+    if spec.report is not None:
+        yield f"Report: {escape(spec.report)}"
 
 
 def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
@@ -252,9 +258,9 @@ def _train_victims(
         known[trials[0]] = None
     missing = [trial for trial in trials if known[trial] is None]
     planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
-    yield Started("Training victims", len(trials), "victims", round(planned, 1), plan)
+    yield Started("Training", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):
-        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are finished already.")
+        yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are already finished.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
         results, victim = yield from train_victim(trial, arms, computer)

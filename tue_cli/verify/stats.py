@@ -12,7 +12,6 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-FEWEST_PICTURES = 200
 LEARNED = 0.1
 """A clean control has learned something so far above the floor, of what is left to 1."""
 FITTED = 0.5
@@ -86,21 +85,17 @@ class Row:
         clean, floor = self.clean.estimate(), self.floor.estimate()
         if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
             return (
-                f"victims of the originals learned no more than {self.floor_name} "
-                f"({clean.value:.0%} against {floor.value:.0%}); more pictures or a larger "
-                "--budget may help"
+                f"victims of the originals learned hardly more than {self.floor_name} "
+                f"({clean.value:.0%} against {floor.value:.0%})"
             )
         if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
             return (
                 f"a victim of adversarial training reached a robust training accuracy of only "
-                f"{self.fitted:.0%}; a larger --budget may help"
+                f"{self.fitted:.0%}"
             )
         _, low, high = self._estimate_uncut()
         if high - low > 1:
-            return (
-                "the interval is wider than the effect; more pictures, --seeds 3 or a larger "
-                "--budget may narrow it"
-            )
+            return "the interval of the protection is wider than 100 points"
         return ""
 
     def _estimate_uncut(self) -> tuple[float, float, float]:
@@ -150,10 +145,12 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
         number: row.explain_doubt(chance) for number, row in enumerate(rows)
     }
     reasons = tuple(
-        f"{row.title} on {row.victim}: {doubts[number]}"
+        f"with {row.title} on {row.victim}, {doubts[number]}"
         for number, row in enumerate(rows)
         if doubts[number]
     )
+    if reasons:
+        reasons += ("more pictures, more --seeds or a larger --budget may help",)
     sound = [row for number, row in enumerate(rows) if not doubts[number]]
     standard = [row for row in sound if row.attack == "std"]
     if not standard:
