@@ -93,6 +93,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         write_atomically(data, output)
     except OSError as error:
         raise explain_output_error(error, output.parent) from None
+    place = shlex.quote(str(weights.path))
     yield Saved(None, output, len(data), None)
     yield Done(
         ExportSummary(
@@ -109,7 +110,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
             f"Compared with torch in float64, {found.graph.signs:.3%} of the gradients' signs and "
             f"{found.graph.steps:.3%} of the steps differ; the gradients are "
             f"{found.graph.apart:.0e} apart (torch in float32: {found.torch.apart:.0e}).",
-            f"Next: tue protect FOLDER --backend onnx --weights {shlex.quote(str(weights.path))}",
+            *([f"Next: tue protect FOLDER --backend onnx --weights {place}"] if beside else []),
         ),
     )
 
