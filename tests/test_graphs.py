@@ -64,6 +64,13 @@ def test_every_net_s_gradients_are_torch_s(net: str, size: int, tmp_path: Path) 
     assert found.within, found
 
 
+def test_only_a_graph_that_protecting_finds_is_told_to_be_used_next(tmp_path: Path) -> None:
+    random_weights(CARD, tmp_path / "w.safetensors")
+    beside = done(tmp_path / "w.safetensors").said
+    elsewhere = done(tmp_path / "w.safetensors", tmp_path / "x.onnx").said
+    assert beside[-1].startswith("Next: tue protect") and "Next" not in " ".join(elsewhere)
+
+
 @pytest.mark.slow
 def test_the_graph_lies_beside_the_weights_and_holds_none(tmp_path: Path) -> None:
     card = replace(CARD, width=16, score_width=32)

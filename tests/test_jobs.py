@@ -24,7 +24,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tue_cli.config import AdversarySettings, ProtectSettings, TrainSettings
+from tue_cli.config import TRAININGS, AdversarySettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
@@ -39,7 +39,7 @@ from tue_cli.protect.plan import Task
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.protect.run import protect
-from tue_cli.train.result import TrainSummary
+from tue_cli.train.result import TrainSummary, warn_of_days
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import build, pack, read, read_graph
 
@@ -912,6 +912,11 @@ def test_the_time_limit_leaves_a_checkpoint(photos: Path, tmp_path: Path) -> Non
     assert events[-1].result.steps == {"score": 1, "surrogate": 0}
     assert events[-1].result.weights is None
     assert (tmp_path / "w.checkpoint").exists() and not spec.output.exists()
+
+
+def test_more_steps_than_a_float_holds_are_told_to_take_days() -> None:
+    assert list(warn_of_days(TrainSettings(steps=10**400), "cpu"))
+    assert not list(warn_of_days(TRAININGS["packaged"], "cpu"))
 
 
 def test_training_needs_two_classes(photos: Path, tmp_path: Path) -> None:

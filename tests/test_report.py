@@ -221,6 +221,20 @@ def test_facts_are_told_in_the_users_units(pair: Thumbnails) -> None:
     assert "25\N{NO-BREAK SPACE}%" in text and "2026-11-27 17:25:54 UTC" in text
 
 
+def test_a_filter_that_has_no_radius_is_told_to_have_no_limit(pair: Thumbnails) -> None:
+    told = manifest()
+    told["run"]["settings"] |= {"method": "cuda", "noise": {}}
+    assert "no limit: a filter may change a pixel" in Marks(full(pair, manifest=told)).text
+
+
+@pytest.mark.parametrize("smooth", ["<q>", [0.25], {}, None])
+def test_a_share_that_is_no_number_stops_no_page(smooth: object) -> None:
+    told = manifest()
+    told["run"]["settings"]["smooth"] = smooth
+    page = render_page(manifest=told, pictures=[])
+    assert page.endswith("</html>") and "<q>" not in page
+
+
 def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: Thumbnails) -> None:
     html = full(pair)
     bars = [a for a in Marks(html).of("rect") if a["class"] == "fill-clean"]

@@ -304,7 +304,7 @@ def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Pat
     app = TueApp()
 
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
-        run = RunScreen(draft(many, tiny_weights, settings=SLOWER))
+        run = RunScreen(draft(many, tiny_weights, settings=SLOWER, existing="error"))
         await app.push_screen(run)
         await until(pilot, lambda: len(run.query_one("#log").lines) > 2)  # type: ignore[attr-defined]
         await pilot.press("p", "ctrl+q")
@@ -319,9 +319,23 @@ def test_leaving_asks_first_and_keeps_what_is_done(many: Path, tiny_weights: Pat
 
     drive(app, SMALL, steps)
     assert app.again is not None and app.again.startswith(f"tue protect {many}")
+    assert "--existing" not in app.again
     assert app.return_value == ExitCode.INTERRUPTED
     left = read_unfinished(Path(f"{many}-protected"))
     assert left is not None and left[1]
+
+
+def test_the_command_that_is_left_behind_goes_on_where_it_was_stopped(
+    photos: Path, tiny_weights: Path
+) -> None:
+    training = TrainRun(TrainSpec(photos, photos.with_name("mine.safetensors")))
+    assert training.write_resume_command() == f"{training.write_command()} --resume"
+    verifying = VerifyRun(VerifySpec(photos, photos))
+    assert verifying.write_resume_command() == f"{verifying.write_command()} --resume"
+    for existing in ("error", "overwrite"):
+        protecting = RunScreen(draft(photos, tiny_weights, existing=existing))
+        again = protecting.write_resume_command()
+        assert f"{again} --existing {existing}" == protecting.write_command()
 
 
 def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weights: Path) -> None:

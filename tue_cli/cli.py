@@ -93,7 +93,7 @@ def protect(
 
     spec = replace(given.read_spec(), command=given.typed)
     again = given.typed
-    if spec.existing == "overwrite":
+    if spec.existing != "skip":
         again += " --existing skip"
     result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
     if isinstance(result, ProtectSummary) and result.failed:

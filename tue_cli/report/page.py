@@ -184,16 +184,14 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
     run, keys = manifest["run"], list(manifest["keys"])
     settings, weights, tool = (_read_part(run, name) for name in ("settings", "weights", "tool"))
     noise, smooth = _read_part(settings, "noise"), settings.get("smooth")
-    name, radius = str(settings.get("method")), noise.get("radius")
-    promise = METHODS[name].describe_bound if name in METHODS else None
     classes = ", ".join(keys[:LISTED]) + (", …" if len(keys) > LISTED else "")
     facts = {
         "Copies": len(manifest["pictures"]),
         "Classes": f"{len(keys)}: {classes}" if keys else None,
         "Method": settings.get("method"),
-        "Radius": promise(radius) if promise and isinstance(radius, int | float) else None,
+        "Radius": _describe_bound(str(settings.get("method")), noise),
         "Steps": noise.get("steps"),
-        "Noise in smooth areas": format_percent(smooth) if smooth is not None else None,
+        "Noise in smooth areas": format_percent(smooth) if _is_number(smooth) else smooth,
         "Seed": str(settings.get("seed", "")) or None,
         "Weights": weights.get("name"),
         "SHA-256 of the weights": weights.get("sha256"),
@@ -203,6 +201,19 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
         or None,
     }
     return [(name, _format_value(fact)) for name, fact in facts.items() if fact is not None]
+
+
+def _describe_bound(name: str, noise: Figures) -> str | None:
+    """Return how far pixels may move, as far as the manifest tells; a filter's noise tells none."""
+    method = METHODS.get(name)
+    if method is None:
+        return None
+    radius = method.noise.radius if method.bound == "none" else noise.get("radius")
+    return method.describe_bound(radius) if _is_number(radius) else None
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float)
 
 
 def _read_part(facts: Figures, name: str) -> Figures:

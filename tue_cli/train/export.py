@@ -93,6 +93,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         write_atomically(data, output)
     except OSError as error:
         raise explain_output_error(error, output.parent) from None
+    place = shlex.quote(str(weights.path))
     yield Saved(None, output, len(data), None)
     yield Done(
         ExportSummary(
@@ -113,7 +114,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
             f"Checked against torch in float64: the gradients differ by {found.graph.apart:.0e} "
             f"(those of torch in float32: {found.torch.apart:.0e}), {found.graph.signs:.3%} of "
             f"their signs and {found.graph.steps:.3%} of the steps differ.",
-            f"Next: tue protect FOLDER --backend onnx --weights {shlex.quote(str(weights.path))}",
+            *([f"Next: tue protect FOLDER --backend onnx --weights {place}"] if beside else []),
         ),
     )
 

@@ -42,8 +42,9 @@ class TrainSummary:
 def warn_of_days(settings: TrainSettings, device: str) -> Iterator[Note]:
     """Yield a warning where a training on a CPU takes about as long as the paper's."""
     paper = TRAININGS["paper"]
-    share = settings.steps * settings.width**2 / (paper.steps * paper.width**2)
-    if device == "cpu" and share >= 0.1:
+    # Whole numbers: those of a mistyped option can be too large for a float.
+    work, of_paper = (each.steps * each.width**2 for each in (settings, paper))
+    if device == "cpu" and 10 * work >= of_paper:
         yield Note(
             "Without a GPU, the preset paper takes days: about five on one CPU core. --preset "
             "packaged takes about 45 minutes there. Ctrl-C stops the training."

@@ -152,7 +152,7 @@ class TueApp(App[int]):
         self.is_leaving = True
         if (working := self._find_working()) is not None:
             working.stop()
-            self.again = working.write_command()
+            self.again = working.write_resume_command()
         self.exit(code)
 
     def _find_working(self) -> WatchScreen | None:
@@ -166,7 +166,7 @@ class TueApp(App[int]):
         self.failure = explain_unexpected(sys.exception() or RuntimeError("unknown"))
         if (working := self._find_working()) is not None:
             working.stop()
-            self.again = working.write_command()
+            self.again = working.write_resume_command()
         self._close_messages_no_wait()
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from rich.table import Table
 from rich.text import Text
 from textual.app import ComposeResult
@@ -10,6 +12,7 @@ from textual.widgets import DataTable, RichLog
 
 from tue_cli.errors import REASONS
 from tue_cli.events import AnyEvent, Done, Failed, Job, Note, Saved, Skipped, Started
+from tue_cli.fields import format_command
 from tue_cli.protect.result import CopyRecord, ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.text import escape
 from tue_cli.tui.draft import Draft
@@ -60,8 +63,12 @@ class RunScreen(WatchScreen):
         return self._draft.protect()
 
     def write_command(self) -> str:
-        """Return the equivalent command; run again, it goes on."""
+        """Return the equivalent command."""
         return self._draft.write_command()
+
+    def write_resume_command(self) -> str:
+        """Return the command that goes on from what is finished."""
+        return format_command("protect", replace(self._draft.spec, existing="skip"))
 
     def prepare(self) -> None:
         """Clear what a former attempt painted."""

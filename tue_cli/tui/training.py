@@ -150,6 +150,10 @@ class TrainRun(WatchScreen):
         """Return the equivalent command."""
         return format_command("train", self._spec)
 
+    def write_resume_command(self) -> str:
+        """Return the command that goes on from what is finished."""
+        return format_command("train", replace(self._spec, resume=True))
+
     def prepare(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Run")

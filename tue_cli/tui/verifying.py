@@ -159,6 +159,10 @@ class VerifyRun(WatchScreen):
         """Return the equivalent command."""
         return format_command("verify", self._spec)
 
+    def write_resume_command(self) -> str:
+        """Return the command that goes on from what is finished."""
+        return format_command("verify", replace(self._spec, resume=True))
+
     def prepare(self) -> None:
         """Clear what a former attempt painted."""
         self.query_one(Steps).go_to("Run")

@@ -72,6 +72,10 @@ class WatchScreen(Step):
         """Return the job; called in its thread."""
         raise NotImplementedError
 
+    def write_resume_command(self) -> str:
+        """Return the command that goes on from what is finished."""
+        raise NotImplementedError
+
     def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
 
