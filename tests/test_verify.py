@@ -128,7 +128,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
             break
     job.close()
     events, resumed = run(replace(spec, resume=True))
-    assert "2 of 6 victims are finished already" in notes(events)
+    assert "2 of 6 victims are already finished" in notes(events)
     assert trained(events) == 4
     assert figures(resumed) == figures(whole)
 
@@ -458,7 +458,7 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         (("--victim", "resnet18:nan"), "is not an architecture"),
         (("--victim", "resnet18:wide"), "is not an architecture"),
         (("--victim", "resnet18:16"), "is not an architecture"),
-        (("--victim", "resnet18:0.01"), "--width must be"),
+        (("--victim", "resnet18:0.01"), "4 channels or more"),
         (("--seeds", "0"), "seeds"),
         (("--size", "31"), "multiple of 4"),
         (("--holdout", "nosuch"), "is not a folder"),

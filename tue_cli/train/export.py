@@ -6,7 +6,7 @@ import shlex
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,6 +20,9 @@ from tue_cli.storage.atomic import write_atomically
 from tue_cli.text import escape
 from tue_cli.train.result import ExportSummary
 from tue_cli.weights import Weights, build, load, read
+
+if TYPE_CHECKING:
+    from tue_cli.engine.onnx_graph.parity import Parity
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,6 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
         write_atomically(data, output)
     except OSError as error:
         raise explain_output_error(error, output.parent) from None
-    place = shlex.quote(str(weights.path))
     yield Saved(None, output, len(data), None)
     yield Done(
         ExportSummary(
@@ -104,18 +106,7 @@ def write_graph(weights: Weights, output: Path, *, beside: bool) -> Job[ExportSu
             holds_weights=not beside,
             parity=found,
         ),
-        (
-            f"{output}: {len(data) / 1e3:.0f} kB, "
-            + (
-                f"reads the weights from {weights.path}."
-                if beside
-                else "contains the weights, for other programs: `tue protect` does not look here."
-            ),
-            f"Checked against torch in float64: the gradients differ by {found.graph.apart:.0e} "
-            f"(those of torch in float32: {found.torch.apart:.0e}), {found.graph.signs:.3%} of "
-            f"their signs and {found.graph.steps:.3%} of the steps differ.",
-            *([f"Next: tue protect FOLDER --backend onnx --weights {place}"] if beside else []),
-        ),
+        tuple(_describe_graph(output, len(data), weights, found, beside=beside)),
     )
 
 
@@ -156,3 +147,23 @@ def make_runner(data: bytes, weights: Weights | None) -> Any:
         return dict(zip(names, session.run(names, dict(values)), strict=True))
 
     return run
+
+
+def _describe_graph(
+    output: Path, size: int, weights: Weights, found: Parity, *, beside: bool
+) -> Iterator[str]:
+    """Yield what was written and how it compares, in sentences."""
+    holds = (
+        f"reads the weights from {weights.path}."
+        if beside
+        else "contains the weights, for other programs: `tue protect` does not look here."
+    )
+    yield f"{output}: {size / 1e3:.0f} kB, {holds}"
+    yield (
+        f"Checked against torch in float64: the gradients differ by {found.graph.apart:.0e} "
+        f"(those of torch in float32: {found.torch.apart:.0e}), {found.graph.signs:.3%} of "
+        f"their signs and {found.graph.steps:.3%} of the steps differ."
+    )
+    if beside:
+        place = shlex.quote(str(weights.path))
+        yield f"Next: tue protect FOLDER --backend onnx --weights {place}"
