@@ -12,7 +12,7 @@ import errno
 from collections.abc import Mapping, Sequence
 from importlib import resources
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeGuard
 
 from jinja2 import Environment, StrictUndefined
 
@@ -212,7 +212,7 @@ def _describe_bound(name: str, noise: Figures) -> str | None:
     return method.describe_bound(radius) if _is_number(radius) else None
 
 
-def _is_number(value: Any) -> bool:
+def _is_number(value: Any) -> TypeGuard[float]:
     return isinstance(value, int | float)
 
 
