@@ -158,7 +158,7 @@ def test_weights_that_the_graph_does_not_follow_fail_the_export(tmp_path: Path) 
 
 def test_an_output_of_another_name_or_where_nothing_can_be_is_refused(tmp_path: Path) -> None:
     random_weights(CARD, tmp_path / "w.safetensors")
-    with pytest.raises(BadSetting, match=r"end in \.onnx"):
+    with pytest.raises(BadSetting, match=r"does not end in \.onnx"):
         done(tmp_path / "w.safetensors", tmp_path / "w.bin")
     with pytest.raises(OutputProblem):
         done(tmp_path / "w.safetensors", tmp_path / "w.safetensors" / "w.onnx")

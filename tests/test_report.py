@@ -19,7 +19,7 @@ from tue_cli.errors import ImageProblem, OutputProblem
 from tue_cli.images.metadata import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
 from tue_cli.report.page import render_page, write_page
-from tue_cli.report.write import write_report
+from tue_cli.report.write import refuse_report, write_report
 
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
     bundled.astronaut()[20:120, 150:310]  # type: ignore[no-untyped-call]
@@ -225,6 +225,11 @@ def test_a_filter_that_has_no_radius_is_told_to_have_no_limit(pair: Thumbnails) 
     told = manifest()
     told["run"]["settings"] |= {"method": "cuda", "noise": {}}
     assert "no limit: a filter may change a pixel" in Marks(full(pair, manifest=told)).text
+
+
+def test_a_report_of_a_name_that_no_file_can_have_is_refused_before_any_work() -> None:
+    with pytest.raises(OutputProblem, match="too long"):
+        refuse_report(Path(f"{'a' * 300}.html"))
 
 
 @pytest.mark.parametrize("smooth", ["<q>", [0.25], {}, None])

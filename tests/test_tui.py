@@ -488,6 +488,21 @@ def toy(folder: Path, each: int) -> Path:
     return folder
 
 
+def test_a_report_that_has_no_folder_is_refused_while_it_is_typed(
+    photos: Path, tiny_weights: Path
+) -> None:
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
+        await on_screen(pilot, StrengthScreen)
+        await write(pilot, "report", "nowhere/page.html")
+        await reads(pilot, "missing or cannot be written")
+        assert app.screen.query_one("#next", Button).disabled
+        await write(pilot, "report", "page.html")
+        await until(pilot, lambda: "PSNR" in seen(app))
+
+    drive(TueApp(), LARGE, steps)
+
+
 @pytest.mark.slow
 def test_verifying_fills_in_attackers_and_ends_in_a_headline_and_a_report(
     tmp_path: Path, tiny_weights: Path
@@ -744,11 +759,17 @@ def test_verifying_and_training_are_reached_from_the_first_screen(photos: Path) 
 
 
 @pytest.mark.slow
-def test_a_dot_may_be_typed_where_weights_go(photos: Path) -> None:
+def test_what_is_no_file_may_be_typed_where_one_goes(photos: Path) -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(TrainScreen(photos))
         await write(pilot, "output", ".")
         await reads(pilot, "tue train", "-o .")
+        form = app.screen.query_one(Form)
+        form.get_field("data").fill("~nobody/in")
+        await reads(pilot, "~nobody/in")
+        form.get_field("output").fill("a" * 300)
+        await reads(pilot, "-o", "aaaaaaaa")
+        assert not app.screen.query_one("#next", Button).disabled
 
     drive(TueApp(), SMALL, steps)
 

@@ -168,7 +168,7 @@ class Question:
         if kind is bool:
             return text == "yes"
         if self.kind is Path:
-            text = str(Path(text).expanduser())
+            text = os.path.expanduser(text)  # noqa: PTH111 - never raises
         try:
             value = kind(text)
         except ValueError:

@@ -26,9 +26,16 @@ def refuse_report(path: Path) -> None:
     """
     if path.suffix.lower() not in (".html", ".htm"):
         raise BadSetting(f"The report {escape(path)} is not an HTML file.", "Name it FILE.html.")
-    if path.is_dir():
+    try:
+        is_folder, has_folder = path.is_dir(), path.parent.is_dir()
+    except OSError as error:  # a name that is too long, for one
+        raise OutputProblem(
+            f"The report {escape(path)} cannot be written: {error.strerror}.",
+            "Choose another place for --report.",
+        ) from None
+    if is_folder:
         raise BadSetting(f"{escape(path)} is a folder.", "Name the report FILE.html.")
-    if not path.parent.is_dir() or not os.access(path.parent, os.W_OK | os.X_OK):
+    if not has_folder or not os.access(path.parent, os.W_OK | os.X_OK):
         raise OutputProblem(
             f"The folder of the report, {escape(path.parent)}, is missing or not writable.",
             "Name a file in another folder with --report.",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import replace
 from functools import partial
@@ -128,8 +129,8 @@ class FolderScreen(Step):
 
     @on(Input.Submitted, "#path")
     def _take_typed(self, event: Input.Submitted) -> None:
-        path = Path(event.value).expanduser()
-        if path.is_dir():
+        path = Path(os.path.expanduser(event.value))  # noqa: PTH111 - never raises
+        if os.path.isdir(path):  # noqa: PTH112 - nor does this
             self.query_one(Folders).path = path
             self.query_one(Folders).focus()
         self._take(path)
@@ -145,7 +146,7 @@ class FolderScreen(Step):
     @on(Input.Submitted, "#table")
     def _take_table(self, event: Input.Submitted) -> None:
         if self._spec is not None and event.value:
-            self._scan(replace(self._spec, labels=str(Path(event.value).expanduser())))
+            self._scan(replace(self._spec, labels=os.path.expanduser(event.value)))  # noqa: PTH111
 
     def _take(self, folder: Path) -> None:
         pressed = self.query_one(RadioSet).pressed_index

@@ -88,9 +88,11 @@ class StrengthScreen(Step):
         else:
             try:
                 spec.validate()
-            except BadSetting as error:
+            except TueError as error:
                 self._fault = error
-        if self._fault is None and spec != self._draft.spec:
+        if self._fault is not None:
+            self._halt()
+        elif spec != self._draft.spec or (self._runner is None and not self._draft.is_fresh):
             self._draft.spec = spec
             self._halt()
             self._timer = self.set_timer(PAUSE, self._begin)
@@ -127,7 +129,7 @@ class StrengthScreen(Step):
     @on(JobEnded)
     def _handle_end(self, message: JobEnded) -> None:
         if message.runner is self._runner and message.error is not None:
-            self._fault, self._can_retry = message.error, True
+            self._runner, self._fault, self._can_retry = None, message.error, True
             self._paint()
 
     def _show(self, looked: Looked) -> None:

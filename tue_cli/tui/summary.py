@@ -52,7 +52,7 @@ def tabulate(facts: Mapping[str, str]) -> Table:
 
 
 def format_scan(found: ScanSummary) -> Content:
-    """Return what a survey found, with what is chosen for it."""
+    """Return what a scan found."""
     formats = ", ".join(f"{count:,} {name}" for name, count in found.formats.items())
     rows: list[tuple[Part, ...]] = [
         (

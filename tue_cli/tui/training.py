@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -48,8 +49,7 @@ class TrainScreen(Step):
     def __init__(self, folder: Path | None) -> None:
         super().__init__()
         output = Path("mine.safetensors")
-        left = output.with_suffix(".checkpoint").exists()
-        self._spec = TrainSpec(folder or Path(), output, resume=left)
+        self._spec = TrainSpec(folder or Path(), output, resume=_has_checkpoint(output))
         self._sound = True
 
     def body(self) -> ComposeResult:
@@ -83,9 +83,7 @@ class TrainScreen(Step):
         self._sound = spec is not None
         if spec is not None:
             if spec.output != self._spec.output:
-                # What is typed may be a folder without a name, such as a dot.
-                named = bool(spec.output.name)
-                left = named and spec.output.with_suffix(".checkpoint").exists()
+                left = _has_checkpoint(spec.output)
                 message.form.get_field("resume").fill("yes" if left else "no")
                 spec = replace(spec, resume=left)
             self._spec = spec
@@ -104,6 +102,11 @@ class TrainScreen(Step):
         """Train."""
         if self._sound:
             self.app.push_screen(TrainRun(self._spec))
+
+
+def _has_checkpoint(output: Path) -> bool:
+    """Say whether a training was stopped here; what is typed may be no file, such as a dot."""
+    return bool(output.name) and os.path.exists(output.with_suffix(".checkpoint"))  # noqa: PTH110
 
 
 class TrainRun(WatchScreen):
