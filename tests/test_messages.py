@@ -67,7 +67,7 @@ def test_the_help_uses_the_words_of_the_glossary_and_fits_a_screen(
     command: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "100")
-    monkeypatch.setenv("TERMINAL_WIDTH", "100")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)  # read once, when it is imported
     text = CliRunner().invoke(app, [*command.split(), "--help"]).output
     assert "Usage" in text
     assert WRONG.findall(" ".join(text.replace("│", " ").split())) == []
@@ -83,7 +83,7 @@ def test_an_option_is_explained_in_a_line_or_two(spec: type) -> None:
 def test_every_option_of_protect_is_on_the_panel_of_those_who_need_it(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setenv("TERMINAL_WIDTH", "100")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 100)  # read once, when it is imported
     text = CliRunner().invoke(app, ["protect", "--help"]).output
     places = [text.index(words) for words in ("Options ─", "Advanced ─", "Research methods ─")]
     assert places == sorted(places)

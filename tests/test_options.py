@@ -74,7 +74,7 @@ def test_every_field_is_in_the_help_once_or_declared_as_fixed(
     name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("COLUMNS", "400")
-    monkeypatch.setenv("TERMINAL_WIDTH", "400")
+    monkeypatch.setattr("typer.rich_utils.MAX_WIDTH", 400)  # read once, when it is imported
     text = CliRunner().invoke(app, [name, "--help"]).output
     questions = {question.name: question for question in list_questions(SPECS[name])}
     of_training = ("train", "settings.noise.gray_ratio")  # which is on pictures in colour

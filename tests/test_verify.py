@@ -135,7 +135,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     # Once more, for a page: nothing but the victim of its map is trained again.
     page = tmp_path / "report.html"
     events, reported = run(replace(spec, resume=True, report=page))
-    assert "5 of 6 victims are finished already" in notes(events)
+    assert "5 of 6 victims are already finished" in notes(events)
     assert trained(events) == 1 and figures(reported) == figures(whole)
     # So small a victim may learn too little on one processor and enough on another.
     is_sure = whole.status == "conclusive"
@@ -154,7 +154,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
         events.append(event)
         if isinstance(event, Started):
             break
-    assert "finished already" not in notes(events)
+    assert "already finished" not in notes(events)
 
     # The peak of the curve is judged where a victim may stop early, its end where it may not.
     standard, early, gray = whole.attacks
