@@ -312,6 +312,7 @@ def test_a_bad_picture_makes_the_exit_code_1(
     assert b"page.jpg" in ran.stderr and b"is not a picture" in ran.stderr
 
 
+@pytest.mark.slow
 def test_exported_weights_are_protected_with_and_resumed_by_the_same_engine_only(
     folder: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:

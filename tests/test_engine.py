@@ -194,6 +194,7 @@ def test_noise_keeps_bound_and_range(
     assert np.array_equal(pixels, before)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_every_method_s_noise_is_a_picture_s_own(
     name: str,

@@ -859,6 +859,7 @@ def test_metadata_that_would_stop_a_run_are_refused(name: str) -> None:
     assert caught.value.reason == "metadata"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BEARABLE)
 def test_metadata_that_can_be_read_to_the_end_are(name: str) -> None:
     """Each took minutes, or gigabytes, where every part was looked at from every other."""

@@ -572,6 +572,7 @@ def test_a_damaged_byte_is_a_picture_problem_at_worst(at: int, byte: int, kind: 
         assert problem.reason
 
 
+@pytest.mark.slow
 def test_what_pillow_says_of_damaged_tags_stays_off_the_screen(tmp_path: Path) -> None:
     exif = struct.pack("<4sIHHHII", b"II*\0", 8, 1, 0x010F, 2, 9999, 50_000) + bytes(4)
     (tmp_path / "pictures").mkdir()

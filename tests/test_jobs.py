@@ -188,6 +188,7 @@ def test_a_second_run_touches_nothing(photos: Path, tmp_path: Path, tiny_weights
     assert inodes == {p: p.stat().st_ino for p in times}
 
 
+@pytest.mark.slow
 def test_a_run_that_was_left_goes_on_and_ends_equal(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -422,6 +423,7 @@ def test_a_run_whose_settings_held_other_methods_fields_is_gone_on_with(
         run(replace(spec, settings=other))
 
 
+@pytest.mark.slow
 def test_a_checkpoint_whose_settings_held_other_methods_fields_is_gone_on_with(
     photos: Path, tmp_path: Path
 ) -> None:
@@ -924,6 +926,7 @@ def test_training_needs_two_classes(photos: Path, tmp_path: Path) -> None:
         list(train(train_spec(photos / "space", tmp_path / "w.safetensors")))
 
 
+@pytest.mark.slow
 def test_em_needs_no_score_network(photos: Path, tmp_path: Path) -> None:
     spec = train_spec(photos, tmp_path / "em.safetensors")
     list(train(replace(spec, settings=replace(spec.settings, method="em", noise=EmNoise(steps=2)))))

@@ -189,6 +189,7 @@ def test_a_killed_run_is_resumed_to_the_same_manifest(output: Path, tmp_path: Pa
     assert files(output) == files(tmp_path / "whole")
 
 
+@pytest.mark.slow
 def test_a_journal_cut_at_any_byte_is_read_up_to_there(output: Path) -> None:
     with Journal(output, RUN, "skip") as journal:
         for name in NAMES[:3]:

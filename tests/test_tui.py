@@ -338,6 +338,7 @@ def test_the_command_that_is_left_behind_goes_on_where_it_was_stopped(
         assert f"{again} --existing {existing}" == protecting.write_command()
 
 
+@pytest.mark.slow
 def test_pictures_that_fail_are_named_with_their_reasons(photos: Path, tiny_weights: Path) -> None:
     (photos / "space" / "page.jpg").write_text("<html>")
 
@@ -815,6 +816,7 @@ def ask(answer: bytes, environment: dict[str, str], monkeypatch: pytest.MonkeyPa
     return {10: None, 11: "kitty", 12: "sixel"}[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no such terminals")
 def test_a_terminal_is_asked_how_it_draws(monkeypatch: pytest.MonkeyPatch) -> None:
     xterm, true = b"\x1bP>|XTerm(379)\x1b\\", {"COLORTERM": "truecolor"}

@@ -472,6 +472,7 @@ def test_errors_have_codes_and_remedies(
     assert says in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_vgg_fits_the_smallest_pictures(spec: VerifySpec) -> None:
     settings = replace(QUICK, victims=(VictimSettings("vgg16", 4),), size=32)
     for event in verify(replace(spec, settings=settings)):
@@ -496,6 +497,7 @@ def without_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "meta_path", [Absent(), *sys.meta_path])
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("without_extra")
 def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refused(
     spec: VerifySpec,
