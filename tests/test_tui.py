@@ -356,7 +356,7 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(draft(photos, late)))
         await on_screen(pilot, Choice)
-        await reads(pilot, "There are no weights", "Give a file")
+        await reads(pilot, "There are no weights", "Name a file")
         assert "Traceback" not in seen(app)
         shutil.copy(tiny_weights, late)
         await pilot.click("#yes")
@@ -368,12 +368,12 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
 @pytest.mark.parametrize(
     ("fault", "said", "remedy"),
     [
-        ("output is a file", "not a folder", "Move it away"),
+        ("output is a file", "not a folder", "Rename that"),
         pytest.param(
-            "folder is gone", "does not exist", "Check the spelling", marks=pytest.mark.slow
+            "folder is gone", "does not exist", "Check its spelling", marks=pytest.mark.slow
         ),
         pytest.param(
-            "weights are damaged", "are damaged", "Copy the file again", marks=pytest.mark.slow
+            "weights are damaged", "cannot be used as weights", "it is damaged", marks=pytest.mark.slow
         ),
     ],
 )
@@ -929,7 +929,7 @@ def test_ui_without_a_terminal_is_refused() -> None:
     ran = subprocess.run(
         [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
     )
-    assert ran.returncode == 2 and b"no terminal" in ran.stderr
+    assert ran.returncode == 2 and b"needs a terminal" in ran.stderr
     alone = subprocess.run(
         [sys.executable, "-m", "tue_cli"], stdin=subprocess.DEVNULL, capture_output=True
     )
