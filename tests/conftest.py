@@ -20,7 +20,7 @@ from tue_cli.core.loop import Training
 from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
-from tue_cli.noise import RemNoise, SampledNoise, SteppedNoise, TueNoise
+from tue_cli.noise import Noise, RemNoise, SampledNoise, SteppedNoise, TueNoise
 from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -48,16 +48,20 @@ TINY = TrainSettings(
 """Training settings that are over in seconds."""
 
 
-def tiny_for(recipe: str) -> TrainSettings:
-    """Return `TINY` for another recipe, with its own noise in as few steps."""
-    noise = TRAINING_NOISE[recipe]
+def shorten(noise: Noise) -> Noise:
+    """Return a method's noise in two steps, of one sample and one inner step where it has such."""
     if isinstance(noise, SteppedNoise):
         noise = replace(noise, steps=2)
     if isinstance(noise, SampledNoise):
         noise = replace(noise, samples=1)
     if isinstance(noise, RemNoise):
         noise = replace(noise, inner_steps=1)
-    return replace(TINY, method=recipe, noise=noise)
+    return noise
+
+
+def tiny_for(recipe: str) -> TrainSettings:
+    """Return `TINY` for another recipe, with its own noise in as few steps."""
+    return replace(TINY, method=recipe, noise=shorten(TRAINING_NOISE[recipe]))
 
 
 def mark_slow(values: Iterable[Any], *, but: Container[Any] = ()) -> list[Any]:

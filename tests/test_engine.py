@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from conftest import shorten
 from numpy.typing import NDArray
 from onnx import numpy_helper
 
@@ -18,7 +19,7 @@ from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import build_step_graph
 from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, choose_device
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
-from tue_cli.noise import EmNoise, Noise, RemNoise, SampledNoise, SteppedNoise, TueNoise
+from tue_cli.noise import EmNoise, Noise, SampledNoise, TueNoise
 from tue_cli.weights import Weights, build
 
 NOISE = TueNoise(steps=4)
@@ -202,13 +203,7 @@ def test_every_method_s_noise_is_a_picture_s_own(
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
     pixels, keys, seeds = batch
-    noise = METHODS[name].noise
-    if isinstance(noise, SteppedNoise):
-        noise = replace(noise, steps=2)
-    if isinstance(noise, SampledNoise):
-        noise = replace(noise, samples=1)
-    if isinstance(noise, RemNoise):
-        noise = replace(noise, inner_steps=1)
+    noise = shorten(METHODS[name].noise)
     worker = engine(tiny_of[name], name, noise)
     first = worker.perturb(*batch)
     assert np.array_equal(first, engine(tiny_of[name], name, noise).perturb(*batch))

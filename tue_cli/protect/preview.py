@@ -52,7 +52,7 @@ def preview(spec: ProtectSpec, scratch: Path) -> Job[PreviewSummary]:
             PreviewSummary(
                 pictures=len(left),
                 already_done=len(tasks) - len(left),
-                seconds=round(seconds, 1),
+                seconds=round(seconds, 3),
                 psnr=round(statistics.fmean(qualities), 1) if qualities else None,
                 engine=run.engine.description,
             )
