@@ -386,7 +386,7 @@ def test_an_error_is_a_panel_with_its_remedy_and_a_retry(
 @pytest.mark.parametrize(
     ("fault", "said", "remedy"),
     [
-        ("output is a file", "not a folder", "Rename that"),
+        ("output is a file", "not a folder", "Move it away"),
         pytest.param(
             "folder is gone", "does not exist", "Check its spelling", marks=pytest.mark.slow
         ),
