@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +20,8 @@ from tue_cli.weights import Weights, build, load
 TUE = (sys.executable, "-m", "tue_cli")
 PAPERS = ("--gray", "0", "--smooth", "1")
 """Options of `tue protect` for the paper's noise."""
+SECRET = f"tue-secret-1 {'7e' * 32}\n"
+"""The secret of every user who runs a command under test."""
 KEYS = ("in-order", "nearest", "farthest")
 
 # A process counts the memory of the one that started it as its own until it is itself: so a small
@@ -32,8 +37,16 @@ print(json.dumps({"code": code, "wall": wall, "peak": peak}), flush=True)
 
 
 def build_environment(threads: int) -> dict[str, str]:
-    """Return the environment of a command under test: so many threads, none of which spins."""
-    return {**os.environ, "OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    """Return the environment of a command under test: so many threads, none of which spins.
+
+    Its user is new and has a known secret, so that every run gives the same codes and noise.
+    """
+    home = Path(tempfile.mkdtemp(prefix="tue-user-"))
+    atexit.register(shutil.rmtree, home, ignore_errors=True)
+    (home / "tue").mkdir()
+    (home / "tue" / "secret").write_text(SECRET)
+    own = {"OMP_NUM_THREADS": str(threads), "OMP_WAIT_POLICY": "PASSIVE"}
+    return {**os.environ, **own, "XDG_DATA_HOME": str(home)}
 
 
 def build_protect_command(

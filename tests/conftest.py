@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import atexit
 import os
+import shutil
+import tempfile
 from collections.abc import Callable, Container, Iterable
 from dataclasses import replace
 from pathlib import Path
@@ -28,6 +31,15 @@ from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack,
 # run on all threads, and what is compared with them on one.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 torch.set_num_threads(1)
+
+# Fixtures that are made before a test's own come to a home, too; its secret makes codes repeatable.
+HOME = Path(tempfile.mkdtemp(prefix="tue-home-"))
+SECRET = "tue-secret-1 " + "5e" * 32 + "\n"
+for kind in ("DATA", "CACHE", "STATE"):
+    os.environ[f"XDG_{kind}_HOME"] = str(HOME / kind)
+os.environ["WIN_PD_OVERRIDE_LOCAL_APPDATA"] = str(HOME / "DATA")
+os.environ.pop("TUE_WEIGHTS", None)
+atexit.register(shutil.rmtree, HOME, ignore_errors=True)
 
 # How long an example takes says something of the machine, which may be busy, and not of tue.
 settings.register_profile("tue", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -76,14 +88,13 @@ def _seeded() -> None:
 
 
 @pytest.fixture(autouse=True)
-def _own_home(monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Keep weights and caches of the person who runs the tests out of them."""
-    home = str(tmp_path_factory.getbasetemp() / "user-data")
-    monkeypatch.delenv("TUE_WEIGHTS", raising=False)
-    monkeypatch.setenv("XDG_DATA_HOME", home)
-    monkeypatch.setenv("XDG_CACHE_HOME", home)
-    monkeypatch.setenv("XDG_STATE_HOME", home)
-    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", home)
+def own_home() -> Path:
+    """Return the data folder of the user who runs the test: a secret, and no codes chosen yet."""
+    folder = HOME / "DATA" / "tue"
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir(parents=True)
+    (folder / "secret").write_text(SECRET)
+    return folder
 
 
 @pytest.fixture(scope="session")

@@ -8,12 +8,9 @@ import re
 import socket
 import string
 import tempfile
-from collections import Counter
 from collections.abc import Iterable, Iterator
 from pathlib import Path
-from unittest.mock import ANY
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,10 +21,8 @@ from tue_cli.dataset.labels import assign_labels
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
-from tue_cli.protect.codes import assign_codes
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0
-KEYS = [f"key-{n}" for n in range(8)]
 
 
 def plant(root: Path, *names: str) -> Path:
@@ -75,7 +70,7 @@ def test_the_working_folder_can_be_given_as_a_dot(
     assert output == tmp_path / "photos-protected"
     found = discover([Path()], output)
     assert places(found) == ["-rf.jpg", "a/b.jpg"]
-    assert {item.label for item in assign_labels(found, "single")} == {"photos"}
+    assert {item.label for item in assign_labels(found, "single")} == {"owner"}
 
 
 def test_a_path_given_twice_counts_once(tmp_path: Path) -> None:
@@ -390,10 +385,10 @@ def test_the_default_output_lies_beside_the_input(tmp_path: Path) -> None:
             choose_default_output(several)
 
 
-def test_folders_are_classes_and_the_top_is_named_after_the_input(tmp_path: Path) -> None:
+def test_folders_are_classes_and_what_lies_above_them_is_the_owners(tmp_path: Path) -> None:
     plant(tmp_path / "in", "top.jpg", "cats/a.jpg", "dogs/deep/b.jpg")
     found = discover([tmp_path / "in"], tmp_path / "out")
-    expected = {"top.jpg": "in", "cats/a.jpg": "cats", "dogs/deep/b.jpg": "dogs"}
+    expected = {"top.jpg": "owner", "cats/a.jpg": "cats", "dogs/deep/b.jpg": "dogs"}
     assert classes(assign_labels(found, "folders")) == expected
     assert classes(assign_labels(found, "auto")) == expected
 
@@ -401,15 +396,15 @@ def test_folders_are_classes_and_the_top_is_named_after_the_input(tmp_path: Path
 def test_auto_sees_one_class_where_fewer_than_two_folders_hold_pictures(tmp_path: Path) -> None:
     plant(tmp_path / "in", "top.jpg", "cats/a.jpg", "notes/readme.txt")
     found = discover([tmp_path / "in"], tmp_path / "out")
-    assert set(classes(assign_labels(found, "auto")).values()) == {"in"}
-    assert set(classes(assign_labels(found, "folders")).values()) == {"in", "cats"}
+    assert set(classes(assign_labels(found, "auto")).values()) == {"owner"}
+    assert set(classes(assign_labels(found, "folders")).values()) == {"owner", "cats"}
 
 
 def test_several_input_folders_are_classes(tmp_path: Path) -> None:
     plant(tmp_path / "set", "cats/a.jpg", "dogs/x/b.jpg")
     found = discover([tmp_path / "set/cats", tmp_path / "set/dogs"], tmp_path / "out")
     assert classes(assign_labels(found, "auto")) == {"cats/a.jpg": "cats", "dogs/x/b.jpg": "dogs"}
-    assert set(classes(assign_labels(found, "single")).values()) == {"set"}
+    assert set(classes(assign_labels(found, "single")).values()) == {"owner"}
 
 
 def test_an_unknown_way_to_label_is_refused(tmp_path: Path) -> None:
@@ -483,94 +478,6 @@ def test_a_table_that_is_not_there_is_refused(tmp_path: Path) -> None:
 
 
 FEW = settings(max_examples=20)
-NAMES = st.text(string.ascii_lowercase + "é 🐈\udce9", min_size=1, max_size=4)
-
-
-@given(st.sets(NAMES, max_size=8))
-def test_each_key_is_used_once(names: set[str]) -> None:
-    keys = assign_codes(names, KEYS, {})
-    assert keys.keys() == names
-    assert len(set(keys.values())) == len(names)
-    assert set(keys.values()) <= set(KEYS)
-
-
-@given(st.sets(NAMES, max_size=4), st.sets(NAMES, max_size=4))
-def test_adding_classes_moves_no_key(names: set[str], more: set[str]) -> None:
-    before = assign_codes(names, KEYS, {})
-    after = assign_codes(names | more, KEYS, before)
-    assert before.items() <= after.items()
-    assert len(set(after.values())) == len(after)
-
-
-@given(st.sets(NAMES, max_size=8), st.data())
-def test_a_run_resumed_after_any_of_its_classes_chooses_the_same_keys(
-    names: set[str], data: st.DataObject
-) -> None:
-    whole = assign_codes(names, KEYS, {})
-    done = data.draw(st.sets(st.sampled_from(sorted(names)))) if names else set()
-    assert assign_codes(names, KEYS, {name: whole[name] for name in done}) == whole
-
-
-@given(NAMES)
-def test_a_class_alone_gets_the_same_key_every_time(name: str) -> None:
-    assert assign_codes([name], KEYS, {}) == assign_codes([name, name], KEYS, {"old": "gone"})
-
-
-def test_classes_get_near_keys_but_not_the_two_nearest_of_each() -> None:
-    near = {
-        name: np.array(row, np.float32)
-        for name, row in {
-            "cat": [0, -1, -9, -4, -20, -21, -22],
-            "dog": [0, -1, -7, -3, -20, -21, -22],
-            "elk": [-9, -2, 0, -1, -9, -21, -22],
-        }.items()
-    }
-    keys = "tuvwxyz"
-    # Cat and dog would take w, the third of each; what the cat has besides is farther.
-    chosen = {"cat": "w", "dog": "v", "elk": "u"}
-    assert assign_codes(near, keys, {}, near) == chosen
-    assert assign_codes(near, keys, {"dog": "w"}, near) == {**chosen, "cat": "v", "dog": "w"}
-    # Where nothing else is left, they are taken too.
-    gone = {f"gone {key}": key for key in "vwxyz"}
-    assert assign_codes(["cat"], keys, gone, near) == {"cat": "t"}
-    # Of three keys none is passed over.
-    few = {"cat": near["cat"][:3], "dog": np.array([-3, -1, -9], np.float32)}
-    assert assign_codes(few, "tuv", {}, few) == {"cat": "t", "dog": "u"}
-    # A class of which nothing could be seen takes what is left.
-    assert assign_codes([*near, "fog"], keys, {}, near) == {**chosen, "fog": ANY}
-
-
-@given(st.integers(0, 2**31), st.integers(1, 8), st.data())
-def test_a_resumed_run_finds_the_same_nearest_keys(
-    seed: int, count: int, data: st.DataObject
-) -> None:
-    rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)
-    near = {f"class {number}": row for number, row in enumerate(rows)}
-    whole = assign_codes(near, KEYS, {}, near)
-    done = data.draw(st.sets(st.sampled_from(sorted(near))))
-    assert assign_codes(near, KEYS, {name: whole[name] for name in done}, near) == whole
-
-
-@given(st.integers(0, 2**31), st.integers(1, 40), st.data())
-def test_more_classes_than_keys_share_them_evenly_and_keep_them(
-    seed: int, count: int, data: st.DataObject
-) -> None:
-    rows = np.random.default_rng(seed).normal(size=(count, len(KEYS))).astype(np.float32)
-    near = {f"class {number}": row for number, row in enumerate(rows)}
-    whole = assign_codes(near, KEYS, {}, near)
-    uses = Counter(dict.fromkeys(KEYS, 0)) + Counter(whole.values())
-    assert max(uses.values()) - min(uses[key] for key in KEYS) <= 1
-    done = data.draw(st.sets(st.sampled_from(sorted(near))))
-    assert assign_codes(near, KEYS, {name: whole[name] for name in done}, near) == whole
-    more = {**near, "new": rows[0]}
-    assert whole.items() <= assign_codes(more, KEYS, whole, more).items()
-
-
-def test_ten_thousand_classes_get_codes_by_their_names() -> None:
-    names = [f"class {number}" for number in range(10_000)]
-    whole = assign_codes(names, KEYS, {})
-    assert whole.keys() == set(names) and set(whole.values()) == set(KEYS)
-    assert assign_codes(names, KEYS, dict(list(whole.items())[::3])) == whole
 
 
 @FEW

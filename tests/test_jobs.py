@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import errno
 import io
-import itertools
 import json
 import math
 import os
@@ -30,9 +29,7 @@ from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import AnyEvent, Done, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import DecodedImage, decode
-from tue_cli.images.resize import resize_to_square
 from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
-from tue_cli.protect.codes import assign_codes
 from tue_cli.protect.context import ALGORITHM, BATCH, KEYS
 from tue_cli.protect.pipeline import BATCH_PIXELS, LoadedTask, load_ahead
 from tue_cli.protect.plan import Task
@@ -41,7 +38,7 @@ from tue_cli.protect.result import ProtectForecast, ProtectPlan, ProtectSummary
 from tue_cli.protect.run import protect
 from tue_cli.train.result import TrainSummary, warn_of_days
 from tue_cli.train.run import TrainSpec, train
-from tue_cli.weights import build, pack, read, read_graph
+from tue_cli.weights import pack, read, read_graph
 
 QUICK = ProtectSettings(noise=TueNoise(steps=2))
 
@@ -582,27 +579,6 @@ def test_clusters_are_labels_too(photos: Path, tmp_path: Path, tiny_weights: Pat
     assert set(keys) == {"cluster-00", "cluster-01"}
 
 
-@pytest.mark.slow
-def test_classes_get_the_keys_that_the_surrogate_sees_most_in_them(
-    photos: Path, tmp_path: Path, tiny_weights: Path
-) -> None:
-    surrogate = build(read(tiny_weights, name="tiny"), ("surrogate",))["surrogate"].eval()
-    near = {}
-    for folder in (p for p in photos.iterdir() if p.is_dir()):
-        smalls = [resize_to_square(decode(p.read_bytes()).pixels, 16) for p in folder.iterdir()]
-        with torch.no_grad():
-            odds = surrogate(torch.from_numpy(np.stack(smalls))).log_softmax(1)
-        near[folder.name] = dict(zip("abc", odds.mean(0).tolist(), strict=True))
-    pairs = itertools.permutations("abc", 2)
-    best = max(pairs, key=lambda p: near["everyday"][p[0]] + near["space"][p[1]])
-    wanted = dict(zip(["everyday", "space"], best, strict=True))
-
-    spec = spec_of(photos, tmp_path / "out", tiny_weights)
-    for dry in (True, False):
-        events = run(replace(spec, dry_run=dry))
-        assert keys_of(events) == wanted
-
-
 def test_noise_that_does_not_show_its_key_gets_keys_by_name(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -619,13 +595,13 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
         settings = ProtectSettings(method=method, noise=noise)
         spec = spec_of(photos, tmp_path / method, tiny_weights, settings=settings, dry_run=True)
         events = run(replace(spec, weights=weights))
-        found = keys_of(events)
-        assert found == assign_codes(["everyday", "space"], keys, {})
+        assert set(keys_of(events).values()) <= set(keys)
+        assert not any(isinstance(e, Note) and "Assigning" in e.message for e in events)
 
 
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="single", key="b"))
-    assert keys_of(events) == {"photos": "b"}
+    assert keys_of(events) == {"owner": "b"}
 
 
 @pytest.mark.parametrize(

@@ -48,7 +48,7 @@ def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
     assert found.refused == {"unsupported": 1, "not-a-picture": 1}
     assert found.ignored == {"not a picture": 1}
     assert found.output == Path(f"{photos}-protected")
-    assert scan(photos, "single").classes == {"photos": 8}
+    assert scan(photos, "single").classes == {"owner": 8}
     assert count_images(photos / "space") == 5 and count_images(photos) == 0
 
 

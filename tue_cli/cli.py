@@ -184,6 +184,60 @@ def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False
     Console(as_json=as_json, quiet=quiet).run(job(given.read_spec()))
 
 
+secret_app = typer.Typer(
+    help="Show, export, import or replace your secret: codes and noise depend on it.",
+    no_args_is_help=True,
+)
+app.add_typer(secret_app, name="secret")
+
+
+def _run_secret(job: Any, *, as_json: bool) -> None:
+    from tue_cli.console import Console
+
+    Console(as_json=as_json).run(job)
+
+
+@secret_app.command("show")
+def show_secret(as_json: Json = False) -> None:
+    """Print where your secret is kept and its fingerprint, but not the secret itself."""
+    from tue_cli.dataset import secret
+
+    _run_secret(secret.show_secret(), as_json=as_json)
+
+
+@secret_app.command("export")
+def export_secret(
+    file: Annotated[Path, typer.Argument(help="A new file. - prints the secret.", metavar="FILE")],
+    as_json: Json = False,
+) -> None:
+    """Write your secret to a file, to keep it safe or to use it on another machine."""
+    from tue_cli.dataset import secret
+
+    _run_secret(secret.export_secret(file), as_json=as_json)
+
+
+@secret_app.command("import")
+def import_secret(
+    file: Annotated[
+        Path,
+        typer.Argument(help="What `tue secret export` wrote. - reads stdin.", metavar="FILE"),
+    ],
+    as_json: Json = False,
+) -> None:
+    """Use an exported secret from now on. The former one is kept beside it."""
+    from tue_cli.dataset import secret
+
+    _run_secret(secret.import_secret(file), as_json=as_json)
+
+
+@secret_app.command("new")
+def renew_secret(as_json: Json = False) -> None:
+    """Make a new secret. The former one is kept beside it."""
+    from tue_cli.dataset import secret
+
+    _run_secret(secret.renew_secret(), as_json=as_json)
+
+
 @app.command()
 def ui(
     folder: Annotated[

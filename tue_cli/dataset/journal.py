@@ -18,6 +18,7 @@ from tue_cli.dataset.manifest import (
     FIELDS,
     MANIFEST,
     Record,
+    are_keys,
     describe_differences,
     drop_foreign_noise,
     drop_invalid,
@@ -37,6 +38,8 @@ from tue_cli.text import escape, format_count
 
 EXISTING = ("skip", "overwrite", "error")
 
+KEYS_OF_LINE = 1_000
+"""Classes with their codes in one line of the journal."""
 _MAKER = ("tool", "algorithm")
 """What of a run tells who made its copies, and does not decide whether another may go on."""
 
@@ -101,7 +104,8 @@ class Journal:
         self.records: dict[str, Record] = {}
         """Relative posix path -> record, of this run and of former ones with equal settings."""
         self.keys: dict[str, str] = {}
-        """Class -> key, likewise; what is added here goes into the manifest."""
+        """Class -> key, likewise; what is added here before the first copy is known to later runs,
+        however this one ends."""
         self._run: dict[str, Any] = json.loads(format_line(run))
         self._existing = existing
         self._folder = OutputFolder(output, originals)
@@ -173,6 +177,17 @@ class Journal:
             self._sure.add(record["path"])
         self._folder.write(data, Path(record["path"]), like)
 
+    def keep(self, name: str, data: bytes) -> None:
+        """Write a file of the output's own, for the user alone, that stays when a run finishes.
+
+        Raises:
+            OutputProblem: it cannot be written.
+        """
+        try:
+            self._folder.work.write(data, name, mode=0o600)
+        except OSError as error:
+            raise explain_output_error(error, self.output) from error
+
     def refuse_loss(self) -> None:
         """Raise OutputProblem where what this run works in is no longer in its place."""
         self._folder.refuse_loss()
@@ -186,7 +201,10 @@ class Journal:
     def _append(self, record: Record) -> None:
         if self._lines is None:
             self._lines = LineFile(self._folder.work, JOURNAL)
-            self._lines.append({"run": self._run})
+            keys = list(self.keys.items())
+            for start in range(0, len(keys) or 1, KEYS_OF_LINE):
+                few = dict(keys[start : start + KEYS_OF_LINE])
+                self._lines.append({"run": self._run, "keys": few})
         self._lines.append(record)
 
     def finish(self, summary: dict[str, Any]) -> Path:
@@ -292,7 +310,8 @@ def _parse_entry(line: Any) -> dict[str, Any] | None:
     if is_record(line):
         return drop_invalid(line)
     if isinstance(line, dict) and is_run(line.get("run")):
-        return {"run": line["run"]}
+        keys = line.get("keys")
+        return {"run": line["run"], "keys": keys if are_keys(keys) else {}}
     return None
 
 

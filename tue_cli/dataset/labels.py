@@ -15,14 +15,18 @@ from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST, explain_error, is_name, read_file
 from tue_cli.text import escape, format_count
 
+OWNER = "owner"
+"""The class of pictures that lie in no subfolder: that of their owner, whatever the folder's name,
+so that it gets the same code in every folder."""
+
 
 def assign_labels(
     found: Found, mode: str, note: Callable[[str], None] = lambda _: None
 ) -> tuple[Item, ...]:
     """The items with their classes.
 
-    `mode` is `folders` (the first folder below the input is the class; what lies above those gets
-    the input's name), `single` (one class of the input's name), `auto` (`folders` where there are
+    `mode` is `folders` (the first folder below the input is the class; what lies above those is of
+    the class `OWNER`), `single` (all are), `auto` (`folders` where there are
     at least two such folders, else `single`) or a CSV file of the columns `path,class`, with or
     without a header; a path counts from the input folder, is absolute, or is a unique file name.
     Rows that name no item are counted in a `note`. Raises BadSetting where an item has no row.
@@ -32,12 +36,10 @@ def assign_labels(
         tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
         mode = "folders" if len(tops) > 1 else "single"
     if mode == "single":
-        name = _name_input(items)
-        return tuple(replace(item, label=name) for item in items)
+        return tuple(replace(item, label=OWNER) for item in items)
     if mode == "folders":
-        name = _name_input(items)
         tiers = [item.relative.parts for item in items]
-        names = [parts[0] if len(parts) > 1 else name for parts in tiers]
+        names = [parts[0] if len(parts) > 1 else OWNER for parts in tiers]
         return tuple(replace(i, label=label) for i, label in zip(items, names, strict=True))
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
         return _read_label_table(Path(mode), items, note)
@@ -118,9 +120,3 @@ def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:
             f"--labels {escape(table)} cannot be read: {explain_error(error)}.",
             "Name a CSV file with the columns path,class.",
         ) from error
-
-
-def _name_input(items: Sequence[Item]) -> str:
-    """The name of the folder that all items' places count from."""
-    roots = {make_absolute(item.source.parents[len(item.relative.parts) - 1]) for item in items}
-    return (roots.pop().name if len(roots) == 1 else "") or "pictures"

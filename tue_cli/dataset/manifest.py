@@ -71,7 +71,7 @@ def read_manifest(output: Path) -> dict[str, Any]:
             "Use the version that wrote it, or protect again, into another folder with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
-    if not (is_run(run) and _are_keys(keys) and isinstance(pictures, list)):
+    if not (is_run(run) and are_keys(keys) and isinstance(pictures, list)):
         raise explain_damage(path, "parts of it are missing or of the wrong kind")
     if not all(is_record(entry) for entry in pictures):
         raise explain_damage(path, "a picture's entry is incomplete, or leads outside the folder")
@@ -118,7 +118,8 @@ def is_run(run: Any) -> bool:
     return isinstance(run, dict) and isinstance(run.get("engine", ""), str)
 
 
-def _are_keys(keys: Any) -> bool:
+def are_keys(keys: Any) -> bool:
+    """Whether these are classes and their codes."""
     return isinstance(keys, dict) and all(is_name(text) for pair in keys.items() for text in pair)
 
 

@@ -1,8 +1,7 @@
-"""The classes of a run's pictures, and the key of the weights that each class gets: its code."""
+"""The classes of a run's pictures, and the code that each class gets: a class of the weights."""
 
 from __future__ import annotations
 
-import hashlib
 import math
 import threading
 from collections import Counter
@@ -17,7 +16,8 @@ from numpy.typing import NDArray
 from tue_cli.config import METHODS
 from tue_cli.core.clustering import cluster
 from tue_cli.dataset import labels
-from tue_cli.dataset.discover import Item, normalize_name
+from tue_cli.dataset.discover import Item
+from tue_cli.dataset.secret import keep_codes, mark_class, read_codes
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import ImageProblem, WeightsProblem, refuse_unless
 from tue_cli.events import Event, Note
@@ -28,10 +28,10 @@ from tue_cli.weights import Weights
 
 SEEN_BATCH = 32
 LOOKED_AT, MOST_LOOKED_AT = 64, 2000
-"""Pictures of a class that tell which keys are near to it, and at most of all classes together."""
+"""Pictures of a class that tell which codes are near to it, and at most of all classes together."""
 TAKEN_LAST = 2
-"""So many of each class's nearest keys are taken last: the class itself looks like them. Of fewer
-than seven keys, fewer."""
+"""So many of each class's nearest codes are taken last: the class itself looks like them. Of fewer
+than seven codes, fewer."""
 
 
 def label_items(
@@ -101,38 +101,87 @@ def _refuse_overflow(values: Floats, weights: Weights) -> None:
         )
 
 
-def tell_sharing(run: RunContext, items: Sequence[Item]) -> Iterator[Event]:
-    """Say so where there are more classes than codes."""
-    classes, codes = len({item.label for item in items}), len(run.weights.card.classes)
-    if run.spec.key is None and classes > codes:
-        yield Note(f"The {classes:,} classes share the {codes:,} codes of the weights.")
+def choose_codes(
+    run: RunContext, items: Sequence[Item], *, look: bool = True
+) -> Generator[Event, None, dict[str, str]]:
+    """Return the code of each class: the one that was asked for, a former choice, or a new one.
 
-
-def measure_nearness(
-    run: RunContext, items: Sequence[Item]
-) -> Generator[Event, None, dict[str, Floats]]:
-    """Return how near each class that has no key yet is to every key: (K,) by class.
-
-    That is the mean of log p(key | picture) by the surrogate over a few of its pictures, evenly
-    spread. Noise of the nearest key makes more of what is truly there; that of a far one is hardly
-    found by a victim that trains in grayscale (`docs/notes.md`). A class alone has nothing
-    to be told from, and gets no figures.
+    Args:
+        run: the run, with the codes that former runs gave.
+        items: its pictures with their classes.
+        look: whether the pictures of new classes are looked at.
     """
-    by_class: dict[str, list[Item]] = {}
-    for item in items:
-        by_class.setdefault(item.label, []).append(item)
-    new = [name for name in by_class if name not in run.journal.keys]
-    shows_key = METHODS[run.spec.settings.method].shows_key
-    if not shows_key or run.spec.key is not None or len(by_class) < 2:
-        return {}
+    classes, available, asked = (
+        sorted({item.label for item in items}),
+        run.weights.card.classes,
+        run.spec.key,
+    )
+    if asked is not None:
+        _refuse_asked(asked, available, classes, run.weights.name)
+        return dict.fromkeys(classes, asked)
+    if len(classes) > len(available):
+        yield Note(f"The {len(classes):,} classes share the {len(available):,} codes.")
+    chosen = read_codes() if _are_names_kept(run) else {}
+    marks = {name: mark_class(run.secret, run.weights.sha256, name) for name in classes}
+    remembered = {name: chosen[mark] for name, mark in marks.items() if mark in chosen}
+    new = [n for n in classes if n not in run.journal.keys and n not in remembered]
+    nearness: dict[str, Floats] = {}
+    if look and METHODS[run.spec.settings.method].shows_key and len(classes) > 1:
+        nearness = yield from _measure_nearness(run, items, new)
+
+    def order(name: str) -> list[str]:
+        return sorted(available, key=lambda code: run.secret.derive("code", name, code))
+
+    return assign_codes(classes, available, run.journal.keys, order, remembered, nearness)
+
+
+def record_codes(run: RunContext, codes: Mapping[str, str]) -> None:
+    """Keep the choice for this output and, but for clusters, for the user's other folders."""
+    run.journal.keys |= codes
+    if run.spec.key is None and _are_names_kept(run):
+        marks = {mark_class(run.secret, run.weights.sha256, name): name for name in codes}
+        keep_codes({mark: codes[name] for mark, name in marks.items()})
+
+
+def _are_names_kept(run: RunContext) -> bool:
+    """Say whether a class's name means the same in other folders; a cluster's number does not."""
+    return count_clusters(run.spec.labels) is None
+
+
+def _refuse_asked(code: str, available: Sequence[str], classes: Sequence[str], name: str) -> None:
+    """Raise BadSetting where a code that was asked for is none, or there are several classes."""
+    refuse_unless(
+        code in available,
+        f"--key must be a class of the weights {name}, not {code!r}.",
+        f"Choose one of: {', '.join(available)}.",
+    )
+    refuse_unless(
+        len(classes) <= 1,
+        f"--key is for one class, but there are {len(classes)} classes.",
+        "Add --labels single, or leave out --key.",
+    )
+
+
+def _measure_nearness(
+    run: RunContext, items: Sequence[Item], new: Sequence[str]
+) -> Generator[Event, None, dict[str, Floats]]:
+    """Return how near each new class is to every code: (K,) by class.
+
+    That is the mean of log p(code | picture) by the surrogate over a few of its pictures, evenly
+    spread. Noise of the nearest code makes more of what is truly there; that of a far one is hardly
+    found by a victim that trains in grayscale (`docs/notes.md`).
+    """
     each = min(LOOKED_AT, MOST_LOOKED_AT // max(1, len(new)))
     if not new or not each:
         return {}
     yield Note(f"Assigning a code to each class, by up to {each} of its pictures.")
+    by_class: dict[str, list[Item]] = {name: [] for name in new}
+    for item in items:
+        if item.label in by_class:
+            by_class[item.label].append(item)
     few = []
-    for name in new:
-        count = len(by_class[name])
-        few += [by_class[name][place * count // each] for place in range(each)]
+    for own in by_class.values():
+        few += [own[place * len(own) // each] for place in range(each)]
     seen, logits = _run_surrogate(run, run.engine.logits, list(dict.fromkeys(few)))
     if not seen:
         return {}
@@ -150,54 +199,86 @@ def assign_codes(
     classes: Iterable[str],
     available: Sequence[str],
     taken: Mapping[str, str],
+    order: Callable[[str], Sequence[str]],
+    remembered: Mapping[str, str] | None = None,
     nearness: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, str]:
-    """Class -> key; keys are shared only where there are more classes than keys.
+    """Class -> code, each used as often as any other; shared only where classes outnumber codes.
 
-    Choices in `taken`, of former runs, are kept, and the keys of its other classes stay theirs.
-    With `nearness`, how near a class is to each of the `available` keys, new classes get the keys
-    that are nearest to all of them together, but for the `TAKEN_LAST` nearest of each, and share as
-    few as can be. Without, a class's name alone decides where it starts to look for a free key, so
-    that folders that are protected one by one differ; where keys are shared, it takes the first.
+    Args:
+        classes: the names of the classes.
+        available: the codes.
+        taken: choices that stay, of this or of other classes.
+        order: the codes as a class would like to have them, the first the most.
+        remembered: choices that stay as long as codes are shared evenly.
+        nearness: how near a class is to each code, (K,). What is neither among the `TAKEN_LAST`
+            nearest nor far comes first, whatever the order; those nearest come last. Where codes
+            are shared, classes that look alike get different ones.
     """
-    wanted, keys = sorted(set(classes)), list(dict.fromkeys(available))
-    chosen = {name: key for name, key in taken.items() if key in set(keys)}
-    uses = Counter(chosen.values())
-    new = [name for name in wanted if name not in chosen]
-    most = -(-(len(chosen) + len(new)) // len(keys))
-    if nearness and new:
-        chosen |= _match_nearest(new, keys, uses, most, nearness)
-        return {name: chosen[name] for name in wanted}
-    for name in new:
-        digest = hashlib.sha256(normalize_name(name).encode("utf-8", "surrogatepass")).digest()
-        place = int.from_bytes(digest[:8], "big") % len(keys)
-        while most == 1 and uses[keys[place]]:
-            place = (place + 1) % len(keys)
-        chosen[name] = keys[place]
-        uses[keys[place]] += 1
+    wanted, codes = sorted(set(classes)), list(dict.fromkeys(available))
+    chosen = {name: code for name, code in taken.items() if code in set(codes)}
+    uses = Counter(dict.fromkeys(codes, 0))
+    uses.update(chosen.values())
+    most = -(-(len(chosen) + sum(name not in chosen for name in wanted)) // len(codes))
+    for name in wanted:
+        code = (remembered or {}).get(name, "")
+        if name not in chosen and code in uses and uses[code] < most:
+            chosen[name] = code
+            uses[code] += 1
+    left = [name for name in wanted if name not in chosen]
+    near = nearness or {}
+    for group in _group_alike(left, near, len(codes)):
+        costs = np.array([_rank_codes(codes, order(name), near.get(name)) for name in group])
+        chosen |= (found := _match(group, codes, uses, costs))
+        uses.update(found.values())
     return {name: chosen[name] for name in wanted}
 
 
-def _match_nearest(
-    new: Sequence[str],
-    keys: Sequence[str],
-    uses: Mapping[str, int],
-    most: int,
-    nearness: Mapping[str, NDArray[np.float32]],
+def _group_alike(
+    names: Sequence[str], nearness: Mapping[str, NDArray[np.float32]], size: int
+) -> Iterator[list[str]]:
+    """Yield groups of at most so many classes, each of such as look alike, as far as known."""
+    seen = [name for name in names if name in nearness]
+    unseen = [name for name in names if name not in nearness]
+    while seen:
+        gaps = [float(np.abs(nearness[seen[0]] - nearness[name]).sum()) for name in seen]
+        group = [seen[place] for place in np.argsort(gaps, kind="stable")[:size]]
+        yield group
+        seen = [name for name in seen if name not in set(group)]
+    for start in range(0, len(unseen), size):
+        yield unseen[start : start + size]
+
+
+def _rank_codes(
+    codes: Sequence[str], order: Sequence[str], near: NDArray[np.float32] | None
+) -> list[int]:
+    """Return the price of each code to a class: by its looks first, then by its order."""
+    places = {code: place for place, code in enumerate(order)}
+    tiers = np.zeros(len(codes), np.int64)
+    if near is not None:
+        last = min(TAKEN_LAST, (len(codes) - 1) // 3)
+        by_nearness = np.argsort(-near, kind="stable")
+        middle = last + -(-(len(codes) - last) // 2)
+        tiers[by_nearness[middle:]] = 1
+        tiers[by_nearness[:last]] = 2
+    return [int(tier) * len(codes) + places[c] for tier, c in zip(tiers, codes, strict=True)]
+
+
+def _match(
+    group: Sequence[str], codes: Sequence[str], uses: Mapping[str, int], costs: NDArray[np.int64]
 ) -> dict[str, str]:
-    """Return the new classes' keys, each used at most so often, with the `uses` that there are."""
+    """Return the codes of a few classes at the lowest cost of all, used as evenly as can be."""
     from scipy.optimize import linear_sum_assignment
 
-    near = np.zeros((len(new), len(keys)))
-    last = min(TAKEN_LAST, (len(keys) - 1) // 3)
-    for row, name in zip(near, new, strict=True):
-        if name in nearness:
-            row[:] = nearness[name]
-            row[np.argsort(-row, kind="stable")[:last]] -= len(keys) * np.ptp(row) + 1
-    slots = [
-        (place, use) for use in range(most) for place, key in enumerate(keys) if use >= uses[key]
-    ]
-    # One more use of a key weighs more than all nearness.
-    price = len(new) * (float(np.ptp(near)) + 1) * np.array([use for _, use in slots])
-    found = linear_sum_assignment(near[:, [place for place, _ in slots]] - price, maximize=True)[1]
-    return {name: keys[slots[slot][0]] for name, slot in zip(new, found, strict=True)}
+    slots = sorted(
+        (use, place)
+        for place, code in enumerate(codes)
+        for use in range(uses[code], uses[code] + len(group))
+    )
+    # Only where more uses are equal to the last one that is needed is there a choice.
+    slots = [slot for slot in slots if slot[0] <= slots[len(group) - 1][0]]
+    # One more use of a code weighs more than all wishes.
+    price = costs.size * (int(costs.max()) + 1)
+    total = costs[:, [place for _, place in slots]] + np.array([price * use for use, _ in slots])
+    found = linear_sum_assignment(total)[1]
+    return {name: codes[slots[slot][1]] for name, slot in zip(group, found, strict=True)}

@@ -5,10 +5,10 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +17,15 @@ from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
 from tue_cli.dataset.journal import Journal, read_former_run
+from tue_cli.dataset.output import WORK
+from tue_cli.dataset.secret import (
+    SECRET,
+    Secret,
+    find_folder,
+    keep_secret,
+    make_secret,
+    read_secret,
+)
 from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
@@ -27,9 +36,9 @@ from tue_cli.weights import Weights, load, make_netless
 
 BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
-ALGORITHM = 1
-"""To be raised by hand with every change after which the same picture, key, weights and settings
-give other bytes. Copies of a former one stay as they are; each record holds its own."""
+ALGORITHM = 2
+"""To be raised by hand with every change after which the same picture, code, secret, weights and
+settings give other bytes. Copies of a former one stay as they are; each record holds its own."""
 LARGE = 64_000_000
 """From so many pixels on, a picture is worked on beside no other such: it bounds the memory."""
 KEYS = tuple(f"{number:03d}" for number in range(1000))
@@ -49,6 +58,8 @@ class RunContext:
     """How many of them the pool has."""
     journal: Journal
     """What is known of the output; whoever writes there enters it."""
+    secret: Secret
+    """What codes and noise depend on; a new one that is kept nowhere yet if there is none."""
 
     @property
     def output(self) -> Path:
@@ -86,9 +97,38 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
-        yield RunContext(spec, found, weights, engine, pool, threads, journal)
+        secret = _find_secret(output) or make_secret()
+        yield RunContext(spec, found, weights, engine, pool, threads, journal, secret)
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _find_secret(output: Path) -> Secret | None:
+    """Return the secret of this output alone, if it has one, or else the user's."""
+    for folder in (output / WORK, None):
+        with suppress(OSError):
+            if (found := read_secret(folder)) is not None:
+                return found
+    return None
+
+
+def keep_secret_of(run: RunContext) -> Generator[Event, None, RunContext]:
+    """Keep the run's secret where none is kept yet; return the run with the one that is.
+
+    Where the user's data folder cannot be used, it is kept in the output, which must be entered.
+    """
+    if (found := _find_secret(run.output)) is not None:
+        return replace(run, secret=found)
+    try:
+        return replace(run, secret=keep_secret(run.secret))
+    except OSError as error:
+        folder, kept = escape(find_folder()), escape(run.output / WORK)
+        run.journal.keep(SECRET, run.secret.format().encode())
+        yield Note(
+            f"Your secret cannot be kept in {folder}: {error.strerror or error}. This output has "
+            f"one of its own, in {kept}: do not publish that folder."
+        )
+        return run
 
 
 def tell_found(found: discover.Found) -> Iterator[Event]:

@@ -5,7 +5,6 @@ Threads decode and encode beside the engine; outcomes come in the order of the t
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import time
@@ -220,12 +219,12 @@ class Pipeline:
     def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""
         self._context.journal.refuse_loss()
-        began = time.monotonic()
+        began, seed = time.monotonic(), str(self._context.spec.settings.seed)
         deltas = self._context.engine.perturb(
             np.stack([loaded.small for loaded in batch]),
             np.array([self._numbers[loaded.task.key] for loaded in batch]),
             [
-                _derive_seed(self._context.spec.settings.seed, loaded.source_sha256)
+                self._context.secret.derive_number("noise", seed, loaded.source_sha256)
                 for loaded in batch
             ],
         )
@@ -335,8 +334,3 @@ def _count_pixels(loaded: LoadedTask) -> int:
 
 def _was(count: int) -> str:
     return "was" if count == 1 else "were"
-
-
-def _derive_seed(seed: int, source_sha256: str) -> int:
-    """Return a picture's own seed, of the run's seed and of its content."""
-    return int.from_bytes(hashlib.sha256(f"{seed}/{source_sha256}".encode()).digest()[:8], "big")

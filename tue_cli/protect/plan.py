@@ -1,18 +1,16 @@
-"""What `tue protect` does with each picture, decided before any work: its key and its place."""
+"""What `tue protect` does with each picture, decided before any work: its code and its place."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tue_cli.dataset.discover import Item, fold_path, refuse_collisions
-from tue_cli.engine.torch import Floats
-from tue_cli.errors import BadSetting, refuse_unless
+from tue_cli.errors import BadSetting
 from tue_cli.images import codec
-from tue_cli.protect.codes import assign_codes
 from tue_cli.protect.context import RunContext
 from tue_cli.text import escape
 
@@ -33,44 +31,17 @@ class Task:
 
 
 def plan_tasks(
-    run: RunContext, items: Sequence[Item], near: Mapping[str, Floats] | None = None
+    run: RunContext, items: Sequence[Item], codes: Mapping[str, str]
 ) -> tuple[Task, ...]:
-    """Give every picture its key, as former runs did, and its place in the journal's output.
-
-    Args:
-        run: the run, with the keys of former ones.
-        items: its pictures with their classes.
-        near: how near each new class is to every key, where that decides.
-    """
-    keys = _choose_keys(run, {item.label for item in items}, near)
+    """Give every picture the code of its class, and its place in the journal's output."""
     tasks = tuple(
-        Task(item, _change_suffix(item.relative, run.spec.format), keys[item.label])
+        Task(item, _change_suffix(item.relative, run.spec.format), codes[item.label])
         for item in items
     )
     tasks = _find_places(tasks, run.output)
     if run.spec.existing == "error":
         _refuse_existing(run.output, tasks)
     return tasks
-
-
-def _choose_keys(
-    run: RunContext, classes: Collection[str], near: Mapping[str, Floats] | None
-) -> dict[str, str]:
-    """Return each class's key: the one that was asked for, or an automatic choice."""
-    available, key = run.weights.card.classes, run.spec.key
-    if key is None:
-        return assign_codes(classes, available, run.journal.keys, near)
-    refuse_unless(
-        key in available,
-        f"--key must be a class of the weights {run.weights.name}, not {key!r}.",
-        f"Choose one of: {', '.join(available)}.",
-    )
-    refuse_unless(
-        len(classes) <= 1,
-        f"--key is for one class, but there are {len(classes)} classes.",
-        "Add --labels single, or leave out --key.",
-    )
-    return dict.fromkeys(classes, key)
 
 
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:

@@ -16,7 +16,7 @@ import numpy as np
 from tue_cli.dataset.journal import Journal
 from tue_cli.events import Done, Event, Failed, Job, Looked, Note, Saved, Started, make_plain
 from tue_cli.images.thumbnails import make_thumbnails, render_difference
-from tue_cli.protect.codes import label_items
+from tue_cli.protect.codes import choose_codes, label_items
 from tue_cli.protect.context import RunContext, open_run
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
@@ -37,7 +37,9 @@ def preview(spec: ProtectSpec, scratch: Path) -> Job[PreviewSummary]:
     with open_run(spec) as run:
         # Clusters and near keys need many pictures decoded, and three look the same without.
         mode = spec.labels if count_clusters(spec.labels) is None else "single"
-        tasks = plan_tasks(run, label_items(run, mode))
+        items = label_items(run, mode)
+        codes = yield from choose_codes(run, items, look=False)
+        tasks = plan_tasks(run, items, codes)
         left = select_pending(run, tasks)
         yield Started("Looking", LOOKED_AT, "pictures")
         qualities, a_picture = yield from _protect_few(run, tasks, scratch)

@@ -15,8 +15,8 @@ from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
-from tue_cli.protect.codes import label_items, measure_nearness, tell_sharing
-from tue_cli.protect.context import BATCH, RunContext, open_run, tell_found
+from tue_cli.protect.codes import choose_codes, label_items, record_codes
+from tue_cli.protect.context import BATCH, RunContext, keep_secret_of, open_run, tell_found
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec
@@ -42,7 +42,6 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
         notes: list[str] = []
         items = label_items(run, spec.labels, notes.append)
         yield from (Note(text) for text in notes)
-        yield from tell_sharing(run, items)
         if spec.dry_run:
             forecast = yield from _forecast(run, items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
@@ -73,8 +72,8 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
 
 def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:
     """Tell the plan, and return how much there is to do and about how long it will take."""
-    near = yield from measure_nearness(run, items)
-    tasks = plan_tasks(run, items, near)
+    codes = yield from choose_codes(run, items)
+    tasks = plan_tasks(run, items, codes)
     left = select_pending(run, tasks)
     seconds = _estimate(run, left)
     yield Started("To protect", len(left), "pictures", seconds, _plan(run, tasks))
@@ -87,8 +86,10 @@ def _write_copies(
     """Write a copy of every picture; return what was to be done, what was, and the manifest."""
     with run.journal:
         try:
-            near = yield from measure_nearness(run, items)
-            tasks = plan_tasks(run, items, near)
+            run = yield from keep_secret_of(run)
+            codes = yield from choose_codes(run, items)
+            tasks = plan_tasks(run, items, codes)
+            record_codes(run, codes)
             total = len(tasks) + len(run.found.refused)
             yield Started("Protecting", total, "pictures", None, _plan(run, tasks))
             work = Pipeline(run)

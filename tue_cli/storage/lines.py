@@ -81,14 +81,14 @@ class LineFile:
                 self._file.write(b"\n")
         folder.sync()
 
-    def append(self, entry: Any) -> None:
-        """Add an entry, on disk when this returns.
+    def append(self, *entries: Any) -> None:
+        """Add entries, on disk when this returns.
 
         Raises:
             OSError: as the file system gave it.
             ValueError: as `format_line` says.
         """
-        self._file.write(f"{format_line(entry)}\n".encode())
+        self._file.write("".join(f"{format_line(entry)}\n" for entry in entries).encode())
         self._file.flush()
         with self._folder.tolerate("syncing"):
             os.fsync(self._file.fileno())
