@@ -22,6 +22,7 @@ QUICKER = {
     "verify": "--budget 1s --attacks std",
     "train": "--steps 9999 --score-steps 2 --width 4 --score-width 4 --max-time 2s",
     "export": "",
+    "secret": "",
 }
 WORKS = {
     "protect": (0,),
@@ -29,6 +30,7 @@ WORKS = {
     "verify": (0,),
     "train": (0,),
     "export": (0,),
+    "secret": (0,),
 }
 
 

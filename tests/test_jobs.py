@@ -599,6 +599,24 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
         assert not any(isinstance(e, Note) and "Assigning" in e.message for e in events)
 
 
+@pytest.mark.parametrize("labels", ["single", "cluster:2", "folders"])
+def test_a_folder_without_true_classes_says_whom_its_copies_hinder(
+    labels: str, photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    report = tmp_path / "report.html"
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels=labels, report=report))
+    begins = next(n for n, event in enumerate(events) if isinstance(event, Started))
+    before = [event.message for event in events[:begins] if isinstance(event, Note)]
+    end = events[-1]
+    assert isinstance(end, Done)
+    hardly = "hardly hinder models that sort your pictures by what they show"
+    says = labels != "folders"
+    page = " ".join(report.read_text().split())
+    for place in (" ".join(before), " ".join(end.said), page):
+        assert (hardly in place) == says
+    assert any("subfolders" in note for note in before) == says
+
+
 def test_a_chosen_key_is_used(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels="single", key="b"))
     assert keys_of(events) == {"owner": "b"}

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,6 +18,31 @@ from tue_cli.text import escape, format_count
 OWNER = "owner"
 """The class of pictures that lie in no subfolder: that of their owner, whatever the folder's name,
 so that it gets the same code in every folder."""
+
+
+CLUSTER = "cluster-"
+"""What the name of a class begins with that a run found by itself."""
+
+
+def describe_scope(classes: Collection[str]) -> tuple[str, ...]:
+    """Return whom copies without true classes hinder, and what helps; nothing for true classes.
+
+    No class at all means that a run is to find them.
+    """
+    remedy = (
+        "To hinder those too, sort the pictures into subfolders by what they show, or list their "
+        "classes in a CSV file (--labels FILE.csv)."
+    )
+    hardly = "hardly hinder models that sort your pictures by what they show."
+    if len(classes) == 1:
+        return (
+            "All pictures are one class: the copies hinder models that learn to tell you, or your "
+            f"work, from others. They {hardly}",
+            remedy,
+        )
+    if all(name.startswith(CLUSTER) for name in classes):
+        return (f"The classes were found automatically: the copies {hardly}", remedy)
+    return ()
 
 
 def assign_labels(

@@ -85,6 +85,8 @@ class ProtectSummary:
     manifest: Path
     seconds: float
     engine_seconds: float
+    scope: tuple[str, ...] = ()
+    """Whom the copies hinder, and what helps, in sentences; empty if there are true classes."""
 
 
 def describe_forecast(result: ProtectForecast) -> Iterator[str]:
@@ -121,6 +123,7 @@ def describe(
         yield f"Copies: {escape(result.output)}"
     if report is not None:
         yield f"Report: {escape(report)}"
+    yield from result.scope[:1] if result.protected else ()
     if result.protected:
         is_folder = len(paths) == 1 and paths[0].is_dir()
         originals = shlex.quote(escape(paths[0])) if is_folder else "FOLDER"

@@ -11,6 +11,7 @@ import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
+from tue_cli.dataset.labels import describe_scope
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
@@ -41,7 +42,8 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
         yield from tell_found(run.found)
         notes: list[str] = []
         items = label_items(run, spec.labels, notes.append)
-        yield from (Note(text) for text in notes)
+        scope = describe_scope({item.label for item in items})
+        yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
             forecast = yield from _forecast(run, items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
@@ -66,6 +68,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             manifest=manifest,
             seconds=round(time.monotonic() - began, 3),
             engine_seconds=round(work.engine_seconds, 3),
+            scope=scope,
         )
         yield Done(result, tuple(describe(result, spec.paths, spec.report)))
 

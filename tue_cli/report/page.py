@@ -17,6 +17,7 @@ from typing import Any, Final, TypeGuard
 from jinja2 import Environment, StrictUndefined
 
 from tue_cli.config import METHODS
+from tue_cli.dataset.labels import describe_scope
 from tue_cli.errors import OutputProblem
 from tue_cli.images.encode import SURVIVAL_FLOOR
 from tue_cli.images.thumbnails import GAIN, Thumbnails
@@ -188,6 +189,7 @@ def _describe_copies(manifest: Figures) -> list[tuple[str, str]]:
     facts = {
         "Copies": len(manifest["pictures"]),
         "Classes": f"{len(keys)}: {classes}" if keys else None,
+        "Scope": " ".join(describe_scope(keys)) or None if keys else None,
         "Method": settings.get("method"),
         "Radius": _describe_bound(str(settings.get("method")), noise),
         "Steps": noise.get("steps"),

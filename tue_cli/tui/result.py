@@ -93,6 +93,8 @@ class ResultScreen(Step):
         rows.append(format_row("copies", shorten_path(summary.output), WIDTH))
         rows.append(format_row("manifest", shorten_path(summary.manifest), WIDTH))
         rows.append(format_row("time", format_duration(summary.seconds), WIDTH))
+        for line in summary.scope:
+            rows += [(), ((line, "$warning"),)]
         if not summary.protected and not summary.failed:
             rows += [(), (("There was nothing to do: every picture has its copy.", "$success"),)]
         rows += [(), ((NEXT, "$foreground-muted"),)]

@@ -10,6 +10,7 @@ from rich.table import Table
 from rich.text import Text
 from textual.content import Content
 
+from tue_cli.dataset.labels import describe_scope
 from tue_cli.errors import REASONS, TueError
 from tue_cli.protect.scan import ScanSummary
 from tue_cli.text import escape, format_count, format_size
@@ -81,6 +82,7 @@ def format_scan(found: ScanSummary) -> Content:
         words = [f"{reason} ({count:,})" for reason, count in ignored.items()]
         rows.append(((f"Skipped: {', '.join(words)}", "$foreground-muted"),))
     rows += [(), _format_classes(found.classes)]
+    rows += [((line, "$warning"),) for line in describe_scope(found.classes)]
     rows.append((("Copies go to ", "$foreground-muted"), shorten_path(found.output)))
     return join_lines(*rows)
 
