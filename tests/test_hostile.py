@@ -37,8 +37,8 @@ from tue_cli.dataset import manifest
 from tue_cli.dataset.journal import read_former_run
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import WORK
+from tue_cli.dataset.selection import read_paths
 from tue_cli.errors import BadSetting, ExitCode, ImageProblem, WeightsProblem
-from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
 from tue_cli.protect import pipeline
 from tue_cli.protect.request import ProtectSpec
@@ -415,7 +415,7 @@ def test_a_class_with_a_zero_byte_is_refused_with_its_line(
 def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tue_cli.fields.MOST_LIST", 100)
+    monkeypatch.setattr("tue_cli.dataset.selection.MOST_LIST", 100)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
     with pytest.raises(BadSetting, match="larger than 100 bytes"):
         read_paths(["-"])

@@ -17,7 +17,7 @@ from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
 from tue_cli.dataset.journal import Journal, read_former_run
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import WORK, choose_default_output
 from tue_cli.dataset.secret import (
     SECRET,
     Secret,
@@ -77,8 +77,8 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
         TueError: for what cannot work.
     """
     spec.validate()
-    output = spec.output or discover.choose_default_output(spec.paths)
-    found = discover.discover(spec.paths, output)
+    output = spec.output or choose_default_output(spec.paths)
+    found = discover.discover(spec.paths, output, spec.selection)
     weights = choose_weights(spec)
     engine = choose_engine(
         weights,

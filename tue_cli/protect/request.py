@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tue_cli.config import DEVICE, DEVICES, METHODS, ProtectSettings
 from tue_cli.dataset.journal import EXISTING
+from tue_cli.dataset.selection import Selection
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
@@ -34,6 +35,21 @@ class ProtectSpec:
         typed="folder",
         metavar="<path>",
     )
+    include: tuple[str, ...] = setting(
+        (),
+        "Protect only pictures that this pattern matches: *.jpg, or cats/*.jpg. Can be repeated.",
+        typed="patterns",
+        metavar="<glob>",
+        in_form=False,
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        "Leave out pictures that this pattern matches, or a folder: drafts/. Can be repeated.",
+        typed="patterns",
+        metavar="<glob>",
+        in_form=False,
+    )
+    no_recursive: bool = setting(False, "Leave out subfolders.", in_form=False)
     labels: str = setting(
         "auto",
         "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
@@ -86,6 +102,11 @@ class ProtectSpec:
     jobs: int = setting(
         0, "Threads that read and write pictures. 0: one per processor.", panel=ADVANCED
     )
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the pictures are taken."""
+        return Selection(self.include, self.exclude, not self.no_recursive)
 
     def validate(self) -> None:
         """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be."""
