@@ -53,6 +53,15 @@ def read_former_run(output: Path) -> dict[str, Any]:
     return runs[-1] if runs else {}
 
 
+def read_records(output: Path) -> Iterator[Record]:
+    """Yield the record of each copy that runs have written here, finished or not, oldest first.
+
+    Raises BadSetting where a manifest or a journal cannot be read, OutputProblem where the folder
+    cannot be.
+    """
+    return (entry for entry in _read_entries(output) if is_record(entry))
+
+
 def read_unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
     """What a run that was stopped left here: its settings and its records; None where none did.
 
@@ -106,6 +115,8 @@ class Journal:
         self.keys: dict[str, str] = {}
         """Class -> key, likewise; what is added here before the first copy is known to later runs,
         however this one ends."""
+        self.copies: dict[str, int | None] = {}
+        """sha256 of every copy that former runs recorded, of any settings -> bytes, if known."""
         self._run: dict[str, Any] = json.loads(format_line(run))
         self._existing = existing
         self._folder = OutputFolder(output, originals)
@@ -248,6 +259,7 @@ class Journal:
                 records[entry["path"]] = entry
                 keys[entry["label"]] = entry["key"]
                 self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
+                self.copies[entry["sha256"]] = entry.get("bytes")
             else:
                 last = drop_foreign_noise(_select_deciding(entry["run"]), wanted)
                 records, keys = books.setdefault(format_line(last), ({}, {}))

@@ -88,6 +88,9 @@ class ProtectSpec:
         "What to do with copies that exist: skip, overwrite, or stop with an error.",
         choices=EXISTING,
     )
+    mark: bool = setting(
+        False, "Write into the metadata (XMP) of each copy that it is protected.", in_form=False
+    )
     dry_run: bool = setting(
         False,
         "Write nothing; show the plan and the estimated time.",

@@ -5,14 +5,14 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
-from pathlib import Path
 
 import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.labels import describe_scope
-from tue_cli.dataset.manifest import read_manifest
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
+from tue_cli.dataset.output import is_output
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
@@ -25,8 +25,10 @@ from tue_cli.protect.result import (
     ProtectForecast,
     ProtectPlan,
     ProtectSummary,
+    count_left_alone,
     describe,
     describe_forecast,
+    tell_left_alone,
 )
 from tue_cli.report.write import write_report
 
@@ -39,7 +41,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
     """
     began = time.monotonic()
     with open_run(spec) as run:
-        yield from tell_found(run.found)
+        yield from tell_found(run)
         notes: list[str] = []
         items = label_items(run, spec.labels, notes.append)
         scope = describe_scope({item.label for item in items})
@@ -48,12 +50,15 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             forecast = yield from _forecast(run, items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
             return
-        tasks, work, manifest = yield from _write_copies(run, items)
+        tasks, work = yield from _write_copies(run, items)
         yield from (Note(text) for text in work.list_warnings())
-        if spec.report is not None:
+        yield from (Note(text) for text in tell_left_alone(work.counts))
+        manifest = run.output / MANIFEST
+        report = spec.report if manifest.is_file() else None
+        if report is not None:
             sources = {task.relative.as_posix(): task.item.source for task in tasks}
             yield from write_report(
-                spec.report,
+                report,
                 read_manifest(run.output),
                 run.output,
                 lambda record: sources.get(record["path"]),
@@ -61,7 +66,8 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             )
         result = ProtectSummary(
             protected=work.counts["Saved"],
-            already_done=work.counts["Skipped"],
+            already_done=work.counts["done"],
+            already_protected=count_left_alone(work.counts),
             failed=work.counts["Failed"],
             reasons=Counter(failure["reason"] for failure in work.failures),
             output=run.output,
@@ -70,23 +76,28 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             engine_seconds=round(work.engine_seconds, 3),
             scope=scope,
         )
-        yield Done(result, tuple(describe(result, spec.paths, spec.report)))
+        yield Done(result, tuple(describe(result, spec.paths, report)))
 
 
 def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:
     """Tell the plan, and return how much there is to do and about how long it will take."""
     codes = yield from choose_codes(run, items)
     tasks = plan_tasks(run, items, codes)
-    left = select_pending(run, tasks)
+    pending = select_pending(run, tasks)
+    left = [task for task in pending if not run.copies.is_likely(task.item.source)]
     seconds = _estimate(run, left)
     yield Started("To protect", len(left), "pictures", seconds, _plan(run, tasks))
-    return ProtectForecast(True, len(left), len(tasks) - len(left), seconds)
+    alone = len(pending) - len(left)
+    return ProtectForecast(True, len(left), len(tasks) - len(pending), seconds, alone)
 
 
 def _write_copies(
     run: RunContext, items: Sequence[Item]
-) -> Generator[Event, None, tuple[Sequence[Task], Pipeline, Path]]:
-    """Write a copy of every picture; return what was to be done, what was, and the manifest."""
+) -> Generator[Event, None, tuple[Sequence[Task], Pipeline]]:
+    """Write a copy of every picture and the manifest; return what was to be done, and what was.
+
+    Where all pictures are left alone, and nothing was ever written, nothing is.
+    """
     with run.journal:
         try:
             run = yield from keep_secret_of(run)
@@ -99,7 +110,9 @@ def _write_copies(
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
             yield from work.run(tasks, total)
-            return tasks, work, run.journal.finish(work.summarize())
+            if count_left_alone(work.counts) < work.counts.total() or is_output(run.output):
+                run.journal.finish(work.summarize())
+            return tasks, work
         finally:
             # Threads that write are over before the folder is let go.
             run.pool.shutdown(wait=True, cancel_futures=True)
