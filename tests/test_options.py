@@ -109,6 +109,7 @@ EVERYTHING: list[tuple[str, Any]] = [
             exclude=("-draft*", "--x", "Übung/"),
             no_recursive=True,
             existing="overwrite",
+            retry_failed=True,
             mark=True,
             dry_run=True,
             report=Path("r.html"),

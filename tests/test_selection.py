@@ -5,17 +5,20 @@ from __future__ import annotations
 import os
 import shutil
 import unicodedata
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from test_folders import places, plant, reasons
-from test_jobs import copies, done, run, spec_of
+from test_jobs import copies, done, planned, run, spec_of
 
 from tue_cli.dataset.discover import discover
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.dataset.selection import Selection, read_patterns
 from tue_cli.errors import BadSetting, NothingToDo
-from tue_cli.events import AnyEvent, Note
+from tue_cli.events import AnyEvent, Done, Note, Saved, Skipped
+from tue_cli.protect.run import protect
 
 NAMES = (
     "-draft.jpg",
@@ -173,3 +176,79 @@ def test_runs_with_other_patterns_go_on_in_one_output_and_keep_its_copies(
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, exclude=("SPACE",)))
     assert any("1 folder ignored (left out by --exclude)" in note for note in notes_of(events))
     assert copies(tmp_path / "out") == before and done(events).protected == 0
+
+
+def failed_in(output: Path) -> list[str]:
+    return [failure["path"] for failure in read_manifest(output)["summary"]["failed"]]
+
+
+def test_only_the_pictures_that_failed_are_tried_again(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    output = tmp_path / "out"
+    broken, link = photos / "space" / "broken.png", photos / "everyday" / "link.jpg"
+    broken.write_bytes(b"no picture")
+    link.symlink_to(tmp_path / "later.jpg")
+    spec = spec_of(photos, output, tiny_weights)
+    assert done(run(spec)).failed == 2
+    before = copies(output)
+    again = replace(spec, retry_failed=True)
+    events = run(again)
+    assert done(events).failed == 2 and not [e for e in events if isinstance(e, Saved | Skipped)]
+    assert failed_in(output) == sorted([link.as_posix(), "space/broken.png"])
+
+    Image.effect_noise((40, 30), 60).convert("RGB").save(broken)
+    shutil.copy(photos / "space" / "rocket.jpg", tmp_path / "later.jpg")
+    (photos / "space" / "new.png").write_bytes(broken.read_bytes())  # it did not fail
+    assert planned(replace(again, dry_run=True)).pictures == 2
+    events = run(again)
+    saved = sorted(event.path.name for event in events if isinstance(event, Saved))
+    assert saved == ["broken.png", "link.jpg"] and done(events).failed == 0
+    assert failed_in(output) == [] and copies(output).items() >= before.items()
+    listed = {record["path"] for record in read_manifest(output)["pictures"]}
+    assert listed == copies(output).keys()
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+def test_where_nothing_failed_there_is_nothing_to_retry(
+    dry_run: bool, photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    output = tmp_path / "out"
+    spec = spec_of(photos, output, tiny_weights, retry_failed=True, dry_run=dry_run)
+    (event,) = run(spec)
+    assert isinstance(event, Done) and "no picture failed in the last run" in event.said[0]
+    assert not output.exists()
+    job = protect(replace(spec, retry_failed=False, dry_run=False))
+    next(event for event in job if isinstance(event, Saved))
+    job.close()
+    (event,) = run(spec)
+    assert isinstance(event, Done) and "leave out --retry-failed to continue it" in event.said[0]
+
+
+def test_what_failed_and_is_gone_is_told(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
+    (photos / "broken.png").write_bytes(b"no picture")
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    (photos / "broken.png").unlink()
+    (*_, event) = run(replace(spec, retry_failed=True))
+    assert isinstance(event, Done)
+    assert event.said == (
+        "Nothing to do: none of the pictures that failed in the last run was found.",
+    )
+
+
+def test_a_run_over_some_pictures_keeps_the_failures_of_the_others(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    (photos / "space" / "broken.png").write_bytes(b"no picture")
+    (photos / "everyday" / "broken.png").write_bytes(b"no picture")
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    run(spec)
+    (photos / "everyday" / "broken.png").unlink()
+    Image.effect_noise((40, 30), 60).convert("RGB").save(photos / "everyday" / "broken.png")
+    events = run(replace(spec, include=("everyday/",)))
+    assert done(events).protected == 1 and done(events).failed == 0
+    assert failed_in(tmp_path / "out") == ["space/broken.png"]
+    (photos / "space" / "broken.png").unlink()
+    run(spec)
+    assert failed_in(tmp_path / "out") == []

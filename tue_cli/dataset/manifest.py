@@ -80,6 +80,16 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_failures(output: Path) -> tuple[dict[str, str], ...]:
+    """Return what failed in the last run that finished: `path`, `reason`, `message`; or nothing.
+
+    Raises BadSetting where there is a manifest that cannot be read.
+    """
+    if not os.path.lexists(output / MANIFEST):
+        return ()
+    return tuple(read_manifest(output)["summary"].get("failed") or ())
+
+
 def format_manifest(
     run: Mapping[str, Any],
     keys: Mapping[str, str],

@@ -17,6 +17,7 @@ from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
 from tue_cli.dataset.journal import Journal, read_former_run
+from tue_cli.dataset.manifest import read_failures
 from tue_cli.dataset.match import KnownCopies, find_known_copies
 from tue_cli.dataset.output import WORK, choose_default_output
 from tue_cli.dataset.secret import (
@@ -63,6 +64,8 @@ class RunContext:
     """What codes and noise depend on; a new one that is kept nowhere yet if there is none."""
     copies: KnownCopies
     """What may lie among the pictures, and is not protected again."""
+    failures: tuple[dict[str, str], ...]
+    """What failed in the last run, where this one takes only some of the pictures."""
 
     @property
     def output(self) -> Path:
@@ -98,11 +101,15 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
     journal.recall()
     copies = find_known_copies(spec.paths, journal.copies)
+    is_part = spec.retry_failed or spec.selection != discover.WHOLE
+    failures = read_failures(output) if is_part else ()
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         secret = _find_secret(output) or make_secret()
-        yield RunContext(spec, found, weights, engine, pool, threads, journal, secret, copies)
+        yield RunContext(
+            spec, found, weights, engine, pool, threads, journal, secret, copies, failures
+        )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 

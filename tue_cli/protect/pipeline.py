@@ -13,7 +13,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -139,10 +138,6 @@ class Pipeline:
             )
         elif isinstance(outcome, Saved):
             self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
-
-    def summarize(self) -> dict[str, Any]:
-        """Return what the manifest says about the run as a whole."""
-        return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
 
     def list_warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""

@@ -88,6 +88,9 @@ class ProtectSpec:
         "What to do with copies that exist: skip, overwrite, or stop with an error.",
         choices=EXISTING,
     )
+    retry_failed: bool = setting(
+        False, "Protect only the pictures that failed in the last run.", in_form=False
+    )
     mark: bool = setting(
         False, "Write into the metadata (XMP) of each copy that it is protected.", in_form=False
     )

@@ -149,6 +149,8 @@ def _tell_nothing(done: int, already_protected: int) -> Iterator[str]:
         them = "the picture is a protected copy" if one else "all pictures are protected copies"
         yield f"Nothing to do: {them} already."
         yield "To protect pictures, name the folder of the originals."
+    else:
+        yield "Nothing to do: none of the pictures that failed in the last run was found."
 
 
 def count_left_alone(outcomes: Mapping[str, int]) -> int:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
+from typing import Any
 
 import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
+from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.labels import describe_scope
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import is_output
@@ -31,6 +33,7 @@ from tue_cli.protect.result import (
     tell_left_alone,
 )
 from tue_cli.report.write import write_report
+from tue_cli.text import escape
 
 
 def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
@@ -41,6 +44,9 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
     """
     began = time.monotonic()
     with open_run(spec) as run:
+        if spec.retry_failed and not run.failures:
+            yield _tell_none_failed(run)
+            return
         yield from tell_found(run)
         notes: list[str] = []
         items = label_items(run, spec.labels, notes.append)
@@ -111,11 +117,32 @@ def _write_copies(
                 work.count(Failed(path, reason, message))
             yield from work.run(tasks, total)
             if count_left_alone(work.counts) < work.counts.total() or is_output(run.output):
-                run.journal.finish(work.summarize())
+                run.journal.finish(_summarize(run, tasks, work))
             return tasks, work
         finally:
             # Threads that write are over before the folder is let go.
             run.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _summarize(run: RunContext, tasks: Sequence[Task], work: Pipeline) -> dict[str, Any]:
+    """Return what the manifest says of the run, and the failures that it did not try again."""
+    tried = {path.as_posix() for path, _, _ in run.found.refused}
+    if run.failures:
+        tried = tried.union(*(task.names for task in tasks))
+    kept = [failure for failure in run.failures if failure["path"] not in tried]
+    return {"failed": sorted([*work.failures, *kept], key=lambda failure: failure["path"])}
+
+
+def _tell_none_failed(run: RunContext) -> Done[ProtectForecast | ProtectSummary]:
+    """Return the end of a run that was to try failures again, where there are none."""
+    where = escape(run.output)
+    said = f"Nothing to do: no picture failed in the last run that finished in {where}."
+    if read_unfinished(run.output) is not None:
+        said += " A later run was stopped; leave out --retry-failed to continue it."
+    if run.spec.dry_run:
+        return Done(ProtectForecast(True, 0, 0, None), (said,))
+    manifest = run.output / MANIFEST
+    return Done(ProtectSummary(0, 0, 0, {}, run.output, manifest, 0.0, 0.0), (said,))
 
 
 def _plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
