@@ -178,6 +178,16 @@ def test_runs_with_other_patterns_go_on_in_one_output_and_keep_its_copies(
     assert copies(tmp_path / "out") == before and done(events).protected == 0
 
 
+def test_classes_are_the_same_whichever_pictures_are_included_first(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    assert done(run(replace(spec, include=("space/",)))).protected == 3
+    labels = {record["label"] for record in read_manifest(tmp_path / "out")["pictures"]}
+    assert labels == {"space"}
+    assert done(run(spec)).already_done == 3
+
+
 def failed_in(output: Path) -> list[str]:
     return [failure["path"] for failure in read_manifest(output)["summary"]["failed"]]
 
@@ -216,13 +226,17 @@ def test_where_nothing_failed_there_is_nothing_to_retry(
     output = tmp_path / "out"
     spec = spec_of(photos, output, tiny_weights, retry_failed=True, dry_run=dry_run)
     (event,) = run(spec)
-    assert isinstance(event, Done) and "no picture failed in the last run" in event.said[0]
+    assert isinstance(event, Done) and "no run has finished in" in event.said[0]
     assert not output.exists()
     job = protect(replace(spec, retry_failed=False, dry_run=False))
     next(event for event in job if isinstance(event, Saved))
     job.close()
     (event,) = run(spec)
     assert isinstance(event, Done) and "leave out --retry-failed to continue it" in event.said[0]
+    if not dry_run:
+        run(replace(spec, retry_failed=False))
+        (event,) = run(spec)
+        assert isinstance(event, Done) and "no picture failed in the last run" in event.said[0]
 
 
 def test_what_failed_and_is_gone_is_told(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:

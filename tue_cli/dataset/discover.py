@@ -20,7 +20,7 @@ from typing import NamedTuple
 
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, is_output, refuse_links
-from tue_cli.dataset.selection import Selection, fold
+from tue_cli.dataset.selection import NOT_INCLUDED, WHOLE, Selection, fold
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
@@ -29,9 +29,6 @@ from tue_cli.text import escape, format_ignored
 
 _JUNK = frozenset({"@eadir", "#recycle", "$recycle.bin", "__macosx", "desktop.ini", "ehthumbs.db"})
 _JUNK |= {"lost+found", "system volume information", "thumbs.db"}
-
-
-WHOLE = Selection()
 
 
 @dataclass(frozen=True)
@@ -55,6 +52,8 @@ class Found:
     """Other files, and folders not entered, each with a reason."""
     refused: tuple[tuple[Path, str, str], ...]
     """Path, reason and message of what should be a picture, or hold some, and cannot be read."""
+    not_included: tuple[Path, ...] = ()
+    """Places that pictures would have which --include leaves out."""
 
 
 def discover(paths: Sequence[Path], output: Path, selection: Selection = WHOLE) -> Found:
@@ -91,6 +90,7 @@ def discover(paths: Sequence[Path], output: Path, selection: Selection = WHOLE) 
         items=tuple(Item(e.path, e.relative, "") for e in entries if e.kind == "picture"),
         ignored=tuple((e.path, e.reason) for e in entries if e.kind == "ignored"),
         refused=tuple((e.path, e.reason, e.message) for e in entries if e.kind == "refused"),
+        not_included=tuple(e.relative for e in entries if e.reason == NOT_INCLUDED),
     )
     if not found.items and not found.refused:
         others = Counter(reason for _, reason in found.ignored)

@@ -14,6 +14,7 @@ from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import MOST_LIST
 
 ANY_FOLDERS = "**"
+NOT_INCLUDED = "no --include pattern matches"
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,10 @@ class Selection:
         if is_folder:
             return "" if self.recursive else "folder: left out by --no-recursive"
         is_wanted = any(_match(pattern, parts, is_folder=False) for pattern in self.include)
-        return "" if is_wanted or not self.include else "no --include pattern matches"
+        return "" if is_wanted or not self.include else NOT_INCLUDED
+
+
+WHOLE = Selection()
 
 
 def _match(pattern: str, parts: Sequence[str], *, is_folder: bool) -> bool:

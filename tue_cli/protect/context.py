@@ -28,6 +28,7 @@ from tue_cli.dataset.secret import (
     make_secret,
     read_secret,
 )
+from tue_cli.dataset.selection import WHOLE
 from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
@@ -101,7 +102,7 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
     journal.recall()
     copies = find_known_copies(spec.paths, journal.copies)
-    is_part = spec.retry_failed or spec.selection != discover.WHOLE
+    is_part = spec.retry_failed or spec.selection != WHOLE
     failures = read_failures(output) if is_part else ()
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")

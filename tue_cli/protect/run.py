@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import time
 from collections import Counter
 from collections.abc import Generator, Sequence
@@ -137,8 +138,10 @@ def _tell_none_failed(run: RunContext) -> Done[ProtectForecast | ProtectSummary]
     """Return the end of a run that was to try failures again, where there are none."""
     where = escape(run.output)
     said = f"Nothing to do: no picture failed in the last run that finished in {where}."
+    if not os.path.lexists(run.output / MANIFEST):
+        said = f"Nothing to do: no run has finished in {where}."
     if read_unfinished(run.output) is not None:
-        said += " A later run was stopped; leave out --retry-failed to continue it."
+        said += " A run was stopped; leave out --retry-failed to continue it."
     if run.spec.dry_run:
         return Done(ProtectForecast(True, 0, 0, None), (said,))
     manifest = run.output / MANIFEST
