@@ -186,7 +186,11 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", mark_slow(METHODS, but=("lsp",)))
 def test_every_method_protects_and_says_its_bound_first(
-    name: str, made: Callable[[str], Path], tiny_weights: Path, tmp_path: Path
+    name: str,
+    made: Callable[[str], Path],
+    tiny_weights: Path,
+    small_photos: Path,
+    tmp_path: Path,
 ) -> None:
     recipes = METHODS[name].recipes
     options = ["--method", name, "-o", str(tmp_path / "out"), "--format", "png"]
@@ -195,7 +199,7 @@ def test_every_method_protects_and_says_its_bound_first(
         options += ["--weights", str(weights)]
     if isinstance(METHODS[name].noise, SteppedNoise):
         options += ["--steps", "2"]
-    photos = str(Path(__file__).parent.parent / "assets" / "photos")
+    photos = str(small_photos)
     planned = tue("protect", photos, *options, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert BOUNDS[name] in planned.stderr + b"\n"

@@ -498,10 +498,10 @@ def test_a_report_that_has_no_folder_is_refused_while_it_is_typed(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
         await on_screen(pilot, StrengthScreen)
-        await write(pilot, "report", "nowhere/page.html")
+        await write(pilot, "report", "no/p.html")
         await reads(pilot, "is missing or not")
         assert app.screen.query_one("#next", Button).disabled
-        await write(pilot, "report", "page.html")
+        await write(pilot, "report", "p.html")
         await until(pilot, lambda: "PSNR" in seen(app))
 
     drive(TueApp(), LARGE, steps)
