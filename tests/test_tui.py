@@ -492,6 +492,7 @@ def toy(folder: Path, each: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_that_has_no_folder_is_refused_while_it_is_typed(
     photos: Path, tiny_weights: Path
 ) -> None:
