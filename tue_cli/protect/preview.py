@@ -27,8 +27,9 @@ from tue_cli.events import (
     make_plain,
 )
 from tue_cli.images.thumbnails import make_thumbnails, render_difference
-from tue_cli.protect.codes import choose_codes, label_items
+from tue_cli.protect.codes import choose_codes
 from tue_cli.protect.context import RunContext, open_run
+from tue_cli.protect.labels import label_items
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec, count_clusters

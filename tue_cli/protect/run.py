@@ -19,8 +19,9 @@ from tue_cli.dataset.output import is_output
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
-from tue_cli.protect.codes import choose_codes, label_items, record_codes
+from tue_cli.protect.codes import choose_codes, record_codes
 from tue_cli.protect.context import BATCH, RunContext, keep_secret_of, open_run, tell_found
+from tue_cli.protect.labels import label_items
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec
