@@ -34,9 +34,9 @@ from benchmarks.paper.run import BenchSpec, bench
 from benchmarks.paper.settings import PRESETS
 from tue_cli.cli import main
 from tue_cli.dataset import manifest
-from tue_cli.dataset.journal import read_former_run
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import WORK
+from tue_cli.dataset.records import read_former_run
 from tue_cli.dataset.selection import read_paths
 from tue_cli.errors import BadSetting, ExitCode, ImageProblem, WeightsProblem
 from tue_cli.images import codec, metadata

@@ -36,8 +36,8 @@ from tue_cli.config import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.events import Advanced, Failed, Job, Record, Started
 from tue_cli.fields import list_questions

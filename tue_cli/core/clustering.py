@@ -40,10 +40,11 @@ def find_centres(features: NDArray[np.float32], count: int, seed: int) -> NDArra
 
 
 def find_nearest(features: NDArray[np.floating], centres: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Return the number (N,) of the nearest of `centres` (K, D) to each row of `features` (N, D)."""
+    """Return which of `centres` (K, D) is nearest to each row of `features` (N, D): (N,)."""
     from scipy.cluster.vq import vq
 
-    return vq(features.astype(np.float64), centres)[0].astype(np.int64)
+    nearest, _ = vq(features.astype(np.float64), centres)
+    return np.asarray(nearest, np.int64)
 
 
 def _choose_centres(

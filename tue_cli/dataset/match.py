@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.discover import normalize_name
-from tue_cli.dataset.journal import read_records
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
 from tue_cli.dataset.output import is_output
+from tue_cli.dataset.records import read_records
 from tue_cli.errors import BadSetting, NothingToDo, TueError
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.images.residual import CopyFacts

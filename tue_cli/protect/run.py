@@ -12,16 +12,16 @@ import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
-from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.labels import describe_scope
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import is_output
+from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.images import codec, encode, resize
 from tue_cli.protect.codes import choose_codes, record_codes
 from tue_cli.protect.context import BATCH, RunContext, keep_secret_of, open_run, tell_found
-from tue_cli.protect.labels import label_items
+from tue_cli.protect.labels import Labelled, label_items
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec
@@ -51,14 +51,14 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             return
         yield from tell_found(run)
         notes: list[str] = []
-        items = label_items(run, spec.labels, notes.append)
-        scope = describe_scope({item.label for item in items})
+        labelled = label_items(run, spec.labels, notes.append)
+        scope = describe_scope({item.label for item in labelled.items})
         yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
-            forecast = yield from _forecast(run, items)
+            forecast = yield from _forecast(run, labelled.items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
             return
-        tasks, work = yield from _write_copies(run, items)
+        tasks, work = yield from _write_copies(run, labelled)
         yield from (Note(text) for text in work.list_warnings())
         yield from (Note(text) for text in tell_left_alone(work.counts))
         manifest = run.output / MANIFEST
@@ -100,7 +100,7 @@ def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, 
 
 
 def _write_copies(
-    run: RunContext, items: Sequence[Item]
+    run: RunContext, labelled: Labelled
 ) -> Generator[Event, None, tuple[Sequence[Task], Pipeline]]:
     """Write a copy of every picture and the manifest; return what was to be done, and what was.
 
@@ -109,9 +109,11 @@ def _write_copies(
     with run.journal:
         try:
             run = yield from keep_secret_of(run)
-            codes = yield from choose_codes(run, items)
-            tasks = plan_tasks(run, items, codes)
+            codes = yield from choose_codes(run, labelled.items)
+            tasks = plan_tasks(run, labelled.items, codes)
             record_codes(run, codes)
+            if labelled.clusters:
+                run.journal.record_classes(labelled.clusters, labelled.given)
             total = len(tasks) + len(run.found.refused)
             yield Started("Protecting", total, "pictures", None, _plan(run, tasks))
             work = Pipeline(run)
