@@ -45,7 +45,7 @@ def choose_codes(
         return dict.fromkeys(classes, asked)
     if len(classes) > len(available):
         yield Note(f"The {len(classes):,} classes share the {len(available):,} codes.")
-    chosen = read_codes() if _are_names_kept(run) else {}
+    chosen = read_codes() if _are_names_kept(run, classes) else {}
     marks = {name: mark_class(run.secret, run.weights.sha256, name) for name in classes}
     remembered = {name: chosen[mark] for name, mark in marks.items() if mark in chosen}
     new = [n for n in classes if n not in run.journal.keys and n not in remembered]
@@ -61,15 +61,17 @@ def choose_codes(
 
 def record_codes(run: RunContext, codes: Mapping[str, str]) -> None:
     """Keep the choice for this output and, but for clusters, for the user's other folders."""
-    run.journal.keys |= codes
-    if run.spec.key is None and _are_names_kept(run):
+    run.journal.keys.update(codes)
+    if run.spec.key is None and _are_names_kept(run, codes):
         marks = {mark_class(run.secret, run.weights.sha256, name): name for name in codes}
         keep_codes({mark: codes[name] for mark, name in marks.items()})
 
 
-def _are_names_kept(run: RunContext) -> bool:
+def _are_names_kept(run: RunContext, classes: Iterable[str]) -> bool:
     """Say whether a class's name means the same in other folders; a cluster's number does not."""
-    return count_clusters(run.spec.labels) is None
+    clusters = run.journal.clusters
+    is_gone_on_with = clusters is not None and set(classes) <= clusters.centres.keys()
+    return count_clusters(run.spec.labels) is None and not is_gone_on_with
 
 
 def _refuse_asked(code: str, available: Sequence[str], classes: Sequence[str], name: str) -> None:
