@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Self
 
 from tue_cli.dataset.manifest import MANIFEST
-from tue_cli.errors import BadSetting, OutputProblem
+from tue_cli.errors import BadSetting, OutputBusy, OutputProblem
 from tue_cli.storage.atomic import SCRATCH, Folder, Identity, is_link
 from tue_cli.text import escape
 
@@ -156,7 +156,7 @@ class OutputFolder:
                 self._hold()
                 return
             except BlockingIOError:
-                raise OutputProblem(
+                raise OutputBusy(
                     f"Another run of tue is using {escape(self.path)}.",
                     "Wait until it has finished, or choose another folder with -o.",
                 ) from None

@@ -101,6 +101,11 @@ class ProtectSpec:
         "--dry-run",
         in_form=False,
     )
+    watch: bool = setting(
+        False,
+        "Then wait, and protect what is added or changed, until Ctrl-C.",
+        in_form=False,
+    )
     report: Path | None = setting(
         None, "Also write a page that shows some of the pictures: FILE.html."
     )

@@ -94,6 +94,16 @@ class ProtectSummary:
     """Left alone, since they are copies themselves, changed or not."""
 
 
+@dataclass(frozen=True)
+class WatchSummary:
+    """What came of all runs until the watch was stopped."""
+
+    runs: int
+    protected: int
+    failed: int
+    seconds: float
+
+
 def describe_forecast(result: ProtectForecast) -> Iterator[str]:
     """Yield what a run would do, in sentences."""
     if not result.pictures:
@@ -108,15 +118,24 @@ def describe_forecast(result: ProtectForecast) -> Iterator[str]:
 
 
 def describe(
-    result: ProtectSummary, paths: Sequence[Path], report: Path | None = None
+    result: ProtectSummary,
+    paths: Sequence[Path],
+    report: Path | None = None,
+    *,
+    again: bool = False,
 ) -> Iterator[str]:
-    """Yield what came of a run over `paths`, in sentences, and what to do next."""
+    """Yield what came of a run over `paths`, in sentences, and what to do next.
+
+    That is left out where it was said before, and the command runs `again` by itself.
+    """
     done, output = result.already_done, shlex.quote(escape(result.output))
     if result.protected:
         took = format_duration(result.seconds)
         yield f"Protected {format_count(result.protected, 'picture')} in {took}."
         if done:
             yield f"Already done: {format_count(done, 'picture')}."
+    elif again and not (result.failed or done or result.already_protected):
+        yield "Nothing to do."
     elif not result.failed:
         yield from _tell_nothing(done, result.already_protected)
     elif done:
@@ -126,6 +145,8 @@ def describe(
             f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in result.reasons.items()
         )
         yield f"Not protected: {format_count(result.failed, 'picture')}. Why: {reasons}."
+    if again:
+        return
     if result.protected or done:
         yield f"Copies: {escape(result.output)}"
     if report is not None:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import time
 from collections import Counter
-from collections.abc import Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,7 +15,7 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.labels import describe_scope
-from tue_cli.dataset.manifest import MANIFEST, read_manifest
+from tue_cli.dataset.manifest import MANIFEST, read_failures, read_manifest
 from tue_cli.dataset.output import is_output
 from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import ImageProblem
@@ -38,8 +40,15 @@ from tue_cli.report.write import write_report
 from tue_cli.text import escape
 
 
-def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
+def protect(
+    spec: ProtectSpec, wants: Callable[[Path], bool] | None = None
+) -> Job[ProtectForecast | ProtectSummary]:
     """Protect pictures, yielding what happens; the consumer may stop at any event.
+
+    Args:
+        spec: what was asked for.
+        wants: which originals to look at, where not at all of them. The others keep their copies
+            and their entries in the manifest.
 
     Raises:
         TueError: before any work for what cannot work, during it for a full disk.
@@ -49,7 +58,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
         if spec.retry_failed and not run.failures:
             yield _tell_none_failed(run)
             return
-        yield from tell_found(run)
+        yield from tell_found(run if wants is None else _narrow(run, wants))
         notes: list[str] = []
         labelled = label_items(run, spec.labels, notes.append)
         scope = describe_scope({item.label for item in labelled.items})
@@ -58,7 +67,7 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             forecast = yield from _forecast(run, labelled.items)
             yield Done(forecast, tuple(describe_forecast(forecast)))
             return
-        tasks, work = yield from _write_copies(run, labelled)
+        tasks, work = yield from _write_copies(run, labelled, wants)
         yield from (Note(text) for text in work.list_warnings())
         yield from (Note(text) for text in tell_left_alone(work.counts))
         manifest = run.output / MANIFEST
@@ -84,7 +93,8 @@ def protect(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary]:
             engine_seconds=round(work.engine_seconds, 3),
             scope=scope,
         )
-        yield Done(result, tuple(describe(result, spec.paths, report)))
+        again = wants is not None
+        yield Done(result, tuple(describe(result, spec.paths, report, again=again)))
 
 
 def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:
@@ -99,8 +109,14 @@ def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, 
     return ProtectForecast(True, len(left), len(tasks) - len(pending), seconds, alone)
 
 
+def _narrow(run: RunContext, wants: Callable[[Path], bool]) -> RunContext:
+    """Return the run without what was found beside the pictures, but for what is wanted."""
+    refused = tuple(entry for entry in run.found.refused if wants(entry[0]))
+    return replace(run, found=replace(run.found, ignored=(), refused=refused))
+
+
 def _write_copies(
-    run: RunContext, labelled: Labelled
+    run: RunContext, labelled: Labelled, wants: Callable[[Path], bool] | None
 ) -> Generator[Event, None, tuple[Sequence[Task], Pipeline]]:
     """Write a copy of every picture and the manifest; return what was to be done, and what was.
 
@@ -114,18 +130,29 @@ def _write_copies(
             record_codes(run, codes)
             if labelled.clusters:
                 run.journal.record_classes(labelled.clusters, labelled.given)
-            total = len(tasks) + len(run.found.refused)
+            wanted = tasks
+            if wants is not None:
+                run = _narrow(replace(run, failures=_list_failures(run, tasks)), wants)
+                wanted = tuple(task for task in tasks if wants(task.item.source))
+            total = len(wanted) + len(run.found.refused)
             yield Started("Protecting", total, "pictures", None, _plan(run, tasks))
             work = Pipeline(run)
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
-            yield from work.run(tasks, total)
+            yield from work.run(wanted, total)
             if count_left_alone(work.counts) < work.counts.total() or is_output(run.output):
-                run.journal.finish(_summarize(run, tasks, work))
+                run.journal.finish(_summarize(run, wanted, work))
             return tasks, work
         finally:
             # Threads that write are over before the folder is let go.
             run.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _list_failures(run: RunContext, tasks: Sequence[Task]) -> tuple[dict[str, str], ...]:
+    """Return what failed in the last run, and is still there."""
+    there = {path.as_posix() for path, _, _ in run.found.refused}.union(*(t.names for t in tasks))
+    failures = read_failures(run.output)
+    return run.failures or tuple(failure for failure in failures if failure["path"] in there)
 
 
 def _summarize(run: RunContext, tasks: Sequence[Task], work: Pipeline) -> dict[str, Any]:
