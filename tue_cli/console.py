@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,8 @@ class Console:
             TextColumn("{task.fields[state]}"),
             console=self._terminal,
             transient=True,
+            # What goes to a pipe or a file must not be drawn above the bar instead.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             disable=self._quiet or not self._terminal.is_terminal,
         )
         with progress, closing(job):
