@@ -112,6 +112,7 @@ EVERYTHING: list[tuple[str, Any]] = [
             retry_failed=True,
             mark=True,
             dry_run=True,
+            watch=True,
             report=Path("r.html"),
             jobs=2,
         ),

@@ -123,7 +123,7 @@ def _label_by_clusters(
     }
     items = tuple(
         # What cannot be decoded fails later, with its reason.
-        replace(item, label=names.get(item.relative, "cluster-00"))
+        replace(item, label=names.get(item.relative, f"{labels.CLUSTER}00"))
         for item in run.found.items
     )
     return Labelled(items, known, given)
@@ -133,7 +133,7 @@ def _find_clusters(features: Floats, groups: int, seed: int) -> Clusters:
     """Return new clusters; each centre as it is recorded, in six digits."""
     rows = find_centres(features, groups, seed).tolist()
     centres = {
-        f"cluster-{number:02d}": tuple(float(f"{value:.6g}") for value in row)
+        f"{labels.CLUSTER}{number:02d}": tuple(float(f"{value:.6g}") for value in row)
         for number, row in enumerate(rows)
     }
     return Clusters(groups, centres)
