@@ -5,7 +5,9 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
@@ -167,6 +169,31 @@ def test_a_stopped_run_gives_the_same_clusters_though_the_folder_has_grown(
     assert now == was | {"a-new.png": was["cat.png"]}
     whole = read_manifest(tmp_path / "whole")["clusters"]
     assert read_manifest(tmp_path / "out")["clusters"] == whole
+
+
+@pytest.mark.slow
+def test_a_killed_run_gives_the_same_clusters(
+    clustered: ProtectSpec, flat: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    for number in range(60):
+        name = f"{number:02d}.jpg"
+        (flat / name).write_bytes((flat / "rocket.jpg").read_bytes() + bytes([number]))
+    command = [sys.executable, "-m", "tue_cli", "protect", str(flat), "--labels", "cluster:3", "-q"]
+    command += ["--weights", str(tiny_weights), "--steps", "2", "--device", "cpu", "-o"]
+    subprocess.run([*command, str(tmp_path / "whole")], check=True)
+    output = tmp_path / "killed"
+    with subprocess.Popen([*command, str(output)]) as process:
+        deadline = time.monotonic() + 300
+        while len(list(output.glob("*.jpg"))) < 5 and time.monotonic() < deadline:
+            time.sleep(0.005)
+        process.kill()
+    assert not (output / MANIFEST).exists()
+    (flat / "00-new.jpg").write_bytes((flat / "coffee.jpg").read_bytes() + b"\0")
+    subprocess.run([*command, str(output)], check=True)
+    was = labels_of(tmp_path / "whole")
+    assert labels_of(output) == was | {"00-new.jpg": was["coffee.jpg"]}
+    before, after = copies(tmp_path / "whole"), copies(output)
+    assert after.pop("00-new.jpg") and after == before
 
 
 def test_clusters_are_recorded_before_the_first_copy(

@@ -134,6 +134,7 @@ class Console:
                     tables.append(event)
                 elif isinstance(event, Done):
                     done = event
+                    progress.update(bar, visible=False, state="")
                     progress.live.stop()  # which would take what is printed for its own
                     self._print_result(event, tables)
                     tables.clear()
