@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import mark_slow
 from test_jobs import copies, done, run, spec_of, timeless
 
 from tue_cli.check.run import CheckSpec, check
@@ -108,8 +109,9 @@ def leave_at(spec: ProtectSpec, kind: type) -> None:
 # --- clusters -----------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("labels", mark_slow(["cluster:3", "cluster", "auto"], but=["cluster:3"]))
 def test_a_picture_that_is_added_leaves_the_clusters_and_their_copies_as_they_are(
-    clustered: ProtectSpec, flat: Path, tmp_path: Path
+    labels: str, clustered: ProtectSpec, flat: Path, tmp_path: Path
 ) -> None:
     run(clustered)
     before, was = stamps(tmp_path / "out"), labels_of(tmp_path / "out")
@@ -118,14 +120,11 @@ def test_a_picture_that_is_added_leaves_the_clusters_and_their_copies_as_they_ar
     assert centres["centres"].keys() == set(was.values())
     # The same to look at, and another file.
     (flat / "a-new.jpg").write_bytes((flat / "rocket.jpg").read_bytes() + b"\0")
-    for labels in ("cluster:3", "cluster", "auto"):
-        events = run(replace(clustered, labels=labels))
-        assert done(events).protected == (labels == "cluster:3") and not done(events).failed
-        now = labels_of(tmp_path / "out")
-        assert now == was | {"a-new.jpg": was["rocket.jpg"]}
-        kept = {name: stamp for name, stamp in stamps(tmp_path / "out").items() if name in was}
-        assert kept == {name: before[name] for name in was}
-        assert read_manifest(tmp_path / "out")["clusters"] == centres
+    assert saved(run(replace(clustered, labels=labels))) == {"a-new.jpg"}
+    assert labels_of(tmp_path / "out") == was | {"a-new.jpg": was["rocket.jpg"]}
+    kept = {name: stamp for name, stamp in stamps(tmp_path / "out").items() if name in was}
+    assert kept == {name: before[name] for name in was}
+    assert read_manifest(tmp_path / "out")["clusters"] == centres
 
 
 def test_a_renamed_picture_keeps_its_cluster_and_nothing_known_is_decoded_to_be_clustered(
@@ -210,6 +209,7 @@ def test_clusters_are_recorded_before_the_first_copy(
     job.close()
 
 
+@pytest.mark.slow
 def test_another_number_of_clusters_is_another_request_and_said(
     clustered: ProtectSpec, tmp_path: Path
 ) -> None:
@@ -224,6 +224,7 @@ def test_another_number_of_clusters_is_another_request_and_said(
     assert done(again).already_done == 6 and "new groups" not in notes(again)
 
 
+@pytest.mark.slow
 def test_new_clusters_whose_run_was_stopped_are_gone_on_with(
     clustered: ProtectSpec, tmp_path: Path
 ) -> None:

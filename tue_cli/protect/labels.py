@@ -62,13 +62,11 @@ def _label_as_before(
     run: RunContext, recorded: Mapping[str, str], note: Callable[[str], None]
 ) -> tuple[Item, ...]:
     """Return the items with the classes that former runs recorded; new ones with that of `auto`."""
-    former, items = set(recorded.values()), run.found.items
+    items = run.found.items
     tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
     # Where folders were classes before, the last one that is left still is one.
-    mode = "folders" if len(tops) > 1 or (tops and tops <= former) else "single"
+    mode = "folders" if len(tops) > 1 or (tops and tops <= set(recorded.values())) else "single"
     found = labels.assign_labels(run.found, mode, note)
-    if mode == "single" and len(former) == 1:
-        found = tuple(replace(item, label=next(iter(former))) for item in found)
     kept = [recorded.get(item.relative.as_posix(), item.label) for item in found]
     others = sum(item.label != label for item, label in zip(found, kept, strict=True))
     if others and any(item.relative.as_posix() not in recorded for item in items):
