@@ -81,6 +81,7 @@ class Journal:
         self._existing = existing
         self._folder = OutputFolder(output, originals)
         self._lines: LineFile | None = None
+        self._unsaid: list[Record] = []
         self._guard = threading.Lock()
         self._ours: dict[str, set[str]] = {}
         self._sure: set[str] = set()
@@ -145,15 +146,12 @@ class Journal:
         return ours is not None and self._folder.sha256(relative) in ours
 
     def record_classes(self, clusters: Clusters, given: Mapping[str, Given]) -> None:
-        """Record the clusters of this run and the classes of new pictures, before their copies.
+        """Take up the clusters of this run and the classes of new pictures.
 
-        Raises:
-            OutputProblem: as `save` does.
+        They are recorded with the first copy, before it.
         """
         book = Book(clusters=None if clusters == self.clusters else clusters, given=dict(given))
-        if lines := list(book.list_classes()):
-            with self._guard:
-                self._append(*lines)
+        self._unsaid += book.list_classes()
         self._book.set_clusters(clusters)
         self._book.given.update(given)
 
@@ -211,7 +209,8 @@ class Journal:
             if self._lines is None:
                 self._lines = LineFile(self._folder.work, JOURNAL)
                 self._lines.append(*self._list_beginning())
-            self._lines.append(*entries)
+            self._lines.append(*self._unsaid, *entries)
+            self._unsaid.clear()
         except OSError as error:
             raise explain_output_error(error, self.output) from error
 
