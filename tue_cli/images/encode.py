@@ -69,7 +69,7 @@ def encode(
         raise ValueError(f"expected one of {sorted(FORMATS)}, found {format!r}")
     kind = picture.format if format == "keep" else format.upper()
     if kind == "JPEG" and picture.alpha is not None:
-        raise ImageProblem("alpha", "JPEG has no transparency; use --format png or webp.")
+        raise explain_alpha()
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
     best: _EncodedFile | None = None
@@ -91,6 +91,11 @@ def encode(
     with _translate_errors(kind):
         decoded = _restore_shape(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
+
+
+def explain_alpha() -> ImageProblem:
+    """Return the problem of a transparent picture whose copy would be a JPEG."""
+    return ImageProblem("alpha", "JPEG has no transparency; use --format png or webp.")
 
 
 def _list_attempts(
