@@ -95,9 +95,7 @@ def run_protect(
     }
 
 
-def run_measured(
-    command: Sequence[str], threads: int
-) -> tuple[dict[str, Any], dict[str, float]]:
+def run_measured(command: Sequence[str], threads: int) -> tuple[dict[str, Any], dict[str, float]]:
     """Run a command that prints its events as JSON; return its last, and its times and memory.
 
     Raises SystemExit with what the command said where it did not end with 0.

@@ -26,7 +26,7 @@ from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
-from tue_cli.protect.plan import Task
+from tue_cli.protect.plan import Task, explain_taken, find_obstacle
 from tue_cli.protect.result import CopyRecord
 from tue_cli.text import escape, format_count
 
@@ -186,10 +186,7 @@ class Pipeline:
             if mark.has_mark(picture.metadata.xmp):
                 return Skipped(source, *MARKED)
             if not task.has_place:
-                raise ImageProblem(
-                    "in-the-way",
-                    "Another picture's copy would have the same name; rename the picture.",
-                )
+                raise explain_taken()
             small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
@@ -208,14 +205,7 @@ class Pipeline:
             task.relative, source_sha256=digest, label=task.item.label, key=task.key
         ):
             return Skipped(place, "done", "The copy is up to date.")
-        if os.path.lexists(place) and not self._context.journal.owns(task.relative):
-            return Failed(
-                task.item.source,
-                "in-the-way",
-                f"{escape(place)} exists, but not as tue wrote it, so it is kept. Move it away, "
-                "or use --existing overwrite.",
-            )
-        return None
+        return find_obstacle(self._context, task)
 
     def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""

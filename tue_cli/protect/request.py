@@ -96,7 +96,7 @@ class ProtectSpec:
     )
     dry_run: bool = setting(
         False,
-        "Write nothing; show the plan and the estimated time.",
+        "Write nothing; show the plan, what cannot be protected, and the estimated size and time.",
         "-n",
         "--dry-run",
         in_form=False,
