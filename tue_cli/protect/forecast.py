@@ -177,8 +177,10 @@ def make_sample(run: RunContext, pictures: Sequence[Ready]) -> Sample:
         return Sample((), (), frozenset(), 0.0)
     journal = _Unwritten(run.output)
     aside = replace(run, journal=journal, spec=replace(run.spec, existing="overwrite"))
-    # The first picture and the first batch of a process are slow.
-    list(Pipeline(aside).run([min(few, key=lambda picture: picture.pixels).task], 1))
+    # The first picture and the first batch of a process are slow; of a large one that is little.
+    smallest = min(few, key=lambda picture: picture.pixels)
+    if smallest.pixels < LARGE:
+        list(Pipeline(aside).run([smallest.task], 1))
     work = Pipeline(aside)
     events = list(work.run([picture.task for picture in few], len(few)))
     copies = {event.source: event.copy for event in events if isinstance(event, Saved)}
