@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import shutil
 from collections import Counter
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -271,7 +272,7 @@ def _scale_up(
 def measure_room(run: RunContext, tasks: Sequence[Task]) -> int | None:
     """Return the bytes that the output's disk has for these copies; None where it does not say."""
     folder = run.output.absolute()
-    while not folder.exists() and folder != folder.parent:
+    while not os.path.lexists(folder) and folder != folder.parent:
         folder = folder.parent
     try:
         room = shutil.disk_usage(folder).free
