@@ -278,7 +278,7 @@ def test_a_dry_run_names_a_few_failures_unless_all_are_asked_for(
     command = ("protect", photos, "-n", "-o", tmp_path / "out", *quick)
     out, err = tue(*command)
     assert err.count("bad-") == SHOWN_FAILURES
-    assert f"and {30 - SHOWN_FAILURES} more; -v names them." in err
+    assert f"and {30 - SHOWN_FAILURES} more; -v names them.\nTo protect: 6 pictures\n" in err
     assert "6 pictures to protect." in out
     assert "Cannot be protected: 30 pictures. Why: no picture inside (30)." in out
     assert tue(*command, "-v")[1].count("bad-") == 30

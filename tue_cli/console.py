@@ -167,10 +167,10 @@ class Console:
             _print(escape(sentence))
 
     def _show_start(self, event: Started) -> None:
-        unit = event.unit.removesuffix("s") if event.total == 1 else event.unit
-        self._print_note(f"{event.title}: {event.total:,} {unit}")
         if (more := self._failures - self._most_failures) > 0:
             self._print_error(f"and {more:,} more; -v names them.")
+        unit = event.unit.removesuffix("s") if event.total == 1 else event.unit
+        self._print_note(f"{event.title}: {event.total:,} {unit}")
         if event.seconds is not None:
             self._print_note(f"  estimated time: about {format_duration(event.seconds)}")
         plan = make_plain(event.plan) if event.plan else {}
