@@ -129,6 +129,18 @@ def test_what_a_picture_turns_out_to_be_when_it_is_tried_is_told_too(
     assert failures(events) == failures(real(spec)) and forecast.reasons == {"truncated": 1}
 
 
+def test_a_marked_copy_is_not_planned_once_it_was_tried(
+    spec: ProtectSpec, photos: Path, tmp_path: Path
+) -> None:
+    real(replace(spec, mark=True))
+    shutil.copy(tmp_path / "out" / "space" / "rocket.jpg", photos / "space" / "again.jpg")
+    elsewhere = replace(spec, output=tmp_path / "elsewhere")
+    events, forecast = dry(elsewhere)
+    assert not failures(events) and (forecast.pictures, forecast.already_protected) == (6, 1)
+    summary = real(elsewhere)[-1]
+    assert isinstance(summary, Done) and summary.result.already_protected == 1  # type: ignore[attr-defined]
+
+
 def test_copies_of_another_class_are_known_as_ours(spec: ProtectSpec, tmp_path: Path) -> None:
     real(spec)
     events, forecast = dry(replace(spec, labels="single"))
