@@ -90,6 +90,7 @@ class Console:
         self._metric = ""
         self._alike: Counter[str] = Counter()
         self._printed = time.monotonic()
+        self._told: dict[str, Any] = {}
 
     def run(self, job: Job[R], again: str | None = None) -> R:
         """Run a job to its end and return its result.
@@ -174,6 +175,10 @@ class Console:
         if event.seconds is not None:
             self._print_note(f"  estimated time: about {format_duration(event.seconds)}")
         plan = make_plain(event.plan) if event.plan else {}
+        told = {name: value for name, value in plan.items() if not isinstance(value, list)}
+        if told == self._told:  # of a watch, whose runs differ in their pictures alone
+            return
+        self._told = told
         for name, value in plan.items():
             if not isinstance(value, dict | list):  # those are in tables
                 self._print_note(f"  {_PLAN.get(name, name)}: {escape(str(value))}")
