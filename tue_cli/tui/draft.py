@@ -24,7 +24,7 @@ LABELS = (
     (
         "cluster",
         "Clusters",
-        "Pictures that look alike form a class. Prefer real classes: they protect much better.",
+        "Pictures that look alike form a class. Real classes protect much better.",
     ),
     ("csv", "CSV file", "A CSV file with the columns path,class assigns the classes."),
 )
