@@ -22,7 +22,7 @@ from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, is_output, refuse_links
 from tue_cli.dataset.selection import NOT_INCLUDED, WHOLE, Selection, fold
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
-from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
+from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, YIELDING, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, get_identity
 from tue_cli.text import escape, format_ignored
@@ -251,7 +251,7 @@ def refuse_collisions(items: Iterable[Item], output: Path) -> None:
     Names that differ in case alone are two places where the output's file system has them so;
     names that differ in Unicode form are one. What its name says cannot be protected takes no part.
     """
-    items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
+    items = [item for item in items if item.source.suffix.lower() not in YIELDING]
     found = _find_collision(items, fold_path)
     if found and is_case_sensitive(output):
         found = _find_collision(items, lambda relative: normalize_name(relative.as_posix()))

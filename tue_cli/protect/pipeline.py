@@ -185,12 +185,13 @@ class Pipeline:
             del data
             if mark.has_mark(picture.metadata.xmp):
                 return Skipped(source, *MARKED)
+            picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
                 raise ImageProblem(
                     "in-the-way",
                     "Another picture's copy would have the same name; rename the picture.",
                 )
-            small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
+            small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:

@@ -64,7 +64,7 @@ def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     taken = Counter(fold_path(task.relative) for task in tasks)
 
     def has_place(task: Task) -> bool:
-        gives_way = task.item.source.suffix.lower() in codec.UNSUPPORTED
+        gives_way = task.item.source.suffix.lower() in codec.YIELDING
         return not gives_way or taken[fold_path(task.relative)] == 1
 
     return tuple(replace(task, has_place=has_place(task)) for task in tasks)
@@ -86,6 +86,8 @@ def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
 def _change_suffix(relative: Path, form: str) -> Path:
     """Return where a copy goes: another format changes the extension, and only then."""
     suffix = relative.suffix.lower()
+    if form == "keep" and suffix == ".gif":
+        form = "png"
     fits = form == "keep" or suffix == SUFFIX[form]
     if fits or (form == "jpeg" and suffix in JPEG_SUFFIXES):
         return relative

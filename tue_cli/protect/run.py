@@ -196,7 +196,8 @@ def _estimate(run: RunContext, tasks: Sequence[Task]) -> float | None:
         began = time.monotonic()
         try:
             picture = codec.decode(codec.read(task.item.source))
-            small = resize.resize_to_square(picture.pixels, run.weights.card.size)
+            picture = encode.fit_format(picture, run.spec.format, task.relative)
+            small = resize.resize_to_square(picture.shown, run.weights.card.size)
             encode.encode(
                 picture,
                 resize.add_upsampled(small * 0, picture.pixels, 1.0),
