@@ -122,8 +122,8 @@ def load(source: bytes) -> OpenImage:
     sniff.refuse_tangled(kind, source)
     notes: list[str] = []
     with _OWN_LIMIT, _translate_errors(kind, source):
-        if kind == "JPEG" and jpeg.is_truncated(source) and (whole := jpeg.complete(source)):
-            source = whole
+        if kind == "JPEG" and jpeg.is_truncated(source) and jpeg.is_one_scan(source):
+            source = jpeg.complete(source)
             notes.append("the end marker was missing and was added")
         image = _open(kind, source)
         if image.width * image.height > MAX_PIXELS:
@@ -244,7 +244,7 @@ class OpenImage:
         else:
             if kind == "PNG":
                 segments, more = metadata.select_png_chunks(source)
-            found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
+            found = (info.get("exif") or b"").removeprefix(metadata.EXIF_START)
             exif = exif or metadata.blank_exif_previews(found)
         xmp = info.get("xmp") or b""
         if kind == "JXL":

@@ -127,6 +127,9 @@ def list_attempts(
             own["advanced"] = {"alpha:lossless": "1"}
     if kind == "HEIF":
         own = {"subsampling": "4:4:4", **dict(coding.options)}
+        if has_alpha:
+            note = "written losslessly so that the transparency stays as it was"
+            return [({"quality": -1, **own}, note)]
     lossless: dict[str, Any] = {"lossless": True, **own}
     if kind == "JXL" and coding.lossless and quality is None:
         return [(lossless, "")]

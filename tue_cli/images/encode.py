@@ -183,6 +183,10 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
     Raises:
         ImageProblem: alpha-lost.
     """
+    if picture.format == kind in ("HEIF", "JXL"):
+        was, now = ((p.metadata.icc, p.coding.options) for p in (picture, decoded))
+        if any(was) and was != now:
+            raise ImageProblem("unwritable", "its colour profile would change. Use --format png.")
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:
         # WebP has no grayscale: one plane comes back as three equal ones.

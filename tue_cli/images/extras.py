@@ -72,7 +72,7 @@ def describe_left_out(image: Image.Image) -> list[str]:
     if any("hdrgainmap" not in name.lower() for name in beside):
         notes.append("further images, such as masks, left out")
     if getattr(image, "n_frames", 1) > 1:
-        notes.append("only the first of several pictures was kept")
+        notes.append("only the main picture of several was kept")
     return notes
 
 
@@ -174,8 +174,8 @@ def refuse_jxl(source: bytes) -> JxlHeader:
     if header.bits > 8:
         raise ImageProblem(
             "16-bit",
-            f"The picture has {header.bits} bits per channel; save it with 8, or as a 16-bit PNG "
-            "or TIFF, first.",
+            f"The picture has {header.bits} bits per channel, which tue cannot write as JPEG XL; "
+            "save it as a PNG or TIFF with 8 or 16 bits first.",
         )
     return header
 

@@ -14,6 +14,7 @@ from typing import Final
 
 from PIL import Image
 
+from tue_cli.errors import ImageProblem
 from tue_cli.images.metadata import (
     EXIF_START,
     MOST_BYTES,
@@ -103,22 +104,26 @@ def _read_frame(source: bytes) -> bytes:
     return b""
 
 
-def complete(source: bytes) -> bytes | None:
-    """Return a JPEG with the end marker that it lacks; None where more than that is missing.
+def complete(source: bytes) -> bytes:
+    """Return a JPEG of one scan with the end marker that it lacks.
 
-    What a decoder makes of the bytes after the last pixel tells: nothing, where none is missing.
+    What a decoder makes of the bytes after the last pixel tells whether more is missing: nothing,
+    where all pixels are there.
+
+    Raises:
+        ImageProblem: `truncated`: more than the marker is missing.
     """
-    if not _is_one_scan(source):
-        return None
     whole = _trim_end(source)
     views = set()
     for more in (b"", b"\x55" * 64, b"\xaa" * 64):
         with Image.open(io.BytesIO(whole + more + _END), formats=["JPEG"]) as image:
             views.add(hashlib.sha256(image.tobytes()).digest())
-    return whole + _END if len(views) == 1 else None
+    if len(views) > 1:
+        raise ImageProblem("truncated", "The JPEG file is incomplete: its end is missing.")
+    return whole + _END
 
 
-def _is_one_scan(source: bytes) -> bool:
+def is_one_scan(source: bytes) -> bool:
     """Say whether all of the picture is in its first scan, as it is unless it is progressive."""
     frame, scan, sequential = _read_frame(source), b"", False
     for marker, data, _ in read_segments(source):

@@ -168,13 +168,13 @@ def refuse(image: Image.Image, source: bytes) -> None:
     if image.mode == "CMYK":
         _refuse_cmyk(tags, bits)
     if image.format == "HEIF":
-        bits = max(bits, int(image.info.get("bit_depth") or 8))
+        bits = int(image.info.get("bit_depth") or 8)
     deep_mode = image.mode.startswith("I") or (bits > 8 and image.mode != "F")
     if deep_mode and not deep.is_deep(image):
         raise ImageProblem(
             "16-bit",
-            f"The picture has {max(bits, 16) if bits == 8 else bits} bits per channel in a way "
-            "that tue cannot write; save it with 8 bits, or as an ordinary 16-bit TIFF, first.",
+            f"The picture has {bits} bits per channel in a form that tue cannot write; save it as a "
+            "PNG or TIFF with 8 or 16 bits first.",
         )
     known = ("L", "LA", "RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "CMYK", "I;16", "I;16B")
     if image.mode not in known:
@@ -233,7 +233,7 @@ def _refuse_cmyk(tags: Mapping[int, Any], bits: int) -> None:
     """Raise for CMYK whose ink tue could not write back."""
     if bits > 8:
         found = f"{bits} bits per channel"
-    elif tags.get(338):
+    elif tags.get(277, 4) > 4:
         found = "further channels, such as spot colours or transparency"
     elif tags.get(332, 1) != 1:
         found = "inks that are not CMYK"
