@@ -173,8 +173,8 @@ def refuse(image: Image.Image, source: bytes) -> None:
     if deep_mode and not deep.is_deep(image):
         raise ImageProblem(
             "16-bit",
-            f"The picture has {bits} bits per channel in a form that tue cannot write; save it as a "
-            "PNG or TIFF with 8 or 16 bits first.",
+            f"The picture has {bits} bits per channel in a form that tue cannot write; save it as "
+            "a PNG or TIFF with 8 or 16 bits first.",
         )
     known = ("L", "LA", "RGB", "RGBA", "RGBX", "P", "PA", "YCbCr", "CMYK", "I;16", "I;16B")
     if image.mode not in known:

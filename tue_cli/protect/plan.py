@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tue_cli.dataset.discover import Item, fold_path, refuse_collisions
+from tue_cli.dataset.discover import Item, find_crowded, fold_path
 from tue_cli.errors import BadSetting
 from tue_cli.images import codec
 from tue_cli.protect.context import RunContext
@@ -57,17 +57,22 @@ def plan_tasks(
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     """Return the tasks with those marked that have no place of their own.
 
-    A file whose name says that it cannot be protected gives way, such as a raw file beside its
-    JPEG. Two others in one place raise BadSetting.
+    A file that often lies beside a JPEG of the same name, such as a raw file, gives way to it. Of
+    others that need one place, none gets it: which came first would change as a folder grows.
     """
-    refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
     taken = Counter(fold_path(task.relative) for task in tasks)
+    crowded = find_crowded([task.relative for task in tasks if not _yields(task)], output)
 
     def has_place(task: Task) -> bool:
-        gives_way = task.item.source.suffix.lower() in codec.YIELDING
-        return not gives_way or taken[fold_path(task.relative)] == 1
+        if _yields(task):
+            return taken[fold_path(task.relative)] == 1
+        return task.relative not in crowded
 
     return tuple(replace(task, has_place=has_place(task)) for task in tasks)
+
+
+def _yields(task: Task) -> bool:
+    return task.item.source.suffix.lower() in codec.YIELDING
 
 
 def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
