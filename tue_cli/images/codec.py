@@ -310,7 +310,8 @@ def _translate_errors(kind: str, source: bytes) -> Iterator[None]:
             raise ImageProblem(
                 "truncated", f"The {kind} file is incomplete: its end is missing."
             ) from error
-        if isinstance(error, UnidentifiedImageError):
+        # Of a BMP, only the header can be wrong.
+        if isinstance(error, UnidentifiedImageError) or kind == "BMP":
             raise sniff.explain_header(kind, source) from error
         raise ImageProblem("unreadable", f"The {kind} file is damaged: {error}") from error
 

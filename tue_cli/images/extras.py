@@ -20,14 +20,17 @@ from tue_cli.errors import ImageProblem, is_installed
 @dataclass(frozen=True)
 class _Plugin:
     package: str
+    install: str
     extra: str
     name: str
-    suffixes: frozenset[str]
+    suffixes: tuple[str, ...]
 
 
 _PLUGINS: Final = {
-    "HEIF": _Plugin("pillow_heif", "heic", "HEIC", frozenset({".heic", ".heif", ".hif"})),
-    "JXL": _Plugin("pillow_jxl", "jxl", "JPEG XL", frozenset({".jxl"})),
+    "HEIF": _Plugin(
+        "pillow_heif", "pillow-heif", "heic", "HEIC", frozenset({".heic", ".heif", ".hif"})
+    ),
+    "JXL": _Plugin("pillow_jxl", "pillow-jxl-plugin", "jxl", "JPEG XL", frozenset({".jxl"})),
 }
 MISSING_SUFFIXES: Final = frozenset(
     suffix
@@ -56,8 +59,8 @@ def load_plugin(kind: str) -> None:
     except ImportError as error:
         raise ImageProblem(
             "unsupported",
-            f"This is a {plugin.name} picture. To protect it, install the extra {plugin.extra} "
-            f"(pip install 'tue-cli[{plugin.extra}]'), or export it as PNG, TIFF or JPEG.",
+            f"This is a {plugin.name} picture. To protect it, install tue's extra {plugin.extra} "
+            f"(pip install {plugin.install}), or export it as PNG, TIFF or JPEG.",
         ) from error
 
 

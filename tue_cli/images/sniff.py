@@ -259,6 +259,11 @@ def explain_header(kind: str, source: bytes) -> ImageProblem:
             return ImageProblem(
                 "mode", f"The BMP has {bits} bits per pixel; convert it to RGB or grayscale first."
             )
+    if kind == "HEIF":
+        return ImageProblem(
+            "unsupported",
+            "This is a HEIC picture that pillow-heif cannot read; export it as PNG, TIFF or JPEG.",
+        )
     if kind == "TIFF":
         with suppress(Exception):
             return _explain_tiff(read_tiff_directory(io.BytesIO(source)))
