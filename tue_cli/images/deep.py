@@ -130,14 +130,8 @@ def make_transparent(
 def encode_png(planes: NDArray[np.uint16]) -> bytes:
     """Return a PNG of values (H, W, C), C = 1 to 4, alpha the last of 2 or 4."""
     height, width, channels = planes.shape
-    step = 2 * channels
-    rows = np.zeros((height + 1, step + step * width), np.uint8)
-    rows[1:, step:] = planes.astype(">u2").view(np.uint8).reshape(height, -1)
     packer = zlib.compressobj(COMPRESSION, strategy=zlib.Z_FILTERED)
-    packed = [
-        packer.compress(_filter_rows(rows[top : top + ROWS + 1], step))
-        for top in range(0, height, ROWS)
-    ]
+    packed = [packer.compress(_filter_rows(planes, top)) for top in range(0, height, ROWS)]
     colour = {1: 0, 2: 4, 3: 2, 4: 6}[channels]
     chunks = (
         (b"IHDR", struct.pack(">IIBBBBB", width, height, 16, colour, 0, 0, 0)),
@@ -147,27 +141,23 @@ def encode_png(planes: NDArray[np.uint16]) -> bytes:
     return metadata.PNG_START + b"".join(metadata.make_png_chunk(*chunk) for chunk in chunks)
 
 
-def _filter_rows(rows: NDArray[np.uint8], step: int) -> bytes:
-    """Return rows but the first, each with the filter that leaves the least, and its number.
-
-    Args:
-        rows: the row before and the rows, each with a pixel of zeros before it.
-        step: bytes a pixel.
-    """
-    here, above = rows[1:, step:], rows[:-1, step:]
-    left, corner = rows[1:, :-step], rows[:-1, :-step]
-    # PNG, 9.4: the nearest of left, above and corner to left + above - corner.
+def _filter_rows(planes: NDArray[np.uint16], top: int) -> bytes:
+    """Return some rows with the filter Paeth, and its number before each (PNG, 9.4)."""
+    strip = planes[max(top - 1, 0) : top + ROWS].astype(">u2")
+    values = strip.view(np.uint8).reshape(len(strip), -1)
+    step = 2 * planes.shape[2]
+    # A row above and a pixel to the left of the first are zeros.
+    framed = np.zeros((len(strip) + (top == 0), step + values.shape[1]), np.uint8)
+    framed[top == 0 :, step:] = values
+    here, above = framed[1:, step:], framed[:-1, step:]
+    left, corner = framed[1:, :-step], framed[:-1, :-step]
+    # The nearest of left, above and corner to left + above - corner.
     far_left, far_above = (np.subtract(one, corner, dtype=np.int16) for one in (above, left))
     far_corner = np.abs(far_left + far_above)
     far_left, far_above = np.abs(far_left), np.abs(far_above)
-    paeth = np.where(far_above <= far_corner, above, corner)
-    paeth = np.where((far_left <= far_above) & (far_left <= far_corner), left, paeth)
-    filtered = np.stack((here - left, here - above, here - paeth))
-    numbers = np.array((1, 2, 4), np.uint8)
-    costs = np.abs(filtered.view(np.int8).astype(np.int16)).sum(axis=2, dtype=np.int64)
-    best = costs.argmin(axis=0)
-    lines = np.arange(len(here))
-    return np.column_stack((numbers[best], filtered[best, lines])).tobytes()
+    nearest = np.where(far_above <= far_corner, above, corner)
+    nearest = np.where((far_left <= far_above) & (far_left <= far_corner), left, nearest)
+    return np.column_stack((np.full(len(here), 4, np.uint8), here - nearest)).tobytes()
 
 
 def pack_rows(planes: NDArray[np.uint16], *, predict: bool) -> Image.Image:

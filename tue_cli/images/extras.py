@@ -27,10 +27,8 @@ class _Plugin:
 
 
 _PLUGINS: Final = {
-    "HEIF": _Plugin(
-        "pillow_heif", "pillow-heif", "heic", "HEIC", frozenset({".heic", ".heif", ".hif"})
-    ),
-    "JXL": _Plugin("pillow_jxl", "pillow-jxl-plugin", "jxl", "JPEG XL", frozenset({".jxl"})),
+    "HEIF": _Plugin("pillow_heif", "pillow-heif", "heic", "HEIC", (".heic", ".heif", ".hif")),
+    "JXL": _Plugin("pillow_jxl", "pillow-jxl-plugin", "jxl", "JPEG XL", (".jxl",)),
 }
 MISSING_SUFFIXES: Final = frozenset(
     suffix

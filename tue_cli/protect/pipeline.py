@@ -333,7 +333,8 @@ def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
 
 
 def _count_pixels(loaded: LoadedTask) -> int:
-    return loaded.picture.pixels[..., 0].size
+    """Return how many pixels of 8 bits take the room of a picture's."""
+    return loaded.picture.pixels[..., 0].nbytes
 
 
 def _was(count: int) -> str:
