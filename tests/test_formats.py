@@ -516,6 +516,30 @@ def test_a_jpeg_xl_without_loss_stays_so_and_one_of_sixteen_bits_is_refused() ->
     assert refused(deep_one).reason == "16-bit"
 
 
+def test_a_jpeg_xl_is_refused_where_its_colours_would_change(tmp_path: Path) -> None:
+    pytest.importorskip("pillow_jxl")
+    extras.load_plugin("JXL")
+    # A JPEG packed as JPEG XL keeps its profile; that of a copy is one that the decoder makes.
+    red = PROFILE.index(b"XYZ \0\0\0\0", PROFILE.index(b"XYZ \0\0\0\0") + 20) + 8
+    wider = bytearray(PROFILE)
+    wider[red : red + 4] = struct.pack(">I", struct.unpack(">I", PROFILE[red : red + 4])[0] + 9000)
+    for profile, fits in ((PROFILE, True), (bytes(wider), False)):
+        RGB.save(tmp_path / "a.jpg", quality=92, icc_profile=profile, exif=b"Exif\0\0" + NO_TAGS)
+        with pytest.warns(UserWarning), Image.open(tmp_path / "a.jpg") as image:
+            image.save(tmp_path / "a.jxl")
+        source = (tmp_path / "a.jxl").read_bytes()
+        assert decode(source).metadata.icc == profile
+        if fits:
+            assert protected(source)[1].survival >= SURVIVAL_FLOOR
+            continue
+        with pytest.raises(ImageProblem, match="colour profile would change.*--format png"):
+            protected(source)
+        assert protected(source, "png")[1].decoded.metadata.icc == profile
+
+
+NO_TAGS = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
+
+
 @pytest.mark.parametrize("size", [(1, 1), (8, 8), (256, 256), (300, 200), (17, 1000), (1920, 1080)])
 def test_the_header_of_a_jpeg_xl_is_read_without_its_decoder(size: tuple[int, int]) -> None:
     for options in ({}, {"lossless": True, "use_container": True}):

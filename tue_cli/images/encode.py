@@ -22,6 +22,7 @@ from tue_cli.images import deep, jpeg, metadata
 from tue_cli.images.codec import FORMATS, DecodedImage, OpenImage, decode, load
 from tue_cli.images.coding import list_attempts
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
+from tue_cli.images.extras import has_same_colours
 from tue_cli.images.quality import measure_survival
 
 SURVIVAL_FLOOR: Final = 0.8
@@ -184,8 +185,9 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
         ImageProblem: alpha-lost.
     """
     if picture.format == kind in ("HEIF", "JXL"):
-        was, now = ((p.metadata.icc, p.coding.options) for p in (picture, decoded))
-        if any(was) and was != now:
+        was, now = picture.metadata.icc, decoded.metadata.icc
+        options = picture.coding.options
+        if (was and not has_same_colours(was, now)) or options != decoded.coding.options != ():
             raise ImageProblem("unwritable", "its colour profile would change. Use --format png.")
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:

@@ -6,13 +6,15 @@ Nothing is imported before the first such picture.
 from __future__ import annotations
 
 import importlib
+import io
 import struct
 import threading
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
-from PIL import Image
+import numpy as np
+from PIL import Image, ImageCms
 
 from tue_cli.errors import ImageProblem, is_installed
 
@@ -228,6 +230,37 @@ def is_jxl_lossless(source: bytes) -> bool:
     """Say whether a JPEG XL was coded without loss, and is not a JPEG packed smaller."""
     packs_jpeg = any(kind == b"jbrd" for kind, _, _ in read_boxes(source))
     return read_jxl_header(source).is_original and not packs_jpeg
+
+
+def has_same_colours(one: bytes, other: bytes) -> bool:
+    """Say whether two profiles mean the same colours, to a level of 255.
+
+    The encoder of JPEG XL stores no profile; its decoder makes one up from what was stored.
+    """
+    if one == other:
+        return True
+    levels = np.arange(0, 256, 15, dtype=np.uint8)
+    if one[16:20] == b"GRAY":
+        patches = Image.fromarray(levels[None])
+    else:
+        patches = Image.fromarray(
+            np.stack(np.meshgrid(levels, levels, levels), 3).reshape(1, -1, 3)
+        )
+    seen = []
+    try:
+        for profile in (one, other):
+            seen.append(
+                ImageCms.profileToProfile(
+                    Image.fromarray(grid),
+                    ImageCms.ImageCmsProfile(io.BytesIO(profile)),
+                    ImageCms.createProfile("sRGB"),
+                    outputMode="RGB",
+                )
+            )
+    except (ImageCms.PyCMSError, OSError):
+        return False
+    first, second = (np.asarray(view, dtype=np.int16) for view in seen)
+    return bool(np.abs(first - second).max() <= 1)
 
 
 def make_options(kind: str, info: Mapping[Any, Any]) -> tuple[tuple[str, Any], ...]:
