@@ -240,12 +240,9 @@ def has_same_colours(one: bytes, other: bytes) -> bool:
     if one == other:
         return True
     levels = np.arange(0, 256, 15, dtype=np.uint8)
-    if one[16:20] == b"GRAY":
-        patches = Image.fromarray(levels[None])
-    else:
-        patches = Image.fromarray(
-            np.stack(np.meshgrid(levels, levels, levels), 3).reshape(1, -1, 3)
-        )
+    grid = levels[None]
+    if one[16:20] != b"GRAY":
+        grid = np.stack(np.meshgrid(levels, levels, levels), 3).reshape(1, -1, 3)
     seen = []
     try:
         for profile in (one, other):
