@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -540,7 +541,7 @@ def test_a_jpeg_xl_is_refused_where_its_colours_would_change(tmp_path: Path) -> 
 NO_TAGS = b"II*\0\x08\0\0\0\0\0\0\0\0\0"
 
 
-@pytest.mark.parametrize("size", [(1, 1), (8, 8), (256, 256), (300, 200), (17, 1000), (1920, 1080)])
+@pytest.mark.parametrize("size", [(1, 1), (8, 8), (256, 256), (300, 200), (17, 1000), (160, 90)])
 def test_the_header_of_a_jpeg_xl_is_read_without_its_decoder(size: tuple[int, int]) -> None:
     for options in ({}, {"lossless": True, "use_container": True}):
         source = drawn_with("pillow_jxl", "JXL", Image.new("L", size), **options)
@@ -594,6 +595,7 @@ def find_saved(events: Iterable[AnyEvent]) -> dict[str, CopyRecord]:
     return {name: copy for name, copy in found.items() if isinstance(copy, CopyRecord)}
 
 
+@pytest.mark.slow
 def test_what_used_to_be_refused_is_protected_and_its_copies_can_be_checked(
     odd_photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -622,6 +624,7 @@ def test_what_used_to_be_refused_is_protected_and_its_copies_can_be_checked(
     assert set(states.values()) == {"intact"} and len(states) == 7
 
 
+@pytest.mark.slow
 def test_views_and_victims_take_all_kinds_of_pixels(
     odd_photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -644,6 +647,36 @@ def test_views_and_victims_take_all_kinds_of_pixels(
     for changed in (dataset.protected, dataset.random):
         change = np.abs(changed.astype(int) - dataset.clean)
         assert 0 < change.max() <= 10 and (change.max(axis=(1, 2, 3)) > 0).all()
+
+
+def test_a_deep_picture_and_one_in_cmyk_are_protected_within_the_radius(
+    odd_photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    for name in ("deep.tif", "print.tif"):
+        (place,) = odd_photos.rglob(name)
+        events = list(protect(spec_of(place, tmp_path / "out", tiny_weights, existing="skip")))
+        copy = find_saved(events)[name]
+        assert 0 < copy.largest <= 8 and copy.survival == 1 and copy.format == "TIFF"
+
+
+def test_names_that_differ_in_case_are_each_named_where_the_disk_has_one_place_for_both(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    photos, output = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    output.mkdir()
+    for name, turn in (("IMG_1.JPG", 0), ("img_1.jpg", 90), ("other.jpg", 180)):
+        (photos / name).write_bytes(saved(RGB.rotate(turn), "JPEG"))
+    if len(list(photos.iterdir())) < 3:
+        pytest.skip("this file system cannot hold both")
+    # One file by two names that differ in case: so does a disk look that does not tell case.
+    (output / "n").touch()
+    with contextlib.suppress(FileExistsError):
+        (output / "N").hardlink_to(output / "n")
+    events = list(protect(spec_of(photos, output, tiny_weights)))
+    failed = {event.path.name: event.reason for event in events if isinstance(event, Failed)}
+    assert failed == dict.fromkeys(("IMG_1.JPG", "img_1.jpg"), "in-the-way")
+    assert find_saved(events).keys() == {"other.jpg"}
 
 
 def test_a_gif_named_as_something_else_is_refused_with_its_remedy(
