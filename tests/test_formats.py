@@ -347,6 +347,8 @@ def test_a_still_gif_becomes_a_png_and_a_note_says_so() -> None:
     assert encoded.format == "PNG" and encoded.survival == 1
     assert any("GIF" in note for note in encoded.notes)
     assert np.array_equal(picture.pixels, np.asarray(RGB.quantize(64).convert("RGB")))
+    noted = decode(saved(RGB.quantize(64), "GIF", comment=b"by A. Person")).notes
+    assert "comment left out" in noted and "comment left out" not in picture.notes
     # With transparency.
     clear = RGB.quantize(64)
     clear.info["transparency"] = 3

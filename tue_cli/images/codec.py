@@ -226,8 +226,8 @@ class OpenImage:
         pixels, beside = self._take_pixels()
         is_cmyk = image.mode == "CMYK"
         notes = list(self._notes)
-        if kind == "HEIF":
-            notes += extras.describe_left_out(image)
+        if kind in ("HEIF", "GIF"):
+            notes += extras.describe_left_out(image, source)
         if kind == "TIFF" and getattr(image, "is_animated", False):
             notes.append("preview pages left out")
         if image.format == "MPO":

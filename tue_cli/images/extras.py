@@ -64,9 +64,14 @@ def load_plugin(kind: str) -> None:
         ) from error
 
 
-def describe_left_out(image: Image.Image) -> list[str]:
-    """Return notes on what a HEIC holds besides its picture, and a copy does not."""
+def describe_left_out(image: Image.Image, source: bytes) -> list[str]:
+    """Return notes on what a HEIC or GIF holds besides its picture, and a copy does not."""
     notes = []
+    if image.format == "GIF":
+        parts = {b"ICCRGBG1012": "colour profile", b"XMP DataXMP": "XMP"}
+        there = [name for start, name in parts.items() if start in source]
+        there += ["comment"] * bool(image.info.get("comment"))
+        return [f"{' and '.join(there)} left out"] if there else []
     beside = [str(name) for name in image.info.get("aux") or ()]
     if any("hdrgainmap" in name.lower() for name in beside):
         notes.append("HDR gain map left out")
