@@ -41,12 +41,12 @@ def scan(folder: Path, labels: str = "auto") -> ScanSummary:
 
 
 def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
-    (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
+    (photos / "space" / "layers.psd").write_bytes(b"8BPS")
     (photos / "space" / "page.jpg").write_text("<html>")
     (photos / "notes.txt").write_text("x")
     found = scan(photos)
     assert found.pictures == 8 and found.classes == {"everyday": 3, "space": 5}
-    assert found.formats == {"JPEG": 6, "PNG": 1, "GIF": 1}
+    assert found.formats == {"JPEG": 6, "PNG": 1, "PSD": 1}
     assert found.refused == {"unsupported": 1, "not-a-picture": 1}
     assert found.ignored == {"not a picture": 1}
     assert found.output == Path(f"{photos}-protected")

@@ -6,10 +6,15 @@ previews, FlashPix, content credentials, further frames) can show the unprotecte
 
 from __future__ import annotations
 
+import hashlib
+import io
 from collections.abc import Iterator, Sequence
 from itertools import zip_longest
 from typing import Final
 
+from PIL import Image
+
+from tue_cli.errors import ImageProblem
 from tue_cli.images.metadata import (
     EXIF_START,
     MOST_BYTES,
@@ -22,6 +27,7 @@ from tue_cli.images.metadata import (
 
 APP0, APP1, APP2, APP13, APP14, COMMENT = 0xE0, 0xE1, 0xE2, 0xED, 0xEE, 0xFE
 START_OF_SCAN: Final = 0xDA
+_END: Final = b"\xff\xd9"
 
 JFIF: Final = b"JFIF\0"
 XMP: Final = b"http://ns.adobe.com/xap/1.0/\0"
@@ -82,6 +88,56 @@ def is_truncated(source: bytes) -> bool:
     """Say whether the picture's own end marker, not a thumbnail's, is missing."""
     scans = [end for marker, _, end in read_segments(source) if marker == START_OF_SCAN]
     return not scans or source.find(b"\xff\xd9", scans[0]) < 0
+
+
+def read_precision(source: bytes) -> int:
+    """Return the bits of a channel, 0 where no header of a frame says so."""
+    frame = _read_frame(source)
+    return frame[0] if frame else 0
+
+
+def _read_frame(source: bytes) -> bytes:
+    """Return precision, height, width, components and what follows; b"" without a frame."""
+    for marker, data, _ in read_segments(source):
+        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
+            return data
+    return b""
+
+
+def complete(source: bytes) -> bytes:
+    """Return a JPEG of one scan with the end marker that it lacks.
+
+    What a decoder makes of the bytes after the last pixel tells whether more is missing: nothing,
+    where all pixels are there.
+
+    Raises:
+        ImageProblem: `truncated`: more than the marker is missing.
+    """
+    whole = _trim_end(source)
+    views = set()
+    for more in (b"", b"\x55" * 64, b"\xaa" * 64):
+        with Image.open(io.BytesIO(whole + more + _END), formats=["JPEG"]) as image:
+            views.add(hashlib.sha256(image.tobytes()).digest())
+    if len(views) > 1:
+        raise ImageProblem("truncated", "The JPEG file is incomplete: its end is missing.")
+    return whole + _END
+
+
+def is_one_scan(source: bytes) -> bool:
+    """Say whether all of the picture is in its first scan, as it is unless it is progressive."""
+    frame, scan, sequential = _read_frame(source), b"", False
+    for marker, data, _ in read_segments(source):
+        sequential |= marker in (0xC0, 0xC1)
+        scan = data if marker == START_OF_SCAN else scan
+    return sequential and scan[:1] == frame[5:6] != b""
+
+
+def _trim_end(source: bytes) -> bytes:
+    """Return a JPEG without the zeros after its last byte, or half a marker."""
+    trimmed = source.rstrip(b"\0")
+    if trimmed.endswith(b"\xff") and len(trimmed) < len(source):
+        return trimmed + b"\0"
+    return trimmed.rstrip(b"\xff")
 
 
 def make_segment(marker: int, payload: bytes) -> bytes:
@@ -203,6 +259,16 @@ def make_segments(metadata: Metadata) -> tuple[tuple[bytes, ...], tuple[str, ...
         for number, part in enumerate(parts, start=1):
             segments.append(make_segment(APP2, PROFILE + bytes((number, len(parts))) + part))
     return tuple(segments), tuple(notes)
+
+
+def drop_adobe_marker(data: bytes) -> bytes:
+    """Return a fresh JPEG without the segment by which programs tell that CMYK is inverted."""
+    at = data.find(make_segment(APP14, b"Adobe")[4:])
+    return (
+        data
+        if at < 0
+        else data[: at - 4] + data[at - 2 + int.from_bytes(data[at - 2 : at], "big") :]
+    )
 
 
 def splice_jpeg(data: bytes, segments: tuple[bytes, ...], *, keep_jfif: bool) -> bytes:

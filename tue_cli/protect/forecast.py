@@ -162,7 +162,7 @@ def _inspect(run: RunContext, task: Task) -> Ready | Failed | None:
     if (obstacle := find_obstacle(run, task)) is not None:
         return obstacle
     try:
-        header = read_header(source, run.spec.format)
+        header = read_header(source, run.spec.format, task.relative)
         if not task.has_place:
             raise explain_taken()
     except (ImageProblem, MemoryError) as error:

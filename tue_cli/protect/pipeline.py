@@ -185,9 +185,10 @@ class Pipeline:
             del data
             if mark.has_mark(picture.metadata.xmp):
                 return Skipped(source, *MARKED)
+            picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
                 raise explain_taken()
-            small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
+            small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
@@ -322,7 +323,8 @@ def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
 
 
 def _count_pixels(loaded: LoadedTask) -> int:
-    return loaded.picture.pixels[..., 0].size
+    """Return how many pixels of 8 bits take the room of a picture's."""
+    return loaded.picture.pixels[..., 0].nbytes
 
 
 def _was(count: int) -> str:

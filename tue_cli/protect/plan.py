@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.discover import Item, fold_path, make_absolute, refuse_collisions
+from tue_cli.dataset.discover import Item, find_crowded, fold_path, make_absolute
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec
@@ -61,22 +61,22 @@ def plan_tasks(
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     """Return the tasks with those marked that have no place of their own.
 
-    A file whose name says that it cannot be protected gives way, such as a raw file beside its
-    JPEG. Two others in one place raise BadSetting.
+    A file that often lies beside a JPEG of the same name, such as a raw file, gives way to it. Of
+    others that need one place, none gets it: which came first would change as a folder grows.
     """
-    if any(task.relative is not task.item.relative for task in tasks):
-        refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
-
-    def gives_way(task: Task) -> bool:
-        return task.item.source.suffix.lower() in codec.UNSUPPORTED
-
-    if not any(map(gives_way, tasks)):
-        return tuple(tasks)
     taken = Counter(fold_path(task.relative) for task in tasks)
-    return tuple(
-        replace(task, has_place=not gives_way(task) or taken[fold_path(task.relative)] == 1)
-        for task in tasks
-    )
+    crowded = find_crowded([task.relative for task in tasks if not _yields(task)], output)
+
+    def has_place(task: Task) -> bool:
+        if _yields(task):
+            return taken[fold_path(task.relative)] == 1
+        return task.relative not in crowded
+
+    return tuple(replace(task, has_place=has_place(task)) for task in tasks)
+
+
+def _yields(task: Task) -> bool:
+    return task.item.source.suffix.lower() in codec.YIELDING
 
 
 def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
@@ -121,6 +121,8 @@ def explain_taken() -> ImageProblem:
 def _change_suffix(relative: Path, form: str) -> Path:
     """Return where a copy goes: another format changes the extension, and only then."""
     suffix = relative.suffix.lower()
+    if form == "keep" and suffix == ".gif":
+        form = "png"
     fits = form == "keep" or suffix == SUFFIX[form]
     if fits or (form == "jpeg" and suffix in JPEG_SUFFIXES):
         return relative
