@@ -21,6 +21,7 @@ _SHOWN: Final = (b"colr", b"pasp", b"clap", b"irot", b"imir", b"clli", b"mdcv", 
 _TRANSFORMS: Final = (b"clap", b"irot", b"imir")
 _XMP_TYPE: Final = b"application/rdf+xml\0"
 _UNSPECIFIED: Final = 2
+_SEQUENCE_HEADER: Final = 1
 SRGB: Final = ((1, 13), (1, 6), (1, 1), (2, 2))
 """Primaries and transfer that readers show as sRGB, where nothing else is said."""
 
@@ -180,23 +181,27 @@ def _find_sequence(source: bytes, meta: Meta) -> tuple[int, bytes]:
         if kind == b"dimg" and whole == item and parts:
             item = parts[0]
     for method, at, length in meta.places.get(item, ())[:1]:
-        end = at + length if length else len(source)
-        while not method and at + 2 < min(end, len(source)):
-            kind, extended, sized = source[at] >> 3 & 15, source[at] >> 2 & 1, source[at] >> 1 & 1
-            at += 1 + extended
-            size = 0
-            for shift in range(0, 56, 7):
-                if not sized:
-                    break
-                size |= (source[at] & 127) << shift
-                at += 1
-                if source[at - 1] < 128:
-                    break
-            size = size if sized else end - at
-            if kind == 1:
+        end = min(at + length, len(source)) if length else len(source)
+        while not method and at + 2 < end:
+            head = source[at]
+            at += 1 + (head >> 2 & 1)
+            size = end - at
+            if head & 2:
+                size, at = _read_leb128(source, at)
+            if head >> 3 & 15 == _SEQUENCE_HEADER:
                 return at, source[at : at + min(size, 256)]
             at += size
     return 0, b""
+
+
+def _read_leb128(source: bytes, at: int) -> tuple[int, int]:
+    """Return a number of seven bits a byte, and where it ends."""
+    number = 0
+    for index in range(8):
+        number |= (source[at + index] & 127) << 7 * index
+        if source[at + index] < 128:
+            break
+    return number, at + index + 1
 
 
 def _locate_colours(header: bytes) -> int | None:

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from tue_cli.errors import ImageProblem, OutOfMemory
-from tue_cli.images import jpeg, metadata, sniff
+from tue_cli.images import avif, exif, metadata, sniff
 from tue_cli.images.metadata import Metadata
 from tue_cli.storage import reading
 
@@ -137,15 +137,17 @@ class OpenImage:
     def __init__(self, image: Image.Image, kind: str, source: bytes) -> None:
         """`image` is one that was not refused, and is loaded here."""
         beside = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
-        if sum(map(len, beside)) > metadata.MOST_BYTES:
-            raise metadata.explain_tangled()
+        if sum(map(len, beside)) > exif.MOST_BYTES:
+            raise exif.explain_tangled()
         self._image, self._kind, self._source = image, kind, source
         self._notes: list[str] = []
-        self._exif = metadata.read_tiff_exif(image) if kind == "TIFF" else b""
-        orientation = getattr(image, "tag_v2", {}).get(metadata.ORIENTATION, 1)
+        orientation = getattr(image, "tag_v2", {}).get(exif.ORIENTATION, 1)
         image.load()
         turn = _TURNED_BACK.get(orientation)
         self._plain = _convert_mode(image if turn is None else image.transpose(turn), self._notes)
+        if kind == "AVIF" and avif.read(source).is_gray:
+            # Pillow makes three equal channels of one.
+            self._plain = self._plain.convert("L" if self._plain.mode == "RGB" else "LA")
 
     def read_strips(self, rows: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
         """Yield places and pixels (R, W, C) of so many rows at a time, alpha the last channel."""
@@ -182,32 +184,13 @@ class OpenImage:
             notes.append("only the first of several frames was kept")
         if kind == "AVIF" and sniff.is_deep_avif(source):
             notes.append("reduced to 8 bits per channel")
-        info = image.info
-        segments: tuple[bytes, ...] = ()
-        more: tuple[str, ...] = ()
-        exif = self._exif
-        if kind == "JPEG":
-            segments, more = jpeg.select_segments(source)
-            exif = jpeg.join_exif(segments)
-        else:
-            if kind == "PNG":
-                segments, more = metadata.select_png_chunks(source)
-            found = info.get("exif", b"").removeprefix(metadata.EXIF_START)
-            exif = exif or metadata.blank_exif_previews(found)
-        xmp = info.get("xmp") or b""
-        dpi = info.get("dpi")
+        beside, more = metadata.read_metadata(kind, source, image.info)
         return DecodedImage(
             pixels=pixels,
             alpha=alpha,
             format=kind,
             coding=_read_coding(image, kind, source),
-            metadata=Metadata(
-                exif=exif,
-                icc=info.get("icc_profile") or b"",
-                xmp=metadata.blank_text_images(xmp.encode() if isinstance(xmp, str) else xmp),
-                dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-                segments=segments,
-            ),
+            metadata=beside,
             notes=(*notes, *more),
         )
 
@@ -318,4 +301,4 @@ def _read_coding(image: Image.Image, kind: str, source: bytes) -> Coding:
         return Coding(compression in _LOSSLESS_TIFF, compression=compression, predictor=predictor)
     if kind == "WEBP":
         return Coding(lossless=sniff.is_lossless_webp(source))
-    return Coding(lossless=kind != "AVIF")
+    return Coding(lossless=kind != "AVIF" or avif.read(source).is_lossless)

@@ -7,7 +7,6 @@ the pixels is decided here; `metadata` and `jpeg` know how it is laid out.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,15 +14,14 @@ from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from tue_cli.errors import ImageProblem, OutOfMemory
-from tue_cli.images import jpeg, metadata
+from tue_cli.images import avif, bmp, jpeg, metadata, png
 from tue_cli.images.codec import FORMATS, DecodedImage, OpenImage, decode, load
+from tue_cli.images.tiff import graft_tags
 
 SURVIVAL_FLOOR: Final = 0.8
-_INTEROPERABILITY: Final = 40965
-"""A pointer inside EXIF whose target is not copied."""
 _SUFFIX_OF: Final = {
     "JPEG": ".jpg",
     "PNG": ".png",
@@ -62,7 +60,7 @@ def encode(
     written again, finer or (WebP) lossless, unless `quality` (1..100) is given.
 
     Raises:
-        ImageProblem: alpha, alpha-lost or unwritable.
+        ImageProblem: alpha, alpha-lost, colour, crop or unwritable.
         ValueError: an unknown format.
     """
     if format not in FORMATS:
@@ -70,6 +68,10 @@ def encode(
     kind = picture.format if format == "keep" else format.upper()
     if kind == "JPEG" and picture.alpha is not None:
         raise explain_alpha()
+    lost: tuple[str, ...] = ()
+    if kind != picture.format:
+        beside, lost = metadata.convert(picture.metadata, picture.format, kind)
+        picture = replace(picture, metadata=beside)
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
     best: _EncodedFile | None = None
@@ -85,7 +87,7 @@ def encode(
             break
         del opened
     assert best is not None
-    notes = best.notes
+    notes = (*lost, *best.notes)
     if best.survival < SURVIVAL_FLOOR:
         notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
     with _translate_errors(kind):
@@ -123,12 +125,17 @@ def _list_attempts(
     own = {"exact": True}
     if kind == "AVIF":
         # Twice as fast as Pillow's 6 for files of the same size and quality.
-        own = {"subsampling": "4:4:4", "speed": 8}
+        gray = picture.pixels.shape[2] == 1
+        own = {"subsampling": "4:0:0" if gray else "4:4:4", "speed": 8}
         if picture.alpha is not None:
             own["advanced"] = {"alpha:lossless": "1"}
     if quality is not None:
         return [({"quality": quality, **own}, "")]
     finer = [_refine(level, own, noted=level > 90) for level in (90, 95, 100)]
+    if kind == "AVIF" and coding.lossless:
+        # Pillow codes brightness and colours apart, which rounds them.
+        note = "written at quality 100, not losslessly; use --format png for a lossless copy"
+        return [({"quality": 100, **own}, "" if gray else note)]
     if kind == "AVIF":
         return finer
     # Lossy WebP halves the colour channels, whatever the quality.
@@ -215,18 +222,25 @@ def _encode_file(
     image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
     same = picture.format == kind
     if kind == "JPEG":
-        segments, more = (beside.segments, ()) if same else jpeg.make_segments(beside)
-        notes.extend(more)
-        if not same and beside.dpi:
-            options = {**options, "dpi": beside.dpi}
+        segments = beside.segments
+        if not same:
+            segments, more = jpeg.make_segments(
+                beside.exif, beside.xmp, beside.icc, beside.photoshop, beside.comments
+            )
+            if beside.dpi:
+                options = {**options, "dpi": beside.dpi}
+            notes.extend(more)
         return jpeg.splice_jpeg(_save_jpeg(image, options), segments, keep_jfif=not same)
     if kind == "PNG":
         chunks = beside.segments if same else metadata.make_png_chunks(beside)
-        return metadata.splice_png(_save_image(image, kind, options), chunks)
+        return png.splice_png(_save_image(image, kind, options), chunks)
     if kind == "BMP":
-        if picture.alpha is not None:
-            return _encode_bmp_with_alpha(planes, beside.dpi)
+        if picture.alpha is not None or beside.segments:
+            return bmp.write(planes, beside.dpi, b"".join(beside.segments))
         return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+    if kind == "AVIF":
+        data = _save_image(image, kind, options)
+        return avif.write(data, beside.segments, beside.exif, beside.xmp)
     # A grayscale profile does not fit the three channels that WebP makes of one.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
@@ -244,53 +258,13 @@ def _encode_file(
 def _write_tiff(
     image: Image.Image, options: dict[str, Any], picture: DecodedImage, notes: list[str]
 ) -> bytes:
-    tags, directories = _split_tiff_tags(picture.metadata.exif)
     if picture.coding.predictor == 2 and options["compression"] != "raw":
-        tags[317] = 2
-    data = _save_image(image, "TIFF", {**options, "exif": tags})
+        options = {**options, "tiffinfo": {317: 2}}
+    data = _save_image(image, "TIFF", options)
     with suppress(Exception):
-        return add_tiff_directories(data, directories)
+        return graft_tags(data, picture.metadata.exif) if picture.metadata.exif else data
     notes.append("EXIF was damaged and could not be copied")
     return data
-
-
-def _split_tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
-    """Return the tags of an EXIF structure, and apart from them its further directories.
-
-    Pillow cannot write those into a compressed TIFF; `add_tiff_directories` can.
-    """
-    tags = Image.Exif()
-    if exif:
-        tags.load(exif)
-    directories = {tag: tags.get_ifd(tag) for tag in metadata.TIFF_DIRECTORIES if tag in tags}
-    for tag in directories:
-        del tags[tag]
-    return tags, directories
-
-
-def add_tiff_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
-    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
-
-    The first directory is copied to the end, where it has room to point to them.
-    """
-    if not directories:
-        return data
-    (first,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
-    grown = data + bytes(len(data) % 2)
-    for tag, values in directories.items():
-        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
-        for key, value in values.items():
-            if key != _INTEROPERABILITY:
-                directory[key] = value
-        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
-        grown += directory.tobytes(len(grown))
-        grown += bytes(len(grown) % 2)
-    entries.sort(key=lambda entry: entry[1::-1])
-    start = struct.pack("<I", len(grown))
-    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    return grown[:4] + start + grown[8:] + packed
 
 
 def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
@@ -305,18 +279,6 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     except OSError:
         # Pillow's buffer for a progressive file is too small for noise at the finest quality.
         return _save_image(image, "JPEG", {**options, "progressive": False})
-
-
-def _encode_bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) -> bytes:
-    """Return a BMP with a version 4 header: Pillow's own BMP writer drops the alpha channel."""
-    height, width, _ = planes.shape
-    x, y = (round(density / 0.0254) for density in dpi or (0.0, 0.0))
-    body = planes[::-1, :, (2, 1, 0, 3)].tobytes()
-    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(body), x, y, 0, 0)
-    header += struct.pack("<4I4s", *masks, b"BGRs") + bytes(48)
-    start = 14 + len(header)
-    return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body
 
 
 def _measure_survival(

@@ -56,6 +56,13 @@ def clean_photoshop(resources: bytes) -> bytes:
     return blank_jpegs(_drop_thumbnails(resources))
 
 
+def wrap_iptc(iptc: bytes) -> bytes:
+    """Return IPTC as a resource of Photoshop."""
+    if not iptc:
+        return b""
+    return b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+
+
 def _drop_thumbnails(resources: bytes) -> bytes:
     kept = []
     at = 0

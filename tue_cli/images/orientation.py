@@ -9,8 +9,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tue_cli.images import avif
 from tue_cli.images.codec import DecodedImage
-from tue_cli.images.metadata import ORIENTATION
+from tue_cli.images.exif import ORIENTATION
 
 _TURNS: Final = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -24,7 +25,12 @@ _TURNS: Final = {
 
 
 def read_orientation(picture: DecodedImage) -> int:
-    """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none."""
+    """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none.
+
+    An AVIF is turned by its boxes alone, whatever its EXIF says; the number is of the same kind.
+    """
+    if picture.format == "AVIF":
+        return avif.read_turn(picture.metadata.segments)
     tags = Image.Exif()
     with suppress(Exception):
         tags.load(picture.metadata.exif)

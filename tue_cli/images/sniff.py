@@ -13,11 +13,11 @@ from typing import Final
 from PIL import Image
 
 from tue_cli.errors import ImageProblem
-from tue_cli.images import jpeg, metadata
+from tue_cli.images import jpeg, metadata, png
 
 _SIGNATURES: Final = (
     (b"\xff\xd8\xff", "JPEG"),
-    (metadata.PNG_START, "PNG"),
+    (png.PNG_START, "PNG"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
@@ -100,10 +100,7 @@ def _refuse_moving_gif(source: bytes) -> None:
 
 def refuse_tangled(kind: str, source: bytes) -> None:
     """Raise for metadata that would hold up or choke a decoder, before it reads them."""
-    if kind == "JPEG":
-        jpeg.refuse_tangled(source)
-    else:
-        metadata.refuse_tangled(kind, source)
+    metadata.refuse_tangled(kind, source)
 
 
 def refuse(image: Image.Image, source: bytes) -> None:
@@ -163,7 +160,7 @@ def is_truncated(kind: str, source: bytes) -> bool:
     if kind == "JPEG":
         return jpeg.is_truncated(source)
     if kind == "PNG":
-        return all(chunk != b"IEND" for chunk, _ in metadata.read_png_chunks(source))
+        return all(chunk != b"IEND" for chunk, _ in png.read_png_chunks(source))
     if kind == "WEBP":
         return len(source) < 8 + int.from_bytes(source[4:8], "little")
     if kind == "BMP":

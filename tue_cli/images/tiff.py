@@ -17,6 +17,7 @@ from tue_cli.images.exif import (
     clean_photoshop,
     explain_tangled,
     read_entries,
+    wrap_iptc,
 )
 from tue_cli.images.xmp import CREDENTIALS, PREVIEW, blank_text_images, clean_xmp
 
@@ -229,6 +230,14 @@ def read_tag(exif: bytes, tag: int) -> bytes:
     with suppress(struct.error, OverflowError, KeyError):
         return get_value(_read_tags(exif)[1], tag)
     return b""
+
+
+def read_photoshop(exif: bytes) -> bytes:
+    """Return Photoshop's resources in the tags of a TIFF; IPTC in a tag of its own joins them."""
+    resources = read_tag(exif, PHOTOSHOP_TAG)
+    if b"8BIM\x04\x04" in resources:
+        return resources
+    return resources + wrap_iptc(read_tag(exif, IPTC_TAG))
 
 
 def set_orientation(exif: bytes, turn: int) -> bytes:
