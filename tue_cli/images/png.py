@@ -177,7 +177,7 @@ def _clean_profile(text: _Text, found: dict[str, bytes]) -> tuple[bytes, str]:
     try:
         profile = bytes.fromhex((digits[2] if digits else b"-").decode())
     except ValueError:
-        flat = re.sub(rb"\s", b"", text.text).lower()
+        flat = re.sub(rb"[^0-9a-f]", b"", text.text.lower())
         if b"ffd8ff" in flat or blank_text_images(text.text) != text.text:
             return b"", PREVIEW
         return text.text, ""

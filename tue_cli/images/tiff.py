@@ -22,7 +22,8 @@ from tue_cli.images.exif import (
 from tue_cli.images.xmp import CREDENTIALS, PREVIEW, blank_text_images, clean_xmp
 
 MOST_PRIVATE: Final = 1 << 16
-"""Of one tag that nobody knows: larger ones may hold the picture."""
+"""Of one private tag that nobody knows: larger ones may hold the picture."""
+_PRIVATE: Final = 32768
 XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, PROFILE_TAG = 700, 33723, 34377, 34675
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965
 _POINTERS: Final = (_EXIF, _GPS, _INTEROPERABILITY)
@@ -106,7 +107,8 @@ def _select_tags(tags: Directory) -> tuple[Directory, list[int]]:
     for tag, (kind, value) in tags.items():
         if tag in _STRUCTURE or tag in _LEFT_OUT:
             continue
-        if len(value) > MOST_PRIVATE and tag not in _LARGE and not isinstance(value, dict):
+        private = tag >= _PRIVATE and tag not in _LARGE
+        if private and len(value) > MOST_PRIVATE and not isinstance(value, dict):
             strange.append(tag)
         else:
             kept[tag] = kind, value
