@@ -59,7 +59,7 @@ _LEFT_OUT: Final = (
 )
 """Segments that a copy cannot have, with what is lost: of MPF the frames, and Adobe's says how the
 pixels are coded."""
-FEWEST: Final = 32
+FEWEST: Final = 16
 """Bytes after the end of a picture from which they are worth a word."""
 
 
@@ -133,7 +133,7 @@ def select_segments(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         for marker, data, _ in read_segments(source)
         if APP0 <= marker <= 0xEF or marker == COMMENT
     ]
-    rest = source[find_end(source) :].strip(b"\0")
+    rest = source[find_end(source) :].rstrip(b"\0")
     cleaned: dict[int, bytes | None] = _clean_exif(found) | _clean_photoshop(found)
     lost = {PREVIEW for index, data in cleaned.items() if data != found[index][1]}
     texts, more = _clean_texts(found, appended=len(rest) >= FEWEST)
