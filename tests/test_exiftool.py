@@ -48,7 +48,7 @@ ALLOWED = (
 ALLOWED_ELSEWHERE = (
     (
         r"tiff to \w+",
-        r"IFD0:(ImageWidth|ImageHeight|BitsPerSample|SamplesPerPixel|Compression|Strip.*|.*Interp.*)",
+        r"IFD0:(ImageWidth|ImageHeight|BitsPerSample|SamplesPerPixel|RowsPerStrip|Compression|Planar.*|Strip.*|.*Interp.*)",
         "they say how a TIFF codes the pixels",
     ),
     (r"avif to \w+", r"Meta:PrimaryItemReference", "a part of the coding of an AVIF"),

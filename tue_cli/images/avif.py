@@ -22,6 +22,8 @@ _TRANSFORMS: Final = (b"clap", b"irot", b"imir")
 _XMP_TYPE: Final = b"application/rdf+xml\0"
 _UNSPECIFIED: Final = 2
 _SEQUENCE_HEADER: Final = 1
+# Constant luminance, ICtCp and others that libavif does not know.
+_UNREADABLE_MATRICES: Final = frozenset({3, 10, 11, 13, 14, 16, 17})
 SRGB: Final = ((1, 13), (1, 6), (1, 1), (2, 2))
 """Primaries and transfer that readers show as sRGB, where nothing else is said."""
 
@@ -39,6 +41,23 @@ class Beside:
     """Whether it is coded as RGB, which only lossless files are."""
     lost: frozenset[str]
     """What a copy does not have, in words."""
+
+
+def refuse_matrix(source: bytes) -> None:
+    """Refuse colours that no decoder here can turn into RGB, as far as the file has been read.
+
+    Raises:
+        ImageProblem: `mode`.
+    """
+    with suppress(struct.error, IndexError, ValueError):
+        for box in read_meta(source).properties:
+            matrix = int.from_bytes(box[16:18], "big")
+            if box[4:12] == b"colrnclx" and matrix in _UNREADABLE_MATRICES:
+                raise ImageProblem(
+                    "mode",
+                    f"The AVIF codes its colours with matrix {matrix} of ITU-T H.273, which tue "
+                    "cannot decode; save it as PNG first.",
+                )
 
 
 def read(source: bytes) -> Beside:

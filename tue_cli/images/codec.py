@@ -145,9 +145,9 @@ class OpenImage:
         image.load()
         turn = _TURNED_BACK.get(orientation)
         self._plain = _convert_mode(image if turn is None else image.transpose(turn), self._notes)
-        if kind == "AVIF" and avif.read(source).is_gray:
-            # Pillow makes three equal channels of one.
-            self._plain = self._plain.convert("L" if self._plain.mode == "RGB" else "LA")
+        if self._plain.mode == "RGBA" and kind == "AVIF" and avif.read(source).is_gray:
+            # Beside an alpha channel, Pillow makes three equal channels of one.
+            self._plain = self._plain.convert("LA")
 
     def read_strips(self, rows: int) -> Iterator[tuple[slice, NDArray[np.uint8]]]:
         """Yield places and pixels (R, W, C) of so many rows at a time, alpha the last channel."""

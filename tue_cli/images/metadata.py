@@ -35,10 +35,10 @@ class Metadata:
 
 
 def refuse_tangled(kind: str, source: bytes) -> None:
-    """Refuse what would take a decoder ages before the first pixel.
+    """Refuse what would take a decoder ages before the first pixel, or what it cannot decode.
 
     Raises:
-        ImageProblem: `metadata`.
+        ImageProblem: `metadata` or `mode`.
     """
     if kind == "JPEG":
         jpeg.refuse_tangled(source)
@@ -46,6 +46,8 @@ def refuse_tangled(kind: str, source: bytes) -> None:
         png.refuse_tangled(source)
     if kind == "TIFF":
         tiff.refuse_tangled(source)
+    if kind == "AVIF":
+        avif.refuse_matrix(source)
 
 
 def read_metadata(

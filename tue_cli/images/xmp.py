@@ -25,6 +25,9 @@ _BASE64_PICTURE = re.compile(
 _ATTRIBUTE = re.compile(rb"\s+([^\s=]+)\s*=\s*(\"[^\"]*+\"|'[^']*+')")
 _TAG_NAME = re.compile(rb"<[^\s/>]++")
 
+MOST_ELEMENTS: Final = 50_000
+"""Of one packet; from more, nothing is cut out."""
+
 _GOOGLE: Final = "http://ns.google.com/photos/"
 # Properties about a part behind the end of a JPEG: namespace, how the name begins, what is gone.
 _APPENDED: Final = (
@@ -69,8 +72,10 @@ def clean_xmp(xmp: bytes, *, appended: bool = False) -> tuple[bytes, frozenset[s
     With `appended`, properties about the parts of a file of several parts go too. A packet that is
     no sound XML has its pictures blanked, and nothing cut out.
     """
-    finder = _Finder(_PICTURES + (_APPENDED if appended else ()), xmp)
-    if not finder.parse():
+    rules = _PICTURES + (_APPENDED if appended else ())
+    finder = _Finder(rules, xmp)
+    spaces = (*(space for space, _, _ in rules), _TERMS.partition(" ")[0])
+    if not any(space.encode() in xmp for space in spaces) or not finder.parse():
         finder.cuts, finder.lost = [], set()
     kept, at = [], 0
     for start, end in sorted(finder.cuts):
@@ -100,6 +105,10 @@ def merge_extended(main: bytes, extended: bytes) -> bytes | None:
     return merged
 
 
+class _TooManyElements(Exception):
+    pass
+
+
 class _Finder:
     """Finds from where to where the properties lie that have to go."""
 
@@ -109,6 +118,7 @@ class _Finder:
         self._rules, self._xmp = rules, xmp
         self._whole = {space.encode() for space, start, _ in rules if not start}
         self._open: list[tuple[int, str | None]] = []
+        self._elements = 0
         self._inside = 0
         """How many of the open elements go."""
         self._ended: tuple[int, str] | None = None
@@ -120,13 +130,13 @@ class _Finder:
         self._parser.DefaultHandler = self._close
 
     def parse(self) -> bool:
-        """Say whether this is sound XML in UTF-8; `cuts` and `lost` are full then."""
+        """Say whether this is sound XML in UTF-8, not too long; `cuts` and `lost` are full then."""
         text = self._xmp.rstrip(b"\0")
         if text[:2] in (b"\xfe\xff", b"\xff\xfe"):
             return False
         try:
             self._parser.Parse(text, True)
-        except (expat.ExpatError, UnicodeError):
+        except (expat.ExpatError, UnicodeError, _TooManyElements):
             return False
         self._close()
         return True
@@ -152,6 +162,9 @@ class _Finder:
 
     def _start(self, name: str, attributes: Any) -> None:
         self._close()
+        self._elements += 1
+        if self._elements > MOST_ELEMENTS:
+            raise _TooManyElements
         at = self._parser.CurrentByteIndex
         lost = CREDENTIALS if name == _TERMS else self._judge(name)
         self._open.append((at, lost))
