@@ -178,6 +178,17 @@ def test_tags_of_a_tiff_that_show_the_original_are_left_out_and_named() -> None:
     assert any("C2PA" in note for note in notes) and any("(50001)" in note for note in notes)
 
 
+def test_tags_before_a_damaged_one_are_kept() -> None:
+    source = tiff.graft_tags(
+        save("TIFF"), tiff.pack_exif("<", {274: (3, b"\6\0"), 315: (2, b"Ida\0")})
+    )
+    (first,) = struct.unpack_from("<I", source, 4)
+    (count,) = struct.unpack_from("<H", source, first)
+    longer = source[:first] + struct.pack("<H", count + 9) + source[first + 2 :]
+    exif, _ = tiff.read_tiff_exif(longer[: first + 2 + 12 * count])
+    assert read_tiff(exif)[1] == {274: (3, b"\6\0"), 315: (2, b"Ida\0")}
+
+
 @pytest.mark.parametrize("target", ["png", "jpeg", "webp"])
 def test_a_tiff_in_another_format_takes_along_what_has_a_place_there(target: str) -> None:
     tags: tiff.Directory = {
@@ -388,6 +399,14 @@ def test_what_a_png_says_of_its_samples_stays_where_they_stay_alike() -> None:
     assert b"bKGD" not in encoded.data
 
 
+def test_exif_with_the_prefix_of_jpeg_is_cleaned_in_a_png_and_moved_without_it() -> None:
+    exif = tiff.pack_exif("<", {315: (2, b"Ida\0")})
+    chunk = png.make_png_chunk(b"eXIf", b"Exif\0\0" + exif)
+    encoded, notes = protect(png.splice_png(save("PNG"), (chunk,)))
+    assert chunk in encoded.data and not notes
+    assert protect(encoded.data, "jpeg")[0].decoded.metadata.exif == exif
+
+
 def test_private_chunks_of_a_png_are_named() -> None:
     encoded, notes = protect(png.splice_png(save("PNG"), (png.make_png_chunk(b"mkBF", bytes(99)),)))
     assert "(mkBF)" in notes[0] and b"mkBF" not in encoded.data
@@ -564,6 +583,9 @@ def test_a_bmp_keeps_the_profile_and_the_primaries_of_its_header(mode: str) -> N
             (100, 50), 0.01
         )
     assert protect(source, "png")[0].decoded.metadata.icc == PROFILE
+    for colours in (primaries, linked):
+        assert refuse(bmp.write(planes, None, colours), "png").reason == "colour"
+    assert protect(bmp.write(planes, None, bytes(52)), "png")[0].format == "PNG"
 
 
 # --- XMP -------------------------------------------------------------------------------------

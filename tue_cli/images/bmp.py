@@ -35,6 +35,12 @@ def read_colours(source: bytes) -> tuple[bytes, bytes]:
     return (profile if colours[:4] == _EMBEDDED else b""), colours + profile
 
 
+def shows_srgb(colours: bytes) -> bool:
+    """Say whether colours that `read_colours` found are sRGB, or unsaid."""
+    primaries = any(colours[4:52])
+    return colours[:4] != _LINKED and not (colours[:4] == bytes(4) and primaries)
+
+
 def write(planes: NDArray[np.uint8], dpi: tuple[float, float] | None, colours: bytes) -> bytes:
     """Return a BMP of pixels (H, W, C): grayscale, RGB or RGBA; `colours` as `read_colours` says.
 

@@ -41,6 +41,8 @@ PROFILE: Final = b"ICC_PROFILE\0"
 PHOTOSHOP: Final = b"Photoshop 3.0\0"
 LONGEST: Final = 65_533
 """The most bytes that one segment carries."""
+MOST_MARKERS: Final = 10_000
+"""Markers after the first scan; a progressive picture has a few dozen."""
 MOST_EXIF: Final = 64
 """Segments that EXIF may take: four megabytes of it."""
 
@@ -118,7 +120,10 @@ def make_segment(marker: int, payload: bytes) -> bytes:
 def find_end(source: bytes) -> int:
     """Return where the picture ends, past its end marker; the length where that is missing."""
     at = next((end for mark, _, end in read_segments(source) if mark == START_OF_SCAN), 0)
-    while at and (found := _AFTER_SCAN.search(source, at)):
+    for _ in range(MOST_MARKERS if at else 0):
+        found = _AFTER_SCAN.search(source, at)
+        if found is None:
+            break
         at = found.end()
         if source[at - 1] == 0xD9:
             return at

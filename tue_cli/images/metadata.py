@@ -166,9 +166,13 @@ def _refuse_other_look(beside: Metadata, source: str, target: str) -> None:
             f"This AVIF shows only a part of its pixels, which no {target} can say; use "
             "--format keep, or crop the picture first.",
         )
-    if beside.icc or target == "PNG":
+    if beside.icc:
         return
-    if beside.colours not in avif.SRGB:
+    if source == "BMP" and not bmp.shows_srgb(b"".join(beside.segments)):
+        found = "primaries or a linked profile in the header of the BMP"
+    elif target == "PNG":
+        return
+    elif beside.colours not in avif.SRGB:
         found = f"CICP {beside.colours[0]}/{beside.colours[1]}"
     elif source == "PNG" and not png.shows_srgb(beside.segments):
         found = "gAMA and cHRM of the PNG"
@@ -177,7 +181,7 @@ def _refuse_other_look(beside: Metadata, source: str, target: str) -> None:
     raise ImageProblem(
         "colour",
         f"The colours are not sRGB ({found}), which a {target} cannot say without a profile; use "
-        "--format keep or png.",
+        f"{'--format keep' if source == 'BMP' else '--format keep or png'}.",
     )
 
 

@@ -117,9 +117,10 @@ def select_png_chunks(source: bytes) -> Selected:
                 private.add(kind.decode("latin-1"))
             continue
         elif kind == b"eXIf":
-            found["exif"] = blank_exif_previews(data)
-            lost.add(PREVIEW if found["exif"] != data else "")
-            data = found["exif"]
+            start = EXIF_START if data.startswith(EXIF_START) else b""
+            found["exif"] = blank_exif_previews(data.removeprefix(start))
+            lost.add(PREVIEW if start + found["exif"] != data else "")
+            data = start + found["exif"]
         if data:
             chunks.append(make_png_chunk(kind, data))
     if private:

@@ -30,9 +30,13 @@ _POINTERS: Final = (_EXIF, _GPS, _INTEROPERABILITY)
 
 # Where the pixels are and how they are coded, which the encoder of a copy says itself.
 _STRUCTURE: Final = frozenset(
-    (*range(254, 260), *range(262, 267), 273, *range(277, 282), 284, *range(288, 294), 317),
-) | frozenset((320, *range(322, 328), 330, *range(332, 335), *range(336, 344), 347, 400)).union(
-    (*range(512, 522), 529, 530, 531, 532, 559, PROFILE_TAG, 50706),
+    tag
+    for first, last in (
+        *((254, 259), (262, 266), (273, 273), (277, 281), (284, 284), (288, 293), (317, 317)),
+        *((320, 320), (322, 327), (330, 330), (332, 334), (336, 343), (347, 347), (400, 400)),
+        *((512, 521), (529, 532), (559, 559), (PROFILE_TAG, PROFILE_TAG), (50706, 50706)),
+    )
+    for tag in range(first, last + 1)
 )
 # Tags of any size: XMP, IPTC, Photoshop's, GeoTIFF, GDAL, EXIF and what its directories hold.
 _LARGE: Final = frozenset(
@@ -137,18 +141,17 @@ def _read_tags(source: bytes) -> tuple[str, Directory]:
 def _read_directory(
     source: memoryview, order: str, at: int, *, big: bool = False, depth: int = 0
 ) -> Directory:
-    """Return the tags of a directory; nothing is copied."""
+    """Return the tags of a directory as far as it is sound; nothing is copied."""
     tags: Directory = {}
-    for tag, kind, start, length in read_entries(source, order, at, big=big):
-        if tag in tags or not length:
-            continue
-        if tag in _POINTERS and length in (4, 8) and depth < 2:
-            tags[tag] = 4, {}
-            (inner,) = struct.unpack_from(order + {4: "I", 8: "Q"}[length], source, start)
-            with suppress(struct.error):
+    with suppress(struct.error):
+        for tag, kind, start, length in read_entries(source, order, at, big=big):
+            if tag in tags or not length:
+                continue
+            if tag in _POINTERS and length in (4, 8) and depth < 2:
+                (inner,) = struct.unpack_from(order + {4: "I", 8: "Q"}[length], source, start)
                 tags[tag] = 4, _read_directory(source, order, inner, big=big, depth=depth + 1)
-        elif kind in _WRITABLE:
-            tags[tag] = kind, source[start : start + length]
+            elif kind in _WRITABLE:
+                tags[tag] = kind, source[start : start + length]
     return tags
 
 
