@@ -230,6 +230,12 @@ def drop_tags(exif: bytes, unwanted: frozenset[int]) -> bytes:
     return pack_exif(order, kept) if kept else b""
 
 
+def set_xmp(exif: bytes, xmp: bytes) -> bytes:
+    """Return a structure that `pack_exif` made with other XMP; a new one for none."""
+    order, tags = _read_tags(exif) if exif else ("<", Directory())
+    return pack_exif(order, {**tags, XMP_TAG: (1, xmp)})
+
+
 def read_tag(exif: bytes, tag: int) -> bytes:
     """Return the bytes of a tag of the first directory, none where it is missing."""
     with suppress(struct.error, OverflowError, KeyError):
