@@ -157,6 +157,18 @@ def test_the_tags_of_a_tiff_are_the_same_bytes(order: str, compression: str) -> 
     assert np.asarray(Image.open(io.BytesIO(encoded.data))).shape == (48, 64, 3)
 
 
+def test_tags_are_turned_where_samples_of_two_bytes_fix_the_byte_order() -> None:
+    file = io.BytesIO()
+    Image.new("I;16", (4, 4)).save(file, "TIFF")
+    inner: tiff.Directory = {33434: (5, struct.pack(">II", 1, 250)), 37500: (7, b"a note")}
+    tags: tiff.Directory = {**make_tags(">"), 34665: (4, inner)}
+    turned = tiff.graft_tags(file.getvalue(), tiff.pack_exif(">", tags))
+    order, found = read_tiff(turned)
+    assert order == "<" and found[33434] == (5, struct.pack("<II", 1, 250))
+    assert {tag: found[tag] for tag in make_tags("<")} == make_tags("<")
+    assert found[37500] == (7, b"a note")
+
+
 def test_tags_of_a_tiff_that_show_the_original_are_left_out_and_named() -> None:
     view = thumbnail()
     preview = b"8BIM\4\x0c\0\0" + struct.pack(">I", len(view)) + view + bytes(len(view) % 2)
