@@ -20,10 +20,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFile, UnidentifiedImageError
 
 from tue_cli.errors import ImageProblem, OutOfMemory
-from tue_cli.images import deep, extras, jpeg, metadata, sniff
+from tue_cli.images import avif, deep, exif, extras, jpeg, metadata, sniff
 from tue_cli.images.coding import Coding, convert_mode, find_turn, read_coding
 from tue_cli.images.deep import Pixels
 from tue_cli.images.metadata import Metadata
+from tue_cli.images.xmp import PREVIEW, explain_lost
 from tue_cli.storage import reading
 
 MAX_PIXELS: Final = 200_000_000
@@ -153,11 +154,10 @@ class OpenImage:
     ) -> None:
         """`image` is one that was not refused, and is loaded here."""
         beside = (image.info.get(name) or b"" for name in ("exif", "xmp", "icc_profile"))
-        if sum(map(len, beside)) > metadata.MOST_BYTES:
-            raise metadata.explain_tangled()
+        if sum(map(len, beside)) > exif.MOST_BYTES:
+            raise exif.explain_tangled()
         self._image, self._kind, self._source = image, kind, source
         self._notes = list(notes)
-        self._exif = metadata.read_tiff_exif(image) if kind == "TIFF" else b""
         turn = find_turn(image)
         self._planes: NDArray[np.uint16] | None = None
         if deep.is_deep(image):
@@ -168,6 +168,9 @@ class OpenImage:
             return
         image.load()
         self._plain = convert_mode(image if turn is None else image.transpose(turn), self._notes)
+        if self._plain.mode == "RGBA" and kind == "AVIF" and avif.read(source).is_gray:
+            # Beside an alpha channel, Pillow makes three equal channels of one.
+            self._plain = self._plain.convert("LA")
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -228,42 +231,24 @@ class OpenImage:
         if kind in ("HEIF", "GIF"):
             notes += extras.describe_left_out(image, source)
         if kind == "TIFF" and getattr(image, "is_animated", False):
-            notes.append("preview pages left out")
+            notes += explain_lost([PREVIEW])
         if image.format == "MPO":
             notes.append("only the first of several frames was kept")
         if kind == "AVIF" and sniff.is_deep_avif(source):
             notes.append("reduced to 8 bits per channel")
-        info = image.info
-        segments: tuple[bytes, ...] = ()
-        more: tuple[str, ...] = ()
-        exif = self._exif
-        if kind == "JPEG":
-            segments, more = jpeg.select_segments(source)
-            exif = jpeg.join_exif(segments)
-        else:
-            if kind == "PNG":
-                segments, more = metadata.select_png_chunks(source)
-            found = (info.get("exif") or b"").removeprefix(metadata.EXIF_START)
-            exif = exif or metadata.blank_exif_previews(found)
-        xmp = info.get("xmp") or b""
+        info = dict(image.info)
         if kind == "JXL":
-            xmp, boxes = extras.read_jxl_boxes(source)
+            info["xmp"], boxes = extras.read_jxl_boxes(source)
             notes += boxes
-        dpi = info.get("dpi")
+        described, more = metadata.read_metadata(kind, source, info)
         return DecodedImage(
             pixels=pixels,
             alpha=None if is_cmyk else beside,
             black=beside if is_cmyk else None,
             format=kind,
             coding=read_coding(image, kind, source),
-            metadata=Metadata(
-                exif=exif,
-                icc=info.get("icc_profile") or b"",
-                xmp=metadata.blank_text_images(xmp.encode() if isinstance(xmp, str) else xmp),
-                dpi=(float(dpi[0]), float(dpi[1])) if dpi else None,
-                segments=segments,
-            ),
-            notes=(*notes, *more),
+            metadata=described,
+            notes=tuple(dict.fromkeys((*notes, *more))),
         )
 
 

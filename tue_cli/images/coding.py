@@ -9,8 +9,8 @@ from typing import Any, Final
 from PIL import Image, JpegImagePlugin
 
 from tue_cli.errors import ImageProblem
-from tue_cli.images import extras, sniff
-from tue_cli.images.metadata import ORIENTATION
+from tue_cli.images import avif, extras, sniff
+from tue_cli.images.exif import ORIENTATION
 
 FORMATS: Final = frozenset({"keep", "png", "jpeg", "webp"})
 DEEP: Final = frozenset({"PNG", "TIFF"})
@@ -93,9 +93,11 @@ def read_coding(image: Image.Image, kind: str, source: bytes) -> Coding:
         return Coding(lossless=sniff.is_lossless_webp(source))
     if kind == "JXL":
         return Coding(lossless=extras.is_jxl_lossless(source))
-    return Coding(
-        lossless=kind not in ("AVIF", "HEIF"), options=extras.make_options(kind, image.info)
-    )
+    if kind == "AVIF":
+        found = avif.read(source)
+        gray = (("subsampling", "4:0:0"),) if found.is_gray else ()
+        return Coding(lossless=found.is_lossless, options=gray)
+    return Coding(lossless=kind != "HEIF", options=extras.make_options(kind, image.info))
 
 
 def list_attempts(
@@ -129,7 +131,7 @@ def list_attempts(
     own = {"exact": True} if kind == "WEBP" else {}
     if kind == "AVIF":
         # Twice as fast as Pillow's 6 for files of the same size and quality.
-        own = {"subsampling": "4:4:4", "speed": 8}
+        own = {"subsampling": "4:4:4", "speed": 8, **dict(coding.options)}
         if has_alpha:
             own["advanced"] = {"alpha:lossless": "1"}
     if kind == "HEIF":
@@ -145,6 +147,10 @@ def list_attempts(
     if quality is not None:
         return [({"quality": quality, **own}, "")]
     finer = [_refine(level, own, noted=level > 90) for level in (90, 95, 100)]
+    if kind == "AVIF" and coding.lossless:
+        # Pillow codes brightness and colours apart, which rounds them.
+        note = "written at quality 100, not losslessly; use --format png for a lossless copy"
+        return [({"quality": 100, **own}, note)]
     if kind != "WEBP":
         return finer
     # Lossy WebP halves the colour channels, whatever the quality.

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageFile
 
-from tue_cli.images import metadata
+from tue_cli.images import png
 
 Pixels = NDArray[np.unsignedinteger[Any]]
 """Levels of 8 bits, uint8, or of 16, uint16."""
@@ -138,7 +138,7 @@ def encode_png(planes: NDArray[np.uint16]) -> bytes:
         *((b"IDAT", part) for part in (*packed, packer.flush()) if part),
         (b"IEND", b""),
     )
-    return metadata.PNG_START + b"".join(metadata.make_png_chunk(*chunk) for chunk in chunks)
+    return png.PNG_START + b"".join(png.make_png_chunk(*chunk) for chunk in chunks)
 
 
 def _filter_rows(planes: NDArray[np.uint16], top: int) -> bytes:

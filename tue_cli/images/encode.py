@@ -7,7 +7,6 @@ the pixels is decided here; `metadata` and `jpeg` know how it is laid out.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
@@ -15,10 +14,10 @@ from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from tue_cli.errors import ImageProblem, OutOfMemory
-from tue_cli.images import deep, jpeg, metadata
+from tue_cli.images import avif, bmp, deep, jpeg, metadata, png
 from tue_cli.images.codec import DecodedImage, OpenImage, decode, load
 from tue_cli.images.coding import (
     DEEP,
@@ -30,10 +29,9 @@ from tue_cli.images.coding import (
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.images.extras import has_same_colours
 from tue_cli.images.quality import measure_survival
+from tue_cli.images.tiff import graft_tags
 
 SURVIVAL_FLOOR: Final = 0.8
-_INTEROPERABILITY: Final = 40965
-"""A pointer inside EXIF whose target is not copied."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -63,7 +61,7 @@ def encode(
     lossless, unless `quality` (1..100) is given.
 
     Raises:
-        ImageProblem: alpha, alpha-lost or unwritable.
+        ImageProblem: alpha, alpha-lost, colour, crop or unwritable.
         ValueError: an unknown format, or one that has not as many bits as the pixels.
     """
     kind = choose_kind(picture.format, format)
@@ -71,6 +69,10 @@ def encode(
         raise ValueError(f"{kind} has 8 bits per channel, the pixels have 16")
     if kind == "JPEG" and picture.alpha is not None:
         raise explain_alpha()
+    lost: tuple[str, ...] = ()
+    if kind != picture.format:
+        beside, lost = metadata.convert(picture.metadata, picture.format, kind)
+        picture = replace(picture, metadata=beside)
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
     best: _EncodedFile | None = None
@@ -93,7 +95,7 @@ def encode(
             break
         del opened
     assert best is not None
-    notes = best.notes
+    notes = (*lost, *best.notes)
     if picture.format == "GIF" and format == "keep":
         notes = ("written as PNG, because the few colours of a GIF cannot hold the noise", *notes)
     if best.survival < SURVIVAL_FLOOR:
@@ -200,23 +202,30 @@ def _encode_file(
     same = picture.format == kind
     if kind == "PNG":
         chunks = beside.segments if same else metadata.make_png_chunks(beside)
-        return metadata.splice_png(_encode_png(planes, options), chunks)
+        return png.splice_png(_encode_png(planes, options), chunks)
     if kind == "TIFF":
         return _write_tiff(planes, options, picture, notes)
     image = _make_image(planes, picture)
     if kind == "JPEG":
-        segments, more = (beside.segments, ()) if same else jpeg.make_segments(beside)
-        notes.extend(more)
-        if not same and beside.dpi:
-            options = {**options, "dpi": beside.dpi}
+        segments = beside.segments
+        if not same:
+            segments, more = jpeg.make_segments(
+                beside.exif, beside.xmp, beside.icc, beside.photoshop, beside.comments
+            )
+            if beside.dpi:
+                options = {**options, "dpi": beside.dpi}
+            notes.extend(more)
         data = _save_jpeg(image, options)
         if not picture.coding.adobe_marker:
             data = jpeg.drop_adobe_marker(data)
         return jpeg.splice_jpeg(data, segments, keep_jfif=not same)
     if kind == "BMP":
-        if picture.alpha is not None:
-            return _encode_bmp_with_alpha(planes, beside.dpi)
+        if picture.alpha is not None or beside.segments:
+            return bmp.write(planes, beside.dpi, b"".join(beside.segments))
         return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+    if kind == "AVIF":
+        data = _save_image(image, kind, options)
+        return avif.write(data, beside.segments, beside.exif, beside.xmp)
     # A grayscale profile does not fit the three channels that WebP makes of one.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
@@ -254,59 +263,19 @@ def _write_tiff(
 ) -> bytes:
     if picture.metadata.icc:
         options = {**options, "icc_profile": picture.metadata.icc}
-    tags, directories = _split_tiff_tags(picture.metadata.exif)
     predict = picture.coding.predictor == 2 and options["compression"] != "raw"
     if planes.dtype == np.uint16:
         image = deep.pack_rows(planes, predict=predict)
-        data = _save_image(image, "TIFF", {**options, "exif": tags})
+        data = _save_image(image, "TIFF", options)
         data = deep.relabel_tiff(data, planes.shape, predict=predict)
     else:
         if predict:
-            tags[317] = 2
-        data = _save_image(_make_image(planes, picture), "TIFF", {**options, "exif": tags})
+            options = {**options, "tiffinfo": {317: 2}}
+        data = _save_image(_make_image(planes, picture), "TIFF", options)
     with suppress(Exception):
-        return add_tiff_directories(data, directories)
+        return graft_tags(data, picture.metadata.exif) if picture.metadata.exif else data
     notes.append("EXIF was damaged and could not be copied")
     return data
-
-
-def _split_tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
-    """Return the tags of an EXIF structure, and apart from them its further directories.
-
-    Pillow cannot write those into a compressed TIFF; `add_tiff_directories` can.
-    """
-    tags = Image.Exif()
-    if exif:
-        tags.load(exif)
-    directories = {tag: tags.get_ifd(tag) for tag in metadata.TIFF_DIRECTORIES if tag in tags}
-    for tag in directories:
-        del tags[tag]
-    return tags, directories
-
-
-def add_tiff_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
-    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
-
-    The first directory is copied to the end, where it has room to point to them.
-    """
-    if not directories:
-        return data
-    (first,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
-    grown = data + bytes(len(data) % 2)
-    for tag, values in directories.items():
-        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
-        for key, value in values.items():
-            if key != _INTEROPERABILITY:
-                directory[key] = value
-        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
-        grown += directory.tobytes(len(grown))
-        grown += bytes(len(grown) % 2)
-    entries.sort(key=lambda entry: entry[1::-1])
-    start = struct.pack("<I", len(grown))
-    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    return grown[:4] + start + grown[8:] + packed
 
 
 def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
@@ -321,15 +290,3 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     except OSError:
         # Pillow's buffer for a progressive file is too small for noise at the finest quality.
         return _save_image(image, "JPEG", {**options, "progressive": False})
-
-
-def _encode_bmp_with_alpha(planes: Pixels, dpi: tuple[float, float] | None) -> bytes:
-    """Return a BMP with a version 4 header: Pillow's own BMP writer drops the alpha channel."""
-    height, width, _ = planes.shape
-    x, y = (round(density / 0.0254) for density in dpi or (0.0, 0.0))
-    body = planes[::-1, :, (2, 1, 0, 3)].tobytes()
-    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(body), x, y, 0, 0)
-    header += struct.pack("<4I4s", *masks, b"BGRs") + bytes(48)
-    start = 14 + len(header)
-    return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body

@@ -17,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from tue_cli.errors import ImageProblem, is_installed
+from tue_cli.images.xmp import CREDENTIALS, DEPTH, GAIN_MAP, explain_lost
 
 
 @dataclass(frozen=True)
@@ -66,19 +67,18 @@ def load_plugin(kind: str) -> None:
 
 def describe_left_out(image: Image.Image, source: bytes) -> list[str]:
     """Return notes on what a HEIC or GIF holds besides its picture, and a copy does not."""
-    notes = []
+    notes: list[str] = []
     if image.format == "GIF":
         parts = {b"ICCRGBG1012": "colour profile", b"XMP DataXMP": "XMP"}
         there = [name for start, name in parts.items() if start in source]
-        there += ["comment"] * bool(image.info.get("comment"))
-        return [f"{' and '.join(there)} left out"] if there else []
+        return list(explain_lost(f"the {name}" for name in there))
     beside = [str(name) for name in image.info.get("aux") or ()]
     if any("hdrgainmap" in name.lower() for name in beside):
-        notes.append("HDR gain map left out")
+        notes += explain_lost([GAIN_MAP])
     if image.info.get("depth_images"):
-        notes.append("depth map left out")
+        notes += explain_lost([DEPTH])
     if any("hdrgainmap" not in name.lower() for name in beside):
-        notes.append("further images, such as masks, left out")
+        notes += explain_lost(["further images, such as masks"])
     if getattr(image, "n_frames", 1) > 1:
         notes.append("only the main picture of several was kept")
     return notes
@@ -225,9 +225,9 @@ def read_jxl_boxes(source: bytes) -> tuple[bytes, list[str]]:
         if kind == b"xml ":
             xmp = source[start:end]
         elif kind == b"brob" and source[start : start + 4] != b"Exif":
-            notes.append("compressed metadata left out")
+            notes += explain_lost(["compressed metadata"])
         elif kind == b"jumb":
-            notes.append("content credentials left out")
+            notes += explain_lost([CREDENTIALS])
     return xmp, notes
 
 

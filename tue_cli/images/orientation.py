@@ -10,9 +10,10 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tue_cli.images import avif
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
-from tue_cli.images.metadata import ORIENTATION
+from tue_cli.images.exif import ORIENTATION
 
 _TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
     2: lambda pixels: pixels[:, ::-1],
@@ -26,7 +27,12 @@ _TURNS: Final[dict[int, Callable[[Pixels], Pixels]]] = {
 
 
 def read_orientation(picture: DecodedImage) -> int:
-    """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none."""
+    """Return the orientation tag where it asks for a turn, else 1; a damaged tag asks for none.
+
+    An AVIF is turned by its boxes alone, whatever its EXIF says; the number is of the same kind.
+    """
+    if picture.format == "AVIF":
+        return avif.read_turn(picture.metadata.segments)
     tags = Image.Exif()
     with suppress(Exception):
         tags.load(picture.metadata.exif)

@@ -14,7 +14,7 @@ from typing import Any, Final, NoReturn
 from PIL import Image, TiffImagePlugin
 
 from tue_cli.errors import ImageProblem
-from tue_cli.images import deep, jpeg, metadata
+from tue_cli.images import deep, jpeg, metadata, png
 
 _RAW: Final = (
     ".3fr .ari .arw .bay .cap .cr2 .cr3 .crw .dcr .dcs .dng .erf .fff .gpr .iiq .k25 .kdc .mdc "
@@ -25,7 +25,7 @@ RAW_SUFFIXES: Final = frozenset(_RAW.split())
 
 _SIGNATURES: Final = (
     (b"\xff\xd8\xff", "JPEG"),
-    (metadata.PNG_START, "PNG"),
+    (png.PNG_START, "PNG"),
     (b"II*\0", "TIFF"),
     (b"MM\0*", "TIFF"),
     (b"II+\0", "TIFF"),
@@ -152,10 +152,7 @@ MOST_PREVIEWS: Final = 8
 
 def refuse_tangled(kind: str, source: bytes) -> None:
     """Raise for metadata that would hold up or choke a decoder, before it reads them."""
-    if kind == "JPEG":
-        jpeg.refuse_tangled(source)
-    else:
-        metadata.refuse_tangled(kind, source)
+    metadata.refuse_tangled(kind, source)
 
 
 def refuse(image: Image.Image, source: bytes) -> None:
@@ -308,7 +305,7 @@ def is_truncated(kind: str, source: bytes) -> bool:
     if kind == "JPEG":
         return jpeg.is_truncated(source)
     if kind == "PNG":
-        return all(chunk != b"IEND" for chunk, _ in metadata.read_png_chunks(source))
+        return all(chunk != b"IEND" for chunk, _ in png.read_png_chunks(source))
     if kind == "WEBP":
         return len(source) < 8 + int.from_bytes(source[4:8], "little")
     if kind == "BMP":
