@@ -11,7 +11,8 @@ An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as 
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
 weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS is `farthest` or
 `nearest`: to the pictures of all classes together, by the surrogate. A column is an attacker,
-ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`.
+ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`. NET may also be `pretrained` or `probe`,
+with the extra `pretrained`; they learned from ImageNet, which has all classes of Tiny ImageNet.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
@@ -48,6 +49,7 @@ from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.engine.torch import ComputeDevice, choose_device
 from tue_cli.train.data import load_images
 from tue_cli.verify.dataset import Levels, VictimDataset
+from tue_cli.verify.pretrained import identify_victim
 from tue_cli.verify.request import format_victim, parse_victims
 from tue_cli.verify.stats import FITTED, LEARNED
 from tue_cli.verify.trials import build_groups
@@ -82,10 +84,10 @@ def parse_column(text: str, victim: str) -> Column:
     if len(sizes) > 1 or len(nets) > 1:
         raise SystemExit(f"{text!r} is no column: write ATTACK[/SIZE][/NET[:SHARE]].")
     net = nets[0] if nets else victim
-    if ":" not in net:
-        net += f":{victim.partition(':')[2]}"
     (one,) = parse_victims(net)
-    return Column(parse_attacks([attack])[-1], sizes[0] if sizes else 32, one)
+    if not one.start and ":" not in net:
+        (one,) = parse_victims(f"{net}:{victim.partition(':')[2]}")
+    return Column(parse_attacks([attack])[-1], sizes[0] if sizes else 32, identify_victim(one))
 
 
 class Way(NamedTuple):

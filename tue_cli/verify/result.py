@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tue_cli.events import AMONG, OPTIONAL, Table
-from tue_cli.verify.request import Provenance, format_victim
+from tue_cli.verify.request import Provenance, describe_victim
 from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 from tue_cli.verify.trials import Group, Trial
 
@@ -207,8 +207,8 @@ def make_row(
     has_floor = "floor" in group.trials
     return Row(
         attack=group.name,
-        title=group.attack.title,
-        victim=format_victim(group.victim),
+        title=group.title,
+        victim=describe_victim(group.victim),
         clean=collect_accuracy("clean"),
         protected=collect_accuracy("protected"),
         random=collect_accuracy("random"),

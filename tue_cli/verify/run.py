@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import BUDGETS, FEWEST_PICTURES, VerifySettings
+from tue_cli.config import BUDGETS, FEWEST_PICTURES, PRETRAINED_PACKAGE, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
@@ -42,7 +42,7 @@ from tue_cli.verify.trials import (
     Trial,
     TrialCache,
     build_groups,
-    count_epochs,
+    is_tried,
     list_unique_trials,
 )
 
@@ -74,17 +74,22 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     Raises:
         BadSetting: unsuitable settings, no manifest, or originals that are not the copies'.
         OutputProblem: the report or the cache cannot be written.
-        PackageMissing: torch, or what an attacker needs that was asked for by name.
+        PackageMissing: torch, or what an attacker or victim needs that was asked for by name.
+        WeightsProblem: pretrained weights are damaged, or of no architecture that tue has.
     """
     require("torch")
     spec = yield from _leave_out_attackers(spec)
+    spec = yield from _leave_out_victims(spec)
     spec.validate()
     from tue_cli.engine.torch import choose_device
+    from tue_cli.verify.pretrained import identify_victim
     from tue_cli.verify.trainer import refuse_victims
 
     began = time.monotonic()
     computer = choose_device(spec.device)
     refuse_victims(spec.settings)
+    known = tuple(identify_victim(victim) for victim in spec.settings.victims)
+    spec = replace(spec, settings=replace(spec.settings, victims=known))
     manifest = read_manifest(spec.protected)
     radius, made = read_provenance(spec.protected, manifest)
     failures: list[Failed] = []
@@ -104,14 +109,14 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     groups = build_groups(settings, len(arms.labels))
     plan = _plan(work, groups)
     results = yield from _train_victims(spec, plan, list_unique_trials(groups), work)
-    chance, epochs = 1 / len(arms.classes), count_epochs(len(arms.labels), settings.seen)
+    chance = 1 / len(arms.classes)
     rows = [make_row(group, results, arms.count_tested(), chance) for group in groups]
     judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
     setup = VerifySetup(plan, f"{time.monotonic() - began:.0f} s", made)
     attacks = [
-        describe_attack(row, group, results, chance=chance, epochs=epochs)
+        describe_attack(row, group, results, chance=chance, epochs=group.epochs)
         for row, group in zip(rows, groups, strict=True)
     ]
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
@@ -140,6 +145,33 @@ def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]
         yield Note(f"The attacker {name} is omitted. {problem}")
     kept = tuple(name for name in attacks if name not in missing)
     return replace(spec, settings=replace(spec.settings, attacks=kept))
+
+
+def _leave_out_victims(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
+    """Drop the pretrained victims of a budget where their package is not installed.
+
+    Raises:
+        PackageMissing: the victims are no budget's, so each was asked for by name.
+    """
+    victims = spec.settings.victims
+    missing = [
+        v for v in victims if v.start and not v.weights and not is_installed(PRETRAINED_PACKAGE)
+    ]
+    if missing:
+        problem = PackageMissing(PRETRAINED_PACKAGE)
+        if all(victims != budget.victims for budget in BUDGETS.values()):
+            raise problem
+        names = " and ".join(format_victim(victim) for victim in missing)
+        yield Note(f"The victims {names} are omitted. {problem}")
+    kept = tuple(victim for victim in victims if victim not in missing)
+    if kept and all(victim.start == "probe" for victim in kept):
+        idle = [name for name in spec.settings.attacks if not is_tried(name, kept[0], kept)]
+        if idle:
+            yield Note(
+                f"Omitted: {', '.join(idle)}. A probe computes the features of each picture once, "
+                "so its batches cannot be changed."
+            )
+    return replace(spec, settings=replace(spec.settings, victims=kept))
 
 
 def _load_work(
@@ -224,7 +256,6 @@ def _write_page(
 
 def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
     settings, arms = work.settings, work.arms
-    epochs = count_epochs(len(arms.labels), settings.seen)
     return VerifyPlan(
         victims=", ".join(format_victim(victim) for victim in settings.victims),
         attackers=", ".join(settings.attacks),
@@ -232,7 +263,7 @@ def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
         training_pictures=len(arms.labels),
         held_out_pictures=len(arms.test_labels),
         classes=len(arms.classes),
-        epochs=f"{epochs} ({groups[0].trials['clean'][0].steps} steps)",
+        epochs=f"{groups[0].epochs} ({groups[0].trials['clean'][0].steps} steps)",
         adversary_steps=settings.adversary_steps,
         seeds=settings.seeds,
         seed=settings.seed,

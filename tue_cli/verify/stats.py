@@ -139,7 +139,8 @@ def make_inconclusive(*reasons: str) -> Verdict:
 def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     """Judge by the weakest link among the attackers that could be measured.
 
-    Standard training comes first in `rows`; where it can't be judged, nothing is.
+    Standard training comes first in `rows`; where it can't be judged, that of pretrained victims
+    stands for it, and where that can't either, nothing is judged.
     """
     doubts: Mapping[int, str] = {
         number: row.explain_doubt(chance) for number, row in enumerate(rows)
@@ -152,18 +153,20 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
     if reasons:
         reasons += ("more pictures, more --seeds or a larger --budget may help",)
     sound = [row for number, row in enumerate(rows) if not doubts[number]]
-    standard = [row for row in sound if row.attack == "std"]
-    if not standard:
+    every = [row for row in sound if row.attack == "std"]
+    if not every:
         return make_inconclusive(*reasons)
+    title = rows[0].title if any(row.title == rows[0].title for row in every) else every[0].title
+    standard = [row for row in every if row.title == title]
     at_best = min(standard, key=lambda row: row.estimate_protection().value)
     worst = min(sound, key=lambda row: row.estimate_protection().value)
     first, last = at_best.estimate_protection(), worst.estimate_protection()
-    headline = f"Protection {_format_percent(first)} against standard training"
-    if all(row.attack == "std" for row in rows):
+    headline = f"Protection {_format_percent(first)} against {title}"
+    if all((row.attack, row.title) == ("std", title) for row in rows):
         headline += "; no other attacker was tried"
     elif len(sound) == len(standard):
         headline += "; no other attacker could be measured"
-    elif worst.attack == "std":
+    elif worst in standard:
         headline += ", the lowest"
     else:
         headline += f"; the lowest is {_format_percent(last)}, against {worst.title}"

@@ -17,7 +17,15 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
 from tue_cli.verify.dataset import VictimDataset
-from tue_cli.verify.trials import Trial, TrialProgress, build_groups, list_unique_trials
+from tue_cli.verify.probe import Probe
+from tue_cli.verify.trials import (
+    FEWEST_EPOCHS,
+    WAYS,
+    Trial,
+    TrialProgress,
+    build_groups,
+    list_unique_trials,
+)
 from tue_cli.verify.victim import Victim
 
 PROBED = 4
@@ -34,7 +42,9 @@ def refuse_victims(settings: VerifySettings) -> None:
     """Raise BadSetting for a victim that cannot be built; nothing is computed."""
     with torch.device("meta"):
         for victim in settings.victims:
-            build_classifier(victim.net, classes=2, width=victim.width, size=settings.size or 32)
+            if not victim.start:
+                size = settings.size or 32
+                build_classifier(victim.net, classes=2, width=victim.width, size=size)
 
 
 def measure_costs(
@@ -58,14 +68,17 @@ def measure_costs(
 
 def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> int:
     """Return how many pictures victims can be shown so that all of them take so long."""
-    groups = build_groups(replace(settings, seen=1_000_000), 1_000_000)
-    a_picture = sum(costs[trial.kind] / trial.victim.batch for trial in list_unique_trials(groups))
-    return max(1, math.floor(seconds / a_picture))
+    pictures = 1_000_000
+    # As many pictures as are used at most; of fewer, pretrained victims take less time.
+    seen = FEWEST_EPOCHS * pictures
+    trials = list_unique_trials(build_groups(replace(settings, seen=seen), pictures))
+    spent = sum(costs[trial.kind] * trial.steps for trial in trials)
+    return max(1, math.floor(seen * seconds / spent))
 
 
 def train_victim(
     trial: Trial, arms: VictimDataset, computer: ComputeDevice
-) -> Generator[Event, None, tuple[dict[str, Any], Victim]]:
+) -> Generator[Event, None, tuple[dict[str, Any], Victim | Probe]]:
     """Train one victim and return what became of it, as plain data, and itself."""
     if trial.other_labels:
         arms = arms.relabel(trial.seed)
@@ -90,7 +103,9 @@ def train_victim(
     return {**asdict(trained), "rate": round(rate, 1)}, victim
 
 
-def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim:
+def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim | Probe:
+    if trial.victim.start == "probe":
+        return Probe(trial.victim, classes=classes, steps=trial.steps, computer=computer)
     adversary = AdversarySettings(radius=trial.radius, steps=trial.adversary_steps)
     return Victim(
         trial.victim,
@@ -105,7 +120,7 @@ def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice)
 
 
 def compute_embedding(
-    victim: Victim, arms: VictimDataset, computer: ComputeDevice
+    victim: Victim | Probe, arms: VictimDataset, computer: ComputeDevice
 ) -> dict[str, Any]:
     """Return the report's t-SNE: a clean net's features of pictures, clean and protected."""
     from sklearn.manifold import TSNE
@@ -139,7 +154,15 @@ def compute_embedding(
 
 
 def _describe_recipe(trial: Trial) -> str:
-    """Return what is special about a trial, in a word or two."""
+    """Return what is special about a trial, in a few words."""
+    recipe = _describe_attack(trial)
+    way = WAYS.get(trial.victim.start)
+    if way is None or recipe == "std":
+        return way or recipe
+    return f"{way}, {recipe}"
+
+
+def _describe_attack(trial: Trial) -> str:
     if trial.radius:
         return f"at {trial.radius * 255:g}/255"
     if trial.alone:

@@ -22,6 +22,14 @@ FEWEST_EPOCHS = 8
 """Training pictures that could not come up so often are left out."""
 POINTS = 20
 """At most so many times a victim is tested on its way."""
+TUNED_SHARE = 0.4
+TUNED_EPOCHS = 12
+"""Pretrained victims are shown this share of what others are, and at most for so many epochs."""
+WAYS = {
+    "pretrained": "fine-tuning of a pretrained network",
+    "probe": "a linear probe of a pretrained network",
+}
+"""What standard training is where it begins from pretrained weights."""
 
 
 @dataclass(frozen=True)
@@ -73,11 +81,36 @@ class Group:
     victim: VictimSettings
     trials: dict[str, tuple[Trial, ...]]
     """Arm -> trials; `floor` where it is not chance."""
+    epochs: int
+    """How often each training picture comes up."""
+
+    @property
+    def title(self) -> str:
+        """How the victims are trained."""
+        way = WAYS.get(self.victim.start)
+        if way is None or self.name == "std":
+            return way or self.attack.title
+        return f"{way}, {self.attack.title}"
 
 
-def count_epochs(pictures: int, seen: int) -> int:
+def count_epochs(pictures: int, seen: int, victim: VictimSettings) -> int:
     """Return how often each of the training pictures comes up."""
-    return max(1, min(MOST_EPOCHS, round(seen / max(1, pictures))))
+    if victim.start == "probe":
+        return 2  # as it is, and flipped
+    share, most = (TUNED_SHARE, TUNED_EPOCHS) if victim.start else (1, MOST_EPOCHS)
+    return max(1, min(most, round(share * seen / max(1, pictures))))
+
+
+def is_tried(name: str, victim: VictimSettings, victims: Iterable[VictimSettings]) -> bool:
+    """Say whether an attacker is tried with one of these victims.
+
+    Beside victims from fresh weights, pretrained ones are trained in the standard way alone. A
+    probe sees each picture once, so nothing can be done to its batches.
+    """
+    attack = ATTACKS[name]
+    if victim.start and not all(other.start for other in victims):
+        return name == "std"
+    return victim.start != "probe" or not (attack.radius or attack.augmentation)
 
 
 def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
@@ -87,17 +120,22 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
         settings: what was asked for, attackers by their keys in `ATTACKS`.
         pictures: how many training pictures there are.
     """
-    epochs = count_epochs(pictures, settings.seen)
     groups = []
     for victim in settings.victims:
+        epochs = count_epochs(pictures, settings.seen, victim)
+        # A probe's result does not depend on a seed.
+        count = 1 if victim.start == "probe" else settings.seeds
+        seeds = [settings.seed + number for number in range(count)]
         for name in settings.attacks:
+            if not is_tried(name, victim, settings.victims):
+                continue
             attack = ATTACKS[name]
             trial = Trial(
                 arm="clean",
                 victim=victim,
                 seed=0,
                 steps=epochs * -(-pictures // victim.batch),
-                points=min(epochs, POINTS),
+                points=1 if victim.start == "probe" else min(epochs, POINTS),
                 degrade=attack.filter,
                 mixing=attack.augmentation,
                 radius=attack.radius,
@@ -112,12 +150,11 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
             }
             if attack.part < 1:
                 arms["floor"] = replace(trial, part=attack.part, alone=True)
-            seeds = [settings.seed + number for number in range(settings.seeds)]
             trials = {
                 arm: tuple(replace(trial, seed=seed) for seed in seeds)
                 for arm, trial in arms.items()
             }
-            groups.append(Group(name, attack, victim, trials))
+            groups.append(Group(name, attack, victim, trials, epochs))
     return groups
 
 

@@ -26,6 +26,7 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.methods.surrogate import ascend_loss
 from tue_cli.nets.classifiers import Classifier, build_classifier
 from tue_cli.nets.frozen import FrozenClassifier, convert_to_channels_last
+from tue_cli.verify.pretrained import build_pretrained
 
 ATTACKED = 1000
 """At most so many of its own training pictures an adversarial victim is attacked on at the end."""
@@ -82,11 +83,17 @@ class Victim:
     ) -> None:
         """`mixing` is a key of `AUGMENTATIONS`, or nothing; `steps` are updates of the net.
 
-        Raises BadSetting where there is no such net, or none for pictures of this size.
+        Raises BadSetting where there is no such net, or none for pictures of this size, and
+        WeightsProblem where pretrained weights are not what they were.
         """
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
-            net = build_classifier(settings.net, classes=classes, width=settings.width, size=size)
+            if settings.start:
+                net = build_pretrained(settings, classes)
+            else:
+                net = build_classifier(
+                    settings.net, classes=classes, width=settings.width, size=size
+                )
         self.net: Classifier = convert_to_channels_last(net.to(computer.device))
         self._classes = classes
         self._computer = computer
