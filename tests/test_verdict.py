@@ -174,6 +174,25 @@ def test_the_worst_of_several_victims_speaks_for_all() -> None:
     assert judged.standard == judged.weakest
 
 
+PROBE = "a linear probe of a pretrained network"
+
+
+def test_a_probe_that_copies_do_not_stop_is_named_beside_standard_training() -> None:
+    rows = [row(of(0.9), of(0.18)), replace(row(of(0.8), of(0.6)), title=PROBE)]
+    judged = judge_rows(rows, 0.1)
+    assert judged.weakest_row is rows[1]
+    assert judged.headline.startswith("Protection 90 % (")
+    assert "against standard training; the lowest is 29 % (" in judged.headline
+    assert judged.headline.endswith(f", against {PROBE}.")
+
+
+def test_where_only_a_pretrained_victim_learned_its_own_training_is_named() -> None:
+    rows = [row(of(0.1), of(0.1)), replace(row(of(0.8), of(0.6)), title=PROBE)]
+    judged = judge_rows(rows, 0.1)
+    assert judged.is_conclusive and f"against {PROBE}" in judged.headline
+    assert any("standard training" in reason for reason in judged.reasons)
+
+
 def test_random_noise_that_does_as_much_is_mentioned() -> None:
     judged = judge_rows([row(of(0.9), of(0.5), random=of(0.5))], 0.1)
     assert any("random noise" in reason for reason in judged.reasons)

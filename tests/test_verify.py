@@ -25,9 +25,10 @@ from tue_cli.events import Advanced, AnyEvent, Done, Failed, Metric, Note, Saved
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
-from tue_cli.verify.request import VerifySpec
+from tue_cli.verify.request import VerifySpec, parse_victims
 from tue_cli.verify.result import VerifyPlan, VerifyResult
 from tue_cli.verify.run import verify
+from tue_cli.weights import build, pack, read
 
 EACH = 104
 QUICK = VerifySettings(
@@ -480,6 +481,43 @@ def test_vgg_fits_the_smallest_pictures(spec: VerifySpec) -> None:
             break
     assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
     assert event.plan.victims == "vgg16:0.0625"
+
+
+@pytest.mark.slow
+def test_pretrained_victims_are_named_in_words_and_kept_by_their_weights(
+    spec: VerifySpec, tiny_weights: Path, tmp_path: Path
+) -> None:
+    place = tmp_path / "own.safetensors"
+    shutil.copy(tiny_weights, place)
+    (tuned,) = parse_victims(str(place))
+    tuned = replace(tuned, batch=16)
+    victims = (*BRIEF.victims, tuned, replace(tuned, start="probe"))
+    page = tmp_path / "page.html"
+    spec = replace(spec, settings=replace(BRIEF, victims=victims, seeds=2), report=page)
+    events, result = run(spec)
+    named = "ResNet-18, weights from own.safetensors"
+    assert [(attack.title, attack.victim) for attack in result.attacks] == [
+        ("standard training", "resnet18:0.0625"),
+        ("fine-tuning of a pretrained network", f"{named}, fine-tuned"),
+        ("a linear probe of a pretrained network", f"{named}, frozen, linear probe"),
+    ]
+    # Of a probe one victim an arm, of the others one a seed.
+    assert trained(events) == 3 * (2 + 2 + 1)
+    phases = {event.phase for event in events if isinstance(event, Metric)}
+    assert "protected, a linear probe of a pretrained network, seed 0" in phases
+    assert named in page.read_text()
+    again, same = run(replace(spec, resume=True))
+    assert trained(again) == 0 and figures(same).attacks == figures(result).attacks
+    other = build(read(tiny_weights, name="own"), ("score", "surrogate"))
+    other["surrogate"].body[0][0].weight.data.neg_()  # type: ignore[index,union-attr]
+    tensors = {
+        f"{role}.{name}": value.detach().numpy()
+        for role, net in other.items()
+        for name, value in net.state_dict().items()
+    }
+    place.write_bytes(pack(read(tiny_weights, name="own").card, tensors))
+    again, _ = run(replace(spec, resume=True))
+    assert trained(again) == 3 * (2 + 1)
 
 
 @pytest.fixture

@@ -108,6 +108,7 @@ def test_accuracy_counts_classes_and_not_pictures() -> None:
 @pytest.mark.parametrize("budget", BUDGETS)
 def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> None:
     for group in build_groups(BUDGETS[budget], 4000):
+        assert group.attack is ATTACKS[group.name]
         for clean, protected, random in zip(
             *(group.trials[arm] for arm in ("clean", "protected", "random")), strict=True
         ):
@@ -122,7 +123,9 @@ def test_the_arms_of_an_attacker_differ_in_their_pictures_alone(budget: str) -> 
 
 
 def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
-    settings = VerifySettings(attacks=("std", "early", "part20", "part40"), seeds=2)
+    settings = VerifySettings(
+        victims=(VictimSettings(),), attacks=("std", "early", "part20", "part40"), seeds=2
+    )
     trials = list_unique_trials(build_groups(settings, 500))
     # A seed: clean, protected and random; for each part protected, random and the floor.
     assert len(trials) == 2 * (3 + 2 * 3)

@@ -140,7 +140,7 @@ def _describe_answer(result: Figures) -> dict[str, Any]:
     if conclusive and weakest and weakest.get("value") is not None:
         name = f"against {weakest['title']} ({weakest['victim']}), the lowest"
         marks.append({"name": name, **describe_interval(weakest)})
-    if conclusive and standard and not (weakest and weakest["attack"] == "std"):
+    if conclusive and standard and not (weakest and weakest["value"] == standard["value"]):
         marks.append({"name": "against standard training", **describe_interval(standard)})
     return {
         "conclusive": conclusive,
