@@ -21,8 +21,13 @@ from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import PackageMissing, WeightsProblem, is_installed
 from tue_cli.events import Note
 from tue_cli.nets.classifiers import ConvNorm
-from tue_cli.nets.efficientnet import SameConv, build_efficientnet_lite0, rename_published
-from tue_cli.nets.frozen import fold_batch_norms
+from tue_cli.nets.efficientnet import (
+    SameConv,
+    build_efficientnet_lite0,
+    map_published_names,
+    rename_layers,
+)
+from tue_cli.nets.frozen import FrozenClassifier, fold_batch_norms
 from tue_cli.verify.pretrained import FILE, build_pretrained, identify_victim
 from tue_cli.verify.probe import Probe
 from tue_cli.verify.request import (
@@ -87,6 +92,11 @@ def test_folding_keeps_the_logits_of_lite0() -> None:
     pixels = torch.rand(2, 3, 40, 32, dtype=torch.float64)
     with torch.no_grad():
         assert torch.allclose(copy(pixels), net(pixels), rtol=1e-9, atol=1e-12)
+    # An adversary of its training reads such a copy, which follows the net.
+    frozen = FrozenClassifier(build_efficientnet_lite0(4), torch.float64)
+    frozen.follow(net)
+    with torch.no_grad():
+        assert torch.allclose(frozen(pixels), net(pixels).float(), rtol=1e-5, atol=1e-6)
 
 
 def test_layers_of_single_channels_stay_in_float32_where_others_do_not() -> None:
@@ -104,7 +114,7 @@ def test_the_published_weights_recognize_photographs() -> None:
         str(importlib.resources.files(PRETRAINED_PACKAGE) / "models" / FILE), weights_only=True
     )
     net = build_efficientnet_lite0(1000).eval()
-    net.load_state_dict(rename_published(state))
+    net.load_state_dict(rename_layers(state, map_published_names()))
     # In the order of ImageNet's classes: tabby, tiger cat, Persian, Siamese and Egyptian cat;
     # cup, espresso; tripod.
     cats, coffee, tripod = set(range(281, 286)), {967, 968}, {872}
@@ -239,6 +249,17 @@ def save_damaged(kind: str, place: Path, tiny_weights: Path) -> None:
         net = build_efficientnet_lite0(1)
         state = {"_conv_stem.weight": net.state_dict()["body.1.0.weight"]}
         save_file(state | {"_blocks.16._depthwise_conv.weight": torch.rand(2)}, place)
+
+
+def test_weights_in_half_precision_begin_a_victim_in_float32(tmp_path: Path) -> None:
+    net = build_efficientnet_lite0(1)
+    state = {name: tensor.bfloat16() for name, tensor in net.state_dict().items()}
+    back = {here: there for there, here in map_published_names().items()}
+    save_file(rename_layers(state, back), tmp_path / "w.safetensors")
+    found = build_pretrained(own(tmp_path / "w.safetensors"), 2)
+    assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
+    body = found.body.state_dict()
+    assert torch.equal(body["1.0.weight"], state["body.1.0.weight"].float())
 
 
 @pytest.mark.parametrize(

@@ -123,11 +123,8 @@ def build_efficientnet_lite0(classes: int) -> Classifier:
     return Classifier(nn.Sequential(*layers), nn.Linear(FEATURES, classes))
 
 
-def rename_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return the tensors of `efficientnet_lite_pytorch` by the names that they have here.
-
-    What has no name there keeps its own.
-    """
+def map_published_names() -> dict[str, str]:
+    """Return each layer's name in `efficientnet_lite_pytorch`, and the one that it has here."""
     places = {"_conv_stem": "body.1.0", "_bn0": "body.1.1", "_fc": "head"}
     number = 3
     for count, _, _, expansion, _ in STAGES:
@@ -139,9 +136,13 @@ def rename_published(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
                 places[f"{old}.{conv}"] = f"{new}.{2 * place}.0"
                 places[f"{old}.{norm}"] = f"{new}.{2 * place}.1"
             number += 1
-    places |= {"_conv_head": f"body.{number}.0", "_bn1": f"body.{number}.1"}
+    return places | {"_conv_head": f"body.{number}.0", "_bn1": f"body.{number}.1"}
+
+
+def rename_layers(state: Mapping[str, Tensor], places: Mapping[str, str]) -> dict[str, Tensor]:
+    """Return tensors by the names of their layers here; what has none keeps its own."""
     renamed = {}
     for name, tensor in state.items():
-        module, _, last = name.rpartition(".")
-        renamed[f"{places.get(module, module)}.{last}"] = tensor
+        layer, _, last = name.rpartition(".")
+        renamed[f"{places.get(layer, layer)}.{last}"] = tensor
     return renamed

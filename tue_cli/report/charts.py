@@ -47,12 +47,15 @@ def describe_interval(
 
 
 def lay_out_curves(result: Figures) -> list[dict[str, Any]]:
-    """Return a panel for each attacker whose accuracies by epoch are known, on one scale."""
+    """Return a panel for each attacker whose accuracies by epoch are known, on one scale.
+
+    Of what was tested only once, as a linear probe is, there is no curve.
+    """
     known = []
     for attack in result["attacks"]:
         curves = attack.get("curves") or {}
         runs = {kind: [run for run in curves.get(kind) or () if run] for kind in TRAINED_ON}
-        if any(runs.values()):
+        if any(len(run) > 1 for arm in runs.values() for run in arm):
             known.append((attack, runs))
     every = [max(run) for _, curves in known for runs in curves.values() for run in runs]
     top = min(1.0, math.ceil(max([0.4, *every]) * 5) / 5)

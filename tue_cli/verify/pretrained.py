@@ -21,7 +21,8 @@ from tue_cli.nets.efficientnet import (
     FEATURES,
     Prepare,
     build_efficientnet_lite0,
-    rename_published,
+    map_published_names,
+    rename_layers,
 )
 from tue_cli.storage import reading
 from tue_cli.text import escape
@@ -109,7 +110,7 @@ def _read_own(path: Path) -> Backbone:
     try:
         data = reading.read_file(path, weights.MOST_BYTES)
         _, metadata = reading.read_safetensors_header(io.BytesIO(data))
-        state = load(data)
+        state = {name: tensor.float() for name, tensor in load(data).items()}
     except OSError as error:
         raise WeightsProblem(
             f"The weights {escape(path)} cannot be read: {reading.explain_error(error)}.",
@@ -145,7 +146,7 @@ def _open_trained(path: Path) -> Backbone:
 
 def _fill_efficientnet(state: Mapping[str, Tensor], sha256: str, name: str) -> Backbone:
     net = build_efficientnet_lite0(classes=1)
-    renamed = rename_published(state)
+    renamed = rename_layers(state, map_published_names())
     body = {
         key.removeprefix("body."): tensor
         for key, tensor in renamed.items()
@@ -169,12 +170,8 @@ def _fill_resnet(state: Mapping[str, Tensor], width: int, sha256: str, name: str
             for place in range(2):
                 places[f"{old}.downsample.{place}"] = f"{new}.shortcut.{place}"
             number += 1
-    body = {}
-    for key, tensor in state.items():
-        module, _, last = key.rpartition(".")
-        if module != "fc":
-            body[f"{places.get(module, module)}.{last}"] = tensor
-    _fill(classifier.body, body, name)
+    own = {key: tensor for key, tensor in state.items() if not key.startswith("fc.")}
+    _fill(classifier.body, rename_layers(own, places), name)
     prepare = Prepare(IMAGENET_STEM_FROM, MEAN, DEVIATION)
     features = cast(nn.Linear, classifier.head).in_features
     return Backbone(net, width, nn.Sequential(prepare, classifier.body), features, sha256)

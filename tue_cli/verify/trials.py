@@ -22,7 +22,7 @@ FEWEST_EPOCHS = 8
 """Training pictures that could not come up so often are left out."""
 POINTS = 20
 """At most so many times a victim is tested on its way."""
-TUNED_SHARE = 0.4
+TUNED_SHARE = 0.25
 TUNED_EPOCHS = 12
 """Pretrained victims are shown this share of what others are, and at most for so many epochs."""
 WAYS = {
