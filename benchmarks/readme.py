@@ -16,7 +16,7 @@ from benchmarks import protection as protection_benchmark
 from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
-from benchmarks.summary import summarize
+from benchmarks.summary import format_table, summarize
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
@@ -328,6 +328,40 @@ def write_unseen() -> str:
     return "\n".join(said)
 
 
+PRETRAINED_DATA = {
+    "cifar-10": "CIFAR-10, on which the weights were trained",
+    "tiny-imagenet-50b": "ten classes of Tiny ImageNet, which the weights never saw",
+}
+
+
+def write_pretrained() -> str:
+    """Return what victims that begin from ImageNet learn from copies."""
+    rows, default = read_committed("unseen-pretrained"), str(index()["default"])
+    lines = []
+    for data, title in PRETRAINED_DATA.items():
+        some = [row for row in rows if row["settings"]["data"] == data]
+        for name, row in unseen_benchmark.average_columns(some, default).items():
+            accuracies = (row["clean"], row["clean"] - row["random_costs"], row["protected"])
+            figures = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
+            lines.append([title, name, *figures, unseen_benchmark.format_score(row)])
+    settings, hardware = rows[0]["settings"], rows[0]["hardware"]
+    steps = max(row["settings"]["steps"] for row in rows if row["settings"]["victim"] != "probe")
+    return "\n".join(
+        [
+            format_table(
+                ["pictures", "attacker, victim, size", "originals", "random noise", "copies"]
+                + ["protection"],
+                lines,
+            ),
+            "",
+            f"{settings['per_class']} training pictures per class, one victim for each figure "
+            f"(n = 1, seed {settings['seed']}). The victim `pretrained` makes {steps} updates with "
+            f"a batch size of 64. ({hardware['system']}, CPU, {hardware['threads']} thread, "
+            f"{hardware['dtype']}.)",
+        ]
+    )
+
+
 def write_levers() -> str:
     """Return what each way of making the noise buys."""
     rows, default = read_committed("unseen"), str(index()["default"])
@@ -424,6 +458,7 @@ def write_summary() -> str:
 BLOCKS = {
     "summary": write_summary,
     "unseen": write_unseen,
+    "pretrained": write_pretrained,
     "levers": write_levers,
     "methods": write_methods,
     "protection": write_protection,

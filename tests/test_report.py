@@ -256,6 +256,23 @@ def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: 
     assert 'class="whisker"' not in full(pair, result=result(attacks=[without]))
 
 
+PROBE = "a linear probe of a pretrained network"
+
+
+def test_what_was_tested_only_once_has_no_curve(pair: Thumbnails) -> None:
+    once = {"clean": [[0.58]], "protected": [[0.19]], "random": [[0.5]]}
+    html = full(pair, result=result(attacks=[attack(), attack(title=PROBE, curves=once)]))
+    charts = [a["aria-label"] for a in Marks(html).of("svg") if a.get("role") == "img"]
+    assert sum(label.startswith("Accuracy by epoch") for label in charts) == 1
+    assert sum(label.startswith("Accuracy after") for label in charts) == 2
+
+
+def test_standard_training_stands_beside_a_probe_that_learned_more(pair: Thumbnails) -> None:
+    weakest = {**result()["weakest"], "attack": "std", "title": PROBE}
+    html = full(pair, result=result(weakest=weakest))
+    assert "against standard training" in html and f"against {PROBE} (" in html
+
+
 def test_every_chart_is_told_in_words(pair: Thumbnails) -> None:
     charts = [a for a in Marks(full(pair)).of("svg") if a.get("role") == "img"]
     assert len(charts) == 2 + 1 + 1 + 2 + 2  # answers, bars, curves, maps, spreads

@@ -146,7 +146,7 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
         number: row.explain_doubt(chance) for number, row in enumerate(rows)
     }
     reasons = tuple(
-        f"with {row.title} on {row.victim}, {doubts[number]}"
+        f"with {row.title} ({row.victim}), {doubts[number]}"
         for number, row in enumerate(rows)
         if doubts[number]
     )
