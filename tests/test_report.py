@@ -262,7 +262,7 @@ PROBE = "a linear probe of a pretrained network"
 def test_what_was_tested_only_once_has_no_curve(pair: Thumbnails) -> None:
     once = {"clean": [[0.58]], "protected": [[0.19]], "random": [[0.5]]}
     html = full(pair, result=result(attacks=[attack(), attack(title=PROBE, curves=once)]))
-    charts = [a["aria-label"] for a in Marks(html).of("svg") if a.get("role") == "img"]
+    charts = [str(a["aria-label"]) for a in Marks(html).of("svg") if a.get("role") == "img"]
     assert sum(label.startswith("Accuracy by epoch") for label in charts) == 1
     assert sum(label.startswith("Accuracy after") for label in charts) == 2
 
