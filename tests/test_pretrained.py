@@ -228,6 +228,12 @@ def test_another_file_of_the_same_name_is_another_victim(
     assert len(keys) == 3
 
 
+def test_victims_from_fresh_weights_are_kept_by_what_they_were_kept_by_before() -> None:
+    trial = build_groups(BUDGETS["quick"], 500)[0].trials["clean"][0]
+    victim = {"net": "resnet18", "width": 16, "batch": 64, "rate": 0.1}
+    assert trial.make_plain()["victim"] == victim
+
+
 def save_damaged(kind: str, place: Path, tiny_weights: Path) -> None:
     data = tiny_weights.read_bytes()
     stem = {"conv1.weight": torch.rand(4, 3, 7, 7)}

@@ -69,13 +69,13 @@ class Cell:
 
     def make_key(self, data: str) -> str:
         """Return its name, which does not hang on how many victims there are."""
-        return hash_settings(self.arm.make_key(data), asdict(replace(self.trial, seed=0)))
+        return hash_settings(self.arm.make_key(data), replace(self.trial, seed=0).make_plain())
 
     def describe(self, data: str, run: Trial) -> dict[str, Any]:
         """Return all that decides one of its victims, as a row tells it."""
         arm = asdict(self.arm)
         del arm["name"]
-        return {"data": data, "arm": arm, "trial": asdict(run)}
+        return {"data": data, "arm": arm, "trial": run.make_plain()}
 
     def list_trials(self) -> list[Trial]:
         """Return its victims."""

@@ -56,9 +56,15 @@ class Trial:
         """What decides how long an update takes."""
         return self.victim, bool(self.radius), self.mixing
 
+    def make_plain(self) -> dict[str, Any]:
+        """Return all of it as JSON has it; a victim from fresh weights says nothing of others."""
+        victim = {name: value for name, value in asdict(self.victim).items() if value != ""}
+        return {**asdict(self), "victim": victim}
+
     def make_key(self) -> str:
         """Return a name that is the same for equal trials."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:20]
+        text = json.dumps(self.make_plain(), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()[:20]
 
 
 @dataclass(frozen=True)
