@@ -9,9 +9,8 @@ import pytest
 from PIL import Image
 from skimage import data
 
-from tue_cli.attacks.filters import FILTERS, apply_filter
+from tue_cli.attacks.filters import CLASS_FILTERS, FILTERS, Levels, apply_filter
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.verify.dataset import Levels
 
 
 @pytest.fixture(scope="module")
@@ -23,7 +22,7 @@ def pictures() -> Levels:
 
 
 def test_every_filter_belongs_to_an_attacker() -> None:
-    assert {attack.filter for attack in ATTACKS.values()} - {""} == set(FILTERS)
+    assert {attack.filter for attack in ATTACKS.values()} - {""} == {*FILTERS, *CLASS_FILTERS}
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -15,8 +15,13 @@ from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
-from tue_cli.text import escape
-from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
+from tue_cli.text import escape, format_size
+from tue_cli.verify.dataset import (
+    CROPPED_FROM,
+    VictimDataset,
+    choose_working_size,
+    load_victim_dataset,
+)
 from tue_cli.verify.pairs import (
     drop_failed,
     explain_shortage,
@@ -31,6 +36,7 @@ from tue_cli.verify.result import (
     VerifySetup,
     describe,
     describe_attack,
+    describe_input,
     make_row,
     make_table,
     summarize,
@@ -41,8 +47,10 @@ from tue_cli.verify.trials import (
     Group,
     Trial,
     TrialCache,
+    adapt_to_photographs,
     build_groups,
     count_epochs,
+    find_missing,
     list_unique_trials,
 )
 
@@ -111,7 +119,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
     setup = VerifySetup(plan, f"{time.monotonic() - began:.0f} s", made)
     attacks = [
-        describe_attack(row, group, results, chance=chance, epochs=epochs)
+        describe_attack(row, group, results, chance=chance, epochs=epochs * group.attack.times)
         for row, group in zip(rows, groups, strict=True)
     ]
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
@@ -132,7 +140,7 @@ def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]
         PackageMissing: the attackers are no budget's, so each was asked for by name.
     """
     attacks = spec.settings.attacks
-    missing = [name for name in attacks if (p := ATTACKS[name].package) and not is_installed(p)]
+    missing = find_missing(attacks)
     for name in missing:
         problem = PackageMissing(ATTACKS[name].package)
         if all(attacks != budget.attacks for budget in BUDGETS.values()):
@@ -157,6 +165,8 @@ def _load_work(
     if (reason := explain_shortage(pairs, train, held)) is not None:
         return reason
     settings, size = spec.settings, spec.settings.size or choose_working_size(train)
+    if size >= CROPPED_FROM:
+        settings = adapt_to_photographs(settings)
     # The manifest also holds times, which another run of `tue protect` changes.
     copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
     cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
@@ -228,7 +238,8 @@ def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
     return VerifyPlan(
         victims=", ".join(format_victim(victim) for victim in settings.victims),
         attackers=", ".join(settings.attacks),
-        picture_size=f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
+        picture_size=describe_input(arms),
+        memory=format_size(arms.count_bytes()),
         training_pictures=len(arms.labels),
         held_out_pictures=len(arms.test_labels),
         classes=len(arms.classes),
