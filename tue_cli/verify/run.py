@@ -41,7 +41,7 @@ from tue_cli.verify.result import (
     make_table,
     summarize,
 )
-from tue_cli.verify.stats import judge_rows, make_inconclusive
+from tue_cli.verify.stats import compare_with_standard, judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -113,7 +113,9 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     plan = _plan(work, groups)
     results = yield from _train_victims(spec, plan, list_unique_trials(groups), work)
     chance, epochs = 1 / len(arms.classes), count_epochs(len(arms.labels), settings.seen)
-    rows = [make_row(group, results, arms.count_tested(), chance) for group in groups]
+    rows = compare_with_standard(
+        [make_row(group, results, arms.count_tested(), chance) for group in groups]
+    )
     judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
