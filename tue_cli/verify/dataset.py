@@ -210,18 +210,8 @@ def load_victim_dataset(
         failed: told of every picture that cannot be decoded; the others go on.
     """
     form = OwnSize((), choose_kept_size(size), size >= CROPPED_FROM, radius, seed)
-
-    def load(pairs: Sequence[Pair]) -> Iterator[tuple[Pair, Views]]:
-        classes = shuffle_by_class(pairs, seed).values()
-        ordered = [pair for groups in classes for group in groups for pair in group]
-        loaded = pool.map(lambda pair: _load_views(pair, form), ordered)
-        for pair, views in zip(ordered, loaded, strict=True):
-            if isinstance(views, Failed):
-                failed(views)
-            else:
-                yield pair, views
-
-    learned, tested = list(load(train)), list(load([_replace_copy(pair) for pair in held]))
+    learned = list(_load_pairs(train, form, pool, failed))
+    tested = list(_load_pairs([_replace_copy(pair) for pair in held], form, pool, failed))
     classes = tuple(sorted({pair.label for pair, _ in learned} & {p.label for p, _ in tested}))
     number = {name: place for place, name in enumerate(classes)}
     learned = [one for one in learned if one[0].label in number]
@@ -245,6 +235,20 @@ def load_victim_dataset(
         size,
         replace(form, pairs=pairs),
     )
+
+
+def _load_pairs(
+    pairs: Sequence[Pair], form: OwnSize, pool: ThreadPoolExecutor, failed: Callable[[Failed], None]
+) -> Iterator[tuple[Pair, Views]]:
+    """Load every picture, in the order that seed and content decide."""
+    classes = shuffle_by_class(pairs, form.seed).values()
+    ordered = [pair for groups in classes for group in groups for pair in group]
+    loaded = pool.map(lambda pair: _load_views(pair, form), ordered)
+    for pair, views in zip(ordered, loaded, strict=True):
+        if isinstance(views, Failed):
+            failed(views)
+        else:
+            yield pair, views
 
 
 def _stack_views(learned: list[tuple[Pair, Views]]) -> tuple[Levels, ...]:
