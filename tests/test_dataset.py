@@ -348,6 +348,15 @@ def test_a_mixture_is_filtered_at_own_size_as_a_whole(photos: Path) -> None:
     assert noisy.sum() == 4 and np.array_equal(mixed[~noisy], whole["clean"][~noisy])
 
 
+def test_pictures_of_16_bits_are_filtered_at_their_own_size_as_of_8(photos: Path) -> None:
+    shallow = np.asarray(Image.open(photos / "a" / "0.png"))
+    Image.fromarray(shallow.astype(np.uint16) * 257).save(photos / "a" / "0.png")
+    arms, failed = arms_of(photos, size=128)
+    assert not failed
+    pixels, _ = arms.select_training("clean", degrade="gray", own_size=True)
+    assert np.abs(pixels.astype(int) - arms.clean).max() <= 1
+
+
 def test_a_photograph_that_is_gone_while_victims_train_is_named(photos: Path) -> None:
     arms, _ = arms_of(photos, size=128)
     assert arms.own is not None

@@ -294,6 +294,6 @@ PHOTO_ATTACKS: dict[str, tuple[str, ...]] = {
     "standard": _FEW_OF_PHOTOS + _MORE_OF_PHOTOS,
     "full": _FEW_OF_PHOTOS + _MORE_OF_PHOTOS + _MOST_OF_PHOTOS,
 }
-"""The attackers of the budgets for photographs. In a quick one, adversarial training is left out:
-so few steps never teach it photographs, and it takes five times as long.
+"""The attackers of the budgets for photographs. Adversarial training is left out of the quick one:
+it would take longer than all the others together.
 """

@@ -277,9 +277,7 @@ def _load_views(pair: Pair, form: OwnSize) -> Views | Failed:
         return Failed(place, problem.reason, problem.message)
 
 
-def _add_random_noise(
-    picture: codec.DecodedImage, pair: Pair, form: OwnSize
-) -> codec.DecodedImage:
+def _add_random_noise(picture: codec.DecodedImage, pair: Pair, form: OwnSize) -> codec.DecodedImage:
     digest = hashlib.sha256(f"{form.seed}/{pair.sha256}/random".encode()).digest()
     draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
     noise = draws.uniform(-form.radius, form.radius, (3, form.size, form.size)).astype(np.float32)
