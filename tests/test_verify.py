@@ -175,7 +175,8 @@ def test_photographs_are_learned_as_photographs_and_that_is_said(
 ) -> None:
     originals = pictures(tmp_path / "in", ("cold", "warm"), side=180)
     copies = protected(originals, tmp_path / "out", tiny_weights)
-    settings = replace(QUICK, attacks=BUDGETS["quick"].attacks, seen=166)
+    victims = (VictimSettings(width=4),)
+    settings = replace(QUICK, victims=victims, attacks=BUDGETS["quick"].attacks, seen=166)
     events, result = run(VerifySpec(copies, originals, settings, device="cpu"))
     plan = result.setup.plan
     assert plan is not None
