@@ -48,11 +48,12 @@ from benchmarks.command import KEYS, PAPERS, protect_classes
 from benchmarks.rows import Row, Rows, make_key
 from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
+from tue_cli.attacks.filters import Levels
 from tue_cli.config import VictimSettings
 from tue_cli.engine.torch import ComputeDevice, choose_device
 from tue_cli.images import codec, resize
 from tue_cli.train.data import load_images
-from tue_cli.verify.dataset import Levels, VictimDataset
+from tue_cli.verify.dataset import VictimDataset
 from tue_cli.verify.trials import Trial
 from tue_cli.weights import load
 

@@ -44,11 +44,12 @@ from benchmarks.command import protect_classes
 from benchmarks.rows import Row, Rows, hash_sources, make_key
 from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
+from tue_cli.attacks.filters import Levels
 from tue_cli.attacks.registry import parse_attacks
 from tue_cli.config import VerifySettings, VictimSettings
 from tue_cli.engine.torch import ComputeDevice, choose_device
 from tue_cli.train.data import load_images
-from tue_cli.verify.dataset import Levels, VictimDataset
+from tue_cli.verify.dataset import VictimDataset
 from tue_cli.verify.pretrained import identify_victim
 from tue_cli.verify.request import format_victim, parse_victims
 from tue_cli.verify.stats import FITTED, LEARNED

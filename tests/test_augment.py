@@ -11,7 +11,15 @@ import torch.nn.functional as F
 from conftest import mark_slow
 from torch import Tensor
 
-from tue_cli.attacks.augment import AUGMENTATIONS, cutmix, cutout, mixup, ueraser
+from tue_cli.attacks.augment import (
+    AUGMENTATIONS,
+    Augmentation,
+    cutmix,
+    cutout,
+    mixup,
+    randaugment,
+    ueraser,
+)
 
 COUNT, SIZE = 12, 32
 
@@ -33,7 +41,7 @@ def noise() -> tuple[Tensor, Tensor]:
     return pixels, F.one_hot(torch.arange(COUNT) % 3, 3).float()
 
 
-@pytest.mark.parametrize("name", mark_slow(AUGMENTATIONS, but=set(AUGMENTATIONS) - {"ueraser"}))
+@pytest.mark.parametrize("name", mark_slow(AUGMENTATIONS, but={"cutout", "cutmix", "mixup"}))
 def test_pixels_stay_pictures_and_targets_stay_shares(
     name: str, noise: tuple[Tensor, Tensor]
 ) -> None:
@@ -105,7 +113,10 @@ def test_mixup_blends_pixels_as_it_blends_targets(flat: tuple[Tensor, Tensor]) -
     assert 4 <= mixed <= 16
 
 
-def test_ueraser_changes_every_picture_and_no_target(noise: tuple[Tensor, Tensor]) -> None:
-    pixels, targets = ueraser(*noise, generator(0))
+@pytest.mark.parametrize("strong", [ueraser, randaugment])
+def test_strong_augmentation_changes_every_picture_and_no_target(
+    strong: Augmentation, noise: tuple[Tensor, Tensor]
+) -> None:
+    pixels, targets = strong(*noise, generator(0))
     assert torch.equal(targets, noise[1])
     assert ((pixels - noise[0]).abs().flatten(1).mean(1) > 0.01).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +15,8 @@ from torch import Tensor
 from tue_cli.core.batches import (
     Images,
     crop_and_flip,
+    crop_and_resize,
+    crop_middle,
     draw_batch,
     make_generator,
     sample_moves,
@@ -124,6 +127,33 @@ def test_a_crop_is_a_function_of_its_generator() -> None:
     first = crop_and_flip(pixels, make_generator(1, "crop", 2, CPU))
     assert torch.equal(first, crop_and_flip(pixels, make_generator(1, "crop", 2, CPU)))
     assert not torch.equal(first, crop_and_flip(pixels, make_generator(1, "crop", 3, CPU)))
+
+
+def test_resized_crops_are_parts_of_their_picture_and_half_are_flipped() -> None:
+    # A pixel's colour is its place, so that a crop tells where it was cut.
+    place = (torch.arange(36) + 0.5) / 36
+    picture = torch.stack([place.expand(36, 36), place[:, None].expand(36, 36)])
+    crops = crop_and_resize(picture.expand(2000, 2, 36, 36), 32, make_generator(0, "crop", 0, CPU))
+    assert crops.shape == (2000, 2, 32, 32)
+    assert float(crops.min()) >= 0 and float(crops.max()) <= 1
+    # Between its first and last pixel a crop has 31 of its 32 steps; what is at the very edge of
+    # the picture is repeated.
+    across = (crops[:, 0, 16, 31] - crops[:, 0, 16, 0]) * 32 / 31
+    down = (crops[:, 1, 31, 16] - crops[:, 1, 0, 16]) * 32 / 31
+    assert 0.45 < float((across < 0).float().mean()) < 0.55 and bool((down > 0).all())
+    area = across.abs() * down
+    assert float(area.min()) > 0.32 and float(area.max()) < 1.01
+    assert 0.62 < float(area.mean()) < 0.7
+    assert bool(((across.abs() / down).log().abs() < math.log(4 / 3) + 0.05).all())
+    middle = crops[:, :, 15:17, 15:17].mean((2, 3))
+    assert bool((middle.std(0) > 0.05).all())
+
+
+def test_the_middle_of_pictures_is_a_view_of_them() -> None:
+    pictures = Images(torch.arange(2 * 3 * 6 * 8).reshape(2, 3, 6, 8).byte(), torch.zeros(2).long())
+    middle = crop_middle(pictures, 4)
+    assert torch.equal(middle.pixels, pictures.pixels[..., 1:5, 2:6])
+    assert middle.pixels.untyped_storage().data_ptr() == pictures.pixels.data_ptr()
 
 
 def one_move(seed: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import shutil
 import unicodedata
@@ -19,7 +20,12 @@ from PIL import Image
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
-from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
+from tue_cli.verify.dataset import (
+    VictimDataset,
+    choose_kept_size,
+    choose_working_size,
+    load_victim_dataset,
+)
 from tue_cli.verify.pairs import (
     Pair,
     find_original,
@@ -273,6 +279,93 @@ def test_a_filter_reaches_the_training_pictures_alone(folder: Path) -> None:
     assert np.array_equal(arms.test, test) and (arms.test != arms.test[:, :1]).any()
 
 
+def test_an_arm_that_stays_as_it_is_takes_no_more_memory(folder: Path) -> None:
+    arms, _ = arms_of(folder)
+    assert arms.select_training("protected")[0] is arms.protected
+    assert arms.count_bytes() == (3 * 14 + 6) * 3 * 32 * 32
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """Gray photographs, wider than high, of two classes."""
+    for number in range(12):
+        place = tmp_path / "photos" / "ab"[number % 2] / f"{number}.png"
+        picture(place, number, size=(170, 250), mode="L")
+    return tmp_path / "photos"
+
+
+def test_of_a_photograph_the_middle_square_is_kept_larger_than_victims_see_it(photos: Path) -> None:
+    pixels = np.full((170, 250, 3), 200, np.uint8)
+    pixels[:, :40] = pixels[:, -40:] = 0
+    Image.fromarray(pixels).save(photos / "a" / "0.png")
+    arms, _ = arms_of(photos, size=128)
+    assert arms.clean.shape == (8, 3, 144, 144) and arms.test.shape == (4, 3, 144, 144)
+    assert arms.get_input_size() == 128
+    every = np.concatenate([arms.clean, arms.test])
+    assert (every == 200).all((1, 2, 3)).sum() == 1
+
+
+def test_only_inputs_of_photographs_are_smaller_than_what_is_kept() -> None:
+    sizes = {size: choose_kept_size(size) for size in (32, 64, 92, 96, 100, 128, 224)}
+    assert sizes == {32: 32, 64: 64, 92: 92, 96: 108, 100: 112, 128: 144, 224: 252}
+
+
+@pytest.mark.parametrize("size", [32, 128])
+def test_a_filter_at_own_size_reads_every_arm_as_it_was_loaded(photos: Path, size: int) -> None:
+    arms, _ = arms_of(photos, size=size)
+    # Grayscale changes nothing in gray pictures.
+    for arm in ("clean", "protected", "random"):
+        pixels, labels = arms.select_training(arm, degrade="gray", own_size=True)
+        assert np.array_equal(pixels, getattr(arms, arm)) and np.array_equal(labels, arms.labels)
+    assert (arms.random != arms.clean).any()
+    assert np.array_equal(arms.protected, arms.clean)
+
+
+def test_a_filter_at_own_size_comes_before_resizing(photos: Path) -> None:
+    arms, _ = arms_of(photos, size=128)
+    assert arms.own is not None
+    at_own_size, _ = arms.select_training("protected", degrade="jpeg10", own_size=True)
+    after, _ = arms.select_training("protected", degrade="jpeg10")
+    for pair, pixels in zip(arms.own.pairs, at_own_size, strict=True):
+        file = io.BytesIO()
+        Image.open(pair.original).convert("RGB").save(file, "JPEG", quality=10)
+        small = (
+            Image.open(file).crop((40, 0, 210, 170)).resize((144, 144), Image.Resampling.BILINEAR)
+        )
+        expected = np.asarray(small).transpose(2, 0, 1).astype(int)
+        assert np.abs(pixels - expected).max() <= 1
+    assert np.abs(at_own_size.astype(int) - after).mean() > 2
+
+
+def test_a_mixture_is_filtered_at_own_size_as_a_whole(photos: Path) -> None:
+    arms, _ = arms_of(photos, size=128)
+    mixed, _ = arms.select_training("random", part=0.5, degrade="blur", own_size=True)
+    whole = {
+        arm: arms.select_training(arm, degrade="blur", own_size=True)[0]
+        for arm in ("clean", "random")
+    }
+    noisy = (mixed == whole["random"]).all((1, 2, 3))
+    assert noisy.sum() == 4 and np.array_equal(mixed[~noisy], whole["clean"][~noisy])
+
+
+def test_pictures_of_16_bits_are_filtered_at_their_own_size_as_of_8(photos: Path) -> None:
+    shallow = np.asarray(Image.open(photos / "a" / "0.png"))
+    Image.fromarray(shallow.astype(np.uint16) * 257).save(photos / "a" / "0.png")
+    arms, failed = arms_of(photos, size=128)
+    assert not failed
+    pixels, _ = arms.select_training("clean", degrade="gray", own_size=True)
+    assert np.abs(pixels.astype(int) - arms.clean).max() <= 1
+
+
+def test_a_photograph_that_is_gone_while_victims_train_is_named(photos: Path) -> None:
+    arms, _ = arms_of(photos, size=128)
+    assert arms.own is not None
+    gone = arms.own.pairs[0].original
+    gone.unlink()
+    with pytest.raises(BadSetting, match=gone.name):
+        arms.select_training("clean", degrade="jpeg10", own_size=True)
+
+
 def test_other_labels_follow_colour_and_leave_the_pictures(folder: Path) -> None:
     arms, _ = arms_of(folder)
     shade = np.where(np.arange(14) % 2, 40, 200).astype(np.uint8)[:, None, None, None]
@@ -323,14 +416,14 @@ def test_a_broken_copy_is_blamed_and_not_its_original(folder: Path, tmp_path: Pa
     assert [failure.path for failure in failed] == [tmp_path / "out" / "a" / "0.png"]
 
 
-def test_victims_see_small_pictures_small(tmp_path: Path) -> None:
-    for side in (24, 48, 200):
+def test_victims_see_small_pictures_small_and_photographs_large(tmp_path: Path) -> None:
+    for side in (24, 48, 100, 200):
         picture(tmp_path / str(side) / "x.png", side, size=(side, side + 20))
     sizes = {
         pair.label: choose_working_size([pair])
         for pair in list_clean_images(tmp_path, POOL, classes=True)
     }
-    assert sizes == {"24": 32, "48": 32, "200": 64}
+    assert sizes == {"24": 32, "48": 32, "100": 64, "200": 128}
 
 
 def test_pipes_and_links_that_lead_nowhere_are_left_out(folder: Path) -> None:

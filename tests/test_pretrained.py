@@ -190,7 +190,7 @@ def test_a_victim_begins_from_the_weights_of_its_file(tiny_weights: Path, toy: I
 
 
 def test_a_probe_learns_and_its_net_stays_as_it_was(tiny_weights: Path, toy: Images) -> None:
-    probe = Probe(own(tiny_weights, "probe"), classes=3, steps=6, computer=CPU)
+    probe = Probe(own(tiny_weights, "probe"), classes=3, size=16, steps=6, computer=CPU)
     before = torch.cat([p.flatten() for p in probe.freeze_net().net.parameters()])
     result = finish(probe, toy)
     assert len(result.curve) == 1 and result.curve[-1] == result.train > 0.8
@@ -203,7 +203,7 @@ def test_a_probe_learns_and_its_net_stays_as_it_was(tiny_weights: Path, toy: Ima
 def test_a_probe_sees_each_picture_as_it_is_and_flipped(tiny_weights: Path, toy: Images) -> None:
     known = own(tiny_weights, "probe")
     steps = count_epochs(len(toy), 30_000, known) * len(toy) // known.batch
-    probe = Probe(known, classes=3, steps=steps, computer=CPU)
+    probe = Probe(known, classes=3, size=16, steps=steps, computer=CPU)
     features = torch.cat(list(probe.run_updates(toy)))
     pixels = toy.pixels.float() / 255
     expected = probe.freeze_net().features(torch.cat([pixels, pixels.flip(3)]))

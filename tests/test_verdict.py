@@ -9,7 +9,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Row, judge_rows, make_inconclusive
+from tue_cli.verify.stats import (
+    CERTAIN_ZERO,
+    Accuracy,
+    Row,
+    compare_with_standard,
+    judge_rows,
+    make_inconclusive,
+)
 
 shares = st.floats(0, 1)
 
@@ -203,3 +210,20 @@ def test_an_inconclusive_verdict_says_why_first() -> None:
     assert (
         make_inconclusive("too few pictures", "more").headline == "Inconclusive: too few pictures."
     )
+
+
+def test_an_attacker_that_learns_less_than_half_from_the_originals_is_no_measure() -> None:
+    # Chance is 0.1, so that half of what standard training learns is 0.5.
+    rows = [
+        row(of(0.9), of(0.3)),
+        row(of(0.45), of(0.44), attack="ueraser"),
+        row(of(0.55), of(0.2), attack="gray"),
+    ]
+    std, ueraser, gray = compare_with_standard(rows)
+    assert "reached 45%, but 90% in standard training" in ueraser.explain_doubt(0.1)
+    assert not std.explain_doubt(0.1) and not gray.explain_doubt(0.1)
+    judged = judge_rows([std, ueraser, gray], 0.1)
+    assert judged.weakest_row == std and "not measured: ueraser" in judged.headline
+    # Another kind of victim is compared with its own.
+    other = replace(rows[1], victim="vgg16:0.25")
+    assert not compare_with_standard([rows[0], other])[1].explain_doubt(0.1)

@@ -40,14 +40,18 @@ PLANNED = replace(QUICK, seen=10_000)
 """For what is over before a victim is trained."""
 
 
-def pictures(folder: Path, classes: Iterable[str], each: int = EACH, *, seed: int = 0) -> Path:
-    """Write 32x32 pictures, each class of a colour of its own under noise."""
+def pictures(
+    folder: Path, classes: Iterable[str], each: int = EACH, *, seed: int = 0, side: int = 32
+) -> Path:
+    """Write square pictures, each class of a colour of its own under noise."""
     random = np.random.default_rng(seed)
     colours = np.array([(70, 90, 150), (190, 140, 80), (90, 200, 120)])
     for number, name in enumerate(classes):
         (folder / name).mkdir(parents=True)
         for place in range(each):
-            pixels = colours[number] + random.normal(0, 25, (32, 32, 3)) + random.normal(0, 12, 3)
+            pixels = (
+                colours[number] + random.normal(0, 25, (side, side, 3)) + random.normal(0, 12, 3)
+            )
             image = Image.fromarray(pixels.clip(0, 255).astype(np.uint8))
             image.save(folder / name / f"{place}.png")
     return folder
@@ -164,6 +168,25 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
         (curve,) = standard.curves[arm]
         assert getattr(standard, arm).mean == pytest.approx(curve[-1], abs=1e-4)
         assert getattr(early, arm).mean == pytest.approx(max(curve), abs=1e-4)
+
+
+@pytest.mark.slow
+def test_photographs_are_learned_as_photographs_and_that_is_said(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), side=180)
+    copies = protected(originals, tmp_path / "out", tiny_weights)
+    victims = (VictimSettings(width=4),)
+    settings = replace(QUICK, victims=victims, attacks=BUDGETS["quick"].attacks, seen=166)
+    events, result = run(VerifySpec(copies, originals, settings, device="cpu"))
+    plan = result.setup.plan
+    assert plan is not None
+    assert plan.picture_size == "128 × 128, random resized crops of squares of 144 × 144"
+    # 166 to train on, three times, and 42 to test on.
+    assert plan.memory == "34 MB"
+    names = [attack.name for attack in result.attacks]
+    assert names == ["std", "gray", "own-jpeg10", "own-denoise"] and trained(events) == 12
+    assert [event.plan for event in events if isinstance(event, Started)] == [plan]
 
 
 @pytest.mark.slow

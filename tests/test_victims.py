@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from conftest import make_toy
 from torch import Tensor
 
 from tue_cli.attacks.registry import ATTACKS, parse_attacks
@@ -14,7 +16,8 @@ from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import BadSetting
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.verify.trials import build_groups, list_unique_trials
+from tue_cli.verify.trainer import fit_time_budget
+from tue_cli.verify.trials import adapt_to_photographs, build_groups, list_unique_trials
 from tue_cli.verify.victim import Attacker, TrainingResult, Victim, balanced_accuracy
 
 CPU = ComputeDevice(torch.device("cpu"), torch.float32, "CPU")
@@ -63,6 +66,21 @@ def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Images) -> 
     torch.manual_seed(5)
     assert torch.equal(first, weights(0))
     assert not torch.equal(first, weights(1))
+
+
+def test_pictures_larger_than_the_input_are_learned_by_crops_and_tested_in_the_middle() -> None:
+    pictures = make_toy(size=20)
+    one = victim(steps=45)
+    result = trained(one, pictures)
+    assert result.curve[-1] == result.train > 0.6
+    edge = torch.ones(20, 20, dtype=torch.bool)
+    edge[2:18, 2:18] = False
+    framed = Images(pictures.pixels.masked_fill(edge, 0), pictures.labels)
+    seen = [one.crop_middle(some).pixels for some in (pictures, framed)]
+    assert seen[0].shape[-2:] == (16, 16) and torch.equal(*seen)
+    # Framed in training they are another lesson: crops reach to the edge.
+    losses = [[float(x) for x in victim(steps=3).run_updates(some)] for some in (pictures, framed)]
+    assert losses[0] != losses[1]
 
 
 @pytest.mark.slow
@@ -134,10 +152,35 @@ def test_a_victim_that_two_attackers_share_is_trained_once() -> None:
 
 def test_every_attacker_changes_something() -> None:
     kinds = [
-        (a.filter, a.augmentation, a.radius, a.part, a.other_labels, a.best_epoch)
+        (a.filter, a.own_size, a.augmentation, a.radius, a.part, a.other_labels, a.best_epoch)
         for a in ATTACKS.values()
     ]
     assert len(set(kinds)) == len(kinds)
+
+
+def test_strong_augmentation_is_learned_by_for_longer() -> None:
+    settings = VerifySettings(attacks=("std", "ueraser"))
+    std, ueraser = (group.trials["clean"][0] for group in build_groups(settings, 500))
+    assert ueraser.steps == 4 * std.steps
+    costs = {trial.kind: 0.5 for trial in (std, ueraser)}
+    # Three arms of each: as many pictures as 15 victims of standard training are shown.
+    assert fit_time_budget(1000.0, settings, costs) == pytest.approx(1000 / 0.5 * 64 / 15, rel=0.01)
+
+
+@pytest.mark.parametrize("budget", BUDGETS)
+def test_a_budget_filters_photographs_at_their_own_size(budget: str) -> None:
+    adapted = adapt_to_photographs(BUDGETS[budget])
+    filtered = [ATTACKS[name] for name in adapted.attacks if name.startswith("own-")]
+    assert {"jpeg10", "denoise"} <= {attack.filter for attack in filtered}
+    assert all(attack.own_size for attack in filtered)
+    assert adapted.attacks[0] == "std" and len(set(adapted.attacks)) == len(adapted.attacks)
+    assert parse_attacks(adapted.attacks) == adapted.attacks
+    assert replace(adapted, attacks=BUDGETS[budget].attacks) == BUDGETS[budget]
+
+
+def test_attackers_chosen_by_name_stay_for_photographs() -> None:
+    chosen = VerifySettings(attacks=("std", "jpeg10"))
+    assert adapt_to_photographs(chosen) == chosen
 
 
 def test_attackers_are_named_shortly_and_each_once() -> None:

@@ -273,7 +273,7 @@ class VerifySettings:
     held_out: float = fixed(0.2, "share of the pictures that victims are tested on")
     size: int | None = setting(
         None,
-        "Width and height of the victims' pictures, in pixels. Default: 32 or 64.",
+        "Width and height of the victims' pictures, in pixels. Default: 32, 64 or 128.",
         unit="px",
         panel=ADVANCED,
     )
@@ -283,8 +283,10 @@ class VerifySettings:
 FEWEST_PICTURES = 200
 """Of fewer, a verification can tell nothing."""
 _FEW = VerifySettings().attacks
-_MORE = ("early", "at2", "jpeg50", "jpeg75", "resize", "blur", "bits", "cutmix", "ueraser")
-_MOST = ("at1", "at3", "cutout", "mixup", "labels", "part20", "part40", "part60", "part80")
+_FILTERED = ("jpeg50", "jpeg75", "resize", "blur", "denoise", "spectrum", "bits")
+_MORE = ("early", "at2", *_FILTERED, "cutmix", "ueraser")
+_PARTS = ("part20", "part40", "part60", "part80")
+_MOST = ("at1", "at3", "jpeg30", "median", "cutout", "mixup", "randaugment", "labels", *_PARTS)
 
 BUDGETS: dict[str, VerifySettings] = {
     "quick": VerifySettings(),
@@ -294,3 +296,17 @@ BUDGETS: dict[str, VerifySettings] = {
         attacks=_FEW + _MORE + _MOST, seen=1_000_000, adversary_steps=10, seeds=3
     ),
 }
+
+_FEW_OF_PHOTOS = ("std", "gray", "own-jpeg10", "own-denoise")
+_FILTERED_PHOTOS = ("own-jpeg50", "own-jpeg75", "own-resize", "own-blur", "jpeg10", *_FILTERED[4:])
+_MORE_OF_PHOTOS = ("at4", "early", "at2", *_FILTERED_PHOTOS, "cutmix", "ueraser")
+_MOST_OF_PHOTOS = ("own-jpeg30", "own-median", *_MOST)
+
+PHOTO_ATTACKS: dict[str, tuple[str, ...]] = {
+    "quick": _FEW_OF_PHOTOS,
+    "standard": _FEW_OF_PHOTOS + _MORE_OF_PHOTOS,
+    "full": _FEW_OF_PHOTOS + _MORE_OF_PHOTOS + _MOST_OF_PHOTOS,
+}
+"""The attackers of the budgets for photographs. Adversarial training is left out of the quick one:
+it would take longer than all the others together.
+"""

@@ -52,12 +52,17 @@ def ueraser(pixels: Tensor, targets: Tensor, generator: torch.Generator) -> tupl
     Strengths are of its public code; the last operation is drawn for eight pictures at a time.
     """
     plasma, trivial = _build_ueraser()
-    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
-    # Kornia draws from torch's own generator.
-    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
-        torch.manual_seed(seed)
-        pixels = plasma(pixels)
-        return torch.cat([trivial(few) for few in torch.split(pixels, 8)]).clamp(0, 1), targets
+    return _apply_kornia(trivial, pixels, generator, first=plasma), targets
+
+
+def randaugment(
+    pixels: Tensor, targets: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Apply two random operations of strength 10 of 30 (Cubuk et al. 2020: N 2, M 9 to 15).
+
+    They are drawn for eight pictures at a time.
+    """
+    return _apply_kornia(_build_randaugment(), pixels, generator), targets
 
 
 AUGMENTATIONS: dict[str, Augmentation] = {
@@ -65,6 +70,7 @@ AUGMENTATIONS: dict[str, Augmentation] = {
     "cutmix": cutmix,
     "mixup": mixup,
     "ueraser": ueraser,
+    "randaugment": randaugment,
 }
 
 
@@ -79,6 +85,29 @@ def _build_ueraser() -> tuple[nn.Module, nn.Module]:
         aug.RandomChannelShuffle(p=0.5),
     )
     return plasma, TrivialAugment()
+
+
+@cache
+def _build_randaugment() -> nn.Module:
+    from kornia.augmentation.auto import RandAugment
+
+    return RandAugment(n=2, m=10)
+
+
+def _apply_kornia(
+    operation: nn.Module,
+    pixels: Tensor,
+    generator: torch.Generator,
+    first: nn.Module | None = None,
+) -> Tensor:
+    """Return pixels after `first`, all at once, and `operation`, eight pictures at a time."""
+    seed = int(torch.randint(2**62, (), generator=generator, device=generator.device))
+    # Kornia draws from torch's own generator.
+    with torch.random.fork_rng(devices=[pixels.device] if pixels.is_cuda else []):
+        torch.manual_seed(seed)
+        if first is not None:
+            pixels = first(pixels)
+        return torch.cat([operation(few) for few in torch.split(pixels, 8)]).clamp(0, 1)
 
 
 def _draw_partners(pixels: Tensor, generator: torch.Generator) -> tuple[float, Tensor, bool]:

@@ -17,7 +17,9 @@ class Attack:
 
     title: str
     filter: str = ""
-    """What every training picture goes through, a key of `FILTERS`."""
+    """What every training picture goes through, a key of `FILTERS` or `CLASS_FILTERS`."""
+    own_size: bool = False
+    """Filter each picture at its own size, before it is resized for the victim."""
     augmentation: str = ""
     """What is done to each batch, a key of `AUGMENTATIONS`."""
     package: str = ""
@@ -30,21 +32,36 @@ class Attack:
     """Train on labels made from the pictures' coarse colours instead of their classes."""
     best_epoch: bool = False
     """Stop at the best epoch, as one could who has clean pictures to test on."""
+    times: int = 1
+    """Train for so many times the epochs: strong augmentation takes longer to learn by."""
 
+
+_RESIZED = {
+    **{f"jpeg{quality}": f"JPEG {quality}" for quality in (10, 30, 50, 75)},
+    "resize": "half size and back",
+    "blur": "Gaussian blur",
+    "median": "median of 3 × 3 pixels",
+    "denoise": "total-variation denoising",
+}
+"""Filters that depend on the size of a picture."""
 
 ATTACKS: dict[str, Attack] = {
     "std": Attack("standard training"),
     "early": Attack("early stopping", best_epoch=True),
     **{f"at{r}": Attack(f"adversarial training {r}/255", radius=r / 255) for r in (1, 2, 3, 4)},
     "gray": Attack("grayscale", filter="gray"),
-    **{f"jpeg{q}": Attack(f"JPEG {q}", filter=f"jpeg{q}") for q in (10, 50, 75)},
-    "resize": Attack("half size and back", filter="resize"),
-    "blur": Attack("Gaussian blur", filter="blur"),
+    **{name: Attack(f"{title} after resizing", filter=name) for name, title in _RESIZED.items()},
+    **{
+        f"own-{name}": Attack(f"{title} at the picture's own size", filter=name, own_size=True)
+        for name, title in _RESIZED.items()
+    },
+    "spectrum": Attack("mean and spectrum of each class removed", filter="spectrum"),
     "bits": Attack("two bits per channel", filter="bits"),
     "cutout": Attack("cutout", augmentation="cutout"),
     "cutmix": Attack("cutmix", augmentation="cutmix"),
     "mixup": Attack("mixup", augmentation="mixup"),
-    "ueraser": Attack("UEraser-lite", augmentation="ueraser", package="kornia"),
+    "ueraser": Attack("UEraser-lite", augmentation="ueraser", package="kornia", times=4),
+    "randaugment": Attack("RandAugment", augmentation="randaugment", package="kornia", times=2),
     "labels": Attack("other labels", other_labels=True),
     **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 50, 60, 80)},
 }

@@ -85,6 +85,45 @@ def crop_and_flip(pixels: Tensor, generator: torch.Generator) -> Tensor:
     return apply_crops(pixels, sample_crops(len(pixels), generator))
 
 
+SMALLEST_CROP = 0.35
+"""Share of a picture's area that a random resized crop has at least."""
+ASPECT = 4 / 3
+"""Of a random resized crop's sides, at most."""
+
+
+def crop_and_resize(pixels: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Cut a random part of each picture, resize it to `size` x `size`, and flip half.
+
+    The random resized crop of ImageNet's learners, bilinear: all sizes are equally likely.
+
+    Args:
+        pixels: (N, C, H, W); H and W are about `size`, for nothing is antialiased.
+        size: of the result, (N, C, size, size).
+        generator: on the pixels' device.
+    """
+    count, channels = pixels.shape[:2]
+    draws = torch.rand((5, count), generator=generator, device=pixels.device)
+    area = SMALLEST_CROP + (1 - SMALLEST_CROP) * draws[0]
+    aspect = ASPECT ** (2 * draws[1] - 1)
+    width, height = (area * aspect).sqrt().clamp(max=1), (area / aspect).sqrt().clamp(max=1)
+    # Of the coordinates that a crop has in its picture, which go from -1 to 1.
+    affine = torch.zeros((count, 2, 3), device=pixels.device)
+    affine[:, 0, 0] = torch.where(draws[4] < 0.5, -width, width)
+    affine[:, 0, 2] = (2 * draws[2] - 1) * (1 - width)
+    affine[:, 1, 1] = height
+    affine[:, 1, 2] = (2 * draws[3] - 1) * (1 - height)
+    grid = F.affine_grid(affine, [count, channels, size, size], align_corners=False)
+    return F.grid_sample(pixels, grid, padding_mode="border", align_corners=False)
+
+
+def crop_middle(pictures: Images, size: int) -> Images:
+    """Return the middle of each picture, `size` x `size`; the pixels are not copied."""
+    height, width = pictures.pixels.shape[-2:]
+    top, left = (height - size) // 2, (width - size) // 2
+    middle = pictures.pixels[..., top : top + size, left : left + size]
+    return Images(middle, pictures.labels)
+
+
 def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
     """Return pictures (N, C, H, W), each cropped from its black padding and flipped as drawn."""
     count, _, height, width = pixels.shape

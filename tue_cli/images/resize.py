@@ -1,7 +1,8 @@
 """Between a picture's own size and the square that the nets take.
 
-`resize_to_square` makes the square; `compute_mask` says where in it noise would be visible;
-`add_upsampled` brings the noise made for it back to full size and adds it within the radius.
+`resize_to_square` makes the square, and `crop_to_square` cuts one out; `compute_mask` says where in
+it noise would be visible; `add_upsampled` brings the noise made for it back to full size and adds
+it within the radius.
 """
 
 from __future__ import annotations
@@ -42,6 +43,14 @@ def _resize_deep(pixels: Pixels, size: int) -> NDArray[np.float32]:
         )
         planes[channel] = np.asarray(small) / np.float32(65535)
     return planes
+
+
+def crop_to_square(pixels: Pixels) -> Pixels:
+    """Return the largest square in the middle of a picture (H, W, C), not copied."""
+    height, width = pixels.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    return pixels[top : top + side, left : left + side]
 
 
 def compute_mask(small: NDArray[np.float32], smooth: float) -> NDArray[np.float32]:

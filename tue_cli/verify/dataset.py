@@ -1,4 +1,4 @@
-"""What `tue verify` judges by: the arms, held in memory at the victims' input size."""
+"""What `tue verify` judges by: the arms, held in memory at about the victims' input size."""
 
 from __future__ import annotations
 
@@ -10,20 +10,56 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.attacks.filters import apply_filter
+from tue_cli.attacks.filters import CLASS_FILTERS, Levels, apply_filter, filter_picture
 from tue_cli.core.clustering import cluster
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
-from tue_cli.images.deep import Pixels
+from tue_cli.images.deep import Pixels, reduce_to_8_bits
+from tue_cli.text import escape
 from tue_cli.verify.pairs import Pair, shuffle_by_class
 
-Levels = NDArray[np.uint8]
-"""Pictures (N, 3, S, S)."""
 Views = tuple[Levels, Levels, Levels]
 """One picture (3, S, S): clean, protected, and with random noise."""
 SIZES_LOOKED_AT = 25
 """Pictures that decide the victims' input size."""
+CROPPED_FROM = 96
+"""Victims whose input is as large as this learn from random resized crops, as on ImageNet."""
+
+
+@dataclass(frozen=True)
+class OwnSize:
+    """Training pictures at their own size, in their files, for filters that are applied there."""
+
+    pairs: tuple[Pair, ...]
+    size: int
+    """Of a picture in memory."""
+    crop: bool
+    radius: float
+    seed: int
+
+    def filter_arm(self, arm: str, name: str) -> Levels:
+        """Return an arm after a filter, a key of `FILTERS`, and then resized.
+
+        Raises:
+            BadSetting: a file can no longer be read.
+        """
+
+        def load(pair: Pair) -> Levels:
+            place = (arm == "protected" and pair.copy) or pair.original
+            try:
+                picture = codec.decode(codec.read(place))
+            except ImageProblem as problem:
+                raise BadSetting(
+                    f"{escape(place)} can no longer be read: {problem.message}",
+                    "Leave the pictures in place while tue verify runs, and use --resume.",
+                ) from None
+            if arm == "random" and pair.copy is not None:
+                picture = _add_random_noise(picture, pair, self)
+            return _resize(filter_picture(reduce_to_8_bits(picture.shown), name), self)
+
+        with ThreadPoolExecutor() as pool:
+            return np.stack(list(pool.map(load, self.pairs)))
 
 
 @dataclass(frozen=True)
@@ -40,31 +76,64 @@ class VictimDataset:
     labels: NDArray[np.int64]
     test: Levels
     test_labels: NDArray[np.int64]
+    input_size: int | None = None
+    """Width and height at which victims see the pictures; None: as they are in memory."""
+    own: OwnSize | None = None
+    """The training pictures at their own size; None: as they are in memory."""
+
+    def get_input_size(self) -> int:
+        """Return the width and height at which victims see the pictures."""
+        return self.input_size or self.clean.shape[-1]
+
+    def count_bytes(self) -> int:
+        """Return how much memory the pictures take."""
+        return sum(part.nbytes for part in (self.clean, self.protected, self.random, self.test))
 
     def select_training(
-        self, arm: str, *, part: float = 1.0, alone: bool = False, degrade: str = ""
+        self,
+        arm: str,
+        *,
+        part: float = 1.0,
+        alone: bool = False,
+        degrade: str = "",
+        own_size: bool = False,
     ) -> tuple[Levels, NDArray[np.int64]]:
         """Return an arm's training pictures and labels.
 
         `arm` is clean, protected or random. Of each class the first `part` is of that arm and the
-        rest is clean; `alone` leaves that first part out. `degrade` is a filter.
+        rest is clean; `alone` leaves that first part out. `degrade` is a filter, which `own_size`
+        applies before pictures are resized.
         """
+
+        def read(arm: str) -> Levels:
+            if own_size and self.own is not None:
+                return self.own.filter_arm(arm, degrade)
+            levels: Levels = getattr(self, arm)
+            return levels
+
         first = np.zeros(len(self.labels), bool)
         for number in range(len(self.classes)):
             places = np.flatnonzero(self.labels == number)
             first[places[: round(part * len(places))]] = True
-        pixels = np.where(first[:, None, None, None], getattr(self, arm), self.clean)
+        # The whole arm as it is, where that is asked for: a copy would take as much memory again.
+        pixels = read(arm)
+        if not first.all():
+            pixels = np.where(first[:, None, None, None], pixels, read("clean"))
         if alone:
             pixels = pixels[~first]
         labels = self.labels[~first] if alone else self.labels
-        return (apply_filter(pixels, degrade) if degrade else pixels), labels
+        if degrade in CLASS_FILTERS:
+            pixels = CLASS_FILTERS[degrade](pixels, labels)
+        elif degrade and not (own_size and self.own is not None):
+            pixels = apply_filter(pixels, degrade)
+        return pixels, labels
 
     def digest(self) -> str:
         """Return a name that is the same for equal pictures and labels."""
         state = hashlib.sha256(repr((self.classes, self.clean.shape)).encode())
         pixels = (self.clean, self.protected, self.random, self.test)
         for array in (*pixels, self.labels, self.test_labels):
-            state.update(array.tobytes())
+            state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()[:20]
 
     def count_tested(self) -> float:
@@ -84,26 +153,32 @@ class VictimDataset:
         count, _, size, _ = every.shape
         coarse = every.reshape(count, 3, 4, size // 4, 4, size // 4).mean((3, 5)).reshape(count, -1)
         labels = cluster((coarse / 255).astype(np.float32), len(self.classes), seed)
-        return VictimDataset(
-            tuple(f"cluster-{number:02d}" for number in range(int(labels.max()) + 1)),
-            self.clean,
-            self.protected,
-            self.random,
-            labels[: len(self.clean)],
-            self.test,
-            labels[len(self.clean) :],
+        return replace(
+            self,
+            classes=tuple(f"cluster-{number:02d}" for number in range(int(labels.max()) + 1)),
+            labels=labels[: len(self.clean)],
+            test_labels=labels[len(self.clean) :],
         )
 
 
 def choose_working_size(pairs: Sequence[Pair]) -> int:
-    """Return the side of the victims' input: 32 or 64 pixels, as the pictures are."""
+    """Return the side of the victims' input: 32, 64 or 128 pixels, as the pictures are."""
     sides = []
     for pair in pairs[:SIZES_LOOKED_AT]:
         try:
             sides.append(min(codec.decode(codec.read(pair.original)).pixels.shape[:2]))
         except ImageProblem:
             continue
-    return 32 if sides and float(np.median(sides)) <= 48 else 64
+    median = float(np.median(sides)) if sides else 0.0
+    return 128 if median >= 160 else 32 if 0 < median <= 48 else 64
+
+
+def choose_kept_size(size: int) -> int:
+    """Return the side of pictures in memory, a multiple of 4, for victims with an input of `size`.
+
+    It is an eighth more if they learn from random resized crops: 144 for 128.
+    """
+    return size if size < CROPPED_FROM else 4 * round(size * 9 / 32)
 
 
 def load_victim_dataset(
@@ -116,77 +191,103 @@ def load_victim_dataset(
     pool: ThreadPoolExecutor,
     failed: Callable[[Failed], None],
 ) -> VictimDataset:
-    """Decode every picture and resize it to `size` x `size`.
+    """Decode every picture and resize it for victims whose input is `size` x `size`.
 
-    Random noise is uniform at `size` x `size`, enlarged as protective noise is, and added to the
-    picture's own pixels within the radius, in smooth areas as well; finer noise would be lost when
-    they are resized.
+    Below 96, the whole picture is resized to that square. From 96, the largest square in its
+    middle is resized to `choose_kept_size`.
+
+    Random noise is uniform at the size in memory, enlarged as protective noise is, and added to
+    the picture's own pixels within the radius, in smooth areas as well; finer noise would be lost
+    when they are resized.
 
     Args:
         train: pictures to learn from, in any order.
         held: pictures to be tested on.
-        size: pixels a side, a multiple of 4.
+        size: pixels a side of the victims' input, a multiple of 4.
         radius: of the random noise, in the pixels' unit.
         seed: with a picture's content it decides its random noise and its place.
         pool: threads that decode.
         failed: told of every picture that cannot be decoded; the others go on.
     """
-
-    def load(pairs: Sequence[Pair]) -> Iterator[tuple[str, Views]]:
-        classes = shuffle_by_class(pairs, seed).values()
-        ordered = [pair for groups in classes for group in groups for pair in group]
-        loaded = pool.map(lambda pair: _load_views(pair, size, radius, seed), ordered)
-        for pair, views in zip(ordered, loaded, strict=True):
-            if isinstance(views, Failed):
-                failed(views)
-            else:
-                yield pair.label, views
-
-    learned, tested = list(load(train)), list(load([_replace_copy(pair) for pair in held]))
-    classes = tuple(sorted({label for label, _ in learned} & {label for label, _ in tested}))
+    form = OwnSize((), choose_kept_size(size), size >= CROPPED_FROM, radius, seed)
+    learned = list(_load_pairs(train, form, pool, failed))
+    tested = list(_load_pairs([_replace_copy(pair) for pair in held], form, pool, failed))
+    classes = tuple(sorted({pair.label for pair, _ in learned} & {p.label for p, _ in tested}))
     number = {name: place for place, name in enumerate(classes)}
-    learned = [one for one in learned if one[0] in number]
-    tested = [one for one in tested if one[0] in number]
+    learned = [one for one in learned if one[0].label in number]
+    tested = [one for one in tested if one[0].label in number]
     if not learned:
         raise BadSetting(
             "No class has enough different pictures to be learned and tested.",
             "Every class needs at least two different pictures.",
         )
-    clean, protected, random = (
-        np.stack([levels[arm] for _, levels in learned]) for arm in range(3)
-    )
+    pairs = tuple(pair for pair, _ in learned)
+    test_labels = np.array([number[pair.label] for pair, _ in tested], np.int64)
+    clean, protected, random = _stack_views(learned)
     return VictimDataset(
         classes,
         clean,
         protected,
         random,
-        np.array([number[label] for label, _ in learned], np.int64),
+        np.array([number[pair.label] for pair in pairs], np.int64),
         np.stack([levels[0] for _, levels in tested]),
-        np.array([number[label] for label, _ in tested], np.int64),
+        test_labels,
+        size,
+        replace(form, pairs=pairs),
     )
 
 
-def _load_views(pair: Pair, size: int, radius: float, seed: int) -> Views | Failed:
+def _load_pairs(
+    pairs: Sequence[Pair], form: OwnSize, pool: ThreadPoolExecutor, failed: Callable[[Failed], None]
+) -> Iterator[tuple[Pair, Views]]:
+    """Load every picture, in the order that seed and content decide."""
+    classes = shuffle_by_class(pairs, form.seed).values()
+    ordered = [pair for groups in classes for group in groups for pair in group]
+    loaded = pool.map(lambda pair: _load_views(pair, form), ordered)
+    for pair, views in zip(ordered, loaded, strict=True):
+        if isinstance(views, Failed):
+            failed(views)
+        else:
+            yield pair, views
+
+
+def _stack_views(learned: list[tuple[Pair, Views]]) -> tuple[Levels, ...]:
+    """Return the arms. The list is emptied on the way, so that memory holds a picture once."""
+    shape = (len(learned), *learned[0][1][0].shape)
+    arms = tuple(np.empty(shape, np.uint8) for _ in range(3))
+    while learned:
+        _, views = learned.pop()
+        for arm, view in zip(arms, views, strict=True):
+            arm[len(learned)] = view
+    return arms
+
+
+def _load_views(pair: Pair, form: OwnSize) -> Views | Failed:
     """Return a picture as each arm has it: clean, protected, and with random noise."""
     place = pair.original
     try:
         original = codec.decode(codec.read(place))
-        clean = _resize(original.shown, size)
+        clean = _resize(original.shown, form)
         if pair.copy is None:
             return clean, clean, clean
-        digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
-        draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
-        noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
-        noisy = replace(original, pixels=resize.add_upsampled(noise, original.pixels, radius))
-        random = _resize(noisy.shown, size)
+        random = _resize(_add_random_noise(original, pair, form).shown, form)
         place = pair.copy
-        return clean, _resize(codec.decode(codec.read(place)).shown, size), random
+        return clean, _resize(codec.decode(codec.read(place)).shown, form), random
     except ImageProblem as problem:
         return Failed(place, problem.reason, problem.message)
 
 
-def _resize(pixels: Pixels, size: int) -> Levels:
-    return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
+def _add_random_noise(picture: codec.DecodedImage, pair: Pair, form: OwnSize) -> codec.DecodedImage:
+    digest = hashlib.sha256(f"{form.seed}/{pair.sha256}/random".encode()).digest()
+    draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
+    noise = draws.uniform(-form.radius, form.radius, (3, form.size, form.size)).astype(np.float32)
+    return replace(picture, pixels=resize.add_upsampled(noise, picture.pixels, form.radius))
+
+
+def _resize(pixels: Pixels, form: OwnSize) -> Levels:
+    if form.crop:
+        pixels = resize.crop_to_square(pixels)
+    return np.rint(resize.resize_to_square(pixels, form.size) * 255).astype(np.uint8)
 
 
 def _replace_copy(pair: Pair) -> Pair:

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.config import VictimSettings
-from tue_cli.core.batches import Images
+from tue_cli.core.batches import Images, crop_middle
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.nets.frozen import FrozenClassifier
 from tue_cli.verify.pretrained import build_pretrained
@@ -28,9 +28,15 @@ class Probe:
     """A logistic regression on features of each picture as it is, and flipped."""
 
     def __init__(
-        self, settings: VictimSettings, *, classes: int, steps: int, computer: ComputeDevice
+        self,
+        settings: VictimSettings,
+        *,
+        classes: int,
+        size: int,
+        steps: int,
+        computer: ComputeDevice,
     ) -> None:
-        """`steps` are batches of features.
+        """`steps` are batches of features; `size` is the width and height of what is seen.
 
         Raises WeightsProblem where the pretrained weights are not what they were.
         """
@@ -38,6 +44,7 @@ class Probe:
         self._net = FrozenClassifier(net, computer.dtype)
         self._settings = settings
         self._classes = classes
+        self._size = size
         self._steps = steps
         self._device = computer.device
 
@@ -53,7 +60,8 @@ class Probe:
         The same pictures and machine give the same classifier.
         """
         assert points == 1
-        pictures, test = pictures.to(self._device), test.to(self._device)
+        pictures = self.crop_middle(pictures.to(self._device))
+        test = self.crop_middle(test.to(self._device))
         began = time.monotonic()
         features = torch.cat(list(self.run_updates(pictures)))
         mean, deviation = features.mean(0), features.std(0) + 1e-6
@@ -69,6 +77,10 @@ class Probe:
             yield accuracy
             train = balanced_accuracy(classify, pictures, self._classes)
         return TrainingResult(curve=(accuracy,), train=train, attacked=None, seconds=spent)
+
+    def crop_middle(self, pictures: Images) -> Images:
+        """Return what the probe sees of pictures."""
+        return crop_middle(pictures, self._size)
 
     def run_updates(self, pictures: Images) -> Generator[Tensor, None, None]:
         """Yield the features of each batch, (N, D): all pictures in order, then all flipped."""

@@ -98,7 +98,7 @@ class VerifySpec:
         refuse_unless(
             size is None or (size >= 32 and size % 4 == 0),
             f"--size must be 32, 36, 40 or a larger multiple of 4, not {size}.",
-            "Without the option, 32 or 64 is chosen.",
+            "Without the option, 32, 64 or 128 is chosen.",
         )
         if self.report is not None:
             refuse_report(self.report)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from tue_cli.events import AMONG, OPTIONAL, Table
+from tue_cli.verify.dataset import VictimDataset
 from tue_cli.verify.request import Provenance, describe_victim
 from tue_cli.verify.stats import CERTAIN_ZERO, Accuracy, Estimate, Row, Verdict
 from tue_cli.verify.trials import Group, Trial
@@ -19,6 +20,7 @@ class VerifyPlan:
     victims: str
     attackers: str
     picture_size: str = field(metadata={"name": "picture size"})
+    memory: str
     training_pictures: int = field(metadata={"name": "training pictures"})
     held_out_pictures: int = field(metadata={"name": "held-out pictures"})
     classes: int
@@ -102,6 +104,14 @@ class VerifyResult:
     chance: float | None = field(metadata=OPTIONAL)
     """Accuracy of guessing; None where nothing could be trained."""
     setup: VerifySetup
+
+
+def describe_input(arms: VictimDataset) -> str:
+    """Return at which size victims see pictures and how they are cropped, for people."""
+    kept, size = arms.clean.shape[-1], arms.get_input_size()
+    if kept == size:
+        return f"{size} × {size}"
+    return f"{size} × {size}, random resized crops of squares of {kept} × {kept}"
 
 
 def describe(judged: Verdict) -> tuple[str, ...]:

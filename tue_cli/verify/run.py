@@ -15,8 +15,13 @@ from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
-from tue_cli.text import escape
-from tue_cli.verify.dataset import VictimDataset, choose_working_size, load_victim_dataset
+from tue_cli.text import escape, format_size
+from tue_cli.verify.dataset import (
+    CROPPED_FROM,
+    VictimDataset,
+    choose_working_size,
+    load_victim_dataset,
+)
 from tue_cli.verify.pairs import (
     drop_failed,
     explain_shortage,
@@ -31,17 +36,20 @@ from tue_cli.verify.result import (
     VerifySetup,
     describe,
     describe_attack,
+    describe_input,
     make_row,
     make_table,
     summarize,
 )
-from tue_cli.verify.stats import judge_rows, make_inconclusive
+from tue_cli.verify.stats import compare_with_standard, judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
     Trial,
     TrialCache,
+    adapt_to_photographs,
     build_groups,
+    find_missing,
     is_tried,
     list_unique_trials,
 )
@@ -110,7 +118,9 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     plan = _plan(work, groups)
     results = yield from _train_victims(spec, plan, list_unique_trials(groups), work)
     chance = 1 / len(arms.classes)
-    rows = [make_row(group, results, arms.count_tested(), chance) for group in groups]
+    rows = compare_with_standard(
+        [make_row(group, results, arms.count_tested(), chance) for group in groups]
+    )
     judged = judge_rows(rows, chance)
     if settings.seeds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
@@ -137,7 +147,7 @@ def _leave_out_attackers(spec: VerifySpec) -> Generator[Event, None, VerifySpec]
         PackageMissing: the attackers are no budget's, so each was asked for by name.
     """
     attacks = spec.settings.attacks
-    missing = [name for name in attacks if (p := ATTACKS[name].package) and not is_installed(p)]
+    missing = find_missing(attacks)
     for name in missing:
         problem = PackageMissing(ATTACKS[name].package)
         if all(attacks != budget.attacks for budget in BUDGETS.values()):
@@ -189,6 +199,8 @@ def _load_work(
     if (reason := explain_shortage(pairs, train, held)) is not None:
         return reason
     settings, size = spec.settings, spec.settings.size or choose_working_size(train)
+    if size >= CROPPED_FROM:
+        settings = adapt_to_photographs(settings)
     # The manifest also holds times, which another run of `tue protect` changes.
     copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
     cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
@@ -259,7 +271,8 @@ def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
     return VerifyPlan(
         victims=", ".join(format_victim(victim) for victim in settings.victims),
         attackers=", ".join(settings.attacks),
-        picture_size=f"{arms.clean.shape[-1]} × {arms.clean.shape[-1]}",
+        picture_size=describe_input(arms),
+        memory=format_size(arms.count_bytes()),
         training_pictures=len(arms.labels),
         held_out_pictures=len(arms.test_labels),
         classes=len(arms.classes),

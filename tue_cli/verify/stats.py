@@ -10,12 +10,14 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 LEARNED = 0.1
 """A clean control has learned something so far above the floor, of what is left to 1."""
 FITTED = 0.5
 """An adversarial victim has fitted its own pictures where it knows so much above chance."""
+TAUGHT = 0.5
+"""An attacker has learned from the originals where it reaches so much of standard training."""
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,8 @@ class Row:
     floor_name: str
     fitted: float | None = None
     """Adversarial victims: the least that one knew of its own attacked training pictures."""
+    standard: float | None = None
+    """What standard training on the originals reaches with the same kind of victim."""
 
     def estimate_protection(self) -> Estimate:
         """Return the protection, 0 to 100, with its interval (delta method, arms independent)."""
@@ -87,6 +91,11 @@ class Row:
             return (
                 f"victims of the originals learned hardly more than {self.floor_name} "
                 f"({clean.value:.0%} against {floor.value:.0%})"
+            )
+        if self.standard is not None and clean.value - chance < TAUGHT * (self.standard - chance):
+            return (
+                f"victims of the originals reached {clean.value:.0%}, but {self.standard:.0%} in "
+                "standard training"
             )
         if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
             return (
@@ -129,6 +138,12 @@ class Verdict:
     def is_conclusive(self) -> bool:
         """Whether there is a number at all."""
         return self.weakest is not None
+
+
+def compare_with_standard(rows: Sequence[Row]) -> list[Row]:
+    """Return rows that know what standard training reaches with the same kind of victim."""
+    reached = {row.victim: row.clean.mean for row in rows if row.attack == "std"}
+    return [replace(row, standard=reached.get(row.victim)) for row in rows]
 
 
 def make_inconclusive(*reasons: str) -> Verdict:

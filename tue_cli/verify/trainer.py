@@ -16,7 +16,7 @@ from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
-from tue_cli.verify.dataset import VictimDataset
+from tue_cli.verify.dataset import VictimDataset, choose_kept_size
 from tue_cli.verify.probe import Probe
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
@@ -50,13 +50,17 @@ def refuse_victims(settings: VerifySettings) -> None:
 def measure_costs(
     settings: VerifySettings, classes: int, size: int, computer: ComputeDevice
 ) -> Costs:
-    """Measure how long updates take here, by a few on pictures of noise."""
+    """Measure how long updates take here, by a few on pictures of noise.
+
+    `size` is the width and height of the victims' input.
+    """
+    kept = choose_kept_size(size)
     kinds = {trial.kind: trial for trial in list_unique_trials(build_groups(settings, 1))}
     costs = {}
     for kind, trial in kinds.items():
         batch = trial.victim.batch
         generator = torch.Generator().manual_seed(0)
-        pixels = torch.randint(0, 256, (batch, 3, size, size), generator=generator)
+        pixels = torch.randint(0, 256, (batch, 3, kept, kept), generator=generator)
         pictures = Images(pixels.to(torch.uint8), torch.arange(batch) % classes)
         probe = _make_victim(replace(trial, steps=PROBED), classes, size, computer)
         times = []
@@ -83,11 +87,15 @@ def train_victim(
     if trial.other_labels:
         arms = arms.relabel(trial.seed)
     pixels, labels = arms.select_training(
-        trial.arm, part=trial.part, alone=trial.alone, degrade=trial.degrade
+        trial.arm,
+        part=trial.part,
+        alone=trial.alone,
+        degrade=trial.degrade,
+        own_size=trial.own_size,
     )
     pictures = Images(torch.from_numpy(pixels), torch.from_numpy(labels))
     test = Images(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
-    victim = _make_victim(trial, len(arms.classes), arms.clean.shape[-1], computer)
+    victim = _make_victim(trial, len(arms.classes), arms.get_input_size(), computer)
     training = victim.train(pictures, test, points=trial.points)
     progress, point = TrialProgress(trial.arm, _describe_recipe(trial), trial.seed), 0
     phase = f"{progress.arm}, {progress.attack}, seed {progress.seed}"
@@ -105,7 +113,7 @@ def train_victim(
 
 def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim | Probe:
     if trial.victim.start == "probe":
-        return Probe(trial.victim, classes=classes, steps=trial.steps, computer=computer)
+        return Probe(trial.victim, classes=classes, size=size, steps=trial.steps, computer=computer)
     adversary = AdversarySettings(radius=trial.radius, steps=trial.adversary_steps)
     return Victim(
         trial.victim,
@@ -133,7 +141,7 @@ def compute_embedding(
     features = []
     for levels in (arms.clean[places], arms.protected[places]):
         pictures = Images(torch.from_numpy(levels), torch.from_numpy(arms.labels[places]))
-        pictures = pictures.to(computer.device)
+        pictures = victim.crop_middle(pictures.to(computer.device))
         for few in torch.split(torch.arange(len(places)), 100):
             with torch.no_grad():
                 features.append(net.features(pictures.take_batch(few)[0]).cpu().numpy())
@@ -169,4 +177,6 @@ def _describe_attack(trial: Trial) -> str:
         return f"{1 - trial.part:.0%} clean alone"
     if trial.part < 1:
         return f"{trial.part:.0%} of it"
+    if trial.own_size:
+        return f"{trial.degrade} at own size"
     return trial.degrade or trial.mixing or ("other labels" if trial.other_labels else "std")

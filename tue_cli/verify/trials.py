@@ -12,8 +12,8 @@ from typing import Any
 import platformdirs
 
 from tue_cli.attacks.registry import ATTACKS, Attack
-from tue_cli.config import VerifySettings, VictimSettings
-from tue_cli.errors import OutputProblem
+from tue_cli.config import BUDGETS, PHOTO_ATTACKS, VerifySettings, VictimSettings
+from tue_cli.errors import OutputProblem, is_installed
 from tue_cli.storage.atomic import Folder
 from tue_cli.storage.lines import LineFile, read_lines
 
@@ -50,6 +50,8 @@ class Trial:
     part: float
     alone: bool = False
     """Only the part of the pictures that stays clean."""
+    own_size: bool = False
+    """Apply `degrade` to pictures at their own size."""
 
     @property
     def kind(self) -> tuple[VictimSettings, bool, str]:
@@ -119,6 +121,26 @@ def is_tried(name: str, victim: VictimSettings, victims: Iterable[VictimSettings
     return victim.start != "probe" or not (attack.radius or attack.augmentation)
 
 
+def find_missing(attacks: Iterable[str]) -> list[str]:
+    """Return those of some attackers that this installation lacks a package for."""
+    return [name for name in attacks if (p := ATTACKS[name].package) and not is_installed(p)]
+
+
+def adapt_to_photographs(settings: VerifySettings) -> VerifySettings:
+    """Return settings with the attackers that a budget has for photographs.
+
+    Attackers that are no budget's were asked for by name, and stay.
+    """
+    for name, budget in BUDGETS.items():
+        missing = find_missing(budget.attacks)
+        if settings.attacks == tuple(one for one in budget.attacks if one not in missing):
+            wanted = PHOTO_ATTACKS[name]
+            missing = find_missing(wanted)
+            attacks = tuple(one for one in wanted if one not in missing)
+            return replace(settings, attacks=attacks)
+    return settings
+
+
 def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
     """Return every attacker on every kind of victim; groups may share trials.
 
@@ -140,9 +162,10 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
                 arm="clean",
                 victim=victim,
                 seed=0,
-                steps=epochs * -(-pictures // victim.batch),
+                steps=epochs * attack.times * -(-pictures // victim.batch),
                 points=1 if victim.start == "probe" else min(epochs, POINTS),
                 degrade=attack.filter,
+                own_size=attack.own_size,
                 mixing=attack.augmentation,
                 radius=attack.radius,
                 adversary_steps=settings.adversary_steps if attack.radius else 0,
@@ -160,7 +183,7 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
                 arm: tuple(replace(trial, seed=seed) for seed in seeds)
                 for arm, trial in arms.items()
             }
-            groups.append(Group(name, attack, victim, trials, epochs))
+            groups.append(Group(name, attack, victim, trials, epochs * attack.times))
     return groups
 
 

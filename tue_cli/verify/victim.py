@@ -1,7 +1,8 @@
 """Victims: classifiers trained as somebody would train them who took the pictures, and tested.
 
 The training is REM's victim (SGD, momentum 0.9, weight decay 5e-4, crops and flips, no clean
-picture), shortened; its adversary is REM's PGD.
+picture), shortened; its adversary is REM's PGD. If pictures are larger than a victim's input, it
+learns from random resized crops and is tested on their middle, as on ImageNet.
 """
 
 from __future__ import annotations
@@ -17,7 +18,13 @@ from torch import Tensor
 
 from tue_cli.attacks.augment import AUGMENTATIONS
 from tue_cli.config import AdversarySettings, VictimSettings
-from tue_cli.core.batches import Images, crop_and_flip, make_generator
+from tue_cli.core.batches import (
+    Images,
+    crop_and_flip,
+    crop_and_resize,
+    crop_middle,
+    make_generator,
+)
 from tue_cli.core.capture import Captured, Tensors
 from tue_cli.core.loop import Plan, Training, fit
 from tue_cli.core.losses import cross_entropy
@@ -83,6 +90,8 @@ class Victim:
     ) -> None:
         """`mixing` is a key of `AUGMENTATIONS`, or nothing; `steps` are updates of the net.
 
+        `size` is the width and height of its input.
+
         Raises BadSetting where there is no such net, or none for pictures of this size, and
         WeightsProblem where pretrained weights are not what they were.
         """
@@ -96,6 +105,7 @@ class Victim:
                 )
         self.net: Classifier = convert_to_channels_last(net.to(computer.device))
         self._classes = classes
+        self._size = size
         self._computer = computer
         self._adversary = adversary
         self._mixing = AUGMENTATIONS[mixing] if mixing else None
@@ -121,7 +131,8 @@ class Victim:
         The same seed, pictures and machine give the same net.
         """
         device, steps = self._computer.device, self._training.plan.steps
-        pictures, test = pictures.to(device), test.to(device)
+        pictures = pictures.to(device)
+        middles, test = self.crop_middle(pictures), self.crop_middle(test.to(device))
         marks = {math.ceil(steps * (point + 1) / points) for point in range(points)}
         curve: list[float] = []
         spent, began = 0.0, time.monotonic()
@@ -134,17 +145,24 @@ class Victim:
             began = time.monotonic()
         return TrainingResult(
             curve=tuple(curve),
-            train=balanced_accuracy(self.freeze_net(), pictures, self._classes),
-            attacked=self._attack_training(pictures),
+            train=balanced_accuracy(self.freeze_net(), middles, self._classes),
+            attacked=self._attack_training(middles),
             seconds=spent,
         )
+
+    def crop_middle(self, pictures: Images) -> Images:
+        """Return what the victim sees of pictures that it is tested on."""
+        return crop_middle(pictures, self._size)
 
     def run_updates(self, pictures: Images) -> Generator[Tensor, None, None]:
         """Train to the last step, yielding each step's loss; pictures on the victim's device."""
         attack = Attacker(self.freeze_net(), self._adversary) if self._adversary else None
 
         def prepare(pixels: Tensor, labels: Tensor, generator: torch.Generator) -> Tensors:
-            pixels = crop_and_flip(pixels, generator)
+            if pixels.shape[-1] > self._size:
+                pixels = crop_and_resize(pixels, self._size, generator)
+            else:
+                pixels = crop_and_flip(pixels, generator)
             if attack is not None:
                 attack.net.follow(self.net)
                 pixels = attack(pixels, labels, generator)
