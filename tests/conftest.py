@@ -24,6 +24,7 @@ from tue_cli.methods import load_recipe
 from tue_cli.methods.surrogate import FrozenNets
 from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.noise import Noise, RemNoise, SampledNoise, SteppedNoise, TueNoise
+from tue_cli.train.export import write_graph
 from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack, read
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
@@ -158,13 +159,16 @@ def tiny_training(
     toy: Images, tmp_path_factory: pytest.TempPathFactory
 ) -> tuple[Path, dict[str, list[float]]]:
     """Train `toy` once: a weights file of method tue and, by role, each step's loss."""
-    return trained("tue", toy, tmp_path_factory.mktemp("weights") / "tiny.safetensors")
+    return trained("tue", toy, tmp_path_factory.mktemp("weights") / "tiny.safetensors", TINY)
 
 
-def trained(recipe: str, toy: Images, path: Path) -> tuple[Path, dict[str, list[float]]]:
+def trained(
+    recipe: str, toy: Images, path: Path, settings: TrainSettings
+) -> tuple[Path, dict[str, list[float]]]:
     """Train a recipe's nets on `toy`: their weights file and, by role, each step's loss."""
-    card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, TINY.sigma, {"steps": TINY.steps})
-    settings, fits = tiny_for(recipe), load_recipe(recipe)
+    about = {"steps": settings.steps}
+    card = Card(recipe, "resnet18", 4, 16, ("a", "b", "c"), 8, settings.sigma, about)
+    fits = load_recipe(recipe)
     nets = draw_nets(card, tuple(fits), seed=0)
     helpers: dict[str, Frozen] = {}
     losses = {}
@@ -197,7 +201,10 @@ def tiny_of(
         if method.recipes[0] == "tue":
             path = tiny_weights
         elif not path.exists():
-            trained(method.recipes[0], toy, path)
+            settings = tiny_for(method.recipes[0])
+            if method.recipes[0] != "clean":  # its surrogate alone has to be right
+                settings = replace(settings, steps=6, score_steps=40)
+            trained(method.recipes[0], toy, path, settings)
         found[name] = read(path, name=path.stem)
     return found
 
@@ -224,6 +231,15 @@ def frozen_of(tiny_of: dict[str, Weights]) -> dict[str, FrozenNets]:
 def tiny_weights(tiny_training: tuple[Path, dict[str, list[float]]]) -> Path:
     """A weights file of method tue: ResNet-18 of width 4, 16x16, keys a, b, c."""
     return tiny_training[0]
+
+
+@pytest.fixture(scope="session")
+def twin(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny weights in a file of their own, with their graph beside it; to be read alone."""
+    path = tmp_path_factory.mktemp("twin") / "w.safetensors"
+    path.write_bytes(tiny_weights.read_bytes())
+    list(write_graph(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
+    return path
 
 
 @pytest.fixture(scope="session")

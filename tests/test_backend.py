@@ -23,13 +23,9 @@ HAS_CUDA = Path("/proc/driver/nvidia").is_dir()
 
 
 @pytest.fixture(scope="module")
-def twin(tiny: Weights, tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """The tiny weights with their graph beside them."""
-    folder = tmp_path_factory.mktemp("twin")
-    (folder / "tiny.safetensors").write_bytes(pack(tiny.card, tiny.tensors))
-    weights = read(folder / "tiny.safetensors", name="tiny")
-    list(write_graph(weights, folder / "tiny.onnx", beside=True))
-    return weights
+def twin(twin: Path) -> Weights:
+    """The tiny weights with their graph beside them, read."""
+    return read(twin, name="tiny")
 
 
 def opened(weights: Weights, **changes: object) -> Engine:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import pty
 import subprocess
 import sys
 from collections.abc import Callable
-from contextlib import chdir
+from contextlib import chdir, suppress
 from dataclasses import asdict, dataclass
 from functools import cache
 from pathlib import Path
@@ -78,6 +80,27 @@ def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: P
     assert events[2]["largest"] == 8
     assert Path(events[2]["path"]).is_file() and Path(events[2]["source"]).is_file()
     assert events[-1]["protected"] == 2 and events[-1]["engine_seconds"] > 0
+
+
+@pytest.mark.slow
+def test_json_goes_to_a_pipe_though_progress_is_drawn_in_a_terminal(
+    folder: Path, tmp_path: Path
+) -> None:
+    ours, theirs = pty.openpty()
+    command = [sys.executable, "-m", "tue_cli", "protect", str(folder), "--steps", "1", "--json"]
+    with subprocess.Popen(
+        [*command, "-o", str(tmp_path / "out")], stdout=subprocess.PIPE, stderr=theirs
+    ) as process:
+        os.close(theirs)
+        drawn = b""
+        with suppress(OSError):  # the terminal is gone when the command is
+            while part := os.read(ours, 1 << 16):
+                drawn += part
+        os.close(ours)
+        assert process.stdout is not None
+        events = [json.loads(line)["event"] for line in process.stdout]
+    assert events[-1] == "done" and events.count("saved") == 2
+    assert b"Protecting" in drawn and b'"event"' not in drawn
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "utf-8"])
@@ -186,7 +209,11 @@ BOUNDS = {
 
 @pytest.mark.parametrize("name", mark_slow(METHODS, but=("lsp",)))
 def test_every_method_protects_and_says_its_bound_first(
-    name: str, made: Callable[[str], Path], tiny_weights: Path, tmp_path: Path
+    name: str,
+    made: Callable[[str], Path],
+    tiny_weights: Path,
+    small_photos: Path,
+    tmp_path: Path,
 ) -> None:
     recipes = METHODS[name].recipes
     options = ["--method", name, "-o", str(tmp_path / "out"), "--format", "png"]
@@ -195,7 +222,7 @@ def test_every_method_protects_and_says_its_bound_first(
         options += ["--weights", str(weights)]
     if isinstance(METHODS[name].noise, SteppedNoise):
         options += ["--steps", "2"]
-    photos = str(Path(__file__).parent.parent / "assets" / "photos")
+    photos = str(small_photos)
     planned = tue("protect", photos, *options, "--dry-run")
     assert planned.returncode == 0, planned.stderr
     assert BOUNDS[name] in planned.stderr + b"\n"

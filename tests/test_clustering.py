@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from tue_cli.core.clustering import cluster
+from tue_cli.core.clustering import cluster, find_centres, find_nearest
 
 
 def test_clusters_that_are_apart_are_told_apart_and_numbered_by_appearance() -> None:
@@ -32,3 +32,13 @@ def test_no_picture_is_nearer_to_another_cluster_s_centre() -> None:
     centres = np.stack([features[numbers == number].mean(0) for number in range(6)])
     away = np.square(features[:, None] - centres).sum(-1)
     assert np.array_equal(away.argmin(1), numbers)
+
+
+def test_what_comes_later_goes_to_the_nearest_centre_and_moves_none() -> None:
+    features = np.random.default_rng(0).normal(size=(300, 7)).astype(np.float32)
+    centres = find_centres(features, 6, 0)
+    assert np.array_equal(find_nearest(features, centres), cluster(features, 6, 0))
+    later = np.random.default_rng(1).normal(size=(40, 7)).astype(np.float32)
+    away = np.square(later[:, None] - centres).sum(-1)
+    assert np.array_equal(find_nearest(later, centres), away.argmin(1))
+    assert np.array_equal(find_nearest(later[7:8], centres), find_nearest(later, centres)[7:8])

@@ -190,13 +190,15 @@ def test_every_class_is_split_alike() -> None:
     assert split(pairs, 0.2, 1) != (train, held)
 
 
+RARE_AND_COMMON = [
+    Pair(Path(f"{n}"), None, label, sha256(str(n).encode()))
+    for n, label in enumerate(["rare"] * 30 + ["common"] * 270)
+]
+
+
 @given(st.integers(1, 400), st.integers(0, 3))
 def test_fewer_pictures_keep_every_class_in_its_proportion(most: int, seed: int) -> None:
-    labels = ["rare"] * 30 + ["common"] * 270
-    pairs = [
-        Pair(Path(f"{n}"), None, label, sha256(str(n).encode())) for n, label in enumerate(labels)
-    ]
-    kept = limit_pairs(pairs, most, seed)
+    kept = limit_pairs(RARE_AND_COMMON, most, seed)
     assert len(kept) <= most + 1 and len(set(kept)) == len(kept)
     rare = sum(pair.label == "rare" for pair in kept)
     assert abs(rare - min(most, 300) / 10) <= 1 and rare >= 1

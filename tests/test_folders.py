@@ -16,10 +16,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from tue_cli.dataset.discover import Found, Item, choose_default_output, discover, is_case_sensitive
+from tue_cli.dataset.discover import Found, Item, discover, is_case_sensitive
 from tue_cli.dataset.labels import assign_labels
 from tue_cli.dataset.manifest import MANIFEST
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import WORK, choose_default_output
 from tue_cli.errors import BadSetting, NothingToDo, OutputProblem
 
 IS_ROOT = hasattr(os, "geteuid") and os.geteuid() == 0

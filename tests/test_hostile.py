@@ -34,11 +34,11 @@ from benchmarks.paper.run import BenchSpec, bench
 from benchmarks.paper.settings import PRESETS
 from tue_cli.cli import main
 from tue_cli.dataset import manifest
-from tue_cli.dataset.journal import read_former_run
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import WORK
+from tue_cli.dataset.records import read_former_run
+from tue_cli.dataset.selection import read_paths
 from tue_cli.errors import BadSetting, ExitCode, ImageProblem, WeightsProblem
-from tue_cli.fields import read_paths
 from tue_cli.images import codec, metadata
 from tue_cli.protect import pipeline
 from tue_cli.protect.request import ProtectSpec
@@ -145,15 +145,6 @@ def _ends() -> Iterator[None]:
     yield
     if hasattr(signal, "alarm"):
         signal.alarm(0)
-
-
-@pytest.fixture(scope="module")
-def twin(tiny_weights: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The tiny weights, with their graph beside them."""
-    path = tmp_path_factory.mktemp("twin") / "w.safetensors"
-    path.write_bytes(tiny_weights.read_bytes())
-    list(write_graph(read(path, name="w"), path.with_suffix(".onnx"), beside=True))
-    return path
 
 
 @pytest.fixture(scope="module")
@@ -352,7 +343,7 @@ def test_a_journal_of_lines_that_are_no_entries_is_given_up_early(
         file.write(f"{line}\n" * 990 + '{"run": {"engine": "x"}}\n')
     assert read_former_run(tmp_path) == {"engine": "x"}
     with (tmp_path / WORK / "journal.jsonl").open("a", encoding="ascii") as file:
-        file.write(f"{line}\n" * 50_000)
+        file.write(f"{line}\n" * 5_000)
     with (
         mock.patch.object(lines, "parse_json", wraps=parse_json) as parsed,
         pytest.raises(BadSetting, match="more than 1,000 lines"),
@@ -415,7 +406,7 @@ def test_a_class_with_a_zero_byte_is_refused_with_its_line(
 def test_a_list_on_stdin_that_is_too_large_is_refused_with_the_limit(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("tue_cli.fields.MOST_LIST", 100)
+    monkeypatch.setattr("tue_cli.dataset.selection.MOST_LIST", 100)
     monkeypatch.setattr("sys.stdin", io.TextIOWrapper(io.BytesIO(b"a\n" * 60)))
     with pytest.raises(BadSetting, match="larger than 100 bytes"):
         read_paths(["-"])

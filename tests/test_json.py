@@ -20,7 +20,13 @@ from tue_cli.cli import app
 from tue_cli.dataset.secret import SecretSummary
 from tue_cli.engine.onnx_graph.parity import Parity
 from tue_cli.events import SCHEMA, Checked, Done, Failed, Metric, Note, Saved, Skipped, Started
-from tue_cli.protect.result import CopyRecord, ProtectForecast, ProtectPlan, ProtectSummary
+from tue_cli.protect.result import (
+    CopyRecord,
+    ProtectForecast,
+    ProtectPlan,
+    ProtectSummary,
+    WatchSummary,
+)
 from tue_cli.train.result import ExportSummary, TrainPlan, TrainSummary
 from tue_cli.verify.result import VerifyPlan, VerifyResult
 
@@ -37,6 +43,7 @@ RECORDS: dict[str, type] = {
     "saved of tue protect": CopyRecord,
     "done of tue protect": ProtectSummary,
     "done of tue protect -n": ProtectForecast,
+    "done of tue protect --watch": WatchSummary,
     "done of tue check": CheckSummary,
     "done of tue verify": VerifyResult,
     "done of tue train": TrainSummary,

@@ -136,11 +136,11 @@ def test_perturbing_leaves_a_net_as_it_was() -> None:
 def net_facts(net: nn.Module) -> dict[str, object]:
     """Return all that a caller could find changed in a net."""
     return {
-        "state": {name: value.tolist() for name, value in net.state_dict().items()},
+        "state": {name: value.numpy().tobytes() for name, value in net.state_dict().items()},
         "training": [module.training for module in net.modules()],
         "required": [parameter.requires_grad for parameter in net.parameters()],
         "gradients": [
-            None if parameter.grad is None else parameter.grad.tolist()
+            None if parameter.grad is None else parameter.grad.numpy().tobytes()
             for parameter in net.parameters()
         ],
     }

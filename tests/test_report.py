@@ -232,6 +232,12 @@ def test_a_report_of_a_name_that_no_file_can_have_is_refused_before_any_work() -
         refuse_report(Path(f"{'a' * 300}.html"))
 
 
+def test_a_report_that_has_no_folder_is_refused_before_any_work(tmp_path: Path) -> None:
+    with pytest.raises(OutputProblem, match="is missing or not"):
+        refuse_report(tmp_path / "nowhere" / "page.html")
+    refuse_report(tmp_path / "page.html")
+
+
 @pytest.mark.parametrize("smooth", ["<q>", [0.25], {}, None])
 def test_a_share_that_is_no_number_stops_no_page(smooth: object) -> None:
     told = manifest()

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 from tue_cli.config import ProtectSettings
-from tue_cli.dataset.journal import read_unfinished
+from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.events import Done, Looked, Saved
 from tue_cli.images.codec import read_dimensions

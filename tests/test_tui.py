@@ -36,8 +36,8 @@ from tue_cli.config import (
     VerifySettings,
     VictimSettings,
 )
-from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.events import Advanced, Failed, Job, Record, Started
 from tue_cli.fields import list_questions
@@ -492,16 +492,17 @@ def toy(folder: Path, each: int) -> Path:
     return folder
 
 
+@pytest.mark.slow
 def test_a_report_that_has_no_folder_is_refused_while_it_is_typed(
     photos: Path, tiny_weights: Path
 ) -> None:
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(StrengthScreen(draft(photos, tiny_weights)))
         await on_screen(pilot, StrengthScreen)
-        await write(pilot, "report", "nowhere/page.html")
+        await write(pilot, "report", "no/p.html")
         await reads(pilot, "is missing or not")
         assert app.screen.query_one("#next", Button).disabled
-        await write(pilot, "report", "page.html")
+        await write(pilot, "report", "p.html")
         await until(pilot, lambda: "PSNR" in seen(app))
 
     drive(TueApp(), LARGE, steps)

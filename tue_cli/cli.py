@@ -90,12 +90,14 @@ def protect(
     from tue_cli.console import Console
     from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
+    from tue_cli.protect.watch import watch
 
     spec = replace(given.read_spec(), command=given.typed)
     again = given.typed
     if spec.existing != "skip":
         again += " --existing skip"
-    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(job(spec), again)
+    begun = watch(spec) if spec.watch else job(spec)
+    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(begun, again)
     if isinstance(result, ProtectSummary) and result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 

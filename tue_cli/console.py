@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -101,6 +102,8 @@ class Console:
             TextColumn("{task.fields[state]}"),
             console=self._terminal,
             transient=True,
+            # What goes to a pipe or a file must not be drawn above the bar instead.
+            redirect_stdout=sys.stdout is not None and sys.stdout.isatty(),
             disable=self._quiet or not self._terminal.is_terminal,
         )
         with progress, closing(job):
@@ -112,9 +115,14 @@ class Console:
                     self._tell_unpaired()
                 if isinstance(event, Started):
                     self._unit = event.unit
+                    progress.start()
                     self._show_start(event)
                     progress.update(
-                        bar, description=event.title, total=event.total, visible=event.total > 0
+                        bar,
+                        description=event.title,
+                        total=event.total,
+                        completed=0,
+                        visible=event.total > 0,
                     )
                 elif isinstance(event, Advanced):
                     state = self._format_state(event)
@@ -126,15 +134,23 @@ class Console:
                     tables.append(event)
                 elif isinstance(event, Done):
                     done = event
+                    progress.update(bar, visible=False, state="")
+                    progress.live.stop()  # which would take what is printed for its own
+                    self._print_result(event, tables)
+                    tables.clear()
                 elif not isinstance(event, Checked | Looked):
                     self._show(event)
         assert done is not None  # the last event of every job
-        if not self._json and not self._quiet:
-            for table in tables:
-                _print_table(table)
-            for sentence in done.said or _list_fields(done.result):
-                _print(escape(sentence))
         return done.result
+
+    def _print_result(self, done: Done[R], tables: Sequence[Table]) -> None:
+        """Print what came of a job, or of one run of a job that has several."""
+        if self._json or self._quiet:
+            return
+        for table in tables:
+            _print_table(table)
+        for sentence in done.said or _list_fields(done.result):
+            _print(escape(sentence))
 
     def _show_start(self, event: Started) -> None:
         unit = event.unit.removesuffix("s") if event.total == 1 else event.unit

@@ -104,6 +104,10 @@ class OutputProblem(TueError):
     """The output cannot be written: no permission, no space, in use by another run."""
 
 
+class OutputBusy(OutputProblem):
+    """Another run is using the output, and will be done with it some time."""
+
+
 def explain_stdout_error(error: Exception) -> OutputProblem:
     """Return the error to raise where stdout is full, or was closed by its reader."""
     why = (isinstance(error, OSError) and error.strerror) or str(error)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import os
 import shlex
-import sys
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -17,9 +16,9 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from tue_cli.attacks.registry import parse_attacks
+from tue_cli.dataset.selection import read_paths, read_patterns
 from tue_cli.declare import Declaration, Part
 from tue_cli.errors import BadSetting
-from tue_cli.storage.reading import MOST_LIST
 from tue_cli.text import read_duration
 from tue_cli.verify.request import format_victim, parse_victims
 
@@ -33,9 +32,10 @@ class Typed:
     """How a person types what is held otherwise."""
 
     kind: Any
-    """What the command line makes of the text before `read` does."""
+    """What the command line makes of the text before `read` does; a list of what is repeated."""
     read: Callable[[Any], Any]
     write: Callable[[Any], str]
+    """Of what is repeated, one."""
     unit: str = ""
 
 
@@ -61,41 +61,12 @@ def read_folder(text: str | Path) -> Path:
     return Path(text)
 
 
-def read_paths(paths: list[str]) -> tuple[Path, ...]:
-    """Replace - by the paths that stdin lists.
-
-    Raises:
-        BadSetting: an empty path, or no path in the list.
-    """
-    result: list[Path] = []
-    for path in paths:
-        if not path:
-            raise BadSetting("A path is empty.", "Write . for the folder you are in.")
-        if path != "-":
-            result.append(Path(path))
-            continue
-        if sys.stdin is None:
-            raise BadSetting(
-                "- reads a list from stdin, but stdin is closed.", "Name the pictures instead."
-            )
-        data = sys.stdin.buffer.read(MOST_LIST + 1)
-        if len(data) > MOST_LIST:
-            raise BadSetting(
-                f"The list on stdin is larger than {MOST_LIST:,} bytes, the most that tue reads.",
-                "Write one path per line, or name the folder that contains the pictures.",
-            )
-        lines = data.split(b"\0") if b"\0" in data else data.splitlines()
-        result += [Path(os.fsdecode(line)) for line in lines if line]
-    if not result:
-        raise BadSetting("The list on stdin is empty.", "Write one path per line.")
-    return tuple(result)
-
-
 TYPED = {
     "levels": Typed(float, lambda levels: levels / LEVELS, _write_levels, "levels of 255"),
     "duration": Typed(str, read_duration, lambda seconds: f"{_write_number(seconds)}s"),
     "folder": Typed(str, read_folder, str),
     "paths": Typed(list[str], read_paths, str),
+    "patterns": Typed(list[str], read_patterns, str),
     "attacks": Typed(
         str, lambda text: parse_attacks(name.strip() for name in text.split(",")), ",".join
     ),
@@ -138,6 +109,11 @@ class Question:
     def typed(self) -> Typed | None:
         """How it is typed, where that is not how it is held."""
         return TYPED.get(self.declared.typed)
+
+    @property
+    def is_repeated(self) -> bool:
+        """Whether it is given once for each of several values, which a tuple holds."""
+        return self.typed is not None and typing.get_origin(self.typed.kind) is list
 
     @property
     def unit(self) -> str:
@@ -338,10 +314,11 @@ def format_command(name: str, spec: Any) -> str:
         usual = question.default if question in sure else get_value(plain, question.name)
         if value in (MISSING, usual):
             continue
+        each = value if question.is_repeated else (value,)
         if question.declared.is_argument:
-            places += map(question.write, value if isinstance(value, tuple) else [value])
+            places += map(question.write, each)
         elif question.kind is bool:
             options.append(question.flags[0])
         else:
-            options += [question.flags[0], question.write(value)]
+            options += [part for one in each for part in (question.flags[0], question.write(one))]
     return shlex.join(["tue", name, *places, *options])

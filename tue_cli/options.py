@@ -113,7 +113,9 @@ def _make_parameter(question: Question) -> inspect.Parameter:
     default: Any = inspect.Parameter.empty
     if question.default is not MISSING:
         default = question.default
-        if question.typed and default is not None:
+        if question.is_repeated:
+            default = [question.write(value) for value in default]
+        elif question.typed and default is not None:
             default = question.typed.kind(question.typed.write(default))
     if said.is_argument:
         name = said.metavar or question.key.upper()

@@ -54,8 +54,9 @@ def format_count(count: int, thing: str) -> str:
 
 
 def format_ignored(count: int, reason: str) -> str:
-    """Return how many files were ignored, and why."""
-    return f"{format_count(count, 'file')} ignored ({reason})"
+    """Return how many files were ignored, and why; `folder: ` before a reason is for folders."""
+    thing, _, why = reason.rpartition(": ")
+    return f"{format_count(count, thing or 'file')} ignored ({why})"
 
 
 def escape(path: Path | str) -> str:

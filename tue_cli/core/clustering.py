@@ -16,22 +16,35 @@ def cluster(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.
 
     At most `count` of them, numbered from 0 in order of appearance; deterministic.
     """
-    from scipy.cluster.vq import vq
-
     if not len(features):
         return np.empty(0, np.int64)
+    return find_nearest(features, find_centres(features, count, seed))
+
+
+def find_centres(features: NDArray[np.float32], count: int, seed: int) -> NDArray[np.float64]:
+    """Return the centres (K, D) of the clusters of `features` (N, D), one row or more, by k-means.
+
+    At most `count` of them, in the order in which their clusters appear; deterministic.
+    """
     points = features.astype(np.float64)
     centres = _choose_centres(points, count, np.random.default_rng(seed))
     nearest = np.full(len(points), -1)
     # Not kmeans2, which runs every round to the end and warns where a cluster is left empty.
     for _ in range(ROUNDS):
-        former, (nearest, _) = nearest, vq(points, centres)
+        former, nearest = nearest, find_nearest(points, centres)
         if np.array_equal(former, nearest):
             break
         for number in np.unique(nearest):
             centres[number] = points[nearest == number].mean(axis=0)
-    numbers: dict[int, int] = {}
-    return np.array([numbers.setdefault(int(n), len(numbers)) for n in nearest], np.int64)
+    return centres[list(dict.fromkeys(nearest.tolist()))]
+
+
+def find_nearest(features: NDArray[np.floating], centres: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Return which of `centres` (K, D) is nearest to each row of `features` (N, D): (N,)."""
+    from scipy.cluster.vq import vq
+
+    nearest, _ = vq(features.astype(np.float64), centres)
+    return np.asarray(nearest, np.int64)
 
 
 def _choose_centres(

@@ -20,6 +20,7 @@ from typing import NamedTuple
 
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, is_output, refuse_links
+from tue_cli.dataset.selection import NOT_INCLUDED, WHOLE, Selection, fold
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
 from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
@@ -51,27 +52,12 @@ class Found:
     """Other files, and folders not entered, each with a reason."""
     refused: tuple[tuple[Path, str, str], ...]
     """Path, reason and message of what should be a picture, or hold some, and cannot be read."""
+    not_included: tuple[Path, ...] = ()
+    """Places that pictures would have which --include leaves out."""
 
 
-def choose_default_output(paths: Sequence[Path]) -> Path:
-    """The folder `<name>-protected` beside the one folder given, or beside the files' folder.
-
-    Raises BadSetting where there is no such one folder.
-    """
-    folders = {make_absolute(path if _is_folder(path) else path.parent) for path in paths}
-    if len(folders) != 1 or (len(paths) > 1 and any(map(_is_folder, paths))):
-        raise BadSetting("There are several inputs.", "Name a folder for their copies with -o.")
-    folder = folders.pop()
-    if not folder.name:
-        raise BadSetting(
-            f"{escape(folder)} has no folder beside it for the copies.",
-            "Name a folder for them with -o.",
-        )
-    return folder.with_name(f"{folder.name}-protected")
-
-
-def discover(paths: Sequence[Path], output: Path) -> Found:
-    """Find the pictures below `paths`, which are folders, taken with all they hold, or files.
+def discover(paths: Sequence[Path], output: Path, selection: Selection = WHOLE) -> Found:
+    """Find the selected pictures below `paths`, which are folders, with all they hold, or files.
 
     One folder is mirrored at the output itself, several at `output/<folder name>`, and a file goes
     to `output/<name>`. Symlinks are followed. Raises BadSetting where a path does not exist, where
@@ -90,10 +76,11 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
     entries: list[_Entry] = []
     for path in paths:
         if path not in folders:
-            entries.append(_inspect(path, Path(path.name), named=True))
+            entry = _inspect(path, Path(path.name), named=True)
+            entries.append(_select(entry, selection, entry.relative))
         else:
             place = Path(make_absolute(path).name if len(folders) > 1 else "")
-            entries.extend(_walk(path, place, output))
+            entries.extend(_walk(path, place, output, selection))
     # A set, for a picture may be named beside the folder that holds it.
     entries = sorted(
         set(entries),
@@ -103,13 +90,15 @@ def discover(paths: Sequence[Path], output: Path) -> Found:
         items=tuple(Item(e.path, e.relative, "") for e in entries if e.kind == "picture"),
         ignored=tuple((e.path, e.reason) for e in entries if e.kind == "ignored"),
         refused=tuple((e.path, e.reason, e.message) for e in entries if e.kind == "refused"),
+        not_included=tuple(e.relative for e in entries if e.reason == NOT_INCLUDED),
     )
     if not found.items and not found.refused:
         others = Counter(reason for _, reason in found.ignored)
         kinds = "; ".join(format_ignored(count, reason) for reason, count in others.items())
         raise NothingToDo(
             f"No picture was found{f': {kinds}' if kinds else ''}.",
-            f"tue protects files that end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
+            selection.remedy
+            or f"tue protects files that end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
         )
     _refuse_own_names(found.items)
     refuse_collisions(found.items, output)
@@ -126,7 +115,15 @@ class _Entry(NamedTuple):
     message: str = ""
 
 
-def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
+def _select(entry: _Entry, selection: Selection, relative: Path) -> _Entry:
+    """Return an entry as it is, or as one to ignore where the selection leaves it out."""
+    if entry.kind == "ignored":
+        return entry
+    reason = selection.explain_omission(relative, is_folder=entry.kind == "folder")
+    return entry._replace(kind="ignored", reason=reason, message="") if reason else entry
+
+
+def _walk(root: Path, below: Path, output: Path, selection: Selection) -> Iterator[_Entry]:
     """Every entry below a folder, except the folders that are entered.
 
     Raises BadSetting where a link or a mount leads to the output, or to what it lies in.
@@ -153,6 +150,7 @@ def _walk(root: Path, below: Path, output: Path) -> Iterator[_Entry]:
         else:
             for path in paths:
                 entry = _inspect(path, place / path.name)
+                entry = _select(entry, selection, entry.relative.relative_to(below))
                 if entry.kind == "folder":
                     pending.append((entry.path, entry.relative, above | {here}))
                 else:
@@ -282,7 +280,7 @@ def _find_collision(
 
 def fold_path(relative: Path) -> str:
     """Return a place as the least discerning file systems see it: no case, no Unicode form."""
-    return normalize_name(unicodedata.normalize("NFD", relative.as_posix()).casefold())
+    return fold(relative.as_posix())
 
 
 def is_case_sensitive(folder: Path) -> bool:

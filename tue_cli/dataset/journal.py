@@ -10,30 +10,27 @@ import json
 import os
 import threading
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Self
 
 from tue_cli.dataset.manifest import (
     FIELDS,
     MANIFEST,
+    Clusters,
     Record,
-    are_keys,
     describe_differences,
     drop_foreign_noise,
-    drop_invalid,
-    explain_damage,
     format_manifest,
     is_record,
-    is_run,
-    read_manifest,
+    is_written,
     replace_infinite,
 )
 from tue_cli.dataset.output import JOURNAL, WORK, OutputFolder, explain_output_error
+from tue_cli.dataset.records import Book, Given, read_entries
 from tue_cli.errors import BadSetting
 from tue_cli.storage.atomic import Identity
-from tue_cli.storage.lines import LineFile, TooManyOdd, format_line, read_lines
-from tue_cli.storage.reading import NotAFile, TooLarge, explain_error
+from tue_cli.storage.lines import LineFile, format_line
 from tue_cli.text import escape, format_count
 
 EXISTING = ("skip", "overwrite", "error")
@@ -42,30 +39,6 @@ KEYS_OF_LINE = 1_000
 """Classes with their codes in one line of the journal."""
 _MAKER = ("tool", "algorithm")
 """What of a run tells who made its copies, and does not decide whether another may go on."""
-
-
-def read_former_run(output: Path) -> dict[str, Any]:
-    """What decided the bytes of the copies that were last written here; empty where there are none.
-
-    Raises BadSetting where a manifest cannot be read.
-    """
-    runs = [entry["run"] for entry in _read_entries(output) if "run" in entry]
-    return runs[-1] if runs else {}
-
-
-def read_unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
-    """What a run that was stopped left here: its settings and its records; None where none did.
-
-    Nothing is written or locked. Raises OutputProblem where the folder cannot be read.
-    """
-    run: dict[str, Any] | None = None
-    records: dict[str, Record] = {}
-    for entry in _read_journal(output):
-        if is_record(entry):
-            records[entry["path"]] = entry
-        else:
-            run = entry["run"]
-    return None if run is None else (run, list(records.values()))
 
 
 class Journal:
@@ -101,19 +74,40 @@ class Journal:
                 f"--existing {existing} is unknown.", f"Choose one of: {', '.join(EXISTING)}."
             )
         self.output = output
-        self.records: dict[str, Record] = {}
-        """Relative posix path -> record, of this run and of former ones with equal settings."""
-        self.keys: dict[str, str] = {}
-        """Class -> key, likewise; what is added here before the first copy is known to later runs,
-        however this one ends."""
+        self.copies: dict[str, int | None] = {}
+        """sha256 of every copy that former runs recorded, of any settings -> bytes, if known."""
+        self._book = Book()
         self._run: dict[str, Any] = json.loads(format_line(run))
         self._existing = existing
         self._folder = OutputFolder(output, originals)
         self._lines: LineFile | None = None
+        self._unsaid: list[Record] = []
         self._guard = threading.Lock()
         self._ours: dict[str, set[str]] = {}
         self._sure: set[str] = set()
         self._since = time.monotonic()
+
+    @property
+    def records(self) -> dict[str, Record]:
+        """Relative posix path -> record, of this run and of former ones with equal settings."""
+        return self._book.records
+
+    @property
+    def keys(self) -> dict[str, str]:
+        """Class -> key, likewise; what is added here before the first copy is known to later runs,
+        however this one ends.
+        """
+        return self._book.keys
+
+    @property
+    def clusters(self) -> Clusters | None:
+        """The clusters that runs with equal settings found last."""
+        return self._book.clusters
+
+    @property
+    def given(self) -> Mapping[str, Given]:
+        """Place of an original -> the class that it was given, as `Book.given` has it."""
+        return self._book.given
 
     @property
     def refused(self) -> set[str]:
@@ -151,6 +145,16 @@ class Journal:
         ours = self._ours.get(relative.as_posix())
         return ours is not None and self._folder.sha256(relative) in ours
 
+    def record_classes(self, clusters: Clusters, given: Mapping[str, Given]) -> None:
+        """Take up the clusters of this run and the classes of new pictures.
+
+        They are recorded with the first copy, before it.
+        """
+        book = Book(clusters=None if clusters == self.clusters else clusters, given=dict(given))
+        self._unsaid += book.list_classes()
+        self._book.set_clusters(clusters)
+        self._book.given.update(given)
+
     def save(self, record: Record, data: bytes, like: os.stat_result | None = None) -> None:
         """Record a finished picture and put its copy in place; to be called from any thread.
 
@@ -166,13 +170,8 @@ class Journal:
         if not is_record(record):
             raise ValueError(f"a record needs the strings {', '.join(FIELDS)}: {record}")
         with self._guard:
-            self.refuse_loss()
-            try:
-                self._append(record)
-            except OSError as error:
-                raise explain_output_error(error, self.output) from error
-            self.records[record["path"]] = record
-            self.keys[record["label"]] = record["key"]
+            self._append(record)
+            self._book.add(record)
             self._ours.setdefault(record["path"], set()).add(record["sha256"])
             self._sure.add(record["path"])
         self._folder.write(data, Path(record["path"]), like)
@@ -198,33 +197,40 @@ class Journal:
         if is_lost:
             raise self._folder.lose(self.output / WORK / JOURNAL)
 
-    def _append(self, record: Record) -> None:
-        if self._lines is None:
-            self._lines = LineFile(self._folder.work, JOURNAL)
-            keys = list(self.keys.items())
-            for start in range(0, len(keys) or 1, KEYS_OF_LINE):
-                few = dict(keys[start : start + KEYS_OF_LINE])
-                self._lines.append({"run": self._run, "keys": few})
-        self._lines.append(record)
+    def _list_beginning(self) -> Iterator[Record]:
+        """Yield the lines that begin a run in the journal: its settings, and the codes."""
+        keys = list(self.keys.items())
+        for start in range(0, len(keys) or 1, KEYS_OF_LINE):
+            yield {"run": self._run, "keys": dict(keys[start : start + KEYS_OF_LINE])}
+
+    def _append(self, *entries: Record) -> None:
+        self.refuse_loss()
+        try:
+            if self._lines is None:
+                self._lines = LineFile(self._folder.work, JOURNAL)
+                self._lines.append(*self._list_beginning())
+            self._lines.append(*self._unsaid, *entries)
+            self._unsaid.clear()
+        except OSError as error:
+            raise explain_output_error(error, self.output) from error
 
     def finish(self, summary: dict[str, Any]) -> Path:
         """Write the manifest, remove everything else that is not a copy, and let the folder go.
 
         `summary` may list `failed`: records of `path`, `reason`, `message`. A record whose copy
-        never came into place is left out. Only `seconds` and `finished` depend on the clock.
+        never came into place is left out; one whose copy was changed or removed since stays. Only
+        `seconds` and `finished` depend on the clock; a manifest that says the same stays as it is.
         """
         self.refuse_loss()
         doubtful = {entry["path"] for entry in summary.get("failed", ())}
         sure = self._sure - doubtful
-        pictures = [
-            record
-            for path, record in sorted(self.records.items())
-            if path in sure or self._folder.sha256(Path(path)) == record["sha256"]
-        ]
+        listed = (self._choose(path, path in sure) for path in sorted(self.records))
+        pictures = [record for record in listed if record is not None]
         seconds = round(time.monotonic() - self._since, 3)
-        data = format_manifest(self._run, self.keys, summary, pictures, seconds)
+        data = format_manifest(self._run, self.keys, summary, pictures, seconds, self.clusters)
         try:
-            self._folder.write(data, Path(MANIFEST))
+            if not is_written(data, self.output):
+                self._folder.write(data, Path(MANIFEST))
             with contextlib.suppress(OSError):
                 self._close()
             with contextlib.suppress(FileNotFoundError):
@@ -234,25 +240,36 @@ class Journal:
         self._folder.leave()
         return self.output / MANIFEST
 
+    def _choose(self, path: str, is_sure: bool) -> Record | None:
+        """Return the record that the manifest lists of a copy."""
+        forgets = self._existing == "overwrite"
+        if is_sure or not (forgets or self._book.needs_hash(path)):
+            return self.records[path]
+        digest = self._folder.sha256(Path(path))
+        if forgets and digest is None:
+            return None
+        return self._book.choose(path, digest, self._ours[path])
+
     def recall(self) -> None:
         """Read what former runs recorded, and decide whether this run may go on from it.
 
         Entering does so; called alone it is for a plan: nothing is written or locked.
         """
-        books: dict[str, tuple[dict[str, Record], dict[str, str]]] = {}
-        records, keys = self.records, self.keys
+        books: dict[str, Book] = {}
         wanted = _select_deciding(self._run)
-        last = wanted
-        for entry in _read_entries(self.output):
-            if is_record(entry):
-                records[entry["path"]] = entry
-                keys[entry["label"]] = entry["key"]
-                self._ours.setdefault(entry["path"], set()).add(entry["sha256"])
-            else:
+        last, book = wanted, Book()
+        for entry in read_entries(self.output):
+            if "run" in entry:
                 last = drop_foreign_noise(_select_deciding(entry["run"]), wanted)
-                records, keys = books.setdefault(format_line(last), ({}, {}))
-                keys.update(entry.get("keys", {}))
-        self.records, self.keys = books.get(format_line(wanted), ({}, {}))
+                book = books.setdefault(format_line(last), Book())
+                book.begin(entry)
+            else:
+                book.add(entry)
+            for record in entry.get("pictures", (entry,)):
+                if is_record(record):
+                    self._ours.setdefault(record["path"], set()).add(record["sha256"])
+                    self.copies[record["sha256"]] = record.get("bytes")
+        self._book = books.get(format_line(wanted), Book())
         if not self._ours:
             return
         where = escape(self.output)
@@ -276,43 +293,9 @@ class Journal:
     def _restore(self) -> None:
         """Where the journal was removed and copies are left, write it anew: they stay known."""
         if self._folder.is_lost and self.records:
-            entries = ({"run": self._run}, *self.records.values())
+            classes = self._book.list_classes()
+            entries = (*self._list_beginning(), *classes, *self.records.values())
             self._folder.restore("".join(f"{format_line(entry)}\n" for entry in entries), JOURNAL)
-
-
-def _read_entries(output: Path) -> Iterator[dict[str, Any]]:
-    """Runs and records, oldest first: the manifest's, then the journal's readable lines."""
-    if os.path.lexists(output / MANIFEST):
-        manifest = read_manifest(output)
-        yield {"run": manifest["run"], "keys": manifest["keys"]}
-        yield from manifest["pictures"]
-    yield from _read_journal(output)
-
-
-def _read_journal(output: Path) -> Iterator[dict[str, Any]]:
-    """A journal's runs and records, oldest first; none where there is no journal.
-
-    Raises BadSetting where it is too large, or most of it is no entries.
-    """
-    path = output / WORK / JOURNAL
-    try:
-        yield from read_lines(path, _parse_entry)
-    except FileNotFoundError:
-        return
-    except (NotAFile, TooLarge, TooManyOdd) as error:
-        raise explain_damage(path, explain_error(error)) from error
-    except OSError as error:
-        raise explain_output_error(error, output) from error
-
-
-def _parse_entry(line: Any) -> dict[str, Any] | None:
-    """A run or a record of a journal; None for what is neither."""
-    if is_record(line):
-        return drop_invalid(line)
-    if isinstance(line, dict) and is_run(line.get("run")):
-        keys = line.get("keys")
-        return {"run": line["run"], "keys": keys if are_keys(keys) else {}}
-    return None
 
 
 def _select_deciding(run: dict[str, Any]) -> dict[str, Any]:

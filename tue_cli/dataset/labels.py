@@ -58,7 +58,9 @@ def assign_labels(
     """
     items = found.items
     if mode == "auto":
-        tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
+        # What --include leaves out now may be protected later, into the same output.
+        places = (*(item.relative for item in items), *found.not_included)
+        tops = {place.parts[0] for place in places if len(place.parts) > 1}
         mode = "folders" if len(tops) > 1 else "single"
     if mode == "single":
         return tuple(replace(item, label=OWNER) for item in items)

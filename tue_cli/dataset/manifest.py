@@ -10,10 +10,11 @@ import json
 import math
 import os
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from tue_cli.errors import BadSetting
 from tue_cli.storage.reading import (
@@ -33,6 +34,31 @@ FIELDS = ("path", "source_sha256", "sha256", "label", "key")
 
 Record = dict[str, Any]
 
+_TIMES = re.compile(rb'^ "(finished|seconds)": .*$', re.M)
+"""What of a manifest depends on the clock."""
+
+
+@dataclass(frozen=True)
+class Clusters:
+    """The groups of similar pictures that a run found, to which later pictures are assigned."""
+
+    groups: int
+    """So many were asked for."""
+    centres: Mapping[str, tuple[float, ...]]
+    """Class -> its centre, in the features of the run's surrogate."""
+
+    @classmethod
+    def read(cls, found: Mapping[str, Any]) -> Self:
+        """Return what a manifest that `read_manifest` has read says of them."""
+        return cls(found["groups"], {name: tuple(row) for name, row in found["centres"].items()})
+
+    def list_lines(self) -> Iterator[Record]:
+        """Yield the lines that tell them in a journal."""
+        for number, (label, centre) in enumerate(self.centres.items()):
+            of = len(self.centres)
+            own: Record = {"label": label, "centre": list(centre), "number": number, "of": of}
+            yield {"groups": self.groups, **own}
+
 
 def sha256(what: Path | bytes) -> str:
     """The SHA-256 of bytes, or of a file's content, in hexadecimal."""
@@ -43,7 +69,8 @@ def sha256(what: Path | bytes) -> str:
 
 
 def read_manifest(output: Path) -> dict[str, Any]:
-    """The manifest of a finished run: schema, run, keys, summary, pictures, seconds, finished.
+    """The manifest of a finished run: schema, run, keys, summary, pictures, seconds, finished,
+    and `clusters` where it found some.
 
     `output` is the folder of the run, or a manifest by itself.
     Raises BadSetting where there is none, or none that this version can read.
@@ -71,7 +98,8 @@ def read_manifest(output: Path) -> dict[str, Any]:
             "Use the version that wrote it, or protect again, into another folder with -o.",
         )
     run, keys, pictures = (manifest.get(name) for name in ("run", "keys", "pictures"))
-    if not (is_run(run) and are_keys(keys) and isinstance(pictures, list)):
+    is_sound = is_run(run) and are_keys(keys) and _are_clusters(manifest.get("clusters"))
+    if not (is_sound and isinstance(pictures, list)):
         raise explain_damage(path, "parts of it are missing or of the wrong kind")
     if not all(is_record(entry) for entry in pictures):
         raise explain_damage(path, "a picture's entry is incomplete, or leads outside the folder")
@@ -80,12 +108,23 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
+def read_failures(output: Path) -> tuple[dict[str, str], ...]:
+    """Return what failed in the last run that finished: `path`, `reason`, `message`; or nothing.
+
+    Raises BadSetting where there is a manifest that cannot be read.
+    """
+    if not os.path.lexists(output / MANIFEST):
+        return ()
+    return tuple(read_manifest(output)["summary"].get("failed") or ())
+
+
 def format_manifest(
     run: Mapping[str, Any],
     keys: Mapping[str, str],
     summary: Mapping[str, Any],
     pictures: Iterable[Record],
     seconds: float,
+    clusters: Clusters | None = None,
 ) -> bytes:
     """Return the manifest of a run that finishes now.
 
@@ -100,8 +139,19 @@ def format_manifest(
         "seconds": seconds,
         "finished": datetime.now(UTC).isoformat(timespec="seconds"),
     }
+    if clusters is not None:
+        manifest["clusters"] = {"groups": clusters.groups, "centres": clusters.centres}
     text = json.dumps(replace_infinite(manifest), sort_keys=True, indent=1, allow_nan=False) + "\n"
     return text.encode("ascii")
+
+
+def is_written(manifest: bytes, output: Path) -> bool:
+    """Say whether an output's manifest says the same as this one, whenever it was written."""
+    try:
+        former = read_file(output / MANIFEST, MOST_STATE)
+    except OSError:
+        return False
+    return _TIMES.sub(b"", former) == _TIMES.sub(b"", manifest)
 
 
 def is_record(entry: Any) -> bool:
@@ -116,6 +166,32 @@ def is_record(entry: Any) -> bool:
 def is_run(run: Any) -> bool:
     """Whether these are the settings of a run, as far as anything asks for them."""
     return isinstance(run, dict) and isinstance(run.get("engine", ""), str)
+
+
+def is_centre(entry: Any) -> bool:
+    """Say whether this is a line of `Clusters.list_lines`."""
+    numbers = [entry.get(name) for name in ("groups", "number", "of")]
+    return (
+        all(type(number) is int and number >= 0 for number in numbers)
+        and is_name(entry.get("label"))
+        and _is_point(entry.get("centre"))
+    )
+
+
+def _are_clusters(found: Any) -> bool:
+    if found is None:
+        return True
+    centres = found.get("centres") if isinstance(found, dict) else None
+    return (
+        isinstance(centres, dict)
+        and type(found.get("groups")) is int
+        and all(is_name(name) and _is_point(row) for name, row in centres.items())
+        and len(set(map(len, centres.values()))) == 1
+    )
+
+
+def _is_point(row: Any) -> bool:
+    return isinstance(row, list) and all(value is not None and _is_number(value) for value in row)
 
 
 def are_keys(keys: Any) -> bool:

@@ -9,17 +9,27 @@ from __future__ import annotations
 import math
 import os
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.discover import normalize_name
-from tue_cli.dataset.manifest import MANIFEST, read_manifest
-from tue_cli.errors import BadSetting, NothingToDo
+from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.output import is_output
+from tue_cli.dataset.records import read_records
+from tue_cli.errors import BadSetting, NothingToDo, TueError
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.images.residual import CopyFacts
 from tue_cli.text import escape
+
+PROTECTED = ("already-protected", "This is a protected copy already.")
+MARKED = ("already-protected", "This is a protected copy already: its metadata has tue's mark.")
+CHANGED = (
+    "changed-copy",
+    "This is a protected copy that was changed after tue wrote it. Protect its original instead.",
+)
+"""Why a picture is left alone: a word for scripts, and a sentence."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +60,71 @@ class Paired:
     """Expected path -> where the file lies, both below their folders; what is missing is not in."""
     extra: tuple[Path, ...]
     """Files that no record speaks of, in order."""
+
+
+@dataclass(frozen=True)
+class KnownCopies:
+    """Copies that may lie among the pictures to protect, known by their place or their content."""
+
+    hashes: frozenset[str]
+    sizes: frozenset[int | None]
+    """Of their files, in bytes."""
+    places: frozenset[str]
+    """Where the outputs that hold some of the pictures have, or had, their copies."""
+    problems: tuple[str, ...]
+    """Which outputs could not be read, in sentences."""
+
+    def explain(self, source: Path, digest: str) -> tuple[str, str] | None:
+        """Return why a picture of this content is left alone, as a reason and a message."""
+        if digest in self.hashes:
+            return PROTECTED
+        return CHANGED if self._is_place(source) else None
+
+    def is_likely(self, source: Path) -> bool:
+        """Say whether a picture will be left alone; it is read only if its size is that of one."""
+        if self._is_place(source):
+            return True
+        try:
+            return source.stat().st_size in self.sizes and sha256(source) in self.hashes
+        except OSError:
+            return False
+
+    def _is_place(self, source: Path) -> bool:
+        return bool(self.places) and _spell_place(source) in self.places
+
+
+def find_known_copies(paths: Iterable[Path], own: Mapping[str, int | None]) -> KnownCopies:
+    """Return the copies of all outputs that `paths` lie in, and of the run's own output.
+
+    `own` are the latter: sha256 -> size, if known.
+    """
+    copies, places, problems = dict(own), set[str](), []
+    for output in dict.fromkeys(output for path in paths for output in _list_outputs_above(path)):
+        try:
+            for record in read_records(output):
+                copies[record["sha256"]] = record.get("bytes")
+                places.add(_spell_place(output / record["path"]))
+        except TueError as error:
+            problems.append(
+                f"{error.message} So tue cannot tell which pictures in {escape(output)} are "
+                "protected copies."
+            )
+    return KnownCopies(
+        hashes=frozenset(copies),
+        sizes=frozenset(copies.values()),
+        places=frozenset(places),
+        problems=tuple(problems),
+    )
+
+
+def _list_outputs_above(path: Path) -> Iterator[Path]:
+    """Yield each output that is a folder, or holds it or a file."""
+    real = Path(os.path.realpath(path))
+    yield from filter(is_output, (real, *real.parents))
+
+
+def _spell_place(path: Path) -> str:
+    return normalize_name(os.path.realpath(path))
 
 
 def read_expected(place: Path) -> tuple[Path, tuple[Expected, ...]]:

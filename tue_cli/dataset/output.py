@@ -8,12 +8,12 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from pathlib import Path
 from typing import Self
 
 from tue_cli.dataset.manifest import MANIFEST
-from tue_cli.errors import OutputProblem
+from tue_cli.errors import BadSetting, OutputBusy, OutputProblem
 from tue_cli.storage.atomic import SCRATCH, Folder, Identity, is_link
 from tue_cli.text import escape
 
@@ -24,6 +24,27 @@ JOURNAL = "journal.jsonl"
 _LOCK = "lock"
 _FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What of a file system's errors no other copy escapes either."""
+
+
+def choose_default_output(paths: Sequence[Path]) -> Path:
+    """The folder `<name>-protected` beside the one folder given, or beside the files' folder.
+
+    Raises BadSetting where there is no such one folder.
+    """
+    are_folders = [os.path.isdir(path) for path in paths]  # noqa: PTH112 - never raises
+    folders = {
+        os.path.abspath(path if is_folder else path.parent)  # noqa: PTH100 - resolves no symlink
+        for path, is_folder in zip(paths, are_folders, strict=True)
+    }
+    if len(folders) != 1 or (len(paths) > 1 and any(are_folders)):
+        raise BadSetting("There are several inputs.", "Name a folder for their copies with -o.")
+    folder = Path(folders.pop())
+    if not folder.name:
+        raise BadSetting(
+            f"{escape(folder)} has no folder beside it for the copies.",
+            "Name a folder for them with -o.",
+        )
+    return folder.with_name(f"{folder.name}-protected")
 
 
 def is_output(folder: Path) -> bool:
@@ -135,7 +156,7 @@ class OutputFolder:
                 self._hold()
                 return
             except BlockingIOError:
-                raise OutputProblem(
+                raise OutputBusy(
                     f"Another run of tue is using {escape(self.path)}.",
                     "Wait until it has finished, or choose another folder with -o.",
                 ) from None

@@ -1,104 +1,28 @@
-"""The classes of a run's pictures, and the code that each class gets: a class of the weights."""
+"""The code that each class gets: a class of the weights."""
 
 from __future__ import annotations
 
-import math
-import threading
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
-from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.config import METHODS
-from tue_cli.core.clustering import cluster
-from tue_cli.dataset import labels
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.secret import keep_codes, mark_class, read_codes
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import ImageProblem, WeightsProblem, refuse_unless
+from tue_cli.errors import refuse_unless
 from tue_cli.events import Event, Note
-from tue_cli.images import codec, resize
-from tue_cli.protect.context import LARGE, RunContext
+from tue_cli.protect.context import RunContext
+from tue_cli.protect.labels import refuse_overflow, run_surrogate
 from tue_cli.protect.request import count_clusters
-from tue_cli.weights import Weights
 
-SEEN_BATCH = 32
 LOOKED_AT, MOST_LOOKED_AT = 64, 2000
 """Pictures of a class that tell which codes are near to it, and at most of all classes together."""
 TAKEN_LAST = 2
 """So many of each class's nearest codes are taken last: the class itself looks like them. Of fewer
 than seven codes, fewer."""
-
-
-def label_items(
-    run: RunContext, mode: str, note: Callable[[str], None] = lambda _: None
-) -> tuple[Item, ...]:
-    """Return the items with their classes, by name or by clusters of the surrogate's features."""
-    items, clusters = run.found.items, count_clusters(mode)
-    if clusters is None:
-        tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
-        # Where folders were classes before, the last one that is left still is one.
-        again = mode == "auto" and tops and tops <= run.journal.keys.keys()
-        return labels.assign_labels(run.found, "folders" if again else mode, note)
-    settings = run.spec.settings
-    refuse_unless(
-        "surrogate" in METHODS[settings.method].roles,
-        f"--labels {mode} needs a surrogate, and the method {settings.method} has none.",
-        "Choose --labels folders, single or a CSV file, or another method.",
-    )
-    count = clusters or min(10, len(run.weights.card.classes))
-    clustered: Mapping[Path, str] = {}
-    seen, features = _run_surrogate(run, run.engine.features, items)
-    if seen:
-        numbers = cluster(features, count, settings.seed)
-        names = (f"cluster-{number:02d}" for number in numbers)
-        clustered = {item.relative: name for item, name in zip(seen, names, strict=True)}
-    return tuple(replace(item, label=clustered.get(item.relative, "cluster-00")) for item in items)
-
-
-def _run_surrogate(
-    run: RunContext, compute: Callable[[Floats], Floats], items: Sequence[Item]
-) -> tuple[list[Item], Floats]:
-    """Return the items that can be decoded, and `compute` of each at the working size."""
-    turn = threading.Lock()
-
-    def decode_small(item: Item) -> Floats | None:
-        try:
-            data = codec.read(item.source)
-            is_large = math.prod(codec.read_dimensions(data)) >= LARGE
-            with turn if is_large else nullcontext():
-                return resize.resize_to_square(codec.decode(data).pixels, run.weights.card.size)
-        except (ImageProblem, OSError, MemoryError):
-            return None  # it fails again, with its reason, when its turn comes
-
-    seen: list[Item] = []
-    rows: list[Floats] = []
-    for place in range(0, len(items), SEEN_BATCH):
-        part = items[place : place + SEEN_BATCH]
-        smalls = [
-            (item, pixels)
-            for item, pixels in zip(part, run.pool.map(decode_small, part), strict=True)
-            if pixels is not None
-        ]
-        if smalls:
-            seen += [item for item, _ in smalls]
-            rows.append(compute(np.stack([pixels for _, pixels in smalls])))
-            _refuse_overflow(rows[-1], run.weights)
-    return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
-
-
-def _refuse_overflow(values: Floats, weights: Weights) -> None:
-    """Raise WeightsProblem where the surrogate's features or logits are not finite."""
-    if not np.isfinite(values).all():
-        raise WeightsProblem(
-            f"The weights {weights.name} see numbers in the pictures that are not finite: theirs "
-            "are too large.",
-            "Choose other weights with --weights, or train some with `tue train`.",
-        )
 
 
 def choose_codes(
@@ -121,7 +45,7 @@ def choose_codes(
         return dict.fromkeys(classes, asked)
     if len(classes) > len(available):
         yield Note(f"The {len(classes):,} classes share the {len(available):,} codes.")
-    chosen = read_codes() if _are_names_kept(run) else {}
+    chosen = read_codes() if _are_names_kept(run, classes) else {}
     marks = {name: mark_class(run.secret, run.weights.sha256, name) for name in classes}
     remembered = {name: chosen[mark] for name, mark in marks.items() if mark in chosen}
     new = [n for n in classes if n not in run.journal.keys and n not in remembered]
@@ -137,15 +61,17 @@ def choose_codes(
 
 def record_codes(run: RunContext, codes: Mapping[str, str]) -> None:
     """Keep the choice for this output and, but for clusters, for the user's other folders."""
-    run.journal.keys |= codes
-    if run.spec.key is None and _are_names_kept(run):
+    run.journal.keys.update(codes)
+    if run.spec.key is None and _are_names_kept(run, codes):
         marks = {mark_class(run.secret, run.weights.sha256, name): name for name in codes}
         keep_codes({mark: codes[name] for mark, name in marks.items()})
 
 
-def _are_names_kept(run: RunContext) -> bool:
+def _are_names_kept(run: RunContext, classes: Iterable[str]) -> bool:
     """Say whether a class's name means the same in other folders; a cluster's number does not."""
-    return count_clusters(run.spec.labels) is None
+    clusters = run.journal.clusters
+    is_gone_on_with = clusters is not None and set(classes) <= clusters.centres.keys()
+    return count_clusters(run.spec.labels) is None and not is_gone_on_with
 
 
 def _refuse_asked(code: str, available: Sequence[str], classes: Sequence[str], name: str) -> None:
@@ -182,7 +108,7 @@ def _measure_nearness(
     few = []
     for own in by_class.values():
         few += [own[place * len(own) // each] for place in range(each)]
-    seen, logits = _run_surrogate(run, run.engine.logits, list(dict.fromkeys(few)))
+    seen, logits = run_surrogate(run, run.engine.logits, list(dict.fromkeys(few)))
     if not seen:
         return {}
     labels_seen = np.array([item.label for item in seen])
@@ -191,7 +117,7 @@ def _measure_nearness(
         odds -= np.log(np.exp(odds).sum(1, keepdims=True))
         near = {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
     for values in near.values():
-        _refuse_overflow(values, run.weights)
+        refuse_overflow(values, run.weights)
     return near
 
 

@@ -16,8 +16,11 @@ import tue_cli
 from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
-from tue_cli.dataset.journal import Journal, read_former_run
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.journal import Journal
+from tue_cli.dataset.manifest import read_failures
+from tue_cli.dataset.match import KnownCopies, find_known_copies
+from tue_cli.dataset.output import WORK, choose_default_output
+from tue_cli.dataset.records import read_former_run
 from tue_cli.dataset.secret import (
     SECRET,
     Secret,
@@ -26,6 +29,7 @@ from tue_cli.dataset.secret import (
     make_secret,
     read_secret,
 )
+from tue_cli.dataset.selection import WHOLE
 from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine
 from tue_cli.errors import WeightsProblem
@@ -60,6 +64,10 @@ class RunContext:
     """What is known of the output; whoever writes there enters it."""
     secret: Secret
     """What codes and noise depend on; a new one that is kept nowhere yet if there is none."""
+    copies: KnownCopies
+    """What may lie among the pictures, and is not protected again."""
+    failures: tuple[dict[str, str], ...]
+    """What failed in the last run, where this one takes only some of the pictures."""
 
     @property
     def output(self) -> Path:
@@ -77,8 +85,8 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
         TueError: for what cannot work.
     """
     spec.validate()
-    output = spec.output or discover.choose_default_output(spec.paths)
-    found = discover.discover(spec.paths, output)
+    output = spec.output or choose_default_output(spec.paths)
+    found = discover.discover(spec.paths, output, spec.selection)
     weights = choose_weights(spec)
     engine = choose_engine(
         weights,
@@ -94,11 +102,16 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     originals = discover.find_source_folders(found.items)
     journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
     journal.recall()
+    copies = find_known_copies(spec.paths, journal.copies)
+    is_part = spec.retry_failed or spec.selection != WHOLE
+    failures = read_failures(output) if is_part else ()
     threads = spec.jobs or os.cpu_count() or 1
     pool = ThreadPoolExecutor(threads, thread_name_prefix="pictures")
     try:
         secret = _find_secret(output) or make_secret()
-        yield RunContext(spec, found, weights, engine, pool, threads, journal, secret)
+        yield RunContext(
+            spec, found, weights, engine, pool, threads, journal, secret, copies, failures
+        )
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
 
@@ -131,8 +144,10 @@ def keep_secret_of(run: RunContext) -> Generator[Event, None, RunContext]:
         return run
 
 
-def tell_found(found: discover.Found) -> Iterator[Event]:
+def tell_found(run: RunContext) -> Iterator[Event]:
     """Yield what was found and is not to be protected."""
+    found = run.found
+    yield from (Note(text) for text in run.copies.problems)
     for path, reason, message in found.refused:
         yield Failed(path, reason, message)
     ignored: defaultdict[str, list[str]] = defaultdict(list)
@@ -174,6 +189,7 @@ def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[st
         "settings": asdict(spec.settings),
         "format": spec.format,
         "quality": spec.quality,
+        **({"mark": True} if spec.mark else {}),
     }
 
 

@@ -13,16 +13,16 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.match import MARKED
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import DeviceUnavailable, ImageProblem, OutOfMemory
 from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
-from tue_cli.images import codec, encode, resize
+from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
@@ -71,7 +71,7 @@ class Pipeline:
         self._context = context
         self._places: dict[Path, str] = {}
         self._numbers = {name: number for number, name in enumerate(context.weights.card.classes)}
-        self.counts: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()  # by kind, of those skipped by reason
         self.failures: list[dict[str, str]] = []
         self.engine_seconds = 0.0
         self._weak = 0
@@ -126,7 +126,8 @@ class Pipeline:
 
     def count(self, outcome: Outcome) -> None:
         """Remember an outcome for the summary."""
-        self.counts[type(outcome).__name__] += 1
+        kind = outcome.reason if isinstance(outcome, Skipped) else type(outcome).__name__
+        self.counts[kind] += 1
         if isinstance(outcome, Failed):
             self.failures.append(
                 {
@@ -137,10 +138,6 @@ class Pipeline:
             )
         elif isinstance(outcome, Saved):
             self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
-
-    def summarize(self) -> dict[str, Any]:
-        """Return what the manifest says about the run as a whole."""
-        return {"failed": sorted(self.failures, key=lambda failure: failure["path"])}
 
     def list_warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
@@ -186,6 +183,8 @@ class Pipeline:
             status = source.stat()
             picture = codec.decode(data)
             del data
+            if mark.has_mark(picture.metadata.xmp):
+                return Skipped(source, *MARKED)
             if not task.has_place:
                 raise ImageProblem(
                     "in-the-way",
@@ -200,6 +199,8 @@ class Pipeline:
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture cannot be worked on, or None."""
+        if known := self._context.copies.explain(task.item.source, digest):
+            return Skipped(task.item.source, *known)
         if self._context.spec.existing == "overwrite" or not task.has_place:
             return None
         place = self._context.output / task.relative
@@ -252,11 +253,13 @@ class Pipeline:
             delta = delta * resize.compute_mask(loaded.small, spec.settings.smooth)
             # Nothing here holds the protected pixels, so that `encode` can let them go.
             encoded = encode.encode(
-                picture,
+                mark.prepare(picture) if spec.mark else picture,
                 resize.add_upsampled(delta, picture.pixels, self._largest),
                 format=spec.format,
                 quality=spec.quality,
             )
+            if spec.mark:
+                encoded = mark.complete(encoded)
             quality = compare(picture.pixels, encoded.decoded.pixels)
             if not quality.largest:
                 raise ImageProblem(

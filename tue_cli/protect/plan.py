@@ -29,6 +29,13 @@ class Task:
     has_place: bool = True
     """False where its copy would take another's place."""
 
+    @property
+    def names(self) -> frozenset[str]:
+        """What a manifest that lists failures may call it: a folder that it lies in, too."""
+        source = self.item.source
+        places = (self.relative, self.item.relative, source, *source.parents)
+        return frozenset(place.as_posix() for place in places)
+
 
 def plan_tasks(
     run: RunContext, items: Sequence[Item], codes: Mapping[str, str]
@@ -41,6 +48,9 @@ def plan_tasks(
     tasks = _find_places(tasks, run.output)
     if run.spec.existing == "error":
         _refuse_existing(run.output, tasks)
+    if run.spec.retry_failed:
+        failed = {failure["path"] for failure in run.failures}
+        tasks = tuple(task for task in tasks if failed & task.names)
     return tasks
 
 

@@ -14,14 +14,27 @@ from pathlib import Path
 import numpy as np
 
 from tue_cli.dataset.journal import Journal
-from tue_cli.events import Done, Event, Failed, Job, Looked, Note, Saved, Started, make_plain
+from tue_cli.events import (
+    Done,
+    Event,
+    Failed,
+    Job,
+    Looked,
+    Note,
+    Saved,
+    Skipped,
+    Started,
+    make_plain,
+)
 from tue_cli.images.thumbnails import make_thumbnails, render_difference
-from tue_cli.protect.codes import choose_codes, label_items
+from tue_cli.protect.codes import choose_codes
 from tue_cli.protect.context import RunContext, open_run
+from tue_cli.protect.labels import label_items
 from tue_cli.protect.pipeline import Pipeline
 from tue_cli.protect.plan import Task, plan_tasks, select_pending
 from tue_cli.protect.request import ProtectSpec, count_clusters
 from tue_cli.protect.result import CopyRecord, PreviewSummary
+from tue_cli.text import escape
 
 LOOKED_AT = 3
 TRIED = 9
@@ -37,7 +50,7 @@ def preview(spec: ProtectSpec, scratch: Path) -> Job[PreviewSummary]:
     with open_run(spec) as run:
         # Clusters and near keys need many pictures decoded, and three look the same without.
         mode = spec.labels if count_clusters(spec.labels) is None else "single"
-        items = label_items(run, mode)
+        items = label_items(run, mode).items
         codes = yield from choose_codes(run, items, look=False)
         tasks = plan_tasks(run, items, codes)
         left = select_pending(run, tasks)
@@ -83,6 +96,8 @@ def _protect_few(
                     yield _load_preview(event, scratch)
                 elif isinstance(event, Failed):
                     yield event
+                elif isinstance(event, Skipped):
+                    yield Note(f"{escape(event.path.name)}: {event.message}")
     return qualities, spent / max(1, tried)
 
 

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from tue_cli.config import DEVICE, DEVICES, METHODS, ProtectSettings
 from tue_cli.dataset.journal import EXISTING
+from tue_cli.dataset.selection import Selection
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
@@ -34,6 +35,21 @@ class ProtectSpec:
         typed="folder",
         metavar="<path>",
     )
+    include: tuple[str, ...] = setting(
+        (),
+        "Protect only pictures that this pattern matches: *.jpg, or cats/*.jpg. Can be repeated.",
+        typed="patterns",
+        metavar="<glob>",
+        in_form=False,
+    )
+    exclude: tuple[str, ...] = setting(
+        (),
+        "Leave out pictures that this pattern matches, or a folder: drafts/. Can be repeated.",
+        typed="patterns",
+        metavar="<glob>",
+        in_form=False,
+    )
+    no_recursive: bool = setting(False, "Leave out subfolders.", in_form=False)
     labels: str = setting(
         "auto",
         "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
@@ -72,11 +88,22 @@ class ProtectSpec:
         "What to do with copies that exist: skip, overwrite, or stop with an error.",
         choices=EXISTING,
     )
+    retry_failed: bool = setting(
+        False, "Protect only the pictures that failed in the last run.", in_form=False
+    )
+    mark: bool = setting(
+        False, "Write into the metadata (XMP) of each copy that it is protected.", in_form=False
+    )
     dry_run: bool = setting(
         False,
         "Write nothing; show the plan and the estimated time.",
         "-n",
         "--dry-run",
+        in_form=False,
+    )
+    watch: bool = setting(
+        False,
+        "Then wait, and protect what is added or changed, until Ctrl-C.",
         in_form=False,
     )
     report: Path | None = setting(
@@ -86,6 +113,11 @@ class ProtectSpec:
     jobs: int = setting(
         0, "Threads that read and write pictures. 0: one per processor.", panel=ADVANCED
     )
+
+    @property
+    def selection(self) -> Selection:
+        """Which of the pictures are taken."""
+        return Selection(self.include, self.exclude, not self.no_recursive)
 
     def validate(self) -> None:
         """Raise BadSetting for what cannot work, OutputProblem for a report that cannot be."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from tue_cli.config import FEWEST_PICTURES
+from tue_cli.dataset.match import CHANGED, PROTECTED
 from tue_cli.errors import REASONS
 from tue_cli.events import AMONG
 from tue_cli.images.residual import CopyFacts
@@ -70,6 +71,8 @@ class ProtectForecast:
     already_done: int
     estimated_seconds: float | None
     """None where no picture could be tried."""
+    already_protected: int = 0
+    """Left alone, since they are copies themselves."""
 
 
 @dataclass(frozen=True)
@@ -87,31 +90,54 @@ class ProtectSummary:
     engine_seconds: float
     scope: tuple[str, ...] = ()
     """Whom the copies hinder, and what helps, in sentences; empty if there are true classes."""
+    already_protected: int = 0
+    """Left alone, since they are copies themselves, changed or not."""
+
+
+@dataclass(frozen=True)
+class WatchSummary:
+    """What came of all runs until the watch was stopped."""
+
+    runs: int
+    protected: int
+    failed: int
+    seconds: float
 
 
 def describe_forecast(result: ProtectForecast) -> Iterator[str]:
     """Yield what a run would do, in sentences."""
     if not result.pictures:
-        yield _all_done(result.already_done)
+        yield from _tell_nothing(result.already_done, result.already_protected)
         return
     yield f"{format_count(result.pictures, 'picture')} to protect."
     if result.already_done:
         yield f"Already done: {format_count(result.already_done, 'picture')}."
+    if result.already_protected:
+        yield f"Protected copies, left alone: {format_count(result.already_protected, 'picture')}."
     yield "Nothing was written. Next: the same command without --dry-run."
 
 
 def describe(
-    result: ProtectSummary, paths: Sequence[Path], report: Path | None = None
+    result: ProtectSummary,
+    paths: Sequence[Path],
+    report: Path | None = None,
+    *,
+    again: bool = False,
 ) -> Iterator[str]:
-    """Yield what came of a run over `paths`, in sentences, and what to do next."""
+    """Yield what came of a run over `paths`, in sentences, and what to do next.
+
+    That is left out where it was said before, and the command runs `again` by itself.
+    """
     done, output = result.already_done, shlex.quote(escape(result.output))
     if result.protected:
         took = format_duration(result.seconds)
         yield f"Protected {format_count(result.protected, 'picture')} in {took}."
         if done:
             yield f"Already done: {format_count(done, 'picture')}."
-    elif done and not result.failed:
-        yield _all_done(done)
+    elif again and not (result.failed or done or result.already_protected):
+        yield "Nothing to do."
+    elif not result.failed:
+        yield from _tell_nothing(done, result.already_protected)
     elif done:
         yield f"Nothing new: {format_count(done, 'copy')} already up to date."
     if result.failed:
@@ -119,6 +145,8 @@ def describe(
             f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in result.reasons.items()
         )
         yield f"Not protected: {format_count(result.failed, 'picture')}. Why: {reasons}."
+    if again:
+        return
     if result.protected or done:
         yield f"Copies: {escape(result.output)}"
     if report is not None:
@@ -132,10 +160,41 @@ def describe(
             yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
 
 
-def _all_done(count: int) -> str:
-    if count == 1:
-        return "Nothing to do: the copy is up to date."
-    return f"Nothing to do: all {count:,} copies are up to date."
+def _tell_nothing(done: int, already_protected: int) -> Iterator[str]:
+    """Yield why there is nothing to do."""
+    if done:
+        copies = "the copy is" if done == 1 else f"all {done:,} copies are"
+        yield f"Nothing to do: {copies} up to date."
+    elif already_protected:
+        one = already_protected == 1
+        them = "the picture is a protected copy" if one else "all pictures are protected copies"
+        yield f"Nothing to do: {them} already."
+        yield "To protect pictures, name the folder of the originals."
+    else:
+        yield "Nothing to do: none of the pictures that failed in the last run was found."
+
+
+def count_left_alone(outcomes: Mapping[str, int]) -> int:
+    """Return how many pictures are copies themselves, by outcome as `Pipeline.counts` has them."""
+    return sum(outcomes.get(reason, 0) for reason, _ in (PROTECTED, CHANGED))
+
+
+def tell_left_alone(outcomes: Mapping[str, int]) -> Iterator[str]:
+    """Yield how many pictures are copies themselves, in sentences."""
+    if count := outcomes.get(PROTECTED[0], 0):
+        yield (
+            "1 picture is a protected copy already and was left alone."
+            if count == 1
+            else f"{count:,} pictures are protected copies already and were left alone."
+        )
+    if count := outcomes.get(CHANGED[0], 0):
+        yield (
+            "1 picture is a protected copy that was changed, and was left alone. "
+            "Protect its original instead."
+            if count == 1
+            else f"{count:,} pictures are protected copies that were changed, and were left alone. "
+            "Protect their originals instead."
+        )
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,9 @@ from typing import Any
 
 from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.dataset import discover, labels
-from tue_cli.dataset.journal import read_unfinished
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
+from tue_cli.dataset.output import choose_default_output
+from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
@@ -90,7 +91,7 @@ def scan_folder(spec: ScanSpec) -> Job[ScanSummary]:
         NothingToDo: it holds no picture.
     """
     yield from _walk_folder(spec.folder)
-    output = spec.output or discover.choose_default_output((spec.folder,))
+    output = spec.output or choose_default_output((spec.folder,))
     found = discover.discover((spec.folder,), output)
     notes: list[str] = []
     clustered = count_clusters(spec.labels) is not None

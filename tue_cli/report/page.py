@@ -10,11 +10,12 @@ from __future__ import annotations
 import base64
 import errno
 from collections.abc import Mapping, Sequence
+from functools import cache
 from importlib import resources
 from pathlib import Path
 from typing import Any, Final, TypeGuard
 
-from jinja2 import Environment, StrictUndefined
+from jinja2 import Environment, StrictUndefined, Template
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.labels import describe_scope
@@ -59,17 +60,8 @@ def render_page(
     `manifest` is what `read_manifest` returns. In `result` accuracies are of 0..1, protections of
     0..100; in `embedding` `clean` and `protected` hold points (x, y, class).
     """
-    source = resources.files("tue_cli.report").joinpath("report.html").read_text(encoding="utf-8")
-    environment = Environment(
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=_escape_text,
-    )
-    environment.filters["data"] = _encode
     attacks = [_describe_attack(attack) for attack in (result or {}).get("attacks", ())]
-    return environment.from_string(source).render(
+    return _load_template().render(
         attacks=attacks,
         headline=result and _describe_answer(result),
         curves=lay_out_curves(result) if result else [],
@@ -110,9 +102,26 @@ def write_page(html: str, path: Path, mode: int = 0o666) -> None:
         ) from error
 
 
+@cache
+def _load_template() -> Template:
+    """Return the page's template, compiled once a process."""
+    source = resources.files("tue_cli.report").joinpath("report.html").read_text(encoding="utf-8")
+    environment = Environment(
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=_escape_text,
+    )
+    environment.filters["data"] = _encode
+    return environment.from_string(source)
+
+
 def _escape_text(value: Any) -> Any:
     """Spell out what text must not hold: control characters, undecodable bytes, turned writing."""
     if not isinstance(value, str) or hasattr(value, "__html__"):  # what a macro drew is done
+        return value
+    if value.isprintable():  # fast for a picture's address, which is long
         return value
     return "".join(c if c.isprintable() or c.isspace() else ascii(c)[1:-1] for c in value)
 

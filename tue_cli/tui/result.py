@@ -57,7 +57,11 @@ class ResultScreen(Step):
         with Horizontal(id="counts"):
             for count, name, kind in (
                 (summary.protected, "protected", "success"),
-                (summary.already_done, "already protected", "plain"),
+                (
+                    summary.already_done + summary.already_protected,
+                    "already protected",
+                    "plain",
+                ),
                 (summary.failed, "not protected", "failure" if summary.failed else "plain"),
             ):
                 with Vertical(classes=f"count {kind}"):
@@ -96,7 +100,8 @@ class ResultScreen(Step):
         for line in summary.scope:
             rows += [(), ((line, "$warning"),)]
         if not summary.protected and not summary.failed:
-            rows += [(), (("There was nothing to do: every picture has its copy.", "$success"),)]
+            are = "has its copy" if summary.already_done else "is a protected copy already"
+            rows += [(), ((f"There was nothing to do: every picture {are}.", "$success"),)]
         rows += [(), ((NEXT, "$foreground-muted"),)]
         return join_lines(*rows)
 
