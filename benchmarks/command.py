@@ -31,8 +31,9 @@ import json, resource, subprocess, sys, time
 began = time.monotonic()
 code = subprocess.run(sys.argv[1:]).returncode
 wall = time.monotonic() - began
-peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-print(json.dumps({"code": code, "wall": wall, "peak": peak}), flush=True)
+used = resource.getrusage(resource.RUSAGE_CHILDREN)
+cpu, peak = used.ru_utime + used.ru_stime, used.ru_maxrss
+print(json.dumps({"code": code, "wall": wall, "cpu": cpu, "peak": peak}), flush=True)
 """
 
 
@@ -81,6 +82,24 @@ def run_protect(
     Raises SystemExit with what the command said where it did not protect every picture.
     """
     command = build_protect_command(source, output, weights=weights, device=device, options=options)
+    summary, measured = run_measured(command, threads)
+    return {
+        "already_done": summary["already_done"],
+        "cpu_seconds": measured["cpu_seconds"],
+        "engine_seconds": summary["engine_seconds"],
+        "failed": summary["failed"],
+        "job_seconds": summary["seconds"],
+        "peak_mib": measured["peak_mib"],
+        "protected": summary["protected"],
+        "wall_seconds": measured["wall_seconds"],
+    }
+
+
+def run_measured(command: Sequence[str], threads: int) -> tuple[dict[str, Any], dict[str, float]]:
+    """Run a command that prints its events as JSON; return its last, and its times and memory.
+
+    Raises SystemExit with what the command said where it did not end with 0.
+    """
     done = subprocess.run(
         [sys.executable, "-c", _BETWEEN, *command],
         env=build_environment(threads),
@@ -94,13 +113,9 @@ def run_protect(
     if measured["code"] or not summary:
         raise SystemExit(f"{shlex.join(command)} ended with {measured['code']}:\n{done.stderr}")
     in_bytes = measured["peak"] * (1 if sys.platform == "darwin" else 1024)
-    return {
-        "already_done": summary["already_done"],
-        "engine_seconds": summary["engine_seconds"],
-        "failed": summary["failed"],
-        "job_seconds": summary["seconds"],
+    return summary, {
+        "cpu_seconds": round(measured["cpu"], 3),
         "peak_mib": round(in_bytes / 2**20, 1),
-        "protected": summary["protected"],
         "wall_seconds": round(measured["wall"], 3),
     }
 

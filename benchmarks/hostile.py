@@ -45,7 +45,7 @@ from tue_cli.cli import main as tue
 from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK
 from tue_cli.errors import ImageProblem, WeightsProblem
-from tue_cli.images import codec, encode, metadata
+from tue_cli.images import codec, encode, png
 from tue_cli.images.quality import compare
 from tue_cli.weights import SHIPPED as WEIGHTS
 from tue_cli.weights import build, digest, index, load
@@ -238,11 +238,11 @@ def add_metadata(draw: random.Random, plain: dict[str, bytes]) -> bytes:
     exif = draw_directory(draw, room)
     kind = draw.choice(("PNG", "JPEG", "WEBP", "TIFF"))
     if kind == "PNG":
-        chunks = [metadata.make_png_chunk(b"eXIf", exif)]
+        chunks = [png.make_png_chunk(b"eXIf", exif)]
         chunks += [
-            metadata.make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + draw_text(draw, room))
+            png.make_png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + draw_text(draw, room))
         ]
-        return metadata.splice_png(plain["colour.png"], tuple(chunks))
+        return png.splice_png(plain["colour.png"], tuple(chunks))
     if kind == "JPEG":
         step = draw.choice((60_000, 60_000, 500))
         parts = [(0xE1, b"Exif\0\0" + exif[at : at + step]) for at in range(0, len(exif), step)]

@@ -39,7 +39,8 @@ from tue_cli.dataset.output import WORK
 from tue_cli.dataset.records import read_former_run
 from tue_cli.dataset.selection import read_paths
 from tue_cli.errors import BadSetting, ExitCode, ImageProblem, WeightsProblem
-from tue_cli.images import codec, metadata
+from tue_cli.images import codec
+from tue_cli.images import png as png_chunks
 from tue_cli.protect import pipeline
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.scan import FormerRun
@@ -769,11 +770,11 @@ def test_every_field_of_a_card_is_looked_at(tiny: Weights) -> None:
 
 
 def chunk(kind: bytes, data: bytes) -> bytes:
-    return metadata.make_png_chunk(kind, data)
+    return png_chunks.make_png_chunk(kind, data)
 
 
 def png(*chunks: bytes) -> bytes:
-    return metadata.splice_png(coded("PNG"), chunks)
+    return png_chunks.splice_png(coded("PNG"), chunks)
 
 
 def jpeg(*payloads: tuple[int, bytes]) -> bytes:

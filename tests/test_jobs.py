@@ -537,12 +537,14 @@ def test_another_format_changes_the_extension(
     assert Image.open(io.BytesIO(data)).format == "PNG"
 
 
-def test_a_format_that_would_make_two_copies_one_is_refused(
+def test_of_two_pictures_whose_copies_need_one_place_none_gets_it_and_the_others_do(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     shutil.copy(photos / "everyday" / "cat.png", photos / "everyday" / "coffee.png")
-    with pytest.raises(BadSetting, match="same path"):
-        run(spec_of(photos, tmp_path / "out", tiny_weights, format="png"))
+    events = run(spec_of(photos, tmp_path / "out", tiny_weights, format="png"))
+    failed = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
+    assert failed == dict.fromkeys(("coffee.jpg", "coffee.png"), "in-the-way")
+    assert done(events).protected == 5
 
 
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:

@@ -229,7 +229,7 @@ def test_what_every_command_prints_is_what_the_page_says(
 ) -> None:
     copies, weights = tmp_path / "copies", tmp_path / "w.safetensors"
     protect = (folder, "-o", copies, "--weights", tiny_weights, "--steps", 1, "--score", 0)
-    assert names_of("tue protect -n", *protect) == ["started", "done"]
+    assert names_of("tue protect -n", *protect) == ["failed", "started", "done"]
     page = ("--report", tmp_path / "page.html")
     said = names_of("tue protect", *protect, *page)
     assert said == ["started", "saved", "failed", "done"]

@@ -16,7 +16,7 @@ from PIL import Image, ImageOps
 from skimage import data as bundled
 
 from tue_cli.errors import ImageProblem, OutputProblem
-from tue_cli.images.metadata import ORIENTATION
+from tue_cli.images.exif import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
 from tue_cli.report.page import render_page, write_page
 from tue_cli.report.write import refuse_report, write_report

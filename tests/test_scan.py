@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import shutil
+import tracemalloc
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.records import read_unfinished
@@ -39,17 +41,26 @@ def scan(folder: Path, labels: str = "auto") -> ScanSummary:
 
 
 def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
-    (photos / "space" / "movie.gif").write_bytes(b"GIF89a")
+    (photos / "space" / "layers.psd").write_bytes(b"8BPS")
     (photos / "space" / "page.jpg").write_text("<html>")
     (photos / "notes.txt").write_text("x")
     found = scan(photos)
     assert found.pictures == 8 and found.classes == {"everyday": 3, "space": 5}
-    assert found.formats == {"JPEG": 6, "PNG": 1, "GIF": 1}
+    assert found.formats == {"JPEG": 6, "PNG": 1, "PSD": 1}
     assert found.refused == {"unsupported": 1, "not-a-picture": 1}
     assert found.ignored == {"not a picture": 1}
     assert found.output == Path(f"{photos}-protected")
     assert scan(photos, "single").classes == {"owner": 8}
     assert count_images(photos / "space") == 5 and count_images(photos) == 0
+
+
+def test_a_scan_reads_no_more_than_the_beginning_of_a_picture(photos: Path) -> None:
+    Image.new("RGB", (4000, 2000)).save(photos / "space" / "large.bmp")
+    tracemalloc.start()
+    found = scan(photos)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert found.sizes[-1] == (4000, 2000) and peak < 4_000_000
 
 
 def test_a_scan_refuses_what_cannot_be_protected(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import shlex
 import sys
@@ -87,7 +88,7 @@ def protect(
     verbose: Verbose = 0,
 ) -> None:
     """Write protected copies of your pictures to a new folder; originals are never changed."""
-    from tue_cli.console import Console
+    from tue_cli.console import SHOWN_FAILURES, Console
     from tue_cli.protect.result import ProtectSummary
     from tue_cli.protect.run import protect as job
     from tue_cli.protect.watch import watch
@@ -96,8 +97,13 @@ def protect(
     again = given.typed
     if spec.existing != "skip":
         again += " --existing skip"
-    begun = watch(spec) if spec.watch else job(spec)
-    result = Console(as_json=as_json, quiet=quiet, verbose=verbose).run(begun, again)
+    console = Console(
+        as_json=as_json,
+        quiet=quiet,
+        verbose=verbose,
+        most_failures=SHOWN_FAILURES if spec.dry_run else math.inf,
+    )
+    result = console.run(watch(spec) if spec.watch else job(spec), again)
     if isinstance(result, ProtectSummary) and result.failed:
         raise typer.Exit(ExitCode.SOME_FAILED)
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, suppress
 from typing import Any
 
@@ -39,11 +40,14 @@ from tue_cli.events import (
 )
 from tue_cli.text import escape, format_duration
 
-_PLAN = {
-    "keys": "code of each class (a class of the weights)",
-    "adversary_steps": "adversary steps",
-}
+_PLAN = {"adversary_steps": "adversary steps", "labels": "classes", "name": "class", "key": "code"}
 """What people are told for the names in a plan."""
+SHOWN_ROWS = 20
+"""Of the records in a plan."""
+SHOWN_FAILURES = 10
+"""Of a dry run; a run tells of all, as they come."""
+WIDTH = 200
+"""Of a table where there is no terminal, in columns."""
 LINE_SECONDS = 10.0
 """Where no bar can be drawn, progress is a line this often."""
 UNPAIRED = ("no-original", "changed")
@@ -67,15 +71,26 @@ class Terminal(RichConsole):
 class Console:
     """Prints a job's events; with `as_json` one object a line on stdout."""
 
-    def __init__(self, *, as_json: bool = False, quiet: bool = False, verbose: int = 0) -> None:
+    def __init__(
+        self,
+        *,
+        as_json: bool = False,
+        quiet: bool = False,
+        verbose: int = 0,
+        most_failures: float = math.inf,
+    ) -> None:
+        """`most_failures` are named, and all where there is `verbose`."""
         self._json = as_json
         self._quiet = quiet
         self._verbose = verbose
+        self._most_failures = math.inf if verbose else most_failures
+        self._failures = 0
         self._terminal = _open_stderr()
         self._unit = ""
         self._metric = ""
         self._alike: Counter[str] = Counter()
         self._printed = time.monotonic()
+        self._told: dict[str, Any] = {}
 
     def run(self, job: Job[R], again: str | None = None) -> R:
         """Run a job to its end and return its result.
@@ -153,19 +168,37 @@ class Console:
             _print(escape(sentence))
 
     def _show_start(self, event: Started) -> None:
+        if (more := self._failures - self._most_failures) > 0:
+            self._print_error(f"and {more:,} more; -v names them.")
         unit = event.unit.removesuffix("s") if event.total == 1 else event.unit
         self._print_note(f"{event.title}: {event.total:,} {unit}")
-        for name, value in (make_plain(event.plan) if event.plan else {}).items():
-            if value == {}:
-                continue
-            if isinstance(value, dict):
-                pairs = [f"{escape(str(k))} → {escape(str(v))}" for k, v in value.items()]
-                more = len(pairs) - 12
-                pairs = pairs[:12] + ([f"and {more} more"] if more > 0 else [])
-                value = ", ".join(pairs)
-            self._print_note(f"  {_PLAN.get(name, name)}: {escape(str(value))}")
         if event.seconds is not None:
-            self._print_note(f"  estimated time: {format_duration(event.seconds)}")
+            self._print_note(f"  estimated time: about {format_duration(event.seconds)}")
+        plan = make_plain(event.plan) if event.plan else {}
+        told = {name: value for name, value in plan.items() if not isinstance(value, list)}
+        if told == self._told:  # of a watch, whose runs differ in their pictures alone
+            return
+        self._told = told
+        for name, value in plan.items():
+            if not isinstance(value, dict | list):  # those are in tables
+                self._print_note(f"  {_PLAN.get(name, name)}: {escape(str(value))}")
+        for value in plan.values():
+            if value and isinstance(value, list):
+                self._print_records(value)
+
+    def _print_records(self, records: list[dict[str, Any]]) -> None:
+        """Print records as rows, and leave out columns that say nothing."""
+        if self._quiet:
+            return
+        names = [name for name in records[0] if any(one[name] is not False for one in records)]
+        shown = records if self._verbose else records[:SHOWN_ROWS]
+        rows = tuple(tuple(_format_cell(one[name]) for name in names) for one in shown)
+        columns = tuple(_PLAN.get(name, name) for name in names)
+        right = [type(records[0][name]) is int for name in names]
+        width = None if self._terminal.is_terminal else WIDTH
+        self._terminal.print(_make_grid(columns, rows, right), width=width, soft_wrap=False)
+        if (more := len(records) - len(shown)) > 0:
+            self._print_note(f"and {more:,} more; -v lists them.")
 
     def _show(self, event: Saved[Record | None] | Skipped | Failed | Note) -> None:
         if isinstance(event, Note):
@@ -174,6 +207,9 @@ class Console:
             for name in event.names if self._verbose else ():
                 self._print_note(f"  {escape(name)}")
         elif isinstance(event, Failed):
+            self._failures += 1
+            if self._failures > self._most_failures:
+                return
             self._alike[event.reason] += event.reason in UNPAIRED
             if self._alike[event.reason] > SHOWN_UNPAIRED and not self._verbose:
                 return
@@ -249,21 +285,35 @@ def _open_stderr() -> Terminal:
 
 def _print_table(table: Table) -> None:
     """Print a table on stdout: as wide as the terminal, or as it needs where there is none."""
-    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
-    for place, name in enumerate(table.columns):
-        # Names are folded, not cut: they are there to be found again.
-        words = place < table.words
-        grid.add_column(name, justify="left" if words else "right", overflow="fold")
-    for row in table.rows:
-        grid.add_row(*(Text(escape(cell)) for cell in row))
+    right = [place >= table.words for place in range(len(table.columns))]
+    grid = _make_grid(table.columns, table.rows, right)
     terminal = Terminal(highlight=False, markup=False, emoji=False)
     if not terminal.is_terminal:
-        terminal.width = 200
+        terminal.width = WIDTH
     try:
         terminal.print(table.title)  # as a title of the grid it would be folded to its width
         terminal.print(grid)
     except OSError as error:
         raise explain_stdout_error(error) from None
+
+
+def _make_grid(
+    columns: Sequence[str], rows: Iterable[Sequence[str]], right: Sequence[bool]
+) -> Grid:
+    """Return a table whose figures are on the right of their columns."""
+    grid = Grid(box=SIMPLE_HEAD, pad_edge=False)
+    for name, is_right in zip(columns, right, strict=True):
+        # Names are folded, not cut: they are there to be found again.
+        grid.add_column(name, justify="right" if is_right else "left", overflow="fold")
+    for row in rows:
+        grid.add_row(*(Text(escape(cell)) for cell in row))
+    return grid
+
+
+def _format_cell(value: Any) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    return f"{value:,}" if isinstance(value, int) else str(value)
 
 
 def _format_metric(event: Metric) -> str:

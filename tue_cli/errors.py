@@ -144,6 +144,8 @@ REASONS = {
     "memory": "not enough memory",
     "alpha": "transparency",
     "alpha-lost": "transparency",
+    "colour": "colours that the format cannot hold",
+    "crop": "a crop that the format cannot hold",
     "in-the-way": "name already taken",
     "not-written": "not written",
 }

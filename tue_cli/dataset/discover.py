@@ -22,7 +22,7 @@ from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, is_output, refuse_links
 from tue_cli.dataset.selection import NOT_INCLUDED, WHOLE, Selection, fold
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
-from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, read, read_dimensions
+from tue_cli.images.codec import SUFFIXES, UNSUPPORTED, YIELDING, read, read_dimensions
 from tue_cli.images.sniff import sniff_format
 from tue_cli.storage.atomic import Identity, get_identity
 from tue_cli.text import escape, format_ignored
@@ -61,8 +61,8 @@ def discover(paths: Sequence[Path], output: Path, selection: Selection = WHOLE) 
 
     One folder is mirrored at the output itself, several at `output/<folder name>`, and a file goes
     to `output/<name>`. Symlinks are followed. Raises BadSetting where a path does not exist, where
-    input and output overlap, or where two copies would get one place on some file system;
-    NothingToDo where there is nothing to protect.
+    input and output overlap, or where two copies would get one place; NothingToDo where there is
+    nothing to protect.
     """
     paths = list(dict.fromkeys(paths))
     for path in paths:
@@ -101,7 +101,7 @@ def discover(paths: Sequence[Path], output: Path, selection: Selection = WHOLE) 
             or f"tue protects files that end in {', '.join(sorted(SUFFIXES - UNSUPPORTED))}.",
         )
     _refuse_own_names(found.items)
-    refuse_collisions(found.items, output)
+    _refuse_same_places(found.items)
     _refuse_originals(found.items, output)
     refuse_links(output, {item.relative.parent for item in found.items})
     return found
@@ -245,37 +245,36 @@ def _refuse_own_names(items: Iterable[Item]) -> None:
             )
 
 
-def refuse_collisions(items: Iterable[Item], output: Path) -> None:
-    """Refuse two copies in one place, or a copy where another's folder must be.
-
-    Names that differ in case alone are two places where the output's file system has them so;
-    names that differ in Unicode form are one. What its name says cannot be protected takes no part.
-    """
-    items = [item for item in items if item.source.suffix.lower() not in UNSUPPORTED]
-    found = _find_collision(items, fold_path)
-    if found and is_case_sensitive(output):
-        found = _find_collision(items, lambda relative: normalize_name(relative.as_posix()))
-    if found:
+def _refuse_same_places(items: Iterable[Item]) -> None:
+    """Refuse inputs of which two pictures have one place, or one that of another's folder."""
+    items = [item for item in items if item.source.suffix.lower() not in YIELDING]
+    taken: dict[Path, Item] = {}
+    found = [(taken[i.relative], i) for i in items if taken.setdefault(i.relative, i) is not i]
+    found += [(taken[p], i) for i in items for p in i.relative.parents[:-1] if p in taken]
+    for one, other in found:
         raise BadSetting(
-            f"{escape(found[0].source)} and {escape(found[1].source)} would have the same "
-            "path in the output.",
+            f"{escape(one.source)} and {escape(other.source)} would have one place in the output.",
             "Rename one of them, or protect them into separate folders with -o.",
         )
 
 
-def _find_collision(
-    items: Sequence[Item], alike: Callable[[Path], str]
-) -> tuple[Item, Item] | None:
-    """Return two items that need one place, where names that `alike` makes equal are the same."""
-    taken: dict[str, Item] = {}
-    for item in items:
-        if (other := taken.setdefault(alike(item.relative), item)) is not item:
-            return other, item
-    for item in items:
-        for parent in item.relative.parents[:-1]:
-            if other_item := taken.get(alike(parent)):
-                return other_item, item
-    return None
+def find_crowded(places: Sequence[Path], output: Path) -> frozenset[Path]:
+    """Return those places below the output that several copies need, or a folder of another.
+
+    Names that differ in case alone are two places where the output's file system has them so;
+    names that differ in Unicode form are one.
+    """
+    found = _find_alike(places, fold_path)
+    if found and is_case_sensitive(output):
+        found = _find_alike(places, lambda place: normalize_name(place.as_posix()))
+    return found
+
+
+def _find_alike(places: Sequence[Path], alike: Callable[[Path], str]) -> frozenset[Path]:
+    """Return the places that `alike` makes equal to another or to another's folder."""
+    taken = Counter(map(alike, places))
+    folders = {alike(folder) for folder in {f for place in places for f in place.parents[:-1]}}
+    return frozenset(p for p in places if taken[alike(p)] > 1 or alike(p) in folders)
 
 
 def fold_path(relative: Path) -> str:

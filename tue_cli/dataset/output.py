@@ -117,6 +117,7 @@ class OutputFolder:
         self.work: Folder
         """The folder of the run's state, while the output is held."""
         self._folder: Folder
+        self._is_held = False
         self._originals = originals
         # Held from entering to leaving, and let go in reverse.
         self._stack = contextlib.ExitStack()
@@ -143,6 +144,7 @@ class OutputFolder:
 
     def leave(self) -> None:
         """Let the folder go; what was written stays, and what this run made empty does not."""
+        self._is_held = False
         self._stack.close()
 
     def call_on_leaving(self, action: Callable[[], object]) -> None:
@@ -173,6 +175,7 @@ class OutputFolder:
                 self.call_on_leaving(folder.rmdir)
         self.path.mkdir(parents=True, exist_ok=True)
         self._folder = hold.enter_context(Folder(self.path))
+        self._is_held = True
         self.refused = self._folder.refused
         if self._folder.identity in self._originals:
             raise self.lose(self.path)
@@ -219,9 +222,14 @@ class OutputFolder:
         return place
 
     def sha256(self, relative: Path) -> str | None:
-        """Return the hash of the file at a place; None where there is no readable regular file."""
+        """Return the hash of the file at a place; None where there is no readable regular file.
+
+        A plan asks too, which does not hold the folder.
+        """
         try:
-            with self._folder.enter(relative.parent) as place:
+            with contextlib.ExitStack() as stack:
+                folder = self._folder if self._is_held else stack.enter_context(Folder(self.path))
+                place = stack.enter_context(folder.enter(relative.parent))
                 return place.sha256(relative.name)
         except (OSError, ValueError):  # the latter for a name that no system can have
             return None

@@ -7,31 +7,31 @@ the pixels is decided here; `metadata` and `jpeg` know how it is laid out.
 from __future__ import annotations
 
 import io
-import struct
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
+from pathlib import PurePath
 from typing import Any, Final
 
 import numpy as np
-from numpy.typing import NDArray
-from PIL import Image, TiffImagePlugin
+from PIL import Image
 
 from tue_cli.errors import ImageProblem, OutOfMemory
-from tue_cli.images import jpeg, metadata
-from tue_cli.images.codec import FORMATS, DecodedImage, OpenImage, decode, load
+from tue_cli.images import avif, bmp, deep, jpeg, metadata, png
+from tue_cli.images.codec import DecodedImage, OpenImage, decode, load
+from tue_cli.images.coding import (
+    DEEP,
+    choose_kind,
+    explain_alpha,
+    list_attempts,
+    refuse_unfit,
+)
+from tue_cli.images.deep import Pixels, reduce_to_8_bits
+from tue_cli.images.extras import has_same_colours
+from tue_cli.images.quality import measure_survival
+from tue_cli.images.tiff import graft_tags
 
 SURVIVAL_FLOOR: Final = 0.8
-_INTEROPERABILITY: Final = 40965
-"""A pointer inside EXIF whose target is not copied."""
-_SUFFIX_OF: Final = {
-    "JPEG": ".jpg",
-    "PNG": ".png",
-    "WEBP": ".webp",
-    "TIFF": ".tif",
-    "BMP": ".bmp",
-    "AVIF": ".avif",
-}
 
 
 @dataclass(frozen=True, eq=False)
@@ -40,8 +40,6 @@ class Encoded:
 
     data: bytes
     format: str
-    suffix: str
-    """The usual extension of the format."""
     survival: float
     """The share of the protection that is left in the file: 1 where it is lossless."""
     notes: tuple[str, ...]
@@ -51,30 +49,42 @@ class Encoded:
 
 def encode(
     picture: DecodedImage,
-    protected: NDArray[np.uint8],
+    protected: Pixels,
     *,
     format: str = "keep",
     quality: int | None = None,
 ) -> Encoded:
     """Write protected pixels (H, W, C) as the picture was written, or as PNG, JPEG or WebP.
 
-    Pixels under alpha 0 stay the picture's own. A lossy format that loses the protection is
-    written again, finer or (WebP) lossless, unless `quality` (1..100) is given.
+    A GIF, which has too few colours for noise, is written as PNG. Pixels under alpha 0 stay the
+    picture's own. A lossy format that loses the protection is written again, finer or (WebP)
+    lossless, unless `quality` (1..100) is given.
 
     Raises:
-        ImageProblem: alpha, alpha-lost or unwritable.
-        ValueError: an unknown format.
+        ImageProblem: alpha, alpha-lost, colour, crop or unwritable.
+        ValueError: an unknown format, or one that has not as many bits as the pixels.
     """
-    if format not in FORMATS:
-        raise ValueError(f"expected one of {sorted(FORMATS)}, found {format!r}")
-    kind = picture.format if format == "keep" else format.upper()
+    kind = choose_kind(picture.format, format)
+    if picture.pixels.dtype == np.uint16 and kind not in DEEP:
+        raise ValueError(f"{kind} has 8 bits per channel, the pixels have 16")
     if kind == "JPEG" and picture.alpha is not None:
-        raise ImageProblem("alpha", "JPEG has no transparency; use --format png or webp.")
+        raise explain_alpha()
+    lost: tuple[str, ...] = ()
+    if kind != picture.format:
+        beside, lost = metadata.convert(picture.metadata, picture.format, kind)
+        picture = replace(picture, metadata=beside)
     if picture.alpha is not None:
         protected = np.where(picture.alpha[..., None] > 0, protected, picture.pixels)
     best: _EncodedFile | None = None
     decoded: DecodedImage | None = None
-    for options, note in _list_attempts(picture, kind, quality):
+    attempts = list_attempts(
+        picture.coding,
+        kind,
+        quality,
+        same=picture.format == kind,
+        has_alpha=picture.alpha is not None,
+    )
+    for options, note in attempts:
         found, opened = _try_encoding(picture, protected, kind, options, note)
         if best is None or found.survival > best.survival:
             best, decoded = found, None
@@ -85,56 +95,33 @@ def encode(
             break
         del opened
     assert best is not None
-    notes = best.notes
+    notes = (*lost, *best.notes)
+    if picture.format == "GIF" and format == "keep":
+        notes = ("written as PNG, because the few colours of a GIF cannot hold the noise", *notes)
     if best.survival < SURVIVAL_FLOOR:
         notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
     with _translate_errors(kind):
         decoded = _restore_shape(picture, kind, decoded or decode(best.data))
-    return Encoded(best.data, kind, _SUFFIX_OF[kind], best.survival, notes, decoded)
+    return Encoded(best.data, kind, best.survival, notes, decoded)
 
 
-def _list_attempts(
-    picture: DecodedImage, kind: str, quality: int | None
-) -> list[tuple[dict[str, Any], str]]:
-    """Return Pillow's options for each try, the preferred first, with a note."""
-    coding = picture.coding
-    if kind == "JPEG":
-        same = picture.format == kind
-        own: dict[str, Any] = {"subsampling": coding.subsampling}
-        if coding.progressive:
-            own["progressive"] = True
-        if quality is not None:
-            return [({"quality": quality, **own}, "")]
-        finer = [_refine(level, {"subsampling": 0}, noted=same) for level in (95, 100)]
-        tables = [list(table) for table in coding.tables]
-        return [({"qtables": tables, **own}, ""), *finer] if same else finer
-    if kind == "TIFF":
-        if coding.lossless:
-            return [({"compression": coding.compression}, "")]
-        note = f"{coding.compression} compression replaced by deflate"
-        return [({"compression": "tiff_adobe_deflate"}, note)]
-    if kind in ("PNG", "BMP"):
-        return [({}, "")]
-    own = {"exact": True}
-    if kind == "AVIF":
-        # Twice as fast as Pillow's 6 for files of the same size and quality.
-        own = {"subsampling": "4:4:4", "speed": 8}
-        if picture.alpha is not None:
-            own["advanced"] = {"alpha:lossless": "1"}
-    if quality is not None:
-        return [({"quality": quality, **own}, "")]
-    finer = [_refine(level, own, noted=level > 90) for level in (90, 95, 100)]
-    if kind == "AVIF":
-        return finer
-    # Lossy WebP halves the colour channels, whatever the quality.
-    lossless = {"lossless": True, **own}
-    note = "written losslessly so that the noise survives"
-    return [(lossless, "")] if coding.lossless else [*finer, (lossless, note)]
+def fit_format(picture: DecodedImage, format: str, place: PurePath) -> DecodedImage:
+    """Return a picture with as many bits as the format of its copy holds, and a note of that.
 
-
-def _refine(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
-    note = f"written at quality {level} so that the noise survives" if noted else ""
-    return {"quality": level, **own}, note
+    Raises:
+        ImageProblem: as `refuse_unfit` does.
+    """
+    kind, has_ink = choose_kind(picture.format, format), picture.black is not None
+    has_alpha = picture.alpha is not None
+    refuse_unfit(picture.format, kind, place, has_ink=has_ink, has_alpha=has_alpha)
+    if picture.pixels.dtype == np.uint8 or kind in DEEP:
+        return picture
+    return replace(
+        picture,
+        pixels=reduce_to_8_bits(picture.pixels),
+        alpha=None if picture.alpha is None else reduce_to_8_bits(picture.alpha),
+        notes=(*picture.notes, f"reduced to 8 bits per channel, which is all that {kind} holds"),
+    )
 
 
 @dataclass(frozen=True)
@@ -146,7 +133,7 @@ class _EncodedFile:
 
 def _try_encoding(
     picture: DecodedImage,
-    protected: NDArray[np.uint8],
+    protected: Pixels,
     kind: str,
     options: dict[str, Any],
     note: str,
@@ -156,7 +143,7 @@ def _try_encoding(
     with _translate_errors(kind):
         data = _encode_file(picture, protected, kind, options, notes)
         opened = load(data)
-        survival = _measure_survival(picture.pixels, protected, opened)
+        survival = measure_survival(picture.pixels, protected, opened.read_strips(32))
     return _EncodedFile(data, survival, tuple(notes)), opened
 
 
@@ -185,6 +172,11 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
     Raises:
         ImageProblem: alpha-lost.
     """
+    if picture.format == kind in ("HEIF", "JXL"):
+        was, now = picture.metadata.icc, decoded.metadata.icc
+        options = picture.coding.options
+        if (was and not has_same_colours(was, now)) or options != decoded.coding.options != ():
+            raise ImageProblem("unwritable", "its colour profile would change. Use --format png.")
     pixels, alpha = decoded.pixels, decoded.alpha
     if picture.pixels.shape[2] == 1 and pixels.shape[2] == 3:
         # WebP has no grayscale: one plane comes back as three equal ones.
@@ -199,34 +191,44 @@ def _restore_shape(picture: DecodedImage, kind: str, decoded: DecodedImage) -> D
 
 def _encode_file(
     picture: DecodedImage,
-    protected: NDArray[np.uint8],
+    protected: Pixels,
     kind: str,
     options: dict[str, Any],
     notes: list[str],
 ) -> bytes:
     """Return the bytes of a file; where the metadata cannot be written, the pixels still are."""
     beside = picture.metadata
-    planes = protected if picture.alpha is None else np.dstack((protected, picture.alpha))
-    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+    planes = _stack_planes(picture, protected)
     same = picture.format == kind
-    if kind == "JPEG":
-        segments, more = (beside.segments, ()) if same else jpeg.make_segments(beside)
-        notes.extend(more)
-        if not same and beside.dpi:
-            options = {**options, "dpi": beside.dpi}
-        return jpeg.splice_jpeg(_save_jpeg(image, options), segments, keep_jfif=not same)
     if kind == "PNG":
         chunks = beside.segments if same else metadata.make_png_chunks(beside)
-        return metadata.splice_png(_save_image(image, kind, options), chunks)
+        return png.splice_png(_encode_png(planes, options), chunks)
+    if kind == "TIFF":
+        return _write_tiff(planes, options, picture, notes)
+    image = _make_image(planes, picture)
+    if kind == "JPEG":
+        segments = beside.segments
+        if not same:
+            segments, more = jpeg.make_segments(
+                beside.exif, beside.xmp, beside.icc, beside.photoshop, beside.comments
+            )
+            if beside.dpi:
+                options = {**options, "dpi": beside.dpi}
+            notes.extend(more)
+        data = _save_jpeg(image, options)
+        if not picture.coding.adobe_marker:
+            data = jpeg.drop_adobe_marker(data)
+        return jpeg.splice_jpeg(data, segments, keep_jfif=not same)
     if kind == "BMP":
-        if picture.alpha is not None:
-            return _encode_bmp_with_alpha(planes, beside.dpi)
+        if picture.alpha is not None or beside.segments:
+            return bmp.write(planes, beside.dpi, b"".join(beside.segments))
         return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+    if kind == "AVIF":
+        data = _save_image(image, kind, options)
+        return avif.write(data, beside.segments, beside.exif, beside.xmp)
     # A grayscale profile does not fit the three channels that WebP makes of one.
     if beside.icc and not (kind == "WEBP" and beside.icc[16:20] == b"GRAY"):
         options = {**options, "icc_profile": beside.icc}
-    if kind == "TIFF":
-        return _write_tiff(image, options, picture, notes)
     if beside.xmp:
         options = {**options, "xmp": beside.xmp}
     if beside.exif:
@@ -236,56 +238,44 @@ def _encode_file(
     return _save_image(image, kind, options)
 
 
+def _stack_planes(picture: DecodedImage, protected: Pixels) -> Pixels:
+    """Return all channels of a copy (H, W, C), with the picture's own alpha or black."""
+    further = picture.alpha if picture.black is None else picture.black
+    return protected if further is None else np.dstack((protected, further))
+
+
+def _make_image(planes: Pixels, picture: DecodedImage) -> Image.Image:
+    if picture.black is not None:
+        height, width, _ = planes.shape
+        return Image.frombytes("CMYK", (width, height), (~planes).tobytes())
+    return Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+
+
+def _encode_png(planes: Pixels, options: dict[str, Any]) -> bytes:
+    if planes.dtype == np.uint16:
+        return deep.encode_png(planes)
+    image = Image.fromarray(planes[..., 0] if planes.shape[2] == 1 else planes)
+    return _save_image(image, "PNG", options)
+
+
 def _write_tiff(
-    image: Image.Image, options: dict[str, Any], picture: DecodedImage, notes: list[str]
+    planes: Pixels, options: dict[str, Any], picture: DecodedImage, notes: list[str]
 ) -> bytes:
-    tags, directories = _split_tiff_tags(picture.metadata.exif)
-    if picture.coding.predictor == 2 and options["compression"] != "raw":
-        tags[317] = 2
-    data = _save_image(image, "TIFF", {**options, "exif": tags})
+    if picture.metadata.icc:
+        options = {**options, "icc_profile": picture.metadata.icc}
+    predict = picture.coding.predictor == 2 and options["compression"] != "raw"
+    if planes.dtype == np.uint16:
+        image = deep.pack_rows(planes, predict=predict)
+        data = _save_image(image, "TIFF", options)
+        data = deep.relabel_tiff(data, planes.shape, predict=predict)
+    else:
+        if predict:
+            options = {**options, "tiffinfo": {317: 2}}
+        data = _save_image(_make_image(planes, picture), "TIFF", options)
     with suppress(Exception):
-        return add_tiff_directories(data, directories)
+        return graft_tags(data, picture.metadata.exif) if picture.metadata.exif else data
     notes.append("EXIF was damaged and could not be copied")
     return data
-
-
-def _split_tiff_tags(exif: bytes) -> tuple[Image.Exif, dict[int, dict[int, Any]]]:
-    """Return the tags of an EXIF structure, and apart from them its further directories.
-
-    Pillow cannot write those into a compressed TIFF; `add_tiff_directories` can.
-    """
-    tags = Image.Exif()
-    if exif:
-        tags.load(exif)
-    directories = {tag: tags.get_ifd(tag) for tag in metadata.TIFF_DIRECTORIES if tag in tags}
-    for tag in directories:
-        del tags[tag]
-    return tags, directories
-
-
-def add_tiff_directories(data: bytes, directories: dict[int, dict[int, Any]]) -> bytes:
-    """Give a little-endian TIFF of one page further directories, such as that of EXIF.
-
-    The first directory is copied to the end, where it has room to point to them.
-    """
-    if not directories:
-        return data
-    (first,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    entries = [data[at : at + 12] for at in range(first + 2, first + 2 + 12 * count, 12)]
-    grown = data + bytes(len(data) % 2)
-    for tag, values in directories.items():
-        directory = TiffImagePlugin.ImageFileDirectory_v2(b"II*\0\0\0\0\0", group=tag)
-        for key, value in values.items():
-            if key != _INTEROPERABILITY:
-                directory[key] = value
-        entries.append(struct.pack("<HHII", tag, 4, 1, len(grown)))
-        grown += directory.tobytes(len(grown))
-        grown += bytes(len(grown) % 2)
-    entries.sort(key=lambda entry: entry[1::-1])
-    start = struct.pack("<I", len(grown))
-    packed = struct.pack("<H", len(entries)) + b"".join(entries) + bytes(4)
-    return grown[:4] + start + grown[8:] + packed
 
 
 def _save_image(image: Image.Image, kind: str, options: dict[str, Any]) -> bytes:
@@ -300,36 +290,3 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     except OSError:
         # Pillow's buffer for a progressive file is too small for noise at the finest quality.
         return _save_image(image, "JPEG", {**options, "progressive": False})
-
-
-def _encode_bmp_with_alpha(planes: NDArray[np.uint8], dpi: tuple[float, float] | None) -> bytes:
-    """Return a BMP with a version 4 header: Pillow's own BMP writer drops the alpha channel."""
-    height, width, _ = planes.shape
-    x, y = (round(density / 0.0254) for density in dpi or (0.0, 0.0))
-    body = planes[::-1, :, (2, 1, 0, 3)].tobytes()
-    masks = (0xFF0000, 0xFF00, 0xFF, 0xFF000000)
-    header = struct.pack("<IiiHHIIiiII", 108, width, height, 1, 32, 3, len(body), x, y, 0, 0)
-    header += struct.pack("<4I4s", *masks, b"BGRs") + bytes(48)
-    start = 14 + len(header)
-    return struct.pack("<2sIHHI", b"BM", start + len(body), 0, 0, start) + header + body
-
-
-def _measure_survival(
-    original: NDArray[np.uint8], protected: NDArray[np.uint8], opened: OpenImage
-) -> float:
-    """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
-
-    Pixels under alpha 0 have d = 0, so they count for nothing.
-    """
-    left, whole = 0.0, 0.0
-    channels = original.shape[2]
-    for rows, found in opened.read_strips(32):
-        decoded = found[..., 1:2] if channels == 1 and found.shape[2] > 2 else found[..., :channels]
-        start = original[rows]
-        delta, kept = (
-            np.subtract(pixels, start, dtype=np.int16).astype(np.float32).ravel()
-            for pixels in (protected[rows], decoded)
-        )
-        left += float(kept @ delta)
-        whole += float(delta @ delta)
-    return left / whole if whole else 1.0

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import re
-import struct
 from dataclasses import replace
 from typing import Final
 
 from tue_cli import __version__
-from tue_cli.images import codec, jpeg, metadata
+from tue_cli.images import jpeg, metadata, tiff
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.encode import Encoded
 
@@ -25,7 +24,6 @@ _PACKET: Final = (
 )
 _END: Final = re.compile(rb"</(?:[\w.-]+:)?RDF\s*>")
 _PREFIX: Final = re.compile(rb"xmlns:([\w.-]+)\s*=\s*[\"']%b[\"']" % re.escape(NAMESPACE))
-_TIFF_XMP: Final = 700
 _PNG_XMP: Final = b"iTXtXML:com.adobe.xmp\0"
 
 
@@ -47,7 +45,7 @@ def add_mark(xmp: bytes) -> bytes:
 
 
 def prepare(picture: DecodedImage) -> DecodedImage:
-    """Return a picture whose copy in any format but TIFF will have the mark."""
+    """Return a picture whose copy will have the mark."""
     beside = picture.metadata
     marked, segments = add_mark(beside.xmp), beside.segments
     if picture.format == "JPEG":
@@ -55,15 +53,13 @@ def prepare(picture: DecodedImage) -> DecodedImage:
     elif picture.format == "PNG":
         others = (chunk for chunk in segments if not chunk[4:].startswith(_PNG_XMP))
         segments = (*others, *metadata.make_png_chunks(metadata.Metadata(xmp=marked)))
+    elif picture.format == "TIFF":
+        beside = replace(beside, exif=tiff.set_xmp(beside.exif, marked))
     return replace(picture, metadata=replace(beside, xmp=marked, segments=segments))
 
 
 def complete(encoded: Encoded) -> Encoded:
     """Return a copy with the mark, or with a note where its file has no place for one."""
-    if encoded.format == "TIFF":
-        data = _set_tiff_tag(encoded.data, _TIFF_XMP, add_mark(encoded.decoded.metadata.xmp))
-        decoded = replace(encoded.decoded, metadata=codec.decode(data).metadata)
-        encoded = replace(encoded, data=data, decoded=decoded)
     if has_mark(encoded.decoded.metadata.xmp):
         return encoded
     note = f"the mark could not be written into the metadata of this {encoded.format}"
@@ -79,24 +75,3 @@ def _mark_segments(segments: tuple[bytes, ...]) -> tuple[bytes, ...]:
     if len(payload) > jpeg.LONGEST:
         return segments
     return (*segments[:place], jpeg.make_segment(jpeg.APP1, payload), *segments[place + 1 :])
-
-
-def _set_tiff_tag(data: bytes, tag: int, value: bytes) -> bytes:
-    """Return a TIFF with a tag of bytes in its first directory, which is written anew at the end.
-
-    One that is big-endian, or a BigTIFF, comes back as it is.
-    """
-    if not data.startswith(b"II*\0"):
-        return data
-    (first,) = struct.unpack_from("<I", data, 4)
-    (count,) = struct.unpack_from("<H", data, first)
-    end = first + 2 + 12 * count
-    found = [data[at : at + 12] for at in range(first + 2, end, 12)]
-    data += bytes(len(data) % 2)
-    found.append(struct.pack("<HHII", tag, 1, len(value), len(data)))
-    entries = {entry[1::-1]: entry for entry in found}
-    value += bytes(len(value) % 2)
-    head = data[:4] + struct.pack("<I", len(data) + len(value))
-    packed = b"".join(entries[number] for number in sorted(entries))
-    length = struct.pack("<H", len(entries))
-    return b"".join((head, data[8:], value, length, packed, data[end : end + 4]))

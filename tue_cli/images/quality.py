@@ -6,12 +6,15 @@ Numpy alone; nothing here knows a file or a format.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any, Final
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+
+from tue_cli.images.deep import LEVELS, Pixels, reduce_to_8_bits
 
 WINDOW: Final = 7
 STRIP: Final = 32
@@ -24,7 +27,7 @@ class Quality:
     """The distance between two pictures; levels are of 0..255."""
 
     largest: int
-    """The largest difference, in levels: the L-infinity distance."""
+    """The largest difference, in levels, rounded up: the L-infinity distance."""
     mean: float
     """The mean absolute difference, in levels."""
     psnr: float
@@ -33,29 +36,61 @@ class Quality:
     """Structural similarity of the luma, 1 for equal pictures."""
 
 
-def compare(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> Quality:
+def compare(before: Pixels, after: Pixels) -> Quality:
     """Measure the distance between two pictures of shape (H, W, 3) or (H, W, 1).
+
+    Levels are of 255 for pictures of 16 bits, too: 257 of their values are one.
 
     Raises:
         ValueError: the shapes differ.
     """
     if before.shape != after.shape:
         raise ValueError(f"expected one shape, found {before.shape} and {after.shape}")
+    if before.dtype != after.dtype:
+        before, after = (reduce_to_8_bits(pixels) for pixels in (before, after))
+    scale, wide = (1, np.uint16) if before.dtype == np.uint8 else (LEVELS, np.uint32)
     largest = total = squares = 0
     for top in range(0, len(before), STRIP):
         one, other = before[top : top + STRIP], after[top : top + STRIP]
         distance = np.maximum(one, other) - np.minimum(one, other)
         largest = max(largest, int(distance.max()))
         total += int(distance.sum(dtype=np.int64))
-        squares += int(np.square(distance, dtype=np.uint16).sum(dtype=np.int64))
-    squared = squares / before.size
+        squares += int(np.square(distance, dtype=wide).sum(dtype=np.int64))
+    squared = squares / before.size / scale**2
     psnr = 10 * math.log10(255**2 / squared) if squared else PSNR_CAP
     return Quality(
-        largest=largest,
-        mean=total / before.size,
+        largest=math.ceil(largest / scale),
+        mean=total / before.size / scale,
         psnr=min(psnr, PSNR_CAP),
-        ssim=_ssim(before, after),
+        ssim=_ssim(reduce_to_8_bits(before), reduce_to_8_bits(after)),
     )
+
+
+def measure_survival(
+    original: Pixels, protected: Pixels, strips: Iterable[tuple[slice, Pixels]]
+) -> float:
+    """Return <d', d> / <d, d>: d is the protection, d' what is left of it in the file.
+
+    Pixels under alpha 0 have d = 0, so they count for nothing.
+
+    Args:
+        original: (H, W, C).
+        protected: of the same shape.
+        strips: places and pixels of the file, all its rows; further channels count for nothing.
+    """
+    left, whole = 0.0, 0.0
+    channels = original.shape[2]
+    wide = np.int16 if original.dtype == np.uint8 else np.int32
+    for rows, found in strips:
+        decoded = found[..., 1:2] if channels == 1 and found.shape[2] > 2 else found[..., :channels]
+        start = original[rows]
+        delta, kept = (
+            np.subtract(pixels, start, dtype=wide).astype(np.float32).ravel()
+            for pixels in (protected[rows], decoded)
+        )
+        left += float(kept @ delta)
+        whole += float(delta @ delta)
+    return left / whole if whole else 1.0
 
 
 def luma(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from tue_cli.images.codec import DecodedImage
+from tue_cli.images.deep import LEVELS, Pixels
 from tue_cli.images.orientation import (
     apply_orientation,
     extract_pixels,
@@ -62,7 +63,7 @@ class NoiseResidual:
     """<d', d> / <d, d>, where the intact copy, and with it d, is known."""
 
 
-def get_size(pixels: NDArray[np.uint8]) -> tuple[int, int]:
+def get_size(pixels: Pixels) -> tuple[int, int]:
     """Return the width and height of pixels (H, W, C)."""
     return pixels.shape[1], pixels.shape[0]
 
@@ -77,7 +78,7 @@ def collect_facts(picture: DecodedImage) -> CopyFacts:
         "xmp": bool(beside.xmp),
     }
     found = tuple(kind for kind, there in kinds.items() if there)
-    return CopyFacts(get_size(picture.pixels), found, _hash_pixels(picture))
+    return CopyFacts(get_size(picture.shown), found, _hash_pixels(picture))
 
 
 def measure_small_rms(original: DecodedImage, copy: DecodedImage) -> float:
@@ -90,15 +91,15 @@ def measure_small_rms(original: DecodedImage, copy: DecodedImage) -> float:
 
 
 def _hash_pixels(picture: DecodedImage) -> str:
-    height, width = picture.pixels.shape[:2]
+    height, width = picture.shown.shape[:2]
     state = hashlib.sha256(f"{width}x{height}".encode())
     alpha = picture.alpha if _is_transparent(picture) else None
     for top in range(0, height, ROWS):
         rows = slice(top, top + ROWS)
-        pixels = _expand_to_rgb(picture.pixels[rows])
+        pixels = _expand_to_rgb(picture.shown[rows])
         if alpha is not None:
             # Programs that save a picture again drop the colours of transparent pixels.
-            pixels = np.where(alpha[rows, :, None] > 0, pixels, np.uint8(0))
+            pixels = np.where(alpha[rows, :, None] > 0, pixels, pixels.dtype.type(0))
             state.update(np.ascontiguousarray(alpha[rows]).data)
         state.update(np.ascontiguousarray(pixels).data)
     return state.hexdigest()
@@ -115,12 +116,12 @@ def measure_residual(
     turn, small_rms = _find_orientation(original, found)
     if turn is None:
         return None
-    before, after = apply_orientation(original.pixels, turn), found.pixels
+    before, after = apply_orientation(original.shown, turn), found.shown
     size = min(get_size(before), get_size(after), key=math.prod)
     before, after = _resize(before, size), _resize(after, size)
     whole = None
-    if copy is not None and copy.pixels.shape[:2] == original.pixels.shape[:2]:
-        whole = _resize(apply_orientation(copy.pixels, turn), size)
+    if copy is not None and copy.shown.shape[:2] == original.shown.shape[:2]:
+        whole = _resize(apply_orientation(copy.shown, turn), size)
     visible = None
     if original.alpha is not None:
         visible = _resize(apply_orientation(original.alpha[..., None], turn), size) > 0
@@ -156,7 +157,7 @@ def _find_orientation(original: DecodedImage, found: DecodedImage) -> tuple[int 
     best, nearest, rms = None, LIKE, 0.0
     for turn in dict.fromkeys((1, read_orientation(original))):
         if _has_same_shape(
-            get_size(apply_orientation(original.pixels, turn)), get_size(found.pixels)
+            get_size(apply_orientation(original.shown, turn)), get_size(found.shown)
         ):
             mean, these = _compare_small(original, found, turn)
             if mean < nearest:
@@ -166,8 +167,8 @@ def _find_orientation(original: DecodedImage, found: DecodedImage) -> tuple[int 
 
 def _compare_small(original: DecodedImage, found: DecodedImage, turn: int) -> tuple[float, float]:
     """Return the mean and the root mean square of the difference at `SMALL` pixels, in levels."""
-    before = resize_to_square(apply_orientation(original.pixels, turn), SMALL)
-    distance = np.abs(resize_to_square(found.pixels, SMALL) - before) * 255
+    before = resize_to_square(apply_orientation(original.shown, turn), SMALL)
+    distance = np.abs(resize_to_square(found.shown, SMALL) - before) * 255
     weight = np.ones_like(distance)
     if original.alpha is not None:
         # What was transparent may have any colour by now.
@@ -195,19 +196,38 @@ def _has_exif(exif: bytes) -> bool:
 
 
 def _is_transparent(picture: DecodedImage) -> bool:
-    return picture.alpha is not None and bool((picture.alpha < 255).any())
+    return picture.alpha is not None and bool(
+        (picture.alpha < np.iinfo(picture.alpha.dtype).max).any()
+    )
 
 
-def _subtract(after: NDArray[np.uint8], before: NDArray[np.uint8]) -> NDArray[np.float32]:
-    return np.subtract(after, before, dtype=np.int16).astype(np.float32)
+def _subtract(after: Pixels, before: Pixels) -> NDArray[np.float32]:
+    """Return how much higher levels are, of 255 for 16 bits too."""
+    return _get_levels(after) - _get_levels(before)
 
 
-def _expand_to_rgb(pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _get_levels(pixels: Pixels) -> NDArray[np.float32]:
+    levels = pixels.astype(np.float32)
+    return levels if pixels.dtype == np.uint8 else levels / np.float32(LEVELS)
+
+
+def _expand_to_rgb(pixels: Pixels) -> Pixels:
     """Return grayscale as three equal planes, without copying."""
     return np.broadcast_to(pixels, (*pixels.shape[:2], 3))
 
 
-def _resize(pixels: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
+def _resize(pixels: Pixels, size: tuple[int, int]) -> Pixels:
     if get_size(pixels) == size:
         return pixels
-    return extract_pixels(make_image(pixels).resize(size, Image.Resampling.LANCZOS))
+    if pixels.dtype == np.uint8:
+        return extract_pixels(make_image(pixels).resize(size, Image.Resampling.LANCZOS))
+    planes = [
+        np.asarray(
+            Image.fromarray(pixels[..., channel].astype(np.float32)).resize(
+                size, Image.Resampling.LANCZOS
+            )
+        )
+        for channel in range(pixels.shape[2])
+    ]
+    whole: Pixels = np.rint(np.stack(planes, axis=2)).clip(0, 65535).astype(np.uint16)
+    return whole

@@ -18,6 +18,7 @@ from PIL import Image
 from tue_cli.errors import ImageProblem
 from tue_cli.images import codec
 from tue_cli.images.codec import DecodedImage
+from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.images.orientation import apply_orientation, make_image, read_orientation
 from tue_cli.text import escape
 
@@ -57,8 +58,8 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
     """
     before = codec.decode(codec.read(original))
     after = codec.decode(codec.read(copy))
-    old = apply_orientation(before.pixels, read_orientation(before))
-    new = apply_orientation(after.pixels, read_orientation(after))
+    old = apply_orientation(before.shown, read_orientation(before))
+    new = apply_orientation(after.shown, read_orientation(after))
     if old.shape[:2] != new.shape[:2]:
         raise ImageProblem(
             "other-size",
@@ -82,7 +83,7 @@ def render_difference(original: Path, copy: Path) -> bytes:
     """
     before, after = codec.decode(codec.read(original)), codec.decode(codec.read(copy))
     changed = apply_orientation(
-        _draw_difference(before.pixels, after.pixels), read_orientation(before)
+        _draw_difference(before.shown, after.shown), read_orientation(before)
     )
     file = io.BytesIO()
     make_image(changed).save(file, "PNG", compress_level=1)
@@ -108,11 +109,12 @@ def render_dots(view: bytes, width: int, height: int) -> NDArray[np.uint8]:
     return np.asarray(image.resize((columns, rows), Image.Resampling.BOX))
 
 
-def _draw_difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _draw_difference(before: Pixels, after: Pixels) -> NDArray[np.uint8]:
     """Return mid-grey plus `GAIN` times the change, (H, W, C), clipped to 0..255."""
+    before, after = reduce_to_8_bits(before), reduce_to_8_bits(after)
     if before.shape[2] != after.shape[2]:
         before, after = (np.broadcast_to(p, (*p.shape[:2], 3)) for p in (before, after))
-    amplified = np.empty_like(after)
+    amplified = np.empty(after.shape, np.uint8)
     for top in range(0, len(after), ROWS):
         rows = slice(top, top + ROWS)
         change = (after[rows].astype(np.int16) - before[rows]) * GAIN + MIDDLE
@@ -123,14 +125,15 @@ def _draw_difference(before: NDArray[np.uint8], after: NDArray[np.uint8]) -> NDA
 def _render_view(picture: DecodedImage) -> bytes:
     """Return the view of a picture in its colours, on white where it is transparent."""
     turn = read_orientation(picture)
-    small = _fit_into_side(apply_orientation(picture.pixels, turn))
+    small = _fit_into_side(apply_orientation(picture.shown, turn))
     if picture.alpha is not None:
         mask = _fit_into_side(apply_orientation(picture.alpha[..., None], turn))
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
-    return _encode_image(small, picture.metadata.icc)
+    # A profile of ink does not fit the view, which is RGB.
+    return _encode_image(small, picture.metadata.icc if picture.black is None else b"")
 
 
-def _fit_into_side(pixels: NDArray[np.uint8]) -> Image.Image:
+def _fit_into_side(pixels: Pixels) -> Image.Image:
     """Fit pixels into a square of `SIDE`: enlarged by a whole factor, or antialiased."""
     image = make_image(pixels)
     times = SIDE // max(image.size)

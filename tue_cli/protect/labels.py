@@ -180,7 +180,7 @@ def run_surrogate(
                 digests[item.relative] = sha256(data)
             is_large = math.prod(codec.read_dimensions(data)) >= LARGE
             with turn if is_large else nullcontext():
-                return resize.resize_to_square(codec.decode(data).pixels, run.weights.card.size)
+                return resize.resize_to_square(codec.decode(data).shown, run.weights.card.size)
         except (ImageProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
 

@@ -26,7 +26,7 @@ from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
-from tue_cli.protect.plan import Task
+from tue_cli.protect.plan import Task, explain_taken, find_obstacle
 from tue_cli.protect.result import CopyRecord
 from tue_cli.text import escape, format_count
 
@@ -185,12 +185,10 @@ class Pipeline:
             del data
             if mark.has_mark(picture.metadata.xmp):
                 return Skipped(source, *MARKED)
+            picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
-                raise ImageProblem(
-                    "in-the-way",
-                    "Another picture's copy would have the same name; rename the picture.",
-                )
-            small = resize.resize_to_square(picture.pixels, self._context.weights.card.size)
+                raise explain_taken()
+            small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
@@ -208,14 +206,7 @@ class Pipeline:
             task.relative, source_sha256=digest, label=task.item.label, key=task.key
         ):
             return Skipped(place, "done", "The copy is up to date.")
-        if os.path.lexists(place) and not self._context.journal.owns(task.relative):
-            return Failed(
-                task.item.source,
-                "in-the-way",
-                f"{escape(place)} exists, but not as tue wrote it, so it is kept. Move it away, "
-                "or use --existing overwrite.",
-            )
-        return None
+        return find_obstacle(self._context, task)
 
     def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""
@@ -332,7 +323,8 @@ def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
 
 
 def _count_pixels(loaded: LoadedTask) -> int:
-    return loaded.picture.pixels[..., 0].size
+    """Return how many pixels of 8 bits take the room of a picture's."""
+    return loaded.picture.pixels[..., 0].nbytes
 
 
 def _was(count: int) -> str:

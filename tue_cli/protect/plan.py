@@ -8,11 +8,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from tue_cli.dataset.discover import Item, fold_path, refuse_collisions
-from tue_cli.errors import BadSetting
+from tue_cli.config import METHODS
+from tue_cli.dataset.discover import Item, find_crowded, fold_path, make_absolute
+from tue_cli.errors import BadSetting, ImageProblem
+from tue_cli.events import Failed
 from tue_cli.images import codec
 from tue_cli.protect.context import RunContext
-from tue_cli.text import escape
+from tue_cli.protect.request import ProtectSpec, count_clusters
+from tue_cli.protect.result import ClassPlan, ProtectPlan
+from tue_cli.text import escape, format_count
 
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
@@ -57,17 +61,22 @@ def plan_tasks(
 def _find_places(tasks: Sequence[Task], output: Path) -> tuple[Task, ...]:
     """Return the tasks with those marked that have no place of their own.
 
-    A file whose name says that it cannot be protected gives way, such as a raw file beside its
-    JPEG. Two others in one place raise BadSetting.
+    A file that often lies beside a JPEG of the same name, such as a raw file, gives way to it. Of
+    others that need one place, none gets it: which came first would change as a folder grows.
     """
-    refuse_collisions((replace(t.item, relative=t.relative) for t in tasks), output)
     taken = Counter(fold_path(task.relative) for task in tasks)
+    crowded = find_crowded([task.relative for task in tasks if not _yields(task)], output)
 
     def has_place(task: Task) -> bool:
-        gives_way = task.item.source.suffix.lower() in codec.UNSUPPORTED
-        return not gives_way or taken[fold_path(task.relative)] == 1
+        if _yields(task):
+            return taken[fold_path(task.relative)] == 1
+        return task.relative not in crowded
 
     return tuple(replace(task, has_place=has_place(task)) for task in tasks)
+
+
+def _yields(task: Task) -> bool:
+    return task.item.source.suffix.lower() in codec.YIELDING
 
 
 def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
@@ -83,9 +92,37 @@ def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
     return [task for task in tasks if not has_copy(task)]
 
 
+def find_obstacle(run: RunContext, task: Task) -> Failed | None:
+    """Return why a copy cannot go to its place: what is there is not tue's own. None if it can."""
+    place = run.output / task.relative
+    if (
+        run.spec.existing == "overwrite"
+        or not task.has_place
+        or not os.path.lexists(place)
+        or run.journal.owns(task.relative)
+    ):
+        return None
+    return Failed(
+        task.item.source,
+        "in-the-way",
+        f"{escape(place)} exists, but not as tue wrote it, so it is kept. Move it away, "
+        "or use --existing overwrite.",
+    )
+
+
+def explain_taken() -> ImageProblem:
+    """Return the problem of a picture that gives way to another."""
+    return ImageProblem(
+        "in-the-way",
+        "Another picture's copy would have the same name; rename the picture.",
+    )
+
+
 def _change_suffix(relative: Path, form: str) -> Path:
     """Return where a copy goes: another format changes the extension, and only then."""
     suffix = relative.suffix.lower()
+    if form == "keep" and suffix == ".gif":
+        form = "png"
     fits = form == "keep" or suffix == SUFFIX[form]
     if fits or (form == "jpeg" and suffix in JPEG_SUFFIXES):
         return relative
@@ -100,3 +137,37 @@ def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
                 f"{escape(output / task.relative)} exists already.",
                 "Choose another folder with -o, or use --existing skip or overwrite.",
             )
+
+
+def describe_plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
+    """Return what was decided before the first picture."""
+    settings, recorded = run.spec.settings, run.journal.keys
+    keys = {task.item.label: task.key for task in tasks}
+    counts = Counter(task.item.label for task in tasks)
+    return ProtectPlan(
+        output=run.output,
+        weights=run.weights.name,
+        method=settings.method,
+        engine=run.engine.description,
+        radius=METHODS[settings.method].describe_bound(settings.noise.radius),
+        keys=keys,
+        labels=_describe_labels(run.spec, [task.item for task in tasks], len(keys)),
+        classes=tuple(
+            ClassPlan(name, counts[name], keys[name], name not in recorded) for name in sorted(keys)
+        ),
+    )
+
+
+def _describe_labels(spec: ProtectSpec, items: Sequence[Item], classes: int) -> str:
+    """Return what a class is in a run, in words."""
+    if count_clusters(spec.labels) is not None:
+        return f"{format_count(classes, 'group')} of similar pictures"
+    if spec.labels not in ("auto", "folders", "single"):
+        return f"from {escape(Path(spec.labels).name)} ({classes:,})"
+    tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
+    if spec.labels == "single" or not {item.label for item in items} & tops:
+        return "one, all pictures"
+    folders = [path for path in spec.paths if path.is_dir()]
+    if len(folders) > 1:
+        return f"each folder given ({classes:,})"
+    return f"each subfolder of {escape(make_absolute(folders[0]).name)} ({classes:,})"

@@ -12,7 +12,7 @@ from tue_cli.dataset.selection import Selection
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
-from tue_cli.images import codec
+from tue_cli.images import coding
 from tue_cli.noise import Noise
 from tue_cli.report.write import refuse_report
 
@@ -96,7 +96,7 @@ class ProtectSpec:
     )
     dry_run: bool = setting(
         False,
-        "Write nothing; show the plan and the estimated time.",
+        "Write nothing; show the plan, what cannot be protected, and the estimated size and time.",
         "-n",
         "--dry-run",
         in_form=False,
@@ -133,9 +133,9 @@ class ProtectSpec:
         )
         refuse_seed(self.settings.seed)
         refuse_unless(
-            self.format in codec.FORMATS,
+            self.format in coding.FORMATS,
             f"--format {self.format!r} is unknown.",
-            f"Choose one of: {', '.join(sorted(codec.FORMATS))}.",
+            f"Choose one of: {', '.join(sorted(coding.FORMATS))}.",
         )
         refuse_unless(
             self.quality is None or 1 <= self.quality <= 100,

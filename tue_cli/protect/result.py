@@ -12,7 +12,18 @@ from tue_cli.dataset.match import CHANGED, PROTECTED
 from tue_cli.errors import REASONS
 from tue_cli.events import AMONG
 from tue_cli.images.residual import CopyFacts
-from tue_cli.text import escape, format_count, format_duration
+from tue_cli.text import escape, format_count, format_duration, format_size
+
+
+@dataclass(frozen=True)
+class ClassPlan:
+    """What was decided about one class."""
+
+    name: str
+    pictures: int
+    key: str
+    provisional: bool
+    """Whether its code is recorded nowhere yet, because nothing of it was protected so far."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +38,9 @@ class ProtectPlan:
     """What bounds a pixel's change, in words."""
     keys: Mapping[str, str]
     """Class -> key."""
+    labels: str
+    """What a class is, in words."""
+    classes: tuple[ClassPlan, ...]
 
 
 @dataclass(frozen=True)
@@ -67,10 +81,16 @@ class ProtectForecast:
 
     dry_run: bool
     pictures: int
-    """Without a copy so far."""
+    """Those that can be protected and have no copy so far."""
     already_done: int
+    failed: int
+    reasons: Mapping[str, int]
+    """Why pictures would fail, as far as their headers tell, and how many."""
+    estimated_bytes: int | None
+    """Of the copies; None where no picture could be made."""
+    free_bytes: int | None
+    """On the output's disk; None where it does not say."""
     estimated_seconds: float | None
-    """None where no picture could be tried."""
     already_protected: int = 0
     """Left alone, since they are copies themselves."""
 
@@ -106,15 +126,25 @@ class WatchSummary:
 
 def describe_forecast(result: ProtectForecast) -> Iterator[str]:
     """Yield what a run would do, in sentences."""
-    if not result.pictures:
+    if result.pictures:
+        yield f"{format_count(result.pictures, 'picture')} to protect."
+        if result.estimated_bytes is not None and result.estimated_seconds is not None:
+            size = format_size(result.estimated_bytes)
+            duration = format_duration(result.estimated_seconds)
+            yield f"Estimated: about {size} of copies, in about {duration}."
+        if result.already_done:
+            yield f"Already done: {format_count(result.already_done, 'picture')}."
+    elif not result.failed:
         yield from _tell_nothing(result.already_done, result.already_protected)
         return
-    yield f"{format_count(result.pictures, 'picture')} to protect."
-    if result.already_done:
-        yield f"Already done: {format_count(result.already_done, 'picture')}."
+    elif result.already_done:
+        yield f"Nothing new: {format_count(result.already_done, 'copy')} already up to date."
     if result.already_protected:
         yield f"Protected copies, left alone: {format_count(result.already_protected, 'picture')}."
-    yield "Nothing was written. Next: the same command without --dry-run."
+    if result.failed:
+        yield f"Cannot be protected: {_count_reasons(result.failed, result.reasons)}"
+    again = " Next: the same command without --dry-run." if result.pictures else ""
+    yield f"Nothing was written.{again}"
 
 
 def describe(
@@ -141,10 +171,7 @@ def describe(
     elif done:
         yield f"Nothing new: {format_count(done, 'copy')} already up to date."
     if result.failed:
-        reasons = ", ".join(
-            f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in result.reasons.items()
-        )
-        yield f"Not protected: {format_count(result.failed, 'picture')}. Why: {reasons}."
+        yield f"Not protected: {_count_reasons(result.failed, result.reasons)}"
     if again:
         return
     if result.protected or done:
@@ -158,6 +185,11 @@ def describe(
         yield f"Next: tue check {output}  (are the copies still intact?)"
         if result.protected + done >= FEWEST_PICTURES:
             yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
+
+
+def _count_reasons(failed: int, reasons: Mapping[str, int]) -> str:
+    why = ", ".join(f"{REASONS.get(name, name)} ({count:,})" for name, count in reasons.items())
+    return f"{format_count(failed, 'picture')}. Why: {why}."
 
 
 def _tell_nothing(done: int, already_protected: int) -> Iterator[str]:

@@ -10,26 +10,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from tue_cli.config import METHODS
-from tue_cli.dataset.discover import Item
 from tue_cli.dataset.labels import describe_scope
 from tue_cli.dataset.manifest import MANIFEST, read_failures, read_manifest
 from tue_cli.dataset.output import is_output
 from tue_cli.dataset.records import read_unfinished
-from tue_cli.errors import ImageProblem
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
-from tue_cli.images import codec, encode, resize
 from tue_cli.protect.codes import choose_codes, record_codes
-from tue_cli.protect.context import BATCH, RunContext, keep_secret_of, open_run, tell_found
+from tue_cli.protect.context import RunContext, keep_secret_of, open_run, tell_found
+from tue_cli.protect.forecast import check_space, forecast
 from tue_cli.protect.labels import Labelled, label_items
 from tue_cli.protect.pipeline import Pipeline
-from tue_cli.protect.plan import Task, plan_tasks, select_pending
+from tue_cli.protect.plan import Task, describe_plan, plan_tasks
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import (
     ProtectForecast,
-    ProtectPlan,
     ProtectSummary,
     count_left_alone,
     describe,
@@ -64,8 +58,9 @@ def protect(
         scope = describe_scope({item.label for item in labelled.items})
         yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
-            forecast = yield from _forecast(run, labelled.items)
-            yield Done(forecast, tuple(describe_forecast(forecast)))
+            codes = yield from choose_codes(run, labelled.items)
+            plan = yield from forecast(run, plan_tasks(run, labelled.items, codes))
+            yield Done(plan, tuple(describe_forecast(plan)))
             return
         tasks, work = yield from _write_copies(run, labelled, wants)
         yield from (Note(text) for text in work.list_warnings())
@@ -97,18 +92,6 @@ def protect(
         yield Done(result, tuple(describe(result, spec.paths, report, again=again)))
 
 
-def _forecast(run: RunContext, items: Sequence[Item]) -> Generator[Event, None, ProtectForecast]:
-    """Tell the plan, and return how much there is to do and about how long it will take."""
-    codes = yield from choose_codes(run, items)
-    tasks = plan_tasks(run, items, codes)
-    pending = select_pending(run, tasks)
-    left = [task for task in pending if not run.copies.is_likely(task.item.source)]
-    seconds = _estimate(run, left)
-    yield Started("To protect", len(left), "pictures", seconds, _plan(run, tasks))
-    alone = len(pending) - len(left)
-    return ProtectForecast(True, len(left), len(tasks) - len(pending), seconds, alone)
-
-
 def _narrow(run: RunContext, wants: Callable[[Path], bool]) -> RunContext:
     """Return the run without what was found beside the pictures, but for what is wanted."""
     refused = tuple(entry for entry in run.found.refused if wants(entry[0]))
@@ -134,8 +117,9 @@ def _write_copies(
             if wants is not None:
                 run = _narrow(replace(run, failures=_list_failures(run, tasks)), wants)
                 wanted = tuple(task for task in tasks if wants(task.item.source))
+            yield from check_space(run, wanted)
             total = len(wanted) + len(run.found.refused)
-            yield Started("Protecting", total, "pictures", None, _plan(run, tasks))
+            yield Started("Protecting", total, "pictures", None, describe_plan(run, tasks))
             work = Pipeline(run)
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
@@ -173,41 +157,6 @@ def _tell_none_failed(run: RunContext) -> Done[ProtectForecast | ProtectSummary]
     if read_unfinished(run.output) is not None:
         said += " A run was stopped; leave out --retry-failed to continue it."
     if run.spec.dry_run:
-        return Done(ProtectForecast(True, 0, 0, None), (said,))
+        return Done(ProtectForecast(True, 0, 0, 0, {}, None, None, None), (said,))
     manifest = run.output / MANIFEST
     return Done(ProtectSummary(0, 0, 0, {}, run.output, manifest, 0.0, 0.0), (said,))
-
-
-def _plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
-    settings = run.spec.settings
-    return ProtectPlan(
-        output=run.output,
-        weights=run.weights.name,
-        method=settings.method,
-        engine=run.engine.description,
-        radius=METHODS[settings.method].describe_bound(settings.noise.radius),
-        keys={task.item.label: task.key for task in tasks},
-    )
-
-
-def _estimate(run: RunContext, tasks: Sequence[Task]) -> float | None:
-    """Return about how long the run will take, from one batch and one picture of the run."""
-    for task in tasks:
-        began = time.monotonic()
-        try:
-            picture = codec.decode(codec.read(task.item.source))
-            small = resize.resize_to_square(picture.pixels, run.weights.card.size)
-            encode.encode(
-                picture,
-                resize.add_upsampled(small * 0, picture.pixels, 1.0),
-                format=run.spec.format,
-                quality=run.spec.quality,
-            )
-        except (ImageProblem, MemoryError):
-            continue
-        a_picture = time.monotonic() - began
-        began = time.monotonic()
-        run.engine.perturb(np.stack([small] * BATCH), np.zeros(BATCH, np.int64), [0] * BATCH)
-        a_batch = time.monotonic() - began
-        return round(-(-len(tasks) // BATCH) * a_batch + len(tasks) * a_picture / run.threads, 1)
-    return None

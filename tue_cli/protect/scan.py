@@ -18,6 +18,7 @@ from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
+from tue_cli.images.header import read_header
 from tue_cli.protect.request import ProtectSpec, count_clusters
 from tue_cli.weights import NETLESS, index
 
@@ -149,7 +150,7 @@ def _sample_sizes(
         if item.source.suffix.lower() in codec.UNSUPPORTED:
             continue
         try:
-            sizes.append(codec.read_dimensions(codec.read(item.source)))
+            sizes.append(read_header(item.source).size)
         except ImageProblem as problem:
             refused[problem.reason] += 1
         yield Advanced(len(items), 0, 0.0)

@@ -78,7 +78,7 @@ def _find_classes(data: Path, limit: int | None) -> tuple[tuple[str, ...], list[
 def _decode(path: Path, size: int) -> NDArray[Any] | Failed:
     """Return a picture's levels, (3, size, size), or why it has none."""
     try:
-        pixels = codec.decode(codec.read(path)).pixels
+        pixels = codec.decode(codec.read(path)).shown
     except ImageProblem as problem:
         return Failed(path, problem.reason, problem.message)
     return np.rint(resize.resize_to_square(pixels, size) * 255)

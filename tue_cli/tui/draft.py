@@ -20,8 +20,12 @@ LABELS = (
         "Each subfolder is a class if there are several; otherwise there is one class.",
     ),
     ("folders", "Folders", "Each subfolder is a class, such as a person, a product or a style."),
-    ("single", "One class", "All pictures are one class: for pictures of one thing."),
-    ("cluster", "Clusters", "Pictures that look alike form a class: for a mixed folder."),
+    ("single", "One class", "All pictures are one class, such as the work of one person."),
+    (
+        "cluster",
+        "Clusters",
+        "Pictures that look alike form a class. Real classes protect much better.",
+    ),
     ("csv", "CSV file", "A CSV file with the columns path,class assigns the classes."),
 )
 """Ways to say what a class is: the mode, its name, and what it means."""

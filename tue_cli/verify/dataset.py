@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +15,7 @@ from tue_cli.core.clustering import cluster
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec, resize
+from tue_cli.images.deep import Pixels
 from tue_cli.verify.pairs import Pair, shuffle_by_class
 
 Levels = NDArray[np.uint8]
@@ -169,21 +170,22 @@ def _load_views(pair: Pair, size: int, radius: float, seed: int) -> Views | Fail
     """Return a picture as each arm has it: clean, protected, and with random noise."""
     place = pair.original
     try:
-        pixels = codec.decode(codec.read(place)).pixels
-        clean = _resize(pixels, size)
+        original = codec.decode(codec.read(place))
+        clean = _resize(original.shown, size)
         if pair.copy is None:
             return clean, clean, clean
         digest = hashlib.sha256(f"{seed}/{pair.sha256}/random".encode()).digest()
         draws = np.random.default_rng(int.from_bytes(digest[:8], "big"))
         noise = draws.uniform(-radius, radius, (3, size, size)).astype(np.float32)
-        random = _resize(resize.add_upsampled(noise, pixels, radius), size)
+        noisy = replace(original, pixels=resize.add_upsampled(noise, original.pixels, radius))
+        random = _resize(noisy.shown, size)
         place = pair.copy
-        return clean, _resize(codec.decode(codec.read(place)).pixels, size), random
+        return clean, _resize(codec.decode(codec.read(place)).shown, size), random
     except ImageProblem as problem:
         return Failed(place, problem.reason, problem.message)
 
 
-def _resize(pixels: NDArray[np.uint8], size: int) -> Levels:
+def _resize(pixels: Pixels, size: int) -> Levels:
     return np.rint(resize.resize_to_square(pixels, size) * 255).astype(np.uint8)
 
 
