@@ -404,7 +404,7 @@ def write_many() -> str:
             format_table([*head, "n"], lines),
             "",
             f"Victims are a `{victim}` at {rows[0]['settings']['size']} px. In parentheses: the "
-            f"protection. {describe_victims(rows)}",
+            f"protection; an asterisk marks what is inconclusive. {describe_victims(rows)}",
         ]
     )
 
