@@ -371,6 +371,91 @@ def write_levers() -> str:
     return "\n\n".join(tables)
 
 
+FLAT = {
+    "cifar10": "true classes (`folders`)",
+    "cifar10+--labels=single": "`single`",
+    "cifar10+--labels=cluster:10": "`cluster:10`",
+    "cifar10+--labels=cluster:50": "`cluster:50`",
+    "cifar10+--labels=cluster:200": "`cluster:200`",
+    "cifar10@content1": "the likeliest code of each picture",
+    "cifar10@content3": "the third likeliest code of each picture",
+    "uc+--method=uc+--labels=cluster:10": "`--method uc --labels cluster:10`",
+}
+"""Ways to give codes to pictures, all but the first without classes, as `unseen.py` names them."""
+
+
+def write_flat() -> str:
+    """Return what protects the pictures of a folder without classes from being sorted."""
+    rows = read_committed("unseen-flat")
+    settings = rows[0]["settings"]
+    lines = []
+    for arm, title in FLAT.items():
+        for row in unseen_benchmark.average_columns(rows, arm).values():
+            said = unseen_benchmark.format_score(row)
+            copies, clean = (f"{100 * row[name]:.1f}" for name in ("protected", "clean"))
+            lines.append([title, clean, copies, said, row["n"]])
+    costs = next(
+        row["random_costs"]
+        for row in unseen_benchmark.average_columns(rows, "cifar10").values()
+        if row["random_costs"] is not None
+    )
+    return "\n".join(
+        [
+            format_table(["what shares a code", "originals", "copies", "protection", "n"], lines),
+            "",
+            f"Ten classes of Tiny ImageNet with {settings['per_class']} training pictures each; "
+            f"{unseen_benchmark.name_column(rows[0])}. Random noise costs {100 * costs:.1f} points "
+            f"(n = 1). {describe_victims(rows)}",
+        ]
+    )
+
+
+SHARED = {"cifar10": "copies", "cifar10@mixed": "copies with mixed codes"}
+"""Ways in which many classes share codes."""
+
+
+def write_many() -> str:
+    """Return what victims learn where there are more classes than codes."""
+    rows = read_committed("unseen-many")
+    lines = []
+    for count in sorted({unseen_benchmark.count_classes(row) for row in rows}):
+        these = [row for row in rows if unseen_benchmark.count_classes(row) == count]
+        sides = [unseen_benchmark.average_columns(these, arm) for arm in SHARED]
+        each = these[0]["settings"]["per_class"]
+        for name, first in sides[0].items():
+            told = [
+                f"{100 * side[name]['protected']:.1f} ({unseen_benchmark.format_score(side[name])})"
+                if name in side
+                else "–"
+                for side in sides
+            ]
+            attack, clean = name.partition(",")[0], f"{100 * first['clean']:.1f}"
+            lines.append([count, each, f"{100 / count:.0f}", attack, clean, *told, first["n"]])
+    head = ["classes", "pictures per class", "chance", "attacker", "originals", *SHARED.values()]
+    victim = rows[0]["settings"]["victim"]
+    return "\n".join(
+        [
+            format_table([*head, "n"], lines),
+            "",
+            f"Victims are a `{victim}` at {rows[0]['settings']['size']} px. In parentheses: the "
+            f"protection; an asterisk marks what is inconclusive. {describe_victims(rows)}",
+        ]
+    )
+
+
+def describe_victims(rows: list[Row]) -> str:
+    """Return what victims were trained on, for how long and from which seeds."""
+    hours = sum(row["seconds"] for row in rows) / 3600
+    hardware = rows[0]["hardware"]
+    seeds = " and ".join(str(seed) for seed in sorted({row["seed"] for row in rows}))
+    steps = " or ".join(f"{n}" for n in sorted({row["settings"]["steps"] for row in rows}))
+    return (
+        f"Victims make {steps} updates with a batch size of 64, from seed {seeds}; all of them "
+        f"took {hours:.1f} hours of one thread of an {hardware['cpu']} that did other work too, "
+        f"in {hardware['dtype']}."
+    )
+
+
 def write_visibility() -> str:
     """Return how visible the noise is, and where."""
     rows = read_committed("visibility")
@@ -460,6 +545,8 @@ BLOCKS = {
     "unseen": write_unseen,
     "pretrained": write_pretrained,
     "levers": write_levers,
+    "many": write_many,
+    "flat": write_flat,
     "methods": write_methods,
     "protection": write_protection,
     "speed": write_speed,

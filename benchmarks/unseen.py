@@ -2,15 +2,18 @@
 
     python -m benchmarks.unseen --data DIR/tiny-imagenet-50b [--arms ARM,...] [--columns COLUMN,...]
 
-Ten classes at a time (`--tens`: which tens, by name) are protected by the `tue protect` command,
-victims of `tue verify` are trained on the originals, on random noise and on the copies, and tested
-on DIR/val. Weights whose training saw any of these classes prove nothing here: those of CIFAR-10
-and of tiny-imagenet-50a saw none.
+Ten classes at a time (`--classes`: another number; `--tens`: which tens, by name) are protected by
+the `tue protect` command, victims of `tue verify` are trained on the originals, on random noise and
+on the copies, and tested on DIR/val. `--data` may be given several times: the classes of all are
+taken together. Weights whose training saw any of these classes prove nothing here: those of
+CIFAR-10 and of tiny-imagenet-50a saw none.
 
 An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as in `cifar10`,
 `cifar10@farthest` or `cifar10+--score=0`; what is not said is as the command has it by default, and
-weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS is `farthest` or
-`nearest`: to the pictures of all classes together, by the surrogate. A column is an attacker,
+weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS says which codes:
+`farthest` or `nearest`: to the pictures of all classes together, by the surrogate; `mixed`: a code
+is the mean of two; `content1`: each picture, whatever its class, has the code that the surrogate
+finds likeliest in it, with `content2` the second likeliest, and so on. A column is an attacker,
 ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`. NET may also be `pretrained` or `probe`,
 with the extra `pretrained`; they learned from ImageNet, which has all classes of Tiny ImageNet.
 
@@ -19,7 +22,7 @@ seeds; where half is protected, what the clean half alone teaches stands in the 
 lowest column is the figure to raise and is printed last. A column says nothing, and is marked *, by
 the rule of `tue verify`: where the originals teach hardly more than is there anyhow, or where
 adversarial victims, on originals or copies, do not know half of their own attacked pictures. Random
-noise is tried on the first ten, with seed 0.
+noise is tried on the first ten, with seed 0. `--controls` leaves out controls.
 
 Finished victims are kept, and those on the originals serve every arm; what was measured with
 another tue is counted, and measured again once the results file is removed. In a minute, to try it:
@@ -40,6 +43,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from benchmarks import script
+from benchmarks.codes import mix_codes, protect_by_content
 from benchmarks.command import protect_classes
 from benchmarks.rows import Row, Rows, hash_sources, make_key
 from benchmarks.summary import format_table, summarize
@@ -63,6 +67,7 @@ COLUMNS = (
 CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10
+"""Classes that are told apart, where rows do not say."""
 RADIUS = 8
 
 Kept = dict[str, dict[tuple[int, int], Row]]
@@ -103,52 +108,71 @@ def parse_way(arm: str) -> Way:
     """Read WEIGHTS[@KEYS][+OPTION]..."""
     named, *options = arm.split("+")
     weights, _, keys = named.partition("@")
-    if not weights or weights in CONTROLS or keys not in ("", "nearest", "farthest"):
-        raise SystemExit(f"{arm!r} is no arm: write WEIGHTS[@nearest|@farthest][+OPTION]...")
+    known = ("", "nearest", "farthest", "mixed")
+    if not weights or weights in CONTROLS or not (keys in known or find_rank(keys)):
+        raise SystemExit(
+            f"{arm!r} is no arm: write WEIGHTS[@nearest|@farthest|@mixed|@contentN][+OPTION]..."
+        )
     return Way(weights, keys, tuple(options))
 
 
-def copy_ten(data: Path, number: int, per_class: int, work: Path) -> tuple[Path, Path]:
-    """Copy ten classes below `work`, so many training pictures of each; return train and test."""
-    part = next(name for name in ("val", "test") if (data / name).is_dir())
-    classes = sorted(p.name for p in (data / "train").iterdir())[TEN * number : TEN * (number + 1)]
-    if len(classes) < TEN:
-        raise SystemExit(f"{data} has no ten number {number}.")
-    place = work / f"{data.resolve().name}-{number}-{per_class}"
-    for kind, most in (("train", per_class), (part, None)):
-        for name in classes:
-            target = place / kind / name
+def find_rank(keys: str) -> int:
+    """Return N of `contentN`, or 0."""
+    kind, _, number = keys.partition("content")
+    return int(number) if not kind and number.isdigit() else 0
+
+
+def name_data(args: argparse.Namespace) -> str:
+    """Return the name of the folders of data, as rows tell it."""
+    return "+".join(folder.resolve().name for folder in args.data)
+
+
+def copy_ten(number: int, args: argparse.Namespace) -> tuple[Path, Path]:
+    """Copy the classes of a ten below the work folder, so many training pictures of each; return
+    train and test.
+    """
+    folders = {path.name: data for data in args.data for path in (data / "train").iterdir()}
+    classes = sorted(folders)[args.classes * number : args.classes * (number + 1)]
+    if len(classes) < args.classes:
+        raise SystemExit(f"{name_data(args)} has no {args.classes} classes number {number}.")
+    place = args.work / f"{name_data(args)}-{args.classes}-{number}-{args.per_class}"
+    for name in classes:
+        data = folders[name]
+        part = next(part for part in ("val", "test") if (data / part).is_dir())
+        for kind, as_kind, most in (("train", "train", args.per_class), (part, "test", None)):
+            target = place / as_kind / name
             target.mkdir(parents=True, exist_ok=True)
             for path in sorted((data / kind / name).iterdir())[:most]:
                 if not (target / path.name).exists():
                     shutil.copy2(path, place / "part")
                     (place / "part").replace(target / path.name)
-    return place / "train", place / part
+    return place / "train", place / "test"
 
 
 def protect_ten(source: Path, arm: str, args: argparse.Namespace) -> Path:
-    """Protect the ten classes as an arm says; a second call of the same tue finds it done."""
+    """Protect the classes of a ten as an arm says; a second call of the same tue finds it done."""
     way = parse_way(arm)
-    told = {"arm": arm, "weights": load(way.weights).sha256, "sources": hash_sources()}
+    weights, keys, rank = way.weights, way.keys, find_rank(way.keys)
+    told = {"arm": arm, "weights": load(weights).sha256, "sources": hash_sources()}
     output = source.with_name(f"{source.name}-{make_key(told)[:12]}")
-    protect_classes(
-        source,
-        output,
-        weights=way.weights,
-        keys=way.keys,
-        device=args.device,
-        threads=args.threads,
-        options=["--backend", "torch", *way.options],
-    )
+    if keys == "mixed":
+        weights = str(mix_codes(load(weights), args.work / f"{weights}-mixed.safetensors"))
+        keys = ""
+    options = ["--backend", "torch", *way.options]
+    how = {"device": args.device, "threads": args.threads, "options": options}
+    if rank:
+        protect_by_content(source, output, rank=rank, weights=weights, **how)
+    else:
+        protect_classes(source, output, weights=weights, keys=keys, **how)
     return output
 
 
 class Ten:
-    """Ten classes: their originals, random noise and copies, each at every size, read once."""
+    """Some classes: their originals, random noise and copies, each at every size, read once."""
 
     def __init__(self, number: int, args: argparse.Namespace) -> None:
         """`number` says which ten."""
-        self._source, self._held = copy_ten(args.data, number, args.per_class, args.work)
+        self._source, self._held = copy_ten(number, args)
         self._read = cache(self._read_folder)
         self._copies = cache(lambda arm: protect_ten(self._source, arm, args))
 
@@ -171,9 +195,14 @@ class Ten:
         return VictimDataset(classes, clean, protected, random, labels, test, test_labels)
 
 
-def score(clean: float, protected: float, floor: float = 1 / TEN) -> float:
+def score(clean: float, protected: float, floor: float) -> float:
     """Return how much of what could be learned was not, in percent; 0 where nothing could be."""
     return 100 * (clean - protected) / (clean - floor) if clean > floor else 0.0
+
+
+def count_classes(row: Row) -> int:
+    """Return how many classes the victim of a row tells apart."""
+    return int(row["settings"].get("classes", TEN))
 
 
 def name_column(row: Row) -> str:
@@ -188,9 +217,10 @@ def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     The originals' are of the same tens and seeds. Columns that say nothing come last, before them
     the lowest.
     """
-    same = ("data", "per_class", "adversary_steps")
-    if len({tuple(row["settings"][name] for name in same) for row in rows}) > 1:
+    same = ("data", "classes", "per_class", "adversary_steps")
+    if len({tuple(row["settings"].get(name) for name in same) for row in rows}) > 1:
         raise SystemExit("The results are of several budgets; choose another --name.")
+    chance = 1 / count_classes(rows[0]) if rows else 0.0
     found: dict[str, Kept] = {}
     for row in rows:
         settings = row["settings"]
@@ -206,8 +236,8 @@ def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
         scores = []
         for ten in dict.fromkeys(ten for ten, _ in places):
             these = [place for place in places if place[0] == ten]
-            scores.append(score(*_average(arms, arm, these)))
-        clean, protected, floor = _average(arms, arm, places)
+            scores.append(score(*_average(arms, arm, these, chance)))
+        clean, protected, floor = _average(arms, arm, places, chance)
         victims = [arms[kind][place] for kind in ("clean", arm) for place in places]
         known = [row["robust_train"] for row in victims if row["robust_train"] is not None]
         random = arms.get("random", {})
@@ -226,7 +256,7 @@ def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
             "score": round(score(clean, protected, floor), 2),
             "scores_of_tens": summarize(scores, 1),
             "robust_train": min(known, default=None),
-            "doubt": not taught or min(known, default=1.0) < 1 / TEN + FITTED * (1 - 1 / TEN),
+            "doubt": not taught or min(known, default=1.0) < chance + FITTED * (1 - chance),
         }
     order = sorted(result, key=lambda name: (result[name]["doubt"], -result[name]["score"], name))
     return {name: result[name] for name in order}
@@ -236,13 +266,14 @@ def _average(
     arms: Kept,
     arm: str,
     places: Sequence[tuple[int, int]],
+    chance: float,
 ) -> tuple[float, float, float]:
     """Return clean, protected and floor of these tens and seeds."""
     clean, protected = (
         fmean(arms[kind][place]["accuracy"] for place in places) for kind in ("clean", arm)
     )
     floors = [arms["floor"][place]["accuracy"] for place in places] if "floor" in arms else []
-    return clean, protected, fmean(floors) if floors else 1 / TEN
+    return clean, protected, fmean(floors) if floors else chance
 
 
 def format_score(row: Row) -> str:
@@ -318,10 +349,18 @@ def parse_arguments() -> argparse.Namespace:
     """Read the command line."""
     parser = script.make_parser(__doc__, "unseen")
     add = parser.add_argument
-    add("--data", type=Path, required=True, help="a folder with train/CLASS/ and val/CLASS/")
+    add(
+        "--data",
+        type=Path,
+        required=True,
+        action="append",
+        help="a folder with train/CLASS/ and val/CLASS/; may be given several times",
+    )
     add("--arms", default="cifar10", help="WEIGHTS[@KEYS][+OPTION]..., with commas between")
     add("--columns", default=COLUMNS, help="ATTACK[/SIZE][/NET:SHARE], with commas between")
+    add("--classes", type=int, default=TEN, help="that a ten has")
     add("--tens", default="0,1", help="which tens of classes, by name")
+    add("--controls", default=",".join(CONTROLS), help="with commas between")
     add("--victim", default="resnet18:0.25", help="of columns that name none")
     add("--per-class", type=int, default=500)
     add("--seen", type=int, default=60_000, help="pictures that a victim is shown")
@@ -370,9 +409,13 @@ def _measure_column(
         adversary_steps=args.adversary_steps,
         seed=seed,
     )
-    (group,) = build_groups(budget, TEN * args.per_class)
+    (group,) = build_groups(budget, args.classes * args.per_class)
     first = (seed, number) == (0, 0)
-    controls = [arm for arm in CONTROLS if arm in group.trials and (arm != "random" or first)]
+    controls = [
+        arm
+        for arm in args.controls.split(",")
+        if arm in group.trials and (arm != "random" or first)
+    ]
     found = []
     for arm in (*controls, *given):
         (trial,) = group.trials[arm if arm in CONTROLS else "protected"]
@@ -380,7 +423,7 @@ def _measure_column(
             "adversary_steps": args.adversary_steps,
             "arm": arm,
             "attack": column.attack,
-            "data": args.data.resolve().name,
+            "data": name_data(args),
             "per_class": args.per_class,
             "seed": seed,
             "size": column.size,
@@ -389,6 +432,8 @@ def _measure_column(
             "victim": format_victim(trial.victim),
             "weights_sha256": None if arm in CONTROLS else load(parse_way(arm).weights).sha256,
         }
+        if args.classes != TEN:
+            settings["classes"] = args.classes
         row = rows.find("unseen", settings)
         if row is None:
             figures = measure_victim(trial, ten.make_arms(arm, column.size), computer)
