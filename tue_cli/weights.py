@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -158,8 +159,10 @@ def index() -> dict[str, Any]:
 def list_folders() -> list[Path]:
     """Return where a name is looked for, besides the packaged weights."""
     extra = os.environ.get("TUE_WEIGHTS")
-    own = Path(platformdirs.user_data_dir("tue")) / "weights"
-    return [*([Path(extra)] if extra else []), own]
+    folders = [Path(extra)] if extra else []
+    with suppress(RuntimeError):  # the user has no home folder
+        folders.append(Path(platformdirs.user_data_dir("tue")) / "weights")
+    return folders
 
 
 def load(name: str | None = None) -> Weights:
@@ -177,14 +180,15 @@ def load(name: str | None = None) -> Weights:
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
         return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
-    places = [Path(name), *(folder / f"{name}.safetensors" for folder in list_folders())]
+    folders = list_folders()
+    places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders)]
     for path in places:
         if os.path.isfile(path):  # noqa: PTH113 - never raises
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
-        f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
-        f"{', '.join(str(folder) for folder in list_folders())}.",
+        f"Name a file, or one of {', '.join(shipped['weights'])}"
+        + (f"; tue also looks in {', '.join(map(str, folders))}." if folders else "."),
     )
 
 
