@@ -17,7 +17,7 @@ from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec
 from tue_cli.protect.context import RunContext
-from tue_cli.protect.request import ProtectSpec, count_clusters
+from tue_cli.protect.request import count_clusters
 from tue_cli.protect.result import ClassPlan, ProtectPlan
 from tue_cli.text import escape, format_count
 
@@ -175,16 +175,18 @@ def describe_plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
         engine=run.engine.description,
         radius=METHODS[settings.method].describe_bound(settings.noise.radius),
         keys=keys,
-        labels=_describe_labels(run.spec, [task.item for task in tasks], len(keys)),
+        labels=_describe_labels(run, [task.item for task in tasks], len(keys)),
         classes=tuple(
             ClassPlan(name, counts[name], keys[name], name not in recorded) for name in sorted(keys)
         ),
     )
 
 
-def _describe_labels(spec: ProtectSpec, items: Sequence[Item], classes: int) -> str:
+def _describe_labels(run: RunContext, items: Sequence[Item], classes: int) -> str:
     """Return what a class is in a run, in words."""
-    if count_clusters(spec.labels) is not None:
+    spec, known = run.spec, run.journal.clusters
+    goes_on = spec.labels == "auto" and known and {i.label for i in items} <= known.centres.keys()
+    if goes_on or count_clusters(spec.labels) is not None:
         return f"{format_count(classes, 'group')} of similar pictures"
     if spec.labels not in ("auto", "folders", "single"):
         return f"from {escape(Path(spec.labels).name)} ({classes:,})"
