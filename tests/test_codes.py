@@ -40,8 +40,11 @@ from tue_cli.dataset.secret import (
 )
 from tue_cli.errors import BadSetting, OutputProblem, TueError
 from tue_cli.events import Done, Note, Started
+from tue_cli.images import codec
 from tue_cli.noise import TueNoise
-from tue_cli.protect.codes import assign_codes
+from tue_cli.protect.codes import MOST_LOOKED_AT, assign_codes, choose_codes
+from tue_cli.protect.context import open_run
+from tue_cli.protect.labels import label_items
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import ProtectPlan
 from tue_cli.protect.run import protect
@@ -172,6 +175,36 @@ def test_with_the_same_secret_the_same_bytes_whatever_the_folder_is_called(
     run(other, tmp_path / "three", tiny_weights)
     assert read_copies(tmp_path / "one").keys() == read_copies(tmp_path / "three").keys()
     assert read_copies(tmp_path / "one") != read_copies(tmp_path / "three")
+
+
+@pytest.mark.parametrize(("most", "decoded"), [(2000, 6), (4, 4), (1, 0)])
+def test_no_more_pictures_are_looked_at_than_allowed_however_many_classes_there_are(
+    most: int,
+    decoded: int,
+    small_photos: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert MOST_LOOKED_AT == 2000
+    monkeypatch.setattr("tue_cli.protect.codes.MOST_LOOKED_AT", most)
+    seen: list[bytes] = []
+    decode = codec.decode
+
+    def count(data: bytes) -> codec.DecodedImage:
+        seen.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "decode", count)
+    settings = ProtectSettings(noise=TueNoise(steps=1))
+    weights = str(tiny_weights)
+    spec = ProtectSpec(
+        (small_photos,), tmp_path / "out", weights=weights, settings=settings, device="cpu"
+    )
+    with open_run(spec) as opened:
+        items = label_items(opened, "folders").items
+        list(choose_codes(opened, items))
+    assert len(seen) == decoded
 
 
 def test_a_split_folder_keeps_the_codes_of_its_classes(
