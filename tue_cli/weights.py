@@ -180,15 +180,14 @@ def load(name: str | None = None) -> Weights:
     if name in shipped["weights"]:
         entry = shipped["weights"][name]
         return read(SHIPPED / entry["file"], name=name, sha256=entry["sha256"])
-    folders = list_folders()
-    places = [Path(name), *(folder / f"{name}.safetensors" for folder in folders)]
+    places = [Path(name), *(folder / f"{name}.safetensors" for folder in list_folders())]
     for path in places:
         if os.path.isfile(path):  # noqa: PTH113 - never raises
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
-        f"Name a file, or one of {', '.join(shipped['weights'])}"
-        + (f"; tue also looks in {', '.join(map(str, folders))}." if folders else "."),
+        f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
+        f"{', '.join(map(str, list_folders())) or '$TUE_WEIGHTS'}.",
     )
 
 
