@@ -12,6 +12,7 @@ import sys
 import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -380,6 +381,14 @@ def test_a_secret_moves_to_another_machine_by_a_file(tmp_path: Path, own_home: P
     assert "Nothing to do" in told(import_secret(tmp_path / "mine"))[1]
     (own_home / "secret").unlink()
     assert told(show_secret())[0].fingerprint is None
+
+
+def test_several_new_secrets_at_once_lose_none_that_was_in_use(own_home: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        formers = list(pool.map(lambda _: told(renew_secret())[0].former, range(24)))
+    assert len(set(formers)) == 24 == len(list(own_home.glob("secret-former-*")))
+    assert TEXT in {former.read_text() for former in formers}
+    assert read_secret() is not None
 
 
 def test_a_new_secret_that_cannot_be_written_leaves_the_former_one_in_its_place(

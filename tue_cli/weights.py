@@ -158,9 +158,8 @@ def index() -> dict[str, Any]:
 
 def list_folders() -> list[Path]:
     """Return where a name is looked for, besides the packaged weights."""
-    extra = os.environ.get("TUE_WEIGHTS")
-    folders = [Path(extra)] if extra else []
-    with suppress(RuntimeError):  # the user has no home folder
+    folders = [Path(extra)] if (extra := os.environ.get("TUE_WEIGHTS")) else []
+    with suppress(RuntimeError):  # no home
         folders.append(Path(platformdirs.user_data_dir("tue")) / "weights")
     return folders
 

@@ -86,11 +86,7 @@ def parse_secret(text: str, where: str) -> Secret:
 
 
 def find_folder() -> Path:
-    """Return the user's data folder, where the secret is kept.
-
-    Raises:
-        OSError: the user has no home folder.
-    """
+    """Return the user's data folder, where the secret is kept; raise OSError without a home."""
     try:
         return platformdirs.user_data_path("tue")
     except RuntimeError as error:
@@ -230,7 +226,10 @@ def export_secret(target: Path) -> Job[SecretSummary]:
         TueError: there is no secret, or it cannot be read.
         OutputProblem: the file exists or cannot be written.
     """
-    found = _read_own() or _keep_own(make_secret())
+    try:
+        found = read_secret() or keep_secret(make_secret())
+    except OSError as error:
+        raise _explain_problem(error) from error
     summary = SecretSummary(find_folder() / SECRET, found.fingerprint)
     if str(target) == "-":
         yield Done(summary, (found.format().strip(),))
@@ -291,15 +290,11 @@ def renew_secret() -> Job[SecretSummary]:
 
 def _replace(secret: Secret, told: str) -> Iterator[Any]:
     """Keep a secret in the place of the former one, which gets another name."""
-    former = None
     try:
-        # It is on the disk before the former one moves.
+        # It is on the disk before the former one loses its name.
         with _write_aside(secret) as scratch:
             path = scratch.with_name(SECRET)
-            if os.path.lexists(path):
-                names = (path.with_name(f"{SECRET}-former-{number}") for number in range(1, 10_000))
-                former = next(name for name in names if not os.path.lexists(name))
-                path.rename(former)
+            former = _keep_former(path) if os.path.lexists(path) else None
             scratch.replace(path)
     except OSError as error:
         raise _explain_problem(error) from error
@@ -312,16 +307,29 @@ def _replace(secret: Secret, told: str) -> Iterator[Any]:
     yield Done(SecretSummary(path, secret.fingerprint, former), tuple(lines))
 
 
+def _keep_former(path: Path) -> Path:
+    """Give what is in a secret's place a name of its own, and return that.
+
+    Unlike a rename, a link takes no name that another process has just given.
+    """
+    number = 0
+    while True:
+        number += 1
+        former = path.with_name(f"{SECRET}-former-{number}")
+        if os.path.lexists(former):
+            continue
+        try:
+            os.link(path, former)
+        except FileExistsError:
+            continue
+        except OSError:  # a folder, or a file system without links
+            path.rename(former)
+        return former
+
+
 def _read_own() -> Secret | None:
     try:
         return read_secret()
-    except OSError as error:
-        raise _explain_problem(error) from error
-
-
-def _keep_own(secret: Secret) -> Secret:
-    try:
-        return keep_secret(secret)
     except OSError as error:
         raise _explain_problem(error) from error
 
