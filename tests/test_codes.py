@@ -9,8 +9,10 @@ import stat
 import string
 import subprocess
 import sys
+import unicodedata
 from collections import Counter
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -39,8 +41,11 @@ from tue_cli.dataset.secret import (
 )
 from tue_cli.errors import BadSetting, OutputProblem, TueError
 from tue_cli.events import Done, Note, Started
+from tue_cli.images import codec
 from tue_cli.noise import TueNoise
-from tue_cli.protect.codes import assign_codes
+from tue_cli.protect.codes import MOST_LOOKED_AT, assign_codes, choose_codes
+from tue_cli.protect.context import open_run
+from tue_cli.protect.labels import label_items
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import ProtectPlan
 from tue_cli.protect.run import protect
@@ -173,6 +178,36 @@ def test_with_the_same_secret_the_same_bytes_whatever_the_folder_is_called(
     assert read_copies(tmp_path / "one") != read_copies(tmp_path / "three")
 
 
+@pytest.mark.parametrize(("most", "decoded"), [(2000, 6), (4, 4), (1, 0)])
+def test_no_more_pictures_are_looked_at_than_allowed_however_many_classes_there_are(
+    most: int,
+    decoded: int,
+    small_photos: Path,
+    tmp_path: Path,
+    tiny_weights: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    assert MOST_LOOKED_AT == 2000
+    monkeypatch.setattr("tue_cli.protect.codes.MOST_LOOKED_AT", most)
+    seen: list[bytes] = []
+    decode = codec.decode
+
+    def count(data: bytes) -> codec.DecodedImage:
+        seen.append(data)
+        return decode(data)
+
+    monkeypatch.setattr(codec, "decode", count)
+    settings = ProtectSettings(noise=TueNoise(steps=1))
+    weights = str(tiny_weights)
+    spec = ProtectSpec(
+        (small_photos,), tmp_path / "out", weights=weights, settings=settings, device="cpu"
+    )
+    with open_run(spec) as opened:
+        items = label_items(opened, "folders").items
+        list(choose_codes(opened, items))
+    assert len(seen) == decoded
+
+
 def test_a_split_folder_keeps_the_codes_of_its_classes(
     small_photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
@@ -183,6 +218,46 @@ def test_a_split_folder_keeps_the_codes_of_its_classes(
         for place in (name, f"{name} too"):
             shutil.copytree(small_photos / name, part / place)
         assert codes_of(run(part, tmp_path / f"{name} out", tiny_weights))[name] == codes[name]
+
+
+def test_folders_whose_names_differ_in_unicode_form_alone_are_one_class(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(small_photos / "everyday", photos / "caf\u00e9")
+    shutil.copytree(small_photos / "space", photos / "space")
+    codes = codes_of(run(photos, tmp_path / "out", tiny_weights))
+    (photos / "caf\u00e9").rename(photos / "cafe\u0301")
+    # As another machine knows it: by the secret alone.
+    (own_home / "codes.jsonl").unlink()
+    assert codes_of(run(photos, tmp_path / "other", tiny_weights)) == codes
+    one, other = (read_copies(tmp_path / out) for out in ("out", "other"))
+    assert {unicodedata.normalize("NFC", name): data for name, data in other.items()} == one
+    shutil.copytree(small_photos / "everyday", photos / "caf\u00e9", dirs_exist_ok=True)
+    (photos / "caf\u00e9" / "cat.png").rename(photos / "caf\u00e9" / "again.png")
+    both = run(photos, tmp_path / "both", tiny_weights, labels="folders")
+    assert codes_of(both).keys() == {"caf\u00e9", "space"}
+    assert {r["label"] for r in read_manifest(tmp_path / "both")["pictures"]} == set(codes)
+
+
+def test_a_class_that_an_older_run_spelt_otherwise_is_gone_on_with(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(small_photos / "everyday", photos / "cafe\u0301")
+    shutil.copytree(small_photos / "space", photos / "space")
+    run(photos, tmp_path / "out", tiny_weights)
+    manifest = tmp_path / "out" / "tue-manifest.json"
+    text = manifest.read_text()
+    assert "caf\\u00e9" in text
+    manifest.write_text(text.replace("caf\\u00e9", "cafe\\u0301"))
+    for labels in ("auto", "folders"):
+        (finished,) = (
+            e
+            for e in run(photos, tmp_path / "out", tiny_weights, labels=labels)
+            if isinstance(e, Done)
+        )
+        assert finished.result.already_done == 6
 
 
 def test_a_dry_run_keeps_neither_a_secret_nor_codes(
@@ -252,6 +327,40 @@ def test_a_home_that_cannot_be_written_means_a_secret_for_this_output_alone(
         own_home.mkdir()
 
 
+def test_a_secret_that_is_out_of_reach_is_told_and_left_alone(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    secret = own_home / "secret"
+    secret.unlink()
+    secret.symlink_to(tmp_path / "a disk that is not there" / "secret")
+    events = run(small_photos, tmp_path / "out", tiny_weights)
+    assert any("link that leads nowhere" in e.message for e in events if isinstance(e, Note))
+    assert (tmp_path / "out" / ".tue" / "secret").is_file()
+    with pytest.raises(TueError, match="link that leads nowhere"):
+        told(show_secret())
+    assert secret.is_symlink() and not any(own_home.glob("secret-*"))
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows always knows a home folder")
+def test_without_a_home_folder_the_output_gets_a_secret_of_its_own(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import pwd
+
+    def find_nobody(_: int) -> None:
+        raise KeyError("no such user")
+
+    monkeypatch.setattr(pwd, "getpwuid", find_nobody)
+    for name in ("HOME", "XDG_DATA_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    events = run(small_photos, tmp_path / "out", tiny_weights)
+    assert any("no home folder" in e.message for e in events if isinstance(e, Note))
+    assert (tmp_path / "out" / ".tue" / "secret").is_file()
+    for job in (show_secret(), renew_secret(), import_secret(tmp_path / "out" / ".tue" / "secret")):
+        with pytest.raises(TueError, match="no home folder"):
+            told(job)
+
+
 def told(job: Any) -> tuple[Any, str]:
     (done,) = (event for event in job if isinstance(event, Done))
     return done.result, "\n".join(done.said)
@@ -272,6 +381,28 @@ def test_a_secret_moves_to_another_machine_by_a_file(tmp_path: Path, own_home: P
     assert "Nothing to do" in told(import_secret(tmp_path / "mine"))[1]
     (own_home / "secret").unlink()
     assert told(show_secret())[0].fingerprint is None
+
+
+def test_several_new_secrets_at_once_lose_none_that_was_in_use(own_home: Path) -> None:
+    with ThreadPoolExecutor(8) as pool:
+        formers = list(pool.map(lambda _: told(renew_secret())[0].former, range(24)))
+    assert len(set(formers)) == 24 == len(list(own_home.glob("secret-former-*")))
+    assert TEXT in {former.read_text() for former in formers}
+    assert read_secret() is not None
+
+
+def test_a_new_secret_that_cannot_be_written_leaves_the_former_one_in_its_place(
+    own_home: Path,
+) -> None:
+    resource = pytest.importorskip("resource")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (0, hard))  # as on a full disk
+    try:
+        with pytest.raises(TueError, match="cannot be used"):
+            told(renew_secret())
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert read_secret() == OWN and [p.name for p in own_home.iterdir()] == ["secret"]
 
 
 @pytest.mark.parametrize("text", ["", "tue-secret-1 12", TEXT[:-3], "x" * 5000, "\0" * 40])

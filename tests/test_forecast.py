@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import tracemalloc
 from collections.abc import Iterator
@@ -139,6 +140,26 @@ def test_a_marked_copy_is_not_planned_once_it_was_tried(
     assert not failures(events) and (forecast.pictures, forecast.already_protected) == (6, 1)
     summary = real(elsewhere)[-1]
     assert isinstance(summary, Done) and summary.result.already_protected == 1  # type: ignore[attr-defined]
+
+
+def test_a_dry_run_sees_which_copies_were_edited_and_which_originals_changed(
+    spec: ProtectSpec, photos: Path, tmp_path: Path
+) -> None:
+    real(spec)
+    space, copies = photos / "space", tmp_path / "out" / "space"
+    (copies / "astronaut.jpg").write_text("edited")
+    (copies / "deep-field.jpg").unlink()
+    times = (space / "rocket.jpg").stat()
+    shutil.copy(space / "astronaut.jpg", space / "rocket.jpg")
+    os.utime(space / "rocket.jpg", ns=(times.st_atime_ns, times.st_mtime_ns + 10**10))
+    (photos / "everyday" / "cat.png").touch()  # its content is as it was
+    events, forecast = dry(spec)
+    assert (forecast.pictures, forecast.already_done) == (2, 3)
+    assert forecast.reasons == {"in-the-way": 1}
+    run = real(spec)
+    assert failures(events) == failures(run) and isinstance(run[-1], Done)
+    result = run[-1].result
+    assert (result.protected, result.already_done, result.failed) == (2, 3, 1)  # type: ignore[attr-defined]
 
 
 def test_copies_of_another_class_are_known_as_ours(spec: ProtectSpec, tmp_path: Path) -> None:

@@ -24,10 +24,11 @@ from tue_cli.dataset.manifest import MANIFEST, Clusters, read_manifest, sha256
 from tue_cli.dataset.output import WORK
 from tue_cli.dataset.records import Given
 from tue_cli.errors import BadSetting
-from tue_cli.events import AnyEvent, Checked, Failed, Note, Saved
+from tue_cli.events import AnyEvent, Checked, Failed, Note, Saved, Started
 from tue_cli.protect.context import open_run
 from tue_cli.protect.labels import label_items
 from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import ProtectPlan
 from tue_cli.protect.run import protect
 
 
@@ -125,6 +126,13 @@ def test_a_picture_that_is_added_leaves_the_clusters_and_their_copies_as_they_ar
     kept = {name: stamp for name, stamp in stamps(tmp_path / "out").items() if name in was}
     assert kept == {name: before[name] for name in was}
     assert read_manifest(tmp_path / "out")["clusters"] == centres
+
+
+def test_groups_that_auto_goes_on_with_are_called_so(clustered: ProtectSpec) -> None:
+    for labels in ("cluster:3", "auto"):
+        events = run(replace(clustered, labels=labels))
+        (plan,) = (event.plan for event in events if isinstance(event, Started))
+        assert isinstance(plan, ProtectPlan) and plan.labels == "3 groups of similar pictures"
 
 
 def test_a_renamed_picture_keeps_its_cluster_and_nothing_known_is_decoded_to_be_clustered(

@@ -547,6 +547,54 @@ def test_of_two_pictures_whose_copies_need_one_place_none_gets_it_and_the_others
     assert done(events).protected == 5
 
 
+def test_pictures_whose_names_differ_in_the_extension_alone_keep_their_names(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    folder = photos / "space"
+    shutil.copy(photos / "everyday" / "cat.png", folder / "rocket.png")
+    shutil.copy(folder / "rocket.jpg", folder / "rocket.jpeg")
+    assert done(run(spec_of(photos, tmp_path / "out", tiny_weights))).protected == 8
+    assert copies(tmp_path / "out").keys() == tree(photos).keys()
+
+
+def test_pictures_whose_names_differ_in_unicode_form_alone_are_both_named(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    names = ("caf\u00e9.jpg", "cafe\u0301.jpg")
+    for name in names:
+        shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / name)
+    if len(tree(photos)) != 8:
+        pytest.skip("this disk takes both for one name")
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    for events in (run(replace(spec, dry_run=True)), run(spec)):
+        failed = {e.path.name: e.reason for e in events if isinstance(e, Failed)}
+        assert failed == dict.fromkeys(names, "in-the-way")
+    assert done(events).protected == 6
+
+
+def test_originals_stay_as_they_are_and_where_they_are(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    def look() -> dict[str, tuple[object, ...]]:
+        found: dict[str, tuple[object, ...]] = {}
+        for path in (photos, *photos.rglob("*")):
+            status = path.stat()
+            digest = sha256(path) if path.is_file() else ""
+            found[str(path)] = (digest, status.st_mtime_ns, status.st_mode, status.st_ino)
+        return found
+
+    (photos / "space" / "torn.jpg").write_bytes(b"")
+    for path in sorted(photos.rglob("*"), reverse=True):
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    before = look()
+    spec = spec_of(photos, tmp_path / "out", tiny_weights)
+    for changes in ({"dry_run": True}, {}, {"existing": "overwrite"}):
+        run(replace(spec, **changes))
+    assert look() == before
+    for path in photos.rglob("*"):
+        path.chmod(0o755)  # so that the test can be cleared away
+
+
 def test_a_dry_run_writes_nothing(photos: Path, tmp_path: Path, tiny_weights: Path) -> None:
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, dry_run=True))
     started = next(e for e in events if isinstance(e, Started))

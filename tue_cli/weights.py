@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -157,9 +158,10 @@ def index() -> dict[str, Any]:
 
 def list_folders() -> list[Path]:
     """Return where a name is looked for, besides the packaged weights."""
-    extra = os.environ.get("TUE_WEIGHTS")
-    own = Path(platformdirs.user_data_dir("tue")) / "weights"
-    return [*([Path(extra)] if extra else []), own]
+    folders = [Path(extra)] if (extra := os.environ.get("TUE_WEIGHTS")) else []
+    with suppress(RuntimeError):  # no home
+        folders.append(Path(platformdirs.user_data_dir("tue")) / "weights")
+    return folders
 
 
 def load(name: str | None = None) -> Weights:
@@ -184,7 +186,7 @@ def load(name: str | None = None) -> Weights:
     raise WeightsProblem(
         f"There are no weights {name!r}.",
         f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
-        f"{', '.join(str(folder) for folder in list_folders())}.",
+        f"{', '.join(map(str, list_folders())) or '$TUE_WEIGHTS'}.",
     )
 
 

@@ -6,7 +6,7 @@ import csv
 import io
 import os
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -45,10 +45,15 @@ def describe_scope(classes: Collection[str]) -> tuple[str, ...]:
     return ()
 
 
+def list_top_folders(places: Iterable[Path]) -> set[str]:
+    """Return the folders directly below the input that places lie in, named as classes are."""
+    return {normalize_name(place.parts[0]) for place in places if len(place.parts) > 1}
+
+
 def assign_labels(
     found: Found, mode: str, note: Callable[[str], None] = lambda _: None
 ) -> tuple[Item, ...]:
-    """The items with their classes.
+    """The items with their classes; names that differ in Unicode form alone are one class.
 
     `mode` is `folders` (the first folder below the input is the class; what lies above those is of
     the class `OWNER`), `single` (all are), `auto` (`folders` where there are
@@ -60,13 +65,13 @@ def assign_labels(
     if mode == "auto":
         # What --include leaves out now may be protected later, into the same output.
         places = (*(item.relative for item in items), *found.not_included)
-        tops = {place.parts[0] for place in places if len(place.parts) > 1}
+        tops = list_top_folders(places)
         mode = "folders" if len(tops) > 1 else "single"
     if mode == "single":
         return tuple(replace(item, label=OWNER) for item in items)
     if mode == "folders":
         tiers = [item.relative.parts for item in items]
-        names = [parts[0] if len(parts) > 1 else OWNER for parts in tiers]
+        names = [normalize_name(parts[0]) if len(parts) > 1 else OWNER for parts in tiers]
         return tuple(replace(i, label=label) for i, label in zip(items, names, strict=True))
     if mode.lower().endswith(".csv") or os.path.lexists(mode):
         return _read_label_table(Path(mode), items, note)
@@ -133,7 +138,7 @@ def _read_rows(table: Path) -> Iterator[tuple[str, str]]:
                 f"{escape(row[class_at].strip()[:80])}.",
                 "Choose a name without a NUL character.",
             )
-        yield row[path_at], row[class_at].strip()
+        yield row[path_at], normalize_name(row[class_at].strip())
 
 
 def _read_cells(table: Path) -> Iterator[tuple[int, list[str]]]:

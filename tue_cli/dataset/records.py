@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import (
     MANIFEST,
     Clusters,
@@ -52,7 +53,8 @@ class Book:
 
     def begin(self, entry: Mapping[str, Any]) -> None:
         """Take up a run and, where it is a manifest's, all that the manifest lists."""
-        self.keys.update(entry.get("keys", {}))
+        keys: Mapping[str, str] = entry.get("keys", {})
+        self.keys.update({normalize_name(name): key for name, key in keys.items()})
         if (found := entry.get("clusters")) is not None:
             self.set_clusters(Clusters.read(found))
         for record in entry.get("pictures", ()):
@@ -62,7 +64,8 @@ class Book:
     def add(self, entry: Record) -> None:
         """Take up a line of a journal."""
         if is_record(entry):
-            path, label = entry["path"], entry["label"]
+            path, label = entry["path"], normalize_name(entry["label"])
+            entry = {**entry, "label": label}
             self.records[path] = entry
             self.keys[label] = entry["key"]
             self.given[get_source(entry)] = Given(label, entry["source_sha256"])

@@ -6,13 +6,14 @@ written nowhere else: not in a manifest, a report or a message.
 
 from __future__ import annotations
 
+import errno
 import hmac
 import os
 import re
 import secrets
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Final
@@ -85,8 +86,11 @@ def parse_secret(text: str, where: str) -> Secret:
 
 
 def find_folder() -> Path:
-    """Return the user's data folder, where the secret is kept."""
-    return platformdirs.user_data_path("tue")
+    """Return the user's data folder, where the secret is kept; raise OSError without a home."""
+    try:
+        return platformdirs.user_data_path("tue")
+    except RuntimeError as error:
+        raise OSError(errno.ENOENT, "you have no home folder") from error
 
 
 def read_secret(folder: Path | None = None) -> Secret | None:
@@ -99,7 +103,9 @@ def read_secret(folder: Path | None = None) -> Secret | None:
     path = (folder or find_folder()) / SECRET
     try:
         return parse_secret(read_file(path, _MOST).decode("ascii", "replace"), escape(path))
-    except FileNotFoundError:
+    except FileNotFoundError as error:
+        if path.is_symlink():
+            raise OSError(errno.ENOENT, "it is a link that leads nowhere", str(path)) from error
         return None
     except BadSetting as error:
         raise TueError(
@@ -116,21 +122,29 @@ def keep_secret(secret: Secret) -> Secret:
         OSError: the folder cannot be written.
         TueError: there is a damaged one.
     """
-    folder = _make_folder()
-    scratch = folder / f"{SECRET}-{secrets.token_hex(8)}"
+    with _write_aside(secret) as scratch:
+        place = scratch.with_name(SECRET)
+        try:
+            # Unlike a rename, a link does not replace what another process has put there meanwhile.
+            os.link(scratch, place)
+        except FileExistsError:
+            pass
+        except OSError:  # a file system without links
+            scratch.replace(place)
+    if (kept := read_secret()) is None:
+        raise OSError(errno.ENOENT, "another program removed it", str(place))
+    return kept
+
+
+@contextmanager
+def _write_aside(secret: Secret) -> Iterator[Path]:
+    """Write a secret beside its place, and remove what is left there afterwards."""
+    scratch = _make_folder() / f"{SECRET}-{secrets.token_hex(8)}"
     write_atomically(secret.format().encode(), scratch, 0o600)
     try:
-        # Unlike a rename, a link does not replace what another process has put there meanwhile.
-        os.link(scratch, folder / SECRET)
-    except FileExistsError:
-        pass
-    except OSError:  # a file system without links
-        scratch.replace(folder / SECRET)
+        yield scratch
     finally:
         scratch.unlink(missing_ok=True)
-    kept = read_secret()
-    assert kept is not None
-    return kept
 
 
 def read_codes() -> dict[str, str]:
@@ -212,7 +226,10 @@ def export_secret(target: Path) -> Job[SecretSummary]:
         TueError: there is no secret, or it cannot be read.
         OutputProblem: the file exists or cannot be written.
     """
-    found = _read_own() or _keep_own(make_secret())
+    try:
+        found = read_secret() or keep_secret(make_secret())
+    except OSError as error:
+        raise _explain_problem(error) from error
     summary = SecretSummary(find_folder() / SECRET, found.fingerprint)
     if str(target) == "-":
         yield Done(summary, (found.format().strip(),))
@@ -273,17 +290,14 @@ def renew_secret() -> Job[SecretSummary]:
 
 def _replace(secret: Secret, told: str) -> Iterator[Any]:
     """Keep a secret in the place of the former one, which gets another name."""
-    path = find_folder() / SECRET
-    former = None
     try:
-        _make_folder()
-        if os.path.lexists(path):
-            names = (path.with_name(f"{SECRET}-former-{number}") for number in range(1, 10_000))
-            former = next(name for name in names if not os.path.lexists(name))
-            path.rename(former)
+        # It is on the disk before the former one loses its name.
+        with _write_aside(secret) as scratch:
+            path = scratch.with_name(SECRET)
+            former = _keep_former(path) if os.path.lexists(path) else None
+            scratch.replace(path)
     except OSError as error:
-        raise _explain_folder(error) from error
-    _keep_own(secret)
+        raise _explain_problem(error) from error
     lines = [told, f"Fingerprint: {secret.fingerprint}"]
     if former is not None:
         lines.append(f"The former secret was kept: {escape(former)}")
@@ -293,22 +307,43 @@ def _replace(secret: Secret, told: str) -> Iterator[Any]:
     yield Done(SecretSummary(path, secret.fingerprint, former), tuple(lines))
 
 
+def _keep_former(path: Path) -> Path:
+    """Give what is in a secret's place a name of its own, and return that.
+
+    Unlike a rename, a link takes no name that another process has just given.
+    """
+    number = 0
+    while True:
+        number += 1
+        former = path.with_name(f"{SECRET}-former-{number}")
+        if os.path.lexists(former):
+            continue
+        try:
+            os.link(path, former)
+        except FileExistsError:
+            continue
+        except OSError:  # a folder, or a file system without links
+            path.rename(former)
+        return former
+
+
 def _read_own() -> Secret | None:
     try:
         return read_secret()
     except OSError as error:
-        raise _explain_folder(error) from error
+        raise _explain_problem(error) from error
 
 
-def _keep_own(secret: Secret) -> Secret:
-    try:
-        return keep_secret(secret)
-    except OSError as error:
-        raise _explain_folder(error) from error
+def describe_problem(error: OSError) -> str:
+    """Return in a sentence why the secret cannot be used."""
+    where = ""
+    with suppress(OSError):
+        where = f" in {escape(find_folder())}"
+    return f"Your secret{where} cannot be used: {error.strerror or error}."
 
 
-def _explain_folder(error: OSError) -> TueError:
+def _explain_problem(error: OSError) -> TueError:
     return TueError(
-        f"The secret's folder {escape(find_folder())} cannot be used: {error.strerror or error}.",
-        "Change its permissions.",
+        describe_problem(error),
+        "Make sure that your home folder can be read and written, and that its disk has space.",
     )

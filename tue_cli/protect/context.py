@@ -24,7 +24,7 @@ from tue_cli.dataset.records import read_former_run
 from tue_cli.dataset.secret import (
     SECRET,
     Secret,
-    find_folder,
+    describe_problem,
     keep_secret,
     make_secret,
     read_secret,
@@ -135,11 +135,10 @@ def keep_secret_of(run: RunContext) -> Generator[Event, None, RunContext]:
     try:
         return replace(run, secret=keep_secret(run.secret))
     except OSError as error:
-        folder, kept = escape(find_folder()), escape(run.output / WORK)
         run.journal.keep(SECRET, run.secret.format().encode())
         yield Note(
-            f"Your secret cannot be kept in {folder}: {error.strerror or error}. This output has "
-            f"one of its own, in {kept}: do not publish that folder."
+            f"{describe_problem(error)} This output has one of its own, in "
+            f"{escape(run.output / WORK)}: do not publish that folder."
         )
         return run
 

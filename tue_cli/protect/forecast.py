@@ -18,12 +18,17 @@ from tue_cli.events import Event, Failed, Note, Saved, Skipped, Started
 from tue_cli.images.header import Header, read_header
 from tue_cli.protect.context import BATCH, LARGE, RunContext
 from tue_cli.protect.pipeline import Pipeline
-from tue_cli.protect.plan import Task, describe_plan, explain_taken, find_obstacle, select_pending
+from tue_cli.protect.plan import (
+    TOGETHER,
+    Task,
+    describe_plan,
+    explain_taken,
+    find_obstacle,
+    select_pending,
+)
 from tue_cli.protect.result import ProtectForecast
 from tue_cli.text import escape, format_size
 
-TOGETHER = 256
-"""Headers that a thread reads at a time."""
 TOLD = 5000
 """From so many headers on, a person is told that they are being read."""
 SAMPLED, SAMPLED_PIXELS = 12, 30_000_000

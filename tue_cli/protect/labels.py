@@ -63,7 +63,7 @@ def _label_as_before(
 ) -> tuple[Item, ...]:
     """Return the items with the classes that former runs recorded; new ones with that of `auto`."""
     items = run.found.items
-    tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
+    tops = labels.list_top_folders(item.relative for item in items)
     # Where folders were classes before, the last one that is left still is one.
     mode = "folders" if len(tops) > 1 or (tops and tops <= set(recorded.values())) else "single"
     found = labels.assign_labels(run.found, mode, note)

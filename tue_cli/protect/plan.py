@@ -6,18 +6,25 @@ import os
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item, find_crowded, fold_path, make_absolute
+from tue_cli.dataset.labels import list_top_folders
+from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec
 from tue_cli.protect.context import RunContext
-from tue_cli.protect.request import ProtectSpec, count_clusters
+from tue_cli.protect.request import count_clusters
 from tue_cli.protect.result import ClassPlan, ProtectPlan
 from tue_cli.text import escape, format_count
 
+TOGETHER = 256
+"""Pictures that a thread looks at in one go, where each takes little."""
+TIME_STEP_NS = 2_000_000_000
+"""How exactly FAT keeps the time of a copy."""
 SUFFIX = {"png": ".png", "jpeg": ".jpg", "webp": ".webp"}
 JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif", ".pjpeg", ".pjp")
 
@@ -80,16 +87,33 @@ def _yields(task: Task) -> bool:
 
 
 def select_pending(run: RunContext, tasks: Sequence[Task]) -> list[Task]:
-    """Return the tasks that have no copy yet, where no original has changed since."""
+    """Return the tasks that have no copy of their original as it is now.
+
+    A copy is the one that was recorded if its size is, and its time that of the original. Where
+    that does not tell, both are read.
+    """
     if run.spec.existing == "overwrite":
         return list(tasks)
 
     def has_copy(task: Task) -> bool:
         record = run.journal.records.get(task.relative.as_posix(), {})
-        same = (record.get("label"), record.get("key")) == (task.item.label, task.key)
-        return same and os.path.lexists(run.output / task.relative)
+        label, key, source = task.item.label, task.key, task.item.source
+        if (record.get("label"), record.get("key")) != (label, key):
+            return False
+        try:
+            copy = (run.output / task.relative).lstat()
+            apart = abs(copy.st_mtime_ns - source.stat().st_mtime_ns)
+            if apart <= TIME_STEP_NS and copy.st_size == record.get("bytes"):
+                return True
+            digest = sha256(codec.read(source))
+        except (OSError, ImageProblem, MemoryError):
+            return False
+        return run.journal.is_done(task.relative, source_sha256=digest, label=label, key=key)
 
-    return [task for task in tasks if not has_copy(task)]
+    def select_part(start: int) -> list[Task]:
+        return [task for task in tasks[start : start + TOGETHER] if not has_copy(task)]
+
+    return list(chain.from_iterable(run.pool.map(select_part, range(0, len(tasks), TOGETHER))))
 
 
 def find_obstacle(run: RunContext, task: Task) -> Failed | None:
@@ -151,20 +175,22 @@ def describe_plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
         engine=run.engine.description,
         radius=METHODS[settings.method].describe_bound(settings.noise.radius),
         keys=keys,
-        labels=_describe_labels(run.spec, [task.item for task in tasks], len(keys)),
+        labels=_describe_labels(run, [task.item for task in tasks], len(keys)),
         classes=tuple(
             ClassPlan(name, counts[name], keys[name], name not in recorded) for name in sorted(keys)
         ),
     )
 
 
-def _describe_labels(spec: ProtectSpec, items: Sequence[Item], classes: int) -> str:
+def _describe_labels(run: RunContext, items: Sequence[Item], classes: int) -> str:
     """Return what a class is in a run, in words."""
-    if count_clusters(spec.labels) is not None:
+    spec, known = run.spec, run.journal.clusters
+    goes_on = spec.labels == "auto" and known and {i.label for i in items} <= known.centres.keys()
+    if goes_on or count_clusters(spec.labels) is not None:
         return f"{format_count(classes, 'group')} of similar pictures"
     if spec.labels not in ("auto", "folders", "single"):
         return f"from {escape(Path(spec.labels).name)} ({classes:,})"
-    tops = {item.relative.parts[0] for item in items if len(item.relative.parts) > 1}
+    tops = list_top_folders(item.relative for item in items)
     if spec.labels == "single" or not {item.label for item in items} & tops:
         return "one, all pictures"
     folders = [path for path in spec.paths if path.is_dir()]
