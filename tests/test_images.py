@@ -250,14 +250,14 @@ def test_a_jpeg_keeps_its_tables_sampling_and_scan_order(
 def test_a_coarse_jpeg_is_written_finer_so_that_the_protection_survives() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=15))
     assert encoded.survival >= SURVIVAL_FLOOR
-    assert "quality 95" in " ".join(encoded.notes)
+    assert "noise survives: 95" in " ".join(encoded.notes)
 
 
 def test_an_explicit_quality_wins() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=95), quality=15)
     assert encoded.survival < SURVIVAL_FLOOR
     (note,) = encoded.notes
-    assert note == f"only {encoded.survival:.0%} of the noise survives in this JPEG"
+    assert note == f"only a part of the noise survives in this JPEG: {encoded.survival:.0%}"
 
 
 def test_noise_in_a_progressive_jpeg_of_the_finest_tables_is_written() -> None:

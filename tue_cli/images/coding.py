@@ -159,7 +159,7 @@ def list_attempts(
 
 
 def _refine(level: int, own: dict[str, Any], *, noted: bool) -> tuple[dict[str, Any], str]:
-    note = f"written at quality {level} so that the noise survives" if noted else ""
+    note = f"written at higher quality so that the noise survives: {level}" if noted else ""
     return {"quality": level, **own}, note
 
 

@@ -99,7 +99,7 @@ def encode(
     if picture.format == "GIF" and format == "keep":
         notes = ("written as PNG, because the few colours of a GIF cannot hold the noise", *notes)
     if best.survival < SURVIVAL_FLOOR:
-        notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
+        notes = (*notes, f"only a part of the noise survives in this {kind}: {best.survival:.0%}")
     with _translate_errors(kind):
         decoded = _restore_shape(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, best.survival, notes, decoded)

@@ -232,7 +232,7 @@ def _clean(marker: int, data: bytes) -> tuple[bytes | None, str]:
     for known, start, part in _LEFT_OUT:
         if marker == known and data.startswith(start):
             return None, part
-    return None, f"APP{marker - APP0}, which may hold the original picture"
+    return None, f"private segments that may hold the original picture: APP{marker - APP0}"
 
 
 def _clean_exif(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:

@@ -125,7 +125,7 @@ def select_png_chunks(source: bytes) -> Selected:
             chunks.append(make_png_chunk(kind, data))
     if private:
         names = ", ".join(sorted(name for name in private if name.isalpha())[:8])
-        lost.add(f"private chunks that may hold the original picture ({names})")
+        lost.add(f"private chunks that may hold the original picture: {names}")
     return Selected(tuple(chunks), explain_lost(lost - {""}), **found)
 
 

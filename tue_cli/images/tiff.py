@@ -81,7 +81,7 @@ def read_tiff_exif(source: bytes) -> tuple[bytes, frozenset[str]]:
     lost = {_LEFT_OUT[tag] for tag in tags.keys() & _LEFT_OUT.keys()}
     kept, strange = _select_tags(tags)
     if strange:
-        lost.add(f"private TIFF tags that may hold the picture ({', '.join(map(str, strange))})")
+        lost.add(f"private TIFF tags that may hold the picture: {', '.join(map(str, strange))}")
     if found := get_value(kept, XMP_TAG):
         xmp, more = clean_xmp(found)
         kept[XMP_TAG], lost = (kept[XMP_TAG][0], xmp), lost | more

@@ -27,7 +27,7 @@ from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task, explain_taken, find_obstacle
-from tue_cli.protect.result import CopyRecord
+from tue_cli.protect.result import CopyRecord, NoteCounter
 from tue_cli.text import escape, format_count
 
 BATCH_PIXELS = LARGE
@@ -73,6 +73,7 @@ class Pipeline:
         self._numbers = {name: number for number, name in enumerate(context.weights.card.classes)}
         self.counts: Counter[str] = Counter()  # by kind, of those skipped by reason
         self.failures: list[dict[str, str]] = []
+        self.notes = NoteCounter()
         self.engine_seconds = 0.0
         self._weak = 0
         settings = context.spec.settings
@@ -138,6 +139,7 @@ class Pipeline:
             )
         elif isinstance(outcome, Saved):
             self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
+            self.notes.add(outcome.copy)
 
     def list_warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
