@@ -17,7 +17,7 @@ from tue_cli.dataset.output import find_folder_modes
 from tue_cli.events import AnyEvent, Done, Saved
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.result import ProtectSummary
+from tue_cli.protect.result import CopyRecord, ProtectSummary
 from tue_cli.protect.run import protect
 
 QUICK = ProtectSettings(noise=TueNoise(steps=1))
@@ -126,5 +126,5 @@ def test_copies_keep_extended_attributes(photos: Path, spec: ProtectSpec) -> Non
     assert os.listxattr(copy) == ["user.xdg.tags"]
     assert os.getxattr(copy, "user.xdg.tags") == b"boats,harbour"
     (saved,) = (event for event in events if isinstance(event, Saved) and event.path == copy)
-    assert saved.copy is not None
+    assert isinstance(saved.copy, CopyRecord)
     assert saved.copy.notes[0].endswith("may hold the original picture: user.thumbnail")

@@ -191,6 +191,7 @@ def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[st
         "format": spec.format,
         "quality": spec.quality,
         **({"mark": True} if spec.mark else {}),
+        **({"strip": spec.strip} if spec.strip != "none" else {}),
     }
 
 

@@ -25,6 +25,7 @@ from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
 from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
+from tue_cli.images.strip import strip
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task, explain_taken, find_obstacle
 from tue_cli.protect.result import CopyRecord, NoteCounter
@@ -195,7 +196,11 @@ class Pipeline:
             picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
                 raise explain_taken()
-            picture = replace(picture, notes=(*picture.notes, *private))
+            picture = strip(picture, self._context.spec.strip)
+            if self._context.spec.strip == "metadata":
+                attributes = {}
+            else:
+                picture = replace(picture, notes=(*picture.notes, *private))
             small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
