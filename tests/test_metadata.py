@@ -633,3 +633,19 @@ def test_xmp_that_nobody_would_write_takes_no_time(xmp: bytes) -> None:
     started = time.process_time()
     clean_xmp(xmp, appended=True)
     assert time.process_time() - started < 3
+
+
+def test_pictures_below_that_of_a_tiff_are_named_of_either_kind() -> None:
+    for kind in (4, 13):
+        tags: tiff.Directory = {315: (2, b"Ida\0"), 331: (4, struct.pack("<I", 8))}
+        source = tiff.graft_tags(save("TIFF"), tiff.pack_exif("<", tags))
+        was, place = struct.pack("<HHI", 331, 4, 1), struct.pack("<HHI", 330, kind, 1)
+        assert PREVIEW_NOTE in protect(source.replace(was, place))[1]
+
+
+def test_no_resolution_is_made_up_for_a_bmp() -> None:
+    source = save("BMP", dpi=(0, 0))
+    assert source[38:46] == bytes(8)
+    assert protect(source)[0].data[38:46] == bytes(8)
+    source = save("BMP", dpi=(300, 150))
+    assert protect(source)[0].data[38:46] == source[38:46] != bytes(8)

@@ -124,7 +124,7 @@ def list_attempts(
     if kind == "TIFF":
         if coding.lossless:
             return [({"compression": coding.compression}, "")]
-        note = f"{coding.compression} compression replaced by deflate"
+        note = f"compression replaced by deflate: {coding.compression}"
         return [({"compression": "tiff_adobe_deflate"}, note)]
     if kind in ("PNG", "BMP"):
         return [({}, "")]

@@ -222,7 +222,8 @@ def _encode_file(
     if kind == "BMP":
         if picture.alpha is not None or beside.segments:
             return bmp.write(planes, beside.dpi, b"".join(beside.segments))
-        return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+        # Pillow would make up a resolution.
+        return _save_image(image, kind, {"dpi": beside.dpi or (0.0, 0.0)})
     if kind == "AVIF":
         data = _save_image(image, kind, options)
         return avif.write(data, beside.segments, beside.exif, beside.xmp)

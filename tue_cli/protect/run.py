@@ -64,7 +64,6 @@ def protect(
             return
         tasks, work = yield from _write_copies(run, labelled, wants)
         yield from work.notes.tell()
-        yield from work.notes.tell()
         yield from (Note(text) for text in work.list_warnings())
         yield from (Note(text) for text in tell_left_alone(work.counts))
         manifest = run.output / MANIFEST
