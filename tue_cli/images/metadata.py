@@ -141,7 +141,7 @@ def convert(beside: Metadata, source: str, target: str) -> tuple[Metadata, tuple
         ImageProblem: `colour` or `crop`: the copy would look otherwise.
     """
     lost: list[str] = []
-    _refuse_other_look(beside, source, target)
+    refuse_other_look(beside, source, target)
     if source == "AVIF":
         turn = avif.read_turn(beside.segments)
         if turn != 1 or tiff.read_tag(beside.exif, exif.ORIENTATION):
@@ -161,8 +161,12 @@ def convert(beside: Metadata, source: str, target: str) -> tuple[Metadata, tuple
     return replace(beside, segments=()), explain_lost(lost)
 
 
-def _refuse_other_look(beside: Metadata, source: str, target: str) -> None:
-    """Raise where a copy in another format would be cropped or coloured otherwise."""
+def refuse_other_look(beside: Metadata, source: str, target: str) -> None:
+    """Raise where a copy in another format would be cropped or coloured otherwise.
+
+    Raises:
+        ImageProblem: `colour` or `crop`.
+    """
     if source == "AVIF" and avif.is_cropped(beside.segments):
         raise ImageProblem(
             "crop",

@@ -15,6 +15,9 @@ from tue_cli.events import AMONG, Note
 from tue_cli.images.residual import CopyFacts
 from tue_cli.text import escape, format_count, format_duration, format_size
 
+GROWN = 1.25
+"""How many times the originals copies must take before a plan says so."""
+
 
 @dataclass(frozen=True)
 class ClassPlan:
@@ -95,6 +98,8 @@ class ProtectForecast:
     estimated_seconds: float | None
     already_protected: int = 0
     """Left alone, since they are copies themselves."""
+    original_bytes: int = 0
+    """Of the originals of those copies."""
 
 
 @dataclass(frozen=True)
@@ -135,7 +140,11 @@ def describe_forecast(result: ProtectForecast) -> Iterator[str]:
         if result.estimated_bytes is not None and result.estimated_seconds is not None:
             size = format_size(result.estimated_bytes)
             duration = format_duration(result.estimated_seconds)
-            yield f"Estimated: about {size} of copies, in about {duration}."
+            times = result.estimated_bytes / max(1, result.original_bytes)
+            grown = f", {times:.1f} times the originals" if times >= GROWN else ""
+            yield f"Estimated: about {size} of copies{grown}, in about {duration}."
+            if grown:
+                yield "Noise compresses badly, above all in lossless formats such as PNG."
         if result.already_done:
             yield f"Already done: {format_count(result.already_done, 'picture')}."
     elif not result.failed:
