@@ -29,7 +29,7 @@ from skimage import data as bundled
 from tue_cli.errors import ImageProblem
 from tue_cli.images import bmp, codec, jpeg, png, tiff
 from tue_cli.images.codec import DecodedImage, decode
-from tue_cli.images.coding import Coding
+from tue_cli.images.coding import Coding, list_attempts
 from tue_cli.images.encode import (
     SURVIVAL_FLOOR,
     Encoded,
@@ -666,3 +666,23 @@ def test_a_thousand_hostile_pictures_raise_image_problems_at_worst(
         assert time.process_time() - started < 20, path
     assert reasons["protected"] > 500
     assert "unwritable" not in reasons and "alpha-lost" not in reasons
+
+
+def test_a_jpeg_is_packed_as_well_as_its_original() -> None:
+    random = np.random.default_rng(5)
+    rough = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).resize((256, 256))
+    sizes = {}
+    for name, options in (("plain", {}), ("own", {"optimize": True})):
+        file = io.BytesIO()
+        rough.save(file, "JPEG", quality=95, subsampling=0, **options)  # type: ignore[arg-type]
+        picture, _, encoded = protect(file.getvalue())
+        assert picture.coding.optimized == (name == "own") == encoded.decoded.coding.optimized
+        sizes[name] = len(encoded.data)
+    assert sizes["own"] < 0.97 * sizes["plain"]
+
+
+def test_a_jpeg_that_is_written_finer_is_packed_as_its_original() -> None:
+    coding = Coding(False, tables=((1,) * 64,), progressive=True, optimized=True)
+    attempts = list_attempts(coding, "JPEG", None, same=True, has_alpha=False)
+    assert len(attempts) == 3
+    assert all(options["progressive"] and options["optimize"] for options, _ in attempts)

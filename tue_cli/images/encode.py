@@ -289,5 +289,6 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     try:
         return _save_image(image, "JPEG", options)
     except OSError:
-        # Pillow's buffer for a progressive file is too small for noise at the finest quality.
-        return _save_image(image, "JPEG", {**options, "progressive": False})
+        # Pillow's buffer for such files is too small for noise at the finest quality.
+        plain = {"progressive": False, "optimize": False}
+        return _save_image(image, "JPEG", {**options, **plain})
