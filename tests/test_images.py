@@ -674,7 +674,7 @@ def test_a_jpeg_is_packed_as_well_as_its_original() -> None:
     sizes = {}
     for name, options in (("plain", {}), ("own", {"optimize": True})):
         file = io.BytesIO()
-        rough.save(file, "JPEG", quality=95, subsampling=0, **options)  # type: ignore[arg-type]
+        rough.save(file, "JPEG", quality=95, subsampling=0, **options)
         picture, _, encoded = protect(file.getvalue())
         assert picture.coding.optimized == (name == "own") == encoded.decoded.coding.optimized
         sizes[name] = len(encoded.data)
