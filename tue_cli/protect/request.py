@@ -86,8 +86,7 @@ class ProtectSpec:
     )
     strip: str = setting(
         "none",
-        "What to remove from copies that you publish: gps (where a picture was taken), or metadata "
-        "(all but colours, orientation and resolution).",
+        "Remove from copies: none, gps (the place) or metadata.",
         choices=STRIP,
     )
     existing: str = setting(
