@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import errno
 import os
+import sys
 from pathlib import Path
 
 import pytest
 
 from tue_cli.storage import atomic
 from tue_cli.storage.atomic import Folder, write_atomically
+from tue_cli.storage.attributes import read_attributes
 
 
 @pytest.fixture(params=[True, False], ids=["descriptors", "paths"], autouse=True)
@@ -210,3 +212,84 @@ def test_where_nothing_can_be_locked_a_lock_is_gone_on_without(
     with Folder(tmp_path) as folder:
         folder.unlock("lock", folder.lock("lock"))
         assert folder.refused == {"locks"}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such permissions")
+@pytest.mark.parametrize("umask", [0o000, 0o022, 0o077])
+def test_a_folder_that_is_made_has_the_mode_asked_for_whatever_the_umask(
+    umask: int, tmp_path: Path
+) -> None:
+    if not atomic.DESCRIPTORS:
+        pytest.skip("without descriptors, folders keep what the umask leaves")
+    modes = {Path("a"): 0o700, Path("a/b"): 0o755, Path("there"): 0o700}
+    (tmp_path / "there").mkdir(mode=0o750)
+    former = (tmp_path / "there").stat().st_mode
+    before = os.umask(umask)
+    try:
+        with Folder(tmp_path) as folder:
+            for place in ("a/b", "there"):
+                folder.enter(Path(place), make=True, modes=modes).close()
+    finally:
+        os.umask(before)
+    assert (tmp_path / "a").stat().st_mode & 0o777 == 0o700
+    assert (tmp_path / "a/b").stat().st_mode & 0o777 == 0o755
+    assert (tmp_path / "there").stat().st_mode == former, "it was there before"
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows knows no such permissions")
+def test_a_folder_never_permits_more_than_asked_for_not_even_at_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    before = os.umask(0)
+    try:
+        with Folder(tmp_path) as folder:
+            monkeypatch.setattr(
+                Folder,
+                "set_mode",
+                lambda made, mode: seen.append((made.path.stat().st_mode & 0o777, mode)),
+            )
+            folder.enter(Path("private"), make=True, modes={Path("private"): 0o700}).close()
+    finally:
+        os.umask(before)
+    assert seen == [(0o700, 0o700)]
+
+
+def has_attributes(folder: Path) -> bool:
+    if sys.platform != "linux":
+        return False
+    try:
+        os.setxattr(folder, "user.tue", b"1")
+        os.removexattr(folder, "user.tue")
+    except OSError:
+        return False
+    return True
+
+
+def test_a_copy_gets_the_attributes_of_people_and_none_that_may_hold_the_picture(
+    tmp_path: Path,
+) -> None:
+    if not has_attributes(tmp_path):
+        pytest.skip("this file system has no extended attributes")
+    assert sys.platform == "linux"
+    original = tmp_path / "original"
+    original.touch()
+    os.setxattr(original, "user.xdg.tags", "häfen,boats".encode())
+    os.setxattr(original, "user.view", b"..\xff\xd8\xff\xe0 a thumbnail")
+    kept, notes = read_attributes(original)
+    assert kept == {"user.xdg.tags": "häfen,boats".encode()}
+    assert notes == ("left out extended attributes that may hold the original picture: user.view",)
+    with Folder(tmp_path) as folder:
+        folder.write(b"new", "copy.jpg", like=original.stat(), attributes=kept)
+        assert folder.refused == set()
+    assert os.listxattr(tmp_path / "copy.jpg") == ["user.xdg.tags"]
+    assert os.getxattr(tmp_path / "copy.jpg", "user.xdg.tags") == "häfen,boats".encode()
+
+
+def test_attributes_that_the_file_system_refuses_cost_no_copy(tmp_path: Path) -> None:
+    if not has_attributes(tmp_path):
+        pytest.skip("this file system has no extended attributes")
+    with Folder(tmp_path) as folder:
+        folder.write(b"new", "copy.jpg", attributes={"nonsense": b"", "user.a": b"1"})
+        assert folder.refused == {"attributes"}
+    assert (tmp_path / "copy.jpg").read_bytes() == b"new"

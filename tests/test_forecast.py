@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import struct
 import tracemalloc
 from collections.abc import Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from tue_cli.dataset.discover import Item
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import ImageProblem
 from tue_cli.events import AnyEvent, Done, Failed, Note, Started
-from tue_cli.images import codec
+from tue_cli.images import avif, boxes, codec, png
 from tue_cli.images.header import BEGINNING, Header, read_header
 from tue_cli.noise import TueNoise
 from tue_cli.protect.forecast import Made, Ready, Sample, estimate_seconds, estimate_size
@@ -85,6 +86,12 @@ def count_bytes(folder: Path) -> int:
     return sum(path.stat().st_size for path in found if path.suffix != ".json")
 
 
+def add_boxes(path: Path, *contents: bytes) -> bytes:
+    """Return an AVIF with properties that Pillow does not write: type and content of each."""
+    listed = tuple(boxes.make_box(content[:4], content[4:]) for content in contents)
+    return avif.write(path.read_bytes(), listed, b"", b"")
+
+
 def spoil(photos: Path, out: Path) -> None:
     """Add pictures whose headers, names or places say that they cannot be protected."""
     (photos / "empty.png").touch()
@@ -99,6 +106,16 @@ def spoil(photos: Path, out: Path) -> None:
     whole = (photos / "space" / "rocket.jpg").read_bytes()
     (photos / "head.jpg").write_bytes(whole[:100])
     shutil.copy(photos / "everyday" / "cat.png", photos / "space" / "rocket.tga")
+    frames[0].save(photos / "wide.avif")
+    usual = b"colrnclx" + struct.pack(">3HB", 1, 13, 6, 0x80)
+    part = b"clap" + struct.pack(">8i", 4, 1, 4, 1, 0, 1, 0, 1)
+    (photos / "cut.avif").write_bytes(add_boxes(photos / "wide.avif", usual, part))
+    colours = b"colrnclx" + struct.pack(">3HB", 12, 13, 6, 0x80)
+    (photos / "wide.avif").write_bytes(add_boxes(photos / "wide.avif", colours))
+    steep = png.make_png_chunk(b"gAMA", struct.pack(">I", 100_000))
+    frames[0].save(photos / "steep.png")
+    steeper = png.splice_png((photos / "steep.png").read_bytes(), (steep,))
+    (photos / "steep.png").write_bytes(steeper)
     (out / "space").mkdir(parents=True)
     (out / "space" / "astronaut.jpg").write_text("somebody's own")
 
@@ -116,9 +133,9 @@ def test_a_dry_run_names_what_a_run_then_fails_and_writes_nothing(
     assert isinstance(run[-1], Done)
     summary = run[-1].result
     assert (forecast.failed, forecast.reasons) == (summary.failed, summary.reasons)  # type: ignore[attr-defined]
-    assert forecast.failed == 11 and forecast.pictures == summary.protected == 5  # type: ignore[attr-defined]
-    expected = "empty not-a-picture unsupported broken-link animated multi-page mode alpha"
-    assert {*expected.split(), "unreadable", "in-the-way"} == set(forecast.reasons)
+    assert forecast.failed == 14 and forecast.pictures == summary.protected == 5  # type: ignore[attr-defined]
+    expected = "empty not-a-picture unsupported broken-link animated multi-page mode alpha colour"
+    assert {*expected.split(), "crop", "unreadable", "in-the-way"} == set(forecast.reasons)
 
 
 def test_what_a_picture_turns_out_to_be_when_it_is_tried_is_told_too(
@@ -364,3 +381,20 @@ def test_of_a_sound_file_the_beginning_is_read_alone(tmp_path: Path) -> None:
     tracemalloc.stop()
     assert header == Header((4000, 2000), "BMP", length)
     assert peak < 2 * BEGINNING < length / 50
+
+
+def test_a_plan_says_by_how_much_copies_outgrow_their_originals(
+    spec: ProtectSpec, photos: Path
+) -> None:
+    shutil.rmtree(photos / "everyday")
+    events, plan = dry(replace(spec, format="png"))
+    assert plan.original_bytes == sum(p.stat().st_size for p in photos.rglob("*.jpg"))
+    assert plan.estimated_bytes is not None
+    times = plan.estimated_bytes / plan.original_bytes
+    assert times > 1.25
+    said = " ".join(events[-1].said) if isinstance(events[-1], Done) else ""
+    assert f", {times:.1f} times the originals, in about" in said
+    assert "Noise compresses badly, above all in lossless formats such as PNG." in said
+    (events, plan) = dry(spec)
+    said = " ".join(events[-1].said) if isinstance(events[-1], Done) else ""
+    assert "of copies, in about" in said and "compresses" not in said

@@ -29,7 +29,7 @@ from skimage import data as bundled
 from tue_cli.errors import ImageProblem
 from tue_cli.images import bmp, codec, jpeg, png, tiff
 from tue_cli.images.codec import DecodedImage, decode
-from tue_cli.images.coding import Coding
+from tue_cli.images.coding import Coding, list_attempts
 from tue_cli.images.encode import (
     SURVIVAL_FLOOR,
     Encoded,
@@ -250,14 +250,14 @@ def test_a_jpeg_keeps_its_tables_sampling_and_scan_order(
 def test_a_coarse_jpeg_is_written_finer_so_that_the_protection_survives() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=15))
     assert encoded.survival >= SURVIVAL_FLOOR
-    assert "quality 95" in " ".join(encoded.notes)
+    assert "noise survives: 95" in " ".join(encoded.notes)
 
 
 def test_an_explicit_quality_wins() -> None:
     _, _, encoded = protect(picture_file("JPEG", "RGB", quality=95), quality=15)
     assert encoded.survival < SURVIVAL_FLOOR
     (note,) = encoded.notes
-    assert note == f"only {encoded.survival:.0%} of the noise survives in this JPEG"
+    assert note == f"only a part of the noise survives in this JPEG: {encoded.survival:.0%}"
 
 
 def test_noise_in_a_progressive_jpeg_of_the_finest_tables_is_written() -> None:
@@ -666,3 +666,23 @@ def test_a_thousand_hostile_pictures_raise_image_problems_at_worst(
         assert time.process_time() - started < 20, path
     assert reasons["protected"] > 500
     assert "unwritable" not in reasons and "alpha-lost" not in reasons
+
+
+def test_a_jpeg_is_packed_as_well_as_its_original() -> None:
+    random = np.random.default_rng(5)
+    rough = Image.fromarray(random.integers(0, 256, (16, 16, 3), np.uint8)).resize((256, 256))
+    sizes = {}
+    for name, options in (("plain", {}), ("own", {"optimize": True})):
+        file = io.BytesIO()
+        rough.save(file, "JPEG", quality=95, subsampling=0, **options)
+        picture, _, encoded = protect(file.getvalue())
+        assert picture.coding.optimized == (name == "own") == encoded.decoded.coding.optimized
+        sizes[name] = len(encoded.data)
+    assert sizes["own"] < 0.97 * sizes["plain"]
+
+
+def test_a_jpeg_that_is_written_finer_is_packed_as_its_original() -> None:
+    coding = Coding(False, tables=((1,) * 64,), progressive=True, optimized=True)
+    attempts = list_attempts(coding, "JPEG", None, same=True, has_alpha=False)
+    assert len(attempts) == 3
+    assert all(options["progressive"] and options["optimize"] for options, _ in attempts)

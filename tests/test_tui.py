@@ -577,6 +577,20 @@ def test_a_training_that_is_stopped_goes_on_to_its_weights(
 
 
 @pytest.mark.slow
+def test_the_result_counts_the_notes_on_copies(photos: Path, tiny_weights: Path) -> None:
+    counts = {"left out the embedded preview": 6, "palette converted to RGB": 1}
+    summary = ProtectSummary(6, 0, 0, {}, Path("x"), Path("x/m"), 1.0, 0.5, notes=counts)
+
+    async def steps(app: TueApp, pilot: Pilot[int]) -> None:
+        await on_screen(pilot, FolderScreen)
+        await app.push_screen(ResultScreen(draft(photos, tiny_weights), summary, ()))
+        await reads(pilot, "Left out the embedded preview: 6 pictures.")
+        await reads(pilot, "Palette converted to RGB: 1 picture.")
+
+    drive(TueApp(), LARGE, steps)
+
+
+@pytest.mark.slow
 def test_every_screen_shows_its_ways_on_at_80_by_24(photos: Path, tiny_weights: Path) -> None:
     made = draft(photos, tiny_weights)
     summary = ProtectSummary(6, 0, 0, {}, Path("x"), Path("x/m"), 1.0, 0.5)

@@ -58,11 +58,13 @@ class Journal:
         run: dict[str, Any],
         existing: str,
         originals: Collection[Identity] = (),
+        modes: Mapping[Path, int] | None = None,
     ) -> None:
         """`run` holds the settings that decide the copies' bytes, as JSON can say them.
 
         Its fields `tool` and `algorithm` only tell: runs that differ in them go on from each other.
-        No copy is put into one of the folders `originals`, whatever leads there.
+        No copy is put into one of the folders `originals`, whatever leads there. `modes` are the
+        permissions of folders that are made, by their places below the output.
 
         `existing` is `skip` (a former run must have had the same settings), `overwrite` (copies of
         other settings are known as ours, but not as done) or `error` (no former run may have
@@ -79,7 +81,7 @@ class Journal:
         self._book = Book()
         self._run: dict[str, Any] = json.loads(format_line(run))
         self._existing = existing
-        self._folder = OutputFolder(output, originals)
+        self._folder = OutputFolder(output, originals, modes)
         self._lines: LineFile | None = None
         self._unsaid: list[Record] = []
         self._guard = threading.Lock()
@@ -155,11 +157,17 @@ class Journal:
         self._book.set_clusters(clusters)
         self._book.given.update(given)
 
-    def save(self, record: Record, data: bytes, like: os.stat_result | None = None) -> None:
+    def save(
+        self,
+        record: Record,
+        data: bytes,
+        like: os.stat_result | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> None:
         """Record a finished picture and put its copy in place; to be called from any thread.
 
-        The copy gets the permissions and the time of `like`. A number in the record that is not
-        finite becomes null.
+        The copy gets the permissions and the time of `like`, and extended `attributes`. A number in
+        the record that is not finite becomes null.
 
         Raises:
             OutputProblem: the disk is full, the output was removed or replaced, a link is in the
@@ -174,7 +182,7 @@ class Journal:
             self._book.add(record)
             self._ours.setdefault(record["path"], set()).add(record["sha256"])
             self._sure.add(record["path"])
-        self._folder.write(data, Path(record["path"]), like)
+        self._folder.write(data, Path(record["path"]), like, attributes)
 
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of the output's own, for the user alone, that stays when a run finishes.

@@ -8,7 +8,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+import stat
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Self
 
@@ -104,11 +105,40 @@ def refuse_links(output: Path, folders: Iterable[Path]) -> None:
                 raise explain_link(output / place)
 
 
+def find_folder_modes(files: Iterable[tuple[Path, Path]]) -> dict[Path, int]:
+    """Return the permissions of the originals' folders, by the places of their copies' folders.
+
+    The owner may always write; of folders with one place, what all permit is taken. Others may not
+    write where the sticky bit, which copies' folders have not, kept them from removing files.
+
+    Args:
+        files: the originals, each with the place of its copy below the output.
+    """
+    modes: dict[Path, int] = {}
+    pairs = {
+        pair for source, place in files for pair in zip(place.parents, source.parents, strict=False)
+    }
+    for place, folder in pairs:
+        with contextlib.suppress(OSError):
+            found = folder.stat().st_mode
+            found = (found & ~0o022 if found & stat.S_ISVTX else found) & 0o777
+            modes[place] = modes.get(place, 0o777) & (found | 0o700)
+    return modes
+
+
 class OutputFolder:
     """An output folder, held by one run at a time; a context manager."""
 
-    def __init__(self, path: Path, originals: Collection[Identity] = ()) -> None:
-        """No copy is put into one of the folders `originals`, whatever leads there."""
+    def __init__(
+        self,
+        path: Path,
+        originals: Collection[Identity] = (),
+        modes: Mapping[Path, int] | None = None,
+    ) -> None:
+        """No copy is put into one of the folders `originals`, whatever leads there.
+
+        `modes` are the permissions of folders that are made, by their places below this one.
+        """
         self.path = path
         self.refused: set[str] = set()
         """What the file system refused to do, as `Folder.refused` has it."""
@@ -119,6 +149,7 @@ class OutputFolder:
         self._folder: Folder
         self._is_held = False
         self._originals = originals
+        self._modes = modes or {}
         # Held from entering to leaving, and let go in reverse.
         self._stack = contextlib.ExitStack()
         self._places: dict[Path, Identity] = {}
@@ -173,8 +204,9 @@ class OutputFolder:
         for folder in reversed((self.path, *self.path.parents)):
             if not folder.exists():
                 self.call_on_leaving(folder.rmdir)
-        self.path.mkdir(parents=True, exist_ok=True)
+        mode = self._make()
         self._folder = hold.enter_context(Folder(self.path))
+        self._folder.set_mode(mode)
         self._is_held = True
         self.refused = self._folder.refused
         if self._folder.identity in self._originals:
@@ -185,14 +217,31 @@ class OutputFolder:
         hold.callback(self.work.unlock, _LOCK, self.work.lock(_LOCK))
         self.call_on_leaving(self._clear_scratch)
 
+    def _make(self) -> int | None:
+        """Make the folder where it is missing, and return which permissions it should get."""
+        mode = self._modes.get(Path())
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            self.path.mkdir(0o777 if mode is None else mode)
+        except FileExistsError:
+            self.path.mkdir(exist_ok=True)  # raises where this is no folder
+            return None
+        return mode
+
     def _clear_scratch(self) -> None:
         for name in self.work.list_names():
             if name.startswith(SCRATCH):
                 with contextlib.suppress(OSError):
                     self.work.unlink(name)
 
-    def write(self, data: bytes, relative: Path, like: os.stat_result | None = None) -> None:
-        """Put a file in its place, whole; it gets the permissions and the time of `like`.
+    def write(
+        self,
+        data: bytes,
+        relative: Path,
+        like: os.stat_result | None = None,
+        attributes: Mapping[str, bytes] | None = None,
+    ) -> None:
+        """Put a file in its place, whole, with the permissions and the time of `like`.
 
         Raises:
             OutputProblem: the disk is full, a link is in the way, a folder was removed or replaced;
@@ -201,7 +250,7 @@ class OutputFolder:
         """
         try:
             with self._enter(relative.parent) as place:
-                place.write(data, relative.name, aside=self.work, like=like)
+                place.write(data, relative.name, aside=self.work, like=like, attributes=attributes)
         except OSError as error:
             self.refuse_loss()
             if error.errno in _FATAL:
@@ -212,7 +261,7 @@ class OutputFolder:
         """Enter a folder for copies, made where it is missing, and check that it is one still."""
         known = self._places.get(relative)
         try:
-            place = self._folder.enter(relative, make=known is None)
+            place = self._folder.enter(relative, make=known is None, modes=self._modes)
         except FileNotFoundError:
             raise self.lose(self.path / relative) from None
         if place.identity in self._originals or known not in (None, place.identity):

@@ -99,7 +99,7 @@ def encode(
     if picture.format == "GIF" and format == "keep":
         notes = ("written as PNG, because the few colours of a GIF cannot hold the noise", *notes)
     if best.survival < SURVIVAL_FLOOR:
-        notes = (*notes, f"only {best.survival:.0%} of the noise survives in this {kind}")
+        notes = (*notes, f"only a part of the noise survives in this {kind}: {best.survival:.0%}")
     with _translate_errors(kind):
         decoded = _restore_shape(picture, kind, decoded or decode(best.data))
     return Encoded(best.data, kind, best.survival, notes, decoded)
@@ -222,7 +222,8 @@ def _encode_file(
     if kind == "BMP":
         if picture.alpha is not None or beside.segments:
             return bmp.write(planes, beside.dpi, b"".join(beside.segments))
-        return _save_image(image, kind, {"dpi": beside.dpi} if beside.dpi else {})
+        # Pillow would make up a resolution.
+        return _save_image(image, kind, {"dpi": beside.dpi or (0.0, 0.0)})
     if kind == "AVIF":
         data = _save_image(image, kind, options)
         return avif.write(data, beside.segments, beside.exif, beside.xmp)
@@ -288,5 +289,6 @@ def _save_jpeg(image: Image.Image, options: dict[str, Any]) -> bytes:
     try:
         return _save_image(image, "JPEG", options)
     except OSError:
-        # Pillow's buffer for a progressive file is too small for noise at the finest quality.
-        return _save_image(image, "JPEG", {**options, "progressive": False})
+        # Pillow's buffer for such files is too small for noise at the finest quality.
+        plain = {"progressive": False, "optimize": False}
+        return _save_image(image, "JPEG", {**options, **plain})

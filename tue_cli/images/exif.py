@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Final
 
 from tue_cli.errors import ImageProblem
+from tue_cli.images.xmp import drop_location
 
 EXIF_START: Final = b"Exif\0\0"
 MOST_BYTES: Final = 1 << 24
@@ -23,6 +24,12 @@ SIZES.update({16: 8, 17: 8, 18: 8})
 _PLACES: Final = ((513, 514), (273, 279), (324, 325))
 # Thumbnail resources of Photoshop 4 and of Photoshop 5 and later.
 _PHOTOSHOP_PREVIEWS: Final = frozenset({0x0409, 0x040C})
+_IPTC_DIGEST: Final = 0x0425
+_EXIF_POINTER, _GPS_POINTER = 34665, 34853
+# GPS, XMP, IPTC and Photoshop's resources.
+_PLACE_TAGS: Final = frozenset({_GPS_POINTER, 700, 33723, 34377})
+# Codes and names of content locations, city, part of the city, province, code and name of country.
+_IPTC_PLACES: Final = frozenset({26, 27, 90, 92, 95, 100, 101})
 
 
 def explain_tangled() -> ImageProblem:
@@ -64,18 +71,126 @@ def wrap_iptc(iptc: bytes) -> bytes:
 
 
 def _drop_thumbnails(resources: bytes) -> bytes:
-    kept = []
-    at = 0
-    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
-        code = int.from_bytes(resources[at + 4 : at + 6], "big")
-        size_at = at + 6 + (resources[at + 6] + 2) // 2 * 2
-        size = int.from_bytes(resources[size_at : size_at + 4], "big")
-        end = size_at + 4 + (size + 1) // 2 * 2
+    kept, at = [], 0
+    for code, _, end in _read_resources(resources):
         if code not in _PHOTOSHOP_PREVIEWS:
             kept.append(resources[at:end])
         at = end
     kept.append(resources[at:])
     return b"".join(kept)
+
+
+def _read_resources(resources: bytes) -> Iterator[tuple[int, int, int]]:
+    """Yield the number of each resource, where its content begins, and where it ends, padded."""
+    at = 0
+    while resources[at : at + 4] == b"8BIM" and at + 12 <= len(resources):
+        code = int.from_bytes(resources[at + 4 : at + 6], "big")
+        start = at + 6 + (resources[at + 6] + 2) // 2 * 2 + 4
+        size = int.from_bytes(resources[start - 4 : start], "big")
+        at = start + (size + 1) // 2 * 2
+        yield code, start, at
+
+
+def drop_photoshop_location(resources: bytes) -> bytes:
+    """Return Photoshop's image resources without the place that IPTC, EXIF or XMP in them name."""
+    kept: list[bytes] = []
+    digests, at = [], 0
+    for code, start, end in _read_resources(resources):
+        head = resources[at : start - 4]
+        content = resources[start:end][: int.from_bytes(resources[start - 4 : start], "big")]
+        at = end
+        cleaned = _PLACES_IN_PHOTOSHOP.get(code, bytes)(content)
+        if code == _IPTC_DIGEST:
+            digests.append(len(kept))
+        kept.append(head + struct.pack(">I", len(cleaned)) + cleaned + bytes(len(cleaned) % 2))
+    if b"".join(kept) == resources[:at]:
+        return resources
+    # What the digest was made of has changed.
+    return b"".join(part for number, part in enumerate(kept) if number not in digests)
+
+
+def drop_iptc_location(iptc: bytes) -> bytes:
+    """Return IPTC without city, country and the like; what follows its last field goes too."""
+    kept, at = [], 0
+    while iptc[at : at + 1] == b"\x1c" and at + 5 <= len(iptc):
+        record, field = iptc[at + 1], iptc[at + 2]
+        start, size = at + 5, int.from_bytes(iptc[at + 3 : at + 5], "big")
+        if size & 0x8000:
+            start += size & 0x7FFF
+            size = int.from_bytes(iptc[at + 5 : start], "big")
+        if record != 2 or field not in _IPTC_PLACES:
+            kept.append(iptc[at : start + size])
+        at = start + size
+    return b"".join(kept)
+
+
+def blank_location(exif: bytes) -> bytes:
+    """Take the GPS directory out of an EXIF structure, and IPTC and XMP, which may name the place.
+
+    The length and all other bytes stay, so that the offsets inside maker notes still hold. Nothing
+    is left of a structure that cannot be read.
+
+    Raises:
+        ImageProblem: `metadata`: its parts lie over each other.
+    """
+    cleaned = bytearray(exif)
+    try:
+        order = {b"II": "<", b"MM": ">"}[bytes(exif[:2])]
+        (first,) = struct.unpack_from(order + "I", exif, 4)
+        inner = [
+            struct.unpack_from(order + "I", exif, start)[0]
+            for tag, _, start, length in read_entries(exif, order, first)
+            if tag == _EXIF_POINTER and length == 4
+        ]
+        room = 2 * len(exif)
+        for directory in (first, *inner[:1]):
+            room = _cut_places(cleaned, order, directory, room)
+    except (struct.error, KeyError, OverflowError):
+        return b""
+    return bytes(cleaned)
+
+
+def _cut_places(exif: bytearray, order: str, directory: int, room: int) -> int:
+    """Blank what names the place in a directory, and its tags there; return the room left.
+
+    Raises:
+        ImageProblem: `metadata`: the values take more than that room.
+    """
+    (count,) = struct.unpack_from(order + "H", exif, directory)
+    end = directory + 2 + 12 * count + 4
+    if end > len(exif):
+        raise struct.error
+    table, spans = bytearray(), []
+    for at in range(directory + 2, end - 4, 12):
+        (tag,) = struct.unpack_from(order + "H", exif, at)
+        if tag in _PLACE_TAGS:
+            spans += _find_values(exif, order, at)
+        else:
+            table += exif[at : at + 12]
+    for start, stop in spans:
+        room -= stop - start
+        if room < 0:
+            raise explain_tangled()
+        # What lies over the directory itself is no value.
+        if stop <= directory or start >= end:
+            _blank(exif, max(start, 8), stop)
+    link = bytes(exif[end - 4 : end])
+    written = struct.pack(order + "H", len(table) // 12) + table + link
+    exif[directory:end] = written.ljust(end - directory, b"\0")
+    return room
+
+
+def _find_values(exif: bytearray, order: str, at: int) -> list[tuple[int, int]]:
+    """Return from where to where the value of the tag at `at` lies, or a directory and its own."""
+    tag, kind, amount, start = struct.unpack_from(order + "HHII", exif, at)
+    if tag != _GPS_POINTER:
+        length = SIZES.get(kind, 0) * amount
+        return [(start, start + length)] if length > 4 else []
+    if start + 2 > len(exif):
+        return []
+    (count,) = struct.unpack_from(order + "H", exif, start)
+    values = [(s, s + n) for _, _, s, n in read_entries(exif, order, start)]
+    return [(start, start + 2 + 12 * count + 4), *values]
 
 
 def blank_exif_previews(exif: bytes) -> bytes:
@@ -184,3 +299,12 @@ def _find_jpeg_end(data: bytes, start: int) -> tuple[int, int]:
             return (end + 2 if end >= 0 else len(data)), steps
         at += 2 + int.from_bytes(data[at + 2 : at + 4], "big")
     return 0, steps
+
+
+_PLACES_IN_PHOTOSHOP: Final = {
+    0x0404: drop_iptc_location,
+    0x0422: blank_location,
+    0x0423: blank_location,
+    0x0424: drop_location,
+}
+"""What takes the place out of a resource."""

@@ -10,18 +10,21 @@ import os
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from PIL import Image
 
 from tue_cli.errors import ImageProblem
-from tue_cli.images import codec, sniff
+from tue_cli.images import codec, metadata, sniff
 from tue_cli.images.coding import choose_kind, refuse_unfit
 from tue_cli.storage import reading
 
 BEGINNING: Final = 1 << 17
 """Bytes that are read first. EXIF with its thumbnail, at most half of this, stands before the size
 of a JPEG."""
+
+_COLOURED: Final = frozenset({"PNG", "BMP", "AVIF"})
+"""Formats that can say, without a profile, what another cannot."""
 
 
 @dataclass(frozen=True)
@@ -70,13 +73,18 @@ def _parse(source: bytes, length: int, format: str, place: Path | None) -> Heade
     size = codec.read_dimensions(source)
     kind = sniff.sniff_format(source)
     if place is not None and (target := choose_kind(kind, format)) != kind:
-        has_ink, has_alpha = _tell_mode(source, kind)
+        has_ink, has_alpha, info = _tell_mode(source, kind)
         refuse_unfit(kind, target, place, has_ink=has_ink, has_alpha=has_alpha)
+        if kind in _COLOURED:
+            metadata.refuse_other_look(metadata.read_metadata(kind, source, info)[0], kind, target)
     return Header(size, kind, length)
 
 
-def _tell_mode(source: bytes, kind: str) -> tuple[bool, bool]:
-    """Say whether pixels are in CMYK and can be transparent; False where Pillow cannot tell."""
+def _tell_mode(source: bytes, kind: str) -> tuple[bool, bool, dict[Any, Any]]:
+    """Say whether pixels are in CMYK and can be transparent, and what Pillow knows of the file.
+
+    False and nothing where Pillow cannot tell.
+    """
     with suppress(Exception), Image.open(io.BytesIO(source), formats=[kind]) as image:
-        return image.mode == "CMYK", image.has_transparency_data
-    return False, False
+        return image.mode == "CMYK", image.has_transparency_data, dict(image.info)
+    return False, False, {}

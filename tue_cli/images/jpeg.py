@@ -10,7 +10,8 @@ from __future__ import annotations
 import hashlib
 import io
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from itertools import zip_longest
 from typing import Final
 
@@ -30,6 +31,7 @@ from tue_cli.images.xmp import (
     PREVIEW,
     VIDEO,
     clean_segments,
+    clean_xmp,
     explain_lost,
 )
 from tue_cli.images.xmp import LONGEST as LONGEST
@@ -190,9 +192,10 @@ def select_segments(source: bytes) -> tuple[tuple[bytes, ...], tuple[str, ...]]:
         if APP0 <= marker <= 0xEF or marker == COMMENT
     ]
     rest = source[find_end(source) :].rstrip(b"\0")
-    cleaned: dict[int, bytes | None] = _clean_exif(found) | _clean_photoshop(found)
+    cleaned = clean_exif(found, blank_exif_previews)
+    cleaned |= clean_resources(found, clean_photoshop)
     lost = {PREVIEW for index, data in cleaned.items() if data != found[index][1]}
-    texts, more = clean_segments(found, appended=len(rest) >= FEWEST)
+    texts, more = clean_segments(found, partial(clean_xmp, appended=len(rest) >= FEWEST))
     cleaned |= texts
     lost |= more
     for index, (marker, data) in enumerate(found):
@@ -232,10 +235,12 @@ def _clean(marker: int, data: bytes) -> tuple[bytes | None, str]:
     for known, start, part in _LEFT_OUT:
         if marker == known and data.startswith(start):
             return None, part
-    return None, f"APP{marker - APP0}, which may hold the original picture"
+    return None, f"private segments that may hold the original picture: APP{marker - APP0}"
 
 
-def _clean_exif(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
+def clean_exif(
+    found: Sequence[tuple[int, bytes]], clean: Callable[[bytes], bytes]
+) -> dict[int, bytes | None]:
     """Return the cleaned EXIF payloads by index; a long structure runs over several segments."""
     runs: list[list[int]] = []
     for index, (marker, data) in enumerate(found):
@@ -246,18 +251,20 @@ def _clean_exif(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
                 runs.append([index])
     cleaned: dict[int, bytes | None] = {}
     for run in runs:
-        rest = blank_exif_previews(b"".join(found[index][1][6:] for index in run))
+        rest = clean(b"".join(found[index][1][6:] for index in run))
         at = 0
         for index in run:
             end = at + len(found[index][1]) - 6
-            cleaned[index], at = EXIF_START + rest[at:end], end
+            cleaned[index], at = (EXIF_START + rest[at:end] if rest else None), end
     return cleaned
 
 
-def _clean_photoshop(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | None]:
-    """Return the payloads of Photoshop's resources by index, thumbnails dropped.
+def clean_resources(
+    found: Sequence[tuple[int, bytes]], clean: Callable[[bytes], bytes]
+) -> dict[int, bytes | None]:
+    """Return the payloads of Photoshop's resources by index, cleaned.
 
-    Those without a preview come back as they are; else the last ones may be None.
+    Where there was nothing to clean, they come back as they are; else the last ones may be None.
     """
     places = [
         index
@@ -265,7 +272,7 @@ def _clean_photoshop(found: Sequence[tuple[int, bytes]]) -> dict[int, bytes | No
         if marker == APP13 and data.startswith(PHOTOSHOP)
     ]
     whole = b"".join(found[index][1][len(PHOTOSHOP) :] for index in places)
-    cleaned = clean_photoshop(whole)
+    cleaned = clean(whole)
     if cleaned == whole:
         return {index: found[index][1] for index in places}
     room = LONGEST - len(PHOTOSHOP)

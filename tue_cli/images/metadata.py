@@ -141,7 +141,7 @@ def convert(beside: Metadata, source: str, target: str) -> tuple[Metadata, tuple
         ImageProblem: `colour` or `crop`: the copy would look otherwise.
     """
     lost: list[str] = []
-    _refuse_other_look(beside, source, target)
+    refuse_other_look(beside, source, target)
     if source == "AVIF":
         turn = avif.read_turn(beside.segments)
         if turn != 1 or tiff.read_tag(beside.exif, exif.ORIENTATION):
@@ -150,18 +150,23 @@ def convert(beside: Metadata, source: str, target: str) -> tuple[Metadata, tuple
         elsewhere = frozenset({tiff.XMP_TAG, tiff.IPTC_TAG, tiff.PHOTOSHOP_TAG})
         beside = replace(beside, exif=tiff.drop_tags(beside.exif, elsewhere))
     if source == "PNG":
-        lost.extend(f"the text {name}" for name in png.list_texts(beside.segments))
+        names = ", ".join(png.list_texts(beside.segments))
+        lost.extend([f"texts, which have no place in a {target}: {names}"] if names else [])
     if source == "JPEG" and not join_xmp(beside.segments)[1]:
-        lost.append("a part of the XMP")
+        lost.append(f"a part of the XMP, which has no place in a {target}")
     if target == "WEBP":
-        lost.extend(["the IPTC and other data of Photoshop"] if beside.photoshop else [])
-        lost.extend(["the comment"] if beside.comments else [])
-    notes = tuple(f"left out {part}, which has no place in a {target}" for part in lost)
-    return replace(beside, segments=()), notes
+        missing = "which WebP has no place for"
+        lost.extend([f"IPTC and other data of Photoshop, {missing}"] if beside.photoshop else [])
+        lost.extend([f"the comment, {missing}"] if beside.comments else [])
+    return replace(beside, segments=()), explain_lost(lost)
 
 
-def _refuse_other_look(beside: Metadata, source: str, target: str) -> None:
-    """Raise where a copy in another format would be cropped or coloured otherwise."""
+def refuse_other_look(beside: Metadata, source: str, target: str) -> None:
+    """Raise where a copy in another format would be cropped or coloured otherwise.
+
+    Raises:
+        ImageProblem: `colour` or `crop`.
+    """
     if source == "AVIF" and avif.is_cropped(beside.segments):
         raise ImageProblem(
             "crop",

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 import struct
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Final
@@ -19,11 +19,15 @@ from tue_cli.images.exif import (
     MOST_BYTES,
     blank_exif_previews,
     blank_jpegs,
+    blank_location,
     clean_photoshop,
+    drop_iptc_location,
+    drop_photoshop_location,
     explain_tangled,
     wrap_iptc,
 )
 from tue_cli.images.xmp import CREDENTIALS, PREVIEW, blank_text_images, clean_xmp, explain_lost
+from tue_cli.images.xmp import drop_location as drop_xmp_location
 
 PNG_START: Final = b"\x89PNG\r\n\x1a\n"
 TEXT_LIMIT: Final = 4_000_000
@@ -42,6 +46,7 @@ _OF_SAMPLES = frozenset({b"sBIT", b"bKGD"})
 _OF_CODING = frozenset({b"IHDR", b"PLTE", b"tRNS", b"IDAT", b"IEND", b"hIST", *_OF_SAMPLES})
 _RAW_PROFILE: Final = b"Raw profile type "
 _RAW_TEXT = re.compile(rb"\s*+(\S++)\s++\d++\s++([0-9A-Fa-f\s]*+)\Z")
+_PLACE_WORDS: Final = re.compile(rb"gps|latitude|longitude|location", re.IGNORECASE)
 _SRGB_GAMMA: Final = 45_455
 _SRGB_PRIMARIES: Final = (31_270, 32_900, 64_000, 33_000, 30_000, 60_000, 15_000, 6_000)
 
@@ -125,7 +130,7 @@ def select_png_chunks(source: bytes) -> Selected:
             chunks.append(make_png_chunk(kind, data))
     if private:
         names = ", ".join(sorted(name for name in private if name.isalpha())[:8])
-        lost.add(f"private chunks that may hold the original picture ({names})")
+        lost.add(f"private chunks that may hold the original picture: {names}")
     return Selected(tuple(chunks), explain_lost(lost - {""}), **found)
 
 
@@ -174,10 +179,8 @@ def _unpack_text(kind: bytes, data: bytes) -> _Text | None:
 
 def _clean_profile(text: _Text, found: dict[str, bytes]) -> tuple[bytes, str]:
     """Return the text of a profile in hexadecimal digits without pictures, and what was lost."""
-    digits = _RAW_TEXT.match(text.text)
-    try:
-        profile = bytes.fromhex((digits[2] if digits else b"-").decode())
-    except ValueError:
+    profile = _read_digits(text.text)
+    if profile is None:
         flat = re.sub(rb"[^0-9a-f]", b"", text.text.lower())
         if b"ffd8ff" in flat or blank_text_images(text.text) != text.text:
             return b"", PREVIEW
@@ -200,10 +203,70 @@ def _clean_profile(text: _Text, found: dict[str, bytes]) -> tuple[bytes, str]:
     return _write_digits(name, cleaned), PREVIEW
 
 
+def _read_digits(text: bytes) -> bytes | None:
+    """Return a profile in hexadecimal digits, None for another text."""
+    digits = _RAW_TEXT.match(text)
+    with suppress(ValueError):
+        return bytes.fromhex((digits[2] if digits else b"-").decode())
+    return None
+
+
 def _write_digits(name: bytes, profile: bytes) -> bytes:
     digits = profile.hex().encode()
     lines = (digits[at : at + 72] for at in range(0, len(digits), 72))
     return b"\n%s\n%8d\n" % (name, len(profile)) + b"\n".join(lines) + b"\n"
+
+
+def drop_location(chunks: Sequence[bytes]) -> tuple[bytes, ...]:
+    """Return whole chunks without what names the place."""
+    kept = []
+    for chunk in chunks:
+        kind, data = chunk[4:8], chunk[8:-4]
+        if kind == b"eXIf":
+            start = EXIF_START if data.startswith(EXIF_START) else b""
+            cleaned = blank_location(data.removeprefix(start))
+            data = start + cleaned if cleaned else b""
+        elif kind in _TEXT:
+            data = _drop_text_location(kind, data)
+        if data:
+            kept.append(chunk if data == chunk[8:-4] else make_png_chunk(kind, data))
+    return tuple(kept)
+
+
+def _drop_text_location(kind: bytes, data: bytes) -> bytes:
+    """Return a text without what names the place, nothing where that cannot be told apart."""
+    text = _unpack_text(kind, data)
+    if text is None or _PLACE_WORDS.search(text.keyword):
+        return b""
+    cleaned = text.text
+    if text.keyword == XMP_KEYWORD:
+        cleaned = drop_xmp_location(text.text)
+    elif text.keyword.startswith(_RAW_PROFILE):
+        cleaned = _drop_profile_location(text)
+    if not cleaned or cleaned == text.text:
+        return data if cleaned else b""
+    packed = zlib.compress(cleaned) if text.is_packed else cleaned
+    return text.keyword + b"\0" + text.head + packed
+
+
+def _drop_profile_location(text: _Text) -> bytes:
+    """Return the text of a profile without what names the place, nothing of one of another kind."""
+    name, profile = text.keyword[len(_RAW_PROFILE) :], _read_digits(text.text) or b""
+    if name in (b"icc", b"icm"):
+        return text.text
+    if name in (b"exif", b"APP1") and profile.startswith(EXIF_START):
+        exif = blank_location(profile.removeprefix(EXIF_START))
+        cleaned = EXIF_START + exif if exif else b""
+    elif name == b"xmp":
+        cleaned = drop_xmp_location(profile)
+    elif name in (b"iptc", b"8bim"):
+        is_whole = profile.startswith(b"8BIM")
+        cleaned = drop_photoshop_location(profile) if is_whole else drop_iptc_location(profile)
+    else:
+        cleaned = b""
+    if cleaned == profile:
+        return text.text if profile else b""
+    return _write_digits(name, cleaned) if cleaned else b""
 
 
 def list_texts(chunks: tuple[bytes, ...]) -> list[str]:

@@ -15,17 +15,21 @@ from tue_cli.images.exif import (
     SIZES,
     blank_exif_previews,
     clean_photoshop,
+    drop_iptc_location,
+    drop_photoshop_location,
     explain_tangled,
     read_entries,
     wrap_iptc,
 )
 from tue_cli.images.xmp import CREDENTIALS, PREVIEW, blank_text_images, clean_xmp
+from tue_cli.images.xmp import drop_location as drop_xmp_location
 
 MOST_PRIVATE: Final = 1 << 16
 """Of one private tag that nobody knows: larger ones may hold the picture."""
 _PRIVATE: Final = 32768
 XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, PROFILE_TAG = 700, 33723, 34377, 34675
 _EXIF, _GPS, _INTEROPERABILITY = 34665, 34853, 40965
+_GEOTIFF: Final = (33550, 33922, 34264, 34735, 34736, 34737)
 _POINTERS: Final = (_EXIF, _GPS, _INTEROPERABILITY)
 
 # Where the pixels are and how they are coded, which the encoder of a copy says itself.
@@ -39,9 +43,14 @@ _STRUCTURE: Final = frozenset(
     for tag in range(first, last + 1)
 )
 # Tags of any size: XMP, IPTC, Photoshop's, GeoTIFF, GDAL, EXIF and what its directories hold.
-_LARGE: Final = frozenset(
-    (XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, 33550, 33922, 34264, 34735, 34736, 34737, 42112, 42113)
-)
+_LARGE: Final = frozenset((XMP_TAG, IPTC_TAG, PHOTOSHOP_TAG, *_GEOTIFF, 42112, 42113))
+# What says how pixels are shown, by directory: orientation, resolution, and colour where no profile
+# says it, as the name of Adobe RGB in the interoperability directory.
+_SHOWN: Final = {
+    0: frozenset({ORIENTATION, 282, 283, 296, 301, 318, 319, _EXIF}),
+    _EXIF: frozenset({40961, 42240, _INTEROPERABILITY}),
+    _INTEROPERABILITY: frozenset({1, 2}),
+}
 # Parts that show the picture, or that hold only for the original.
 _LEFT_OUT: Final = {
     330: PREVIEW,
@@ -81,7 +90,7 @@ def read_tiff_exif(source: bytes) -> tuple[bytes, frozenset[str]]:
     lost = {_LEFT_OUT[tag] for tag in tags.keys() & _LEFT_OUT.keys()}
     kept, strange = _select_tags(tags)
     if strange:
-        lost.add(f"private TIFF tags that may hold the picture ({', '.join(map(str, strange))})")
+        lost.add(f"private TIFF tags that may hold the picture: {', '.join(map(str, strange))}")
     if found := get_value(kept, XMP_TAG):
         xmp, more = clean_xmp(found)
         kept[XMP_TAG], lost = (kept[XMP_TAG][0], xmp), lost | more
@@ -150,7 +159,7 @@ def _read_directory(
             if tag in _POINTERS and length in (4, 8) and depth < 2:
                 (inner,) = struct.unpack_from(order + {4: "I", 8: "Q"}[length], source, start)
                 tags[tag] = 4, _read_directory(source, order, inner, big=big, depth=depth + 1)
-            elif kind in _WRITABLE:
+            elif kind in _WRITABLE or tag in _LEFT_OUT:
                 tags[tag] = kind, source[start : start + length]
     return tags
 
@@ -228,6 +237,45 @@ def drop_tags(exif: bytes, unwanted: frozenset[int]) -> bytes:
     order, tags = _read_tags(exif)
     kept = {tag: entry for tag, entry in tags.items() if tag not in unwanted}
     return pack_exif(order, kept) if kept else b""
+
+
+def drop_location(exif: bytes) -> bytes:
+    """Return the structure of a TIFF without what names the place: GPS, GeoTIFF, IPTC, XMP."""
+    if not exif:
+        return b""
+    order, tags = _read_tags(exif)
+    kept = {tag: entry for tag, entry in tags.items() if tag not in (_GPS, *_GEOTIFF)}
+    for tag, clean in (
+        (XMP_TAG, drop_xmp_location),
+        (IPTC_TAG, drop_iptc_location),
+        (PHOTOSHOP_TAG, drop_photoshop_location),
+    ):
+        if found := get_value(kept, tag):
+            kind, _ = kept.pop(tag)
+            # IPTC may be declared to be numbers of four bytes.
+            if cleaned := clean(found):
+                kept[tag] = kind, cleaned + bytes(-len(cleaned) % SIZES[kind])
+    return pack_exif(order, kept)
+
+
+def keep_coding(exif: bytes) -> bytes:
+    """Return an EXIF structure with only those tags that say how the pixels are shown."""
+    with suppress(struct.error, OverflowError, KeyError):
+        order, tags = _read_tags(exif)
+        kept = _keep_shown(tags, 0)
+        return pack_exif(order, kept) if kept else b""
+    return b""
+
+
+def _keep_shown(tags: Directory, directory: int) -> Directory:
+    kept: Directory = {}
+    for tag in tags.keys() & _SHOWN[directory]:
+        kind, value = tags[tag]
+        if isinstance(value, dict):
+            value = _keep_shown(value, tag)
+        if value:
+            kept[tag] = kind, value
+    return kept
 
 
 def set_xmp(exif: bytes, xmp: bytes) -> bytes:

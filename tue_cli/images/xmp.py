@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import zip_longest
 from typing import Any, Final
 from xml.parsers import expat
@@ -59,6 +59,17 @@ _PICTURES: Final = (
     (f"{_GOOGLE}1.0/image/", "", PREVIEW),
     (f"{_GOOGLE}1.0/depthmap/", "", DEPTH),
 )
+_PLACES: Final = (
+    ("http://ns.adobe.com/photoshop/1.0/", "City", ""),
+    ("http://ns.adobe.com/photoshop/1.0/", "State", ""),
+    ("http://ns.adobe.com/photoshop/1.0/", "Country", ""),
+    ("http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", "Location", ""),
+    ("http://iptc.org/std/Iptc4xmpCore/1.0/xmlns/", "CountryCode", ""),
+    ("http://iptc.org/std/Iptc4xmpExt/2008-02-29/", "Location", ""),
+    ("http://www.w3.org/2003/01/geo/wgs84_pos#", "", ""),
+)
+_PLACE_WORDS: Final = re.compile(r"gps|latitude|longitude", re.IGNORECASE)
+"""In the name of a property of any namespace, such as that of a drone."""
 _TERMS: Final = "http://purl.org/dc/terms/ provenance"
 _MANIFEST: Final = re.compile(rb"c2pa|jumbf|cai-manifests")
 # What the directory of a container names.
@@ -86,17 +97,17 @@ def clean_xmp(xmp: bytes, *, appended: bool = False) -> tuple[bytes, frozenset[s
     spaces = (*(space for space, _, _ in rules), _TERMS.partition(" ")[0])
     if not any(space.encode() in xmp for space in spaces) or not finder.parse():
         finder.cuts, finder.lost = [], set()
-    kept, at = [], 0
-    for start, end in sorted(finder.cuts):
-        if end > at:
-            kept.append(xmp[at : max(at, start)])
-            at = end
-    kept.append(xmp[at:])
-    cut = b"".join(kept)
+    cut = finder.cut()
     cleaned = blank_text_images(cut)
     if cleaned != cut:
         finder.lost.add(PREVIEW)
     return cleaned, frozenset(finder.lost)
+
+
+def drop_location(xmp: bytes) -> bytes:
+    """Return a packet without the properties that name a place; nothing of one that is unsound."""
+    finder = _Finder(_PLACES, xmp, _PLACE_WORDS)
+    return finder.cut() if finder.parse() else b""
 
 
 def merge_extended(main: bytes, extended: bytes) -> bytes | None:
@@ -115,7 +126,7 @@ def merge_extended(main: bytes, extended: bytes) -> bytes | None:
 
 
 def clean_segments(
-    found: Sequence[tuple[int, bytes]], *, appended: bool
+    found: Sequence[tuple[int, bytes]], clean: Callable[[bytes], tuple[bytes, frozenset[str]]]
 ) -> tuple[dict[int, bytes | None], frozenset[str]]:
     """Return the cleaned payloads of XMP in a JPEG by index, and what they lost.
 
@@ -131,7 +142,7 @@ def clean_segments(
     for name, places in extensions.items():
         places.sort(key=lambda index: found[index][1][71:75])
         whole = b"".join(found[index][1][_MORE_HEAD:] for index in places)
-        text, more = clean_xmp(whole, appended=appended)
+        text, more = clean(whole)
         lost |= more
         if text == whole:
             cleaned |= {index: found[index][1] for index in places}
@@ -141,7 +152,7 @@ def clean_segments(
         cleaned |= dict(zip_longest(places, parts[: len(places)]))
     for index, (_, data) in enumerate(found):
         if data.startswith(XMP):
-            text, more = clean_xmp(data[len(XMP) :], appended=appended)
+            text, more = clean(data[len(XMP) :])
             for old, new in names.items():
                 text = text.replace(old, new)
             cleaned[index], lost = XMP + text, lost | more
@@ -178,10 +189,16 @@ class _TooManyElements(Exception):
 class _Finder:
     """Finds from where to where the properties lie that have to go."""
 
-    def __init__(self, rules: tuple[tuple[str, str, str], ...], xmp: bytes) -> None:
+    def __init__(
+        self,
+        rules: tuple[tuple[str, str, str], ...],
+        xmp: bytes,
+        words: re.Pattern[str] | None = None,
+    ) -> None:
+        """Properties go by the rules, or if their name has one of the `words`."""
         self.cuts: list[tuple[int, int]] = []
         self.lost: set[str] = set()
-        self._rules, self._xmp = rules, xmp
+        self._rules, self._xmp, self._words = rules, xmp, words
         self._whole = {space.encode() for space, start, _ in rules if not start}
         self._open: list[tuple[int, str | None]] = []
         self._elements = 0
@@ -207,6 +224,15 @@ class _Finder:
         self._close()
         return True
 
+    def cut(self) -> bytes:
+        """Return the packet without them."""
+        kept, at = [], 0
+        for start, end in sorted(self.cuts):
+            if end > at:
+                kept.append(self._xmp[at : max(at, start)])
+                at = end
+        return b"".join((*kept, self._xmp[at:]))
+
     def _close(self, _: str = "") -> None:
         if self._ended is not None:
             (start, lost), self._ended = self._ended, None
@@ -224,7 +250,7 @@ class _Finder:
         for known, start, lost in self._rules:
             if space == known and local.startswith(start):
                 return lost
-        return None
+        return "" if self._words and self._words.search(local) else None
 
     def _start(self, name: str, attributes: Any) -> None:
         self._close()

@@ -19,7 +19,7 @@ from tue_cli.dataset import discover
 from tue_cli.dataset.journal import Journal
 from tue_cli.dataset.manifest import read_failures
 from tue_cli.dataset.match import KnownCopies, find_known_copies
-from tue_cli.dataset.output import WORK, choose_default_output
+from tue_cli.dataset.output import WORK, choose_default_output, find_folder_modes
 from tue_cli.dataset.records import read_former_run
 from tue_cli.dataset.secret import (
     SECRET,
@@ -40,7 +40,7 @@ from tue_cli.weights import Weights, load, make_netless
 
 BATCH = 32
 """Pictures the engine takes at once; fixed, because another batch size may round differently."""
-ALGORITHM = 2
+ALGORITHM = 3
 """To be raised by hand with every change after which the same picture, code, secret, weights and
 settings give other bytes. Copies of a former one stay as they are; each record holds its own."""
 LARGE = 64_000_000
@@ -100,7 +100,8 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
         former=read_former_run(output).get("engine"),
     )
     originals = discover.find_source_folders(found.items)
-    journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals)
+    modes = find_folder_modes((item.source, item.relative) for item in found.items)
+    journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals, modes)
     journal.recall()
     copies = find_known_copies(spec.paths, journal.copies)
     is_part = spec.retry_failed or spec.selection != WHOLE
@@ -189,6 +190,7 @@ def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[st
         "format": spec.format,
         "quality": spec.quality,
         **({"mark": True} if spec.mark else {}),
+        **({"strip": spec.strip} if spec.strip != "none" else {}),
     }
 
 

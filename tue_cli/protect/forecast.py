@@ -130,6 +130,7 @@ def forecast(run: RunContext, tasks: Sequence[Task]) -> Generator[Event, None, P
         free_bytes=room,
         estimated_seconds=seconds,
         already_protected=len(left) - len(failed) - len(ready),
+        original_bytes=sum(picture.header.bytes for picture in ready),
     )
 
 

@@ -9,9 +9,9 @@ import math
 import os
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -25,14 +25,17 @@ from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
 from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
+from tue_cli.images.strip import strip
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task, explain_taken, find_obstacle
-from tue_cli.protect.result import CopyRecord
+from tue_cli.protect.result import CopyRecord, NoteCounter
+from tue_cli.storage.attributes import read_attributes
 from tue_cli.text import escape, format_count
 
 BATCH_PIXELS = LARGE
 """A batch is closed at this many pixels; a picture that has them by itself is worked on alone."""
 _WITHOUT = {
+    "attributes": "extended attributes were not kept",
     "permissions": "permissions were not kept",
     "times": "modification times were not kept",
     "locks": "a second run at the same time is not prevented",
@@ -52,6 +55,8 @@ class LoadedTask:
     source_sha256: str
     status: os.stat_result
     seconds: float
+    attributes: Mapping[str, bytes] = field(default_factory=dict)
+    """The extended ones of the file."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +78,7 @@ class Pipeline:
         self._numbers = {name: number for number, name in enumerate(context.weights.card.classes)}
         self.counts: Counter[str] = Counter()  # by kind, of those skipped by reason
         self.failures: list[dict[str, str]] = []
+        self.notes = NoteCounter()
         self.engine_seconds = 0.0
         self._weak = 0
         settings = context.spec.settings
@@ -138,6 +144,7 @@ class Pipeline:
             )
         elif isinstance(outcome, Saved):
             self._weak += outcome.copy.survival < encode.SURVIVAL_FLOOR
+            self.notes.add(outcome.copy)
 
     def list_warnings(self) -> Iterator[str]:
         """Yield what a person should know about the copies."""
@@ -181,6 +188,7 @@ class Pipeline:
             if not alone and math.prod(codec.read_dimensions(data)) >= BATCH_PIXELS:
                 return Large(task)
             status = source.stat()
+            attributes, private = read_attributes(source)
             picture = codec.decode(data)
             del data
             if mark.has_mark(picture.metadata.xmp):
@@ -188,12 +196,18 @@ class Pipeline:
             picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
                 raise explain_taken()
+            picture = strip(picture, self._context.spec.strip)
+            if self._context.spec.strip == "metadata":
+                attributes = {}
+            else:
+                picture = replace(picture, notes=(*picture.notes, *private))
             small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
             return Failed(source, "unreadable", f"The file cannot be read: {error}.")
-        return LoadedTask(task, picture, small, digest, status, time.monotonic() - began)
+        seconds = time.monotonic() - began
+        return LoadedTask(task, picture, small, digest, status, seconds, attributes)
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture cannot be worked on, or None."""
@@ -278,7 +292,7 @@ class Pipeline:
             )
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
             timed = {**make_plain(record), "seconds": round(seconds, 4)}
-            self._context.journal.save(timed, encoded.data, loaded.status)
+            self._context.journal.save(timed, encoded.data, loaded.status, loaded.attributes)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(task.item.source, error)
         except OSError as error:

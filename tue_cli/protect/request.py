@@ -13,6 +13,7 @@ from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.images import coding
+from tue_cli.images.strip import STRIP
 from tue_cli.noise import Noise
 from tue_cli.report.write import refuse_report
 
@@ -83,6 +84,11 @@ class ProtectSpec:
         "Quality of JPEG, WebP and AVIF, 1 to 100. Default: the original's, or better.",
         panel=ADVANCED,
     )
+    strip: str = setting(
+        "none",
+        "Remove from copies: none, gps (the place) or metadata.",
+        choices=STRIP,
+    )
     existing: str = setting(
         "skip",
         "What to do with copies that exist: skip, overwrite, or stop with an error.",
@@ -141,6 +147,11 @@ class ProtectSpec:
             self.quality is None or 1 <= self.quality <= 100,
             f"--quality must be 1 to 100, not {self.quality}.",
             "Without the option, the quality of the original is kept.",
+        )
+        refuse_unless(
+            self.strip in STRIP,
+            f"--strip {self.strip} is unknown.",
+            f"Choose one of: {', '.join(STRIP)}.",
         )
         refuse_unless(
             self.existing in EXISTING,

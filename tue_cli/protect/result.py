@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+from collections import defaultdict
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,9 +11,12 @@ from pathlib import Path
 from tue_cli.config import FEWEST_PICTURES
 from tue_cli.dataset.match import CHANGED, PROTECTED
 from tue_cli.errors import REASONS
-from tue_cli.events import AMONG
+from tue_cli.events import AMONG, Note
 from tue_cli.images.residual import CopyFacts
 from tue_cli.text import escape, format_count, format_duration, format_size
+
+GROWN = 1.25
+"""How many times the originals copies must take before a plan says so."""
 
 
 @dataclass(frozen=True)
@@ -73,6 +77,7 @@ class CopyRecord:
     small_rms: float
     """Root of the mean squared change at 32 x 32 pixels, in levels."""
     notes: tuple[str, ...]
+    """What a copy could not keep. Details follow a colon; what stands before it is the kind."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +98,8 @@ class ProtectForecast:
     estimated_seconds: float | None
     already_protected: int = 0
     """Left alone, since they are copies themselves."""
+    original_bytes: int = 0
+    """Of the originals of those copies."""
 
 
 @dataclass(frozen=True)
@@ -112,6 +119,8 @@ class ProtectSummary:
     """Whom the copies hinder, and what helps, in sentences; empty if there are true classes."""
     already_protected: int = 0
     """Left alone, since they are copies themselves, changed or not."""
+    notes: Mapping[str, int] = field(default_factory=dict)
+    """Kinds of notes on the copies that were written, the most frequent first, and how many."""
 
 
 @dataclass(frozen=True)
@@ -131,7 +140,11 @@ def describe_forecast(result: ProtectForecast) -> Iterator[str]:
         if result.estimated_bytes is not None and result.estimated_seconds is not None:
             size = format_size(result.estimated_bytes)
             duration = format_duration(result.estimated_seconds)
-            yield f"Estimated: about {size} of copies, in about {duration}."
+            times = result.estimated_bytes / max(1, result.original_bytes)
+            grown = f", {times:.1f} times the originals" if times >= GROWN else ""
+            yield f"Estimated: about {size} of copies{grown}, in about {duration}."
+            if grown:
+                yield "Noise compresses badly, above all in lossless formats such as PNG."
         if result.already_done:
             yield f"Already done: {format_count(result.already_done, 'picture')}."
     elif not result.failed:
@@ -227,6 +240,39 @@ def tell_left_alone(outcomes: Mapping[str, int]) -> Iterator[str]:
             else f"{count:,} pictures are protected copies that were changed, and were left alone. "
             "Protect their originals instead."
         )
+
+
+class NoteCounter:
+    """Groups the notes on copies by their kind."""
+
+    def __init__(self) -> None:
+        self._named: defaultdict[str, defaultdict[str, list[str]]] = defaultdict(
+            lambda: defaultdict(list)
+        )
+
+    def add(self, copy: CopyRecord) -> None:
+        """Take up the notes on a copy."""
+        for note in copy.notes:
+            kind, _, detail = note.partition(": ")
+            self._named[kind][escape(copy.path)] += [detail] if detail else []
+
+    def count(self) -> dict[str, int]:
+        """Return how many copies have a note of each kind, the most frequent first."""
+        counts = {kind: len(self._named[kind]) for kind in sorted(self._named)}
+        return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+    def tell(self) -> Iterator[Note]:
+        """Yield a sentence for each kind, with the names of the copies and the details."""
+        for line, kind in zip(describe_notes(self.count()), self.count(), strict=True):
+            named = self._named[kind].items()
+            names = (f"{path}: {', '.join(more)}" if more else path for path, more in named)
+            yield Note(line, tuple(names))
+
+
+def describe_notes(counts: Mapping[str, int]) -> Iterator[str]:
+    """Yield a sentence for each kind of note; `counts` is what `NoteCounter.count` returns."""
+    for kind, count in counts.items():
+        yield f"{kind[0].upper()}{kind[1:]}: {format_count(count, 'picture')}."
 
 
 @dataclass(frozen=True)

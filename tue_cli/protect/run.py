@@ -63,6 +63,7 @@ def protect(
             yield Done(plan, tuple(describe_forecast(plan)))
             return
         tasks, work = yield from _write_copies(run, labelled, wants)
+        yield from work.notes.tell()
         yield from (Note(text) for text in work.list_warnings())
         yield from (Note(text) for text in tell_left_alone(work.counts))
         manifest = run.output / MANIFEST
@@ -87,6 +88,7 @@ def protect(
             seconds=round(time.monotonic() - began, 3),
             engine_seconds=round(work.engine_seconds, 3),
             scope=scope,
+            notes=work.notes.count(),
         )
         again = wants is not None
         yield Done(result, tuple(describe(result, spec.paths, report, again=again)))

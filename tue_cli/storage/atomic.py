@@ -13,10 +13,12 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Final, Self
+
+from tue_cli.storage.attributes import write_attributes
 
 DESCRIPTORS: Final = {os.open, os.mkdir, os.rename, os.rmdir, os.stat, os.unlink} <= (
     os.supports_dir_fd
@@ -81,8 +83,8 @@ class Folder:
         self.path: Path = Path(os.path.realpath(path)) if above is None else above.path / path
         """Without links, as it was when the folder was entered."""
         self.refused: set[str] = set() if above is None else above.refused
-        """What the file system refused to do and was gone on without: permissions, times, locks
-        or syncing; one set for a folder and all that was entered from it."""
+        """What the file system did not do: permissions, times, attributes, locks or syncing; one
+        set for a folder and all that was entered from it."""
         self._descriptor: int | None = None
         where, descriptor = (self.path, None) if above is None else above._locate(str(path))
         if DESCRIPTORS:
@@ -112,22 +114,27 @@ class Folder:
             return False
         return get_identity(status) == self.identity and not is_link(status)
 
-    def enter(self, relative: Path, *, make: bool = False) -> Folder:
+    def enter(
+        self, relative: Path, *, make: bool = False, modes: Mapping[Path, int] | None = None
+    ) -> Folder:
         """Enter a folder below this one; where asked to, make what is missing of it.
+
+        What is made has its mode in `modes`, by its place below this one, at no moment more.
 
         Raises:
             OSError: it cannot be entered; ELOOP where a link is in the way.
         """
         if relative.is_absolute() or ".." in relative.parts:
             raise OSError(errno.EINVAL, "Outside the folder", str(relative))
-        folder = Folder(Path(), self)
+        folder, place = Folder(Path(), self), Path()
         for name in relative.parts:
+            place /= name
             with folder:
-                below = folder._enter(name, make=make)
+                below = folder._enter(name, make=make, mode=(modes or {}).get(place))
             folder = below
         return folder
 
-    def _enter(self, name: str, *, make: bool) -> Folder:
+    def _enter(self, name: str, *, make: bool, mode: int | None) -> Folder:
         try:
             return Folder(Path(name), self)
         except FileNotFoundError:
@@ -140,10 +147,20 @@ class Folder:
             number = errno.ELOOP if is_one else error.errno or errno.EIO
             raise _make_error(number, self.path / name) from None
         where, descriptor = self._locate(name)
-        with suppress(FileExistsError):
-            os.mkdir(where, dir_fd=descriptor)  # noqa: PTH102 - a Path knows no descriptor
-            self.sync()
-        return Folder(Path(name), self)
+        try:
+            os.mkdir(where, 0o777 if mode is None else mode, dir_fd=descriptor)  # noqa: PTH102
+        except FileExistsError:
+            mode = None
+        self.sync()
+        folder = Folder(Path(name), self)
+        folder.set_mode(mode)
+        return folder
+
+    def set_mode(self, mode: int | None) -> None:
+        """Give the folder these permissions, where there are any; do nothing for None."""
+        if mode is not None and self._descriptor is not None:
+            with self.tolerate("permissions"):
+                os.chmod(self._descriptor, os.fstat(self._descriptor).st_mode & 0o7000 | mode)  # noqa: PTH101
 
     def _locate(self, name: str) -> tuple[str, int | None]:
         """Return what the system finds an entry by: its name and this folder, or its path."""
@@ -204,12 +221,14 @@ class Folder:
         *,
         aside: Folder | None = None,
         like: os.stat_result | None = None,
+        attributes: Mapping[str, bytes] | None = None,
         mode: int = _PUBLIC,
     ) -> None:
         """Write a file so that it appears whole or not at all.
 
         Until then it lies in `aside`, or here. It has `mode` less the umask or, given a `like`,
-        its permissions and time once it is finished, and is for nobody but the user before.
+        its permissions and time once it is finished, and is for nobody but the user before; it gets
+        extended `attributes` as far as the file system has such.
 
         Raises:
             OSError: as the file system gave it; a former file stays as it was.
@@ -222,6 +241,8 @@ class Folder:
             with open(opened, "wb") as file:  # noqa: PTH123
                 file.write(data)
                 file.flush()
+                if not write_attributes(opened, attributes or {}):
+                    self.refused.add("attributes")
                 if DESCRIPTORS and like is not None:
                     self._copy_status(opened, like)
                 with self.tolerate("syncing"):

@@ -11,7 +11,7 @@ from textual.widgets import Button, Digits, Label, Static
 
 from tue_cli.config import FEWEST_PICTURES
 from tue_cli.events import Failed
-from tue_cli.protect.result import ProtectSummary
+from tue_cli.protect.result import ProtectSummary, describe_notes
 from tue_cli.text import escape, format_duration
 from tue_cli.tui.draft import Draft
 from tue_cli.tui.steps import Step
@@ -97,6 +97,9 @@ class ResultScreen(Step):
         rows.append(format_row("copies", shorten_path(summary.output), WIDTH))
         rows.append(format_row("manifest", shorten_path(summary.manifest), WIDTH))
         rows.append(format_row("time", format_duration(summary.seconds), WIDTH))
+        if summary.notes:
+            rows.append(())
+            rows += [((line, "$foreground-muted"),) for line in describe_notes(summary.notes)]
         for line in summary.scope:
             rows += [(), ((line, "$warning"),)]
         if not summary.protected and not summary.failed:
