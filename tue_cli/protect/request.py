@@ -86,7 +86,7 @@ class ProtectSpec:
     )
     strip: str = setting(
         "none",
-        "Remove from copies: none, gps (the place) or metadata.",
+        "What to remove from copies: gps or metadata.",
         choices=STRIP,
     )
     existing: str = setting(
