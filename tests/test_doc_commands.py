@@ -77,7 +77,8 @@ def test_the_commands_of_a_page_work_one_after_the_other(page: str, place: Path)
             timeout=600,
             check=False,
         )
-        assert done.returncode in WORKS[name], f"{line}\n{done.stdout}\n{done.stderr}"
+        works = (3,) if "--no-recursive" in line else WORKS[name]  # here, all lie in subfolders
+        assert done.returncode in works, f"{line}\n{done.stdout}\n{done.stderr}"
         made = place / "photos-protected"
         if name == "protect" and made.is_dir() and not (place / "downloaded").exists():
             shutil.copytree(made, place / "downloaded")
