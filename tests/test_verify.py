@@ -78,6 +78,11 @@ def spec(folders: tuple[Path, Path]) -> VerifySpec:
     return VerifySpec(folders[1], folders[0], QUICK, device="cpu")
 
 
+def originals_of(spec: VerifySpec) -> Path:
+    assert spec.original is not None
+    return spec.original
+
+
 def again(folder: Path, place: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Return copies like those in a folder, with another manifest."""
     shutil.copytree(folder, place)
@@ -113,12 +118,12 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     spec: VerifySpec, tmp_path: Path
 ) -> None:
     spec = replace(spec, settings=replace(BRIEF, attacks=("std", "early", "gray")))
-    before = {path: sha256(path) for path in spec.original.rglob("*.png")}
+    before = {path: sha256(path) for path in originals_of(spec).rglob("*.png")}
     events, whole = run(spec)
     assert trained(events) == 6  # early stopping has the same victims as standard training
     started = next(event for event in events if isinstance(event, Started))
     assert started.total == 6 and started.seconds is not None and started.seconds > 0
-    assert {path: sha256(path) for path in spec.original.rglob("*.png")} == before
+    assert {path: sha256(path) for path in originals_of(spec).rglob("*.png")} == before
 
     job = verify(spec)  # without --resume it begins anew
     seen: list[AnyEvent] = []
@@ -148,7 +153,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     events, repeated = run(replace(spec, protected=same, resume=True))
     assert trained(events) == 0 and figures(repeated) == figures(whole)
     other = again(spec.protected, tmp_path / "other", lambda manifest: None)
-    shutil.copy(spec.original / "cold" / "0.png", other / "cold" / "0.png")
+    shutil.copy(originals_of(spec) / "cold" / "0.png", other / "cold" / "0.png")
     events = []
     for event in verify(replace(spec, protected=other, resume=True)):
         events.append(event)
@@ -180,7 +185,7 @@ def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
 def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
     plain = again(spec.protected, tmp_path / "plain", lambda manifest: None)
     for path in plain.rglob("*.png"):
-        shutil.copy(spec.original / path.relative_to(plain), path)
+        shutil.copy(originals_of(spec) / path.relative_to(plain), path)
     events, result = run(replace(spec, protected=plain))
     assert "208 of 208 copies changed since tue wrote them" in notes(events)
     assert result.status == "conclusive"
@@ -255,7 +260,7 @@ def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_wei
 def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:
     holdout = pictures(tmp_path / "holdout", ("cold", "warm"), 30, seed=7)
     pictures(holdout, ("strange",), 2, seed=8)
-    shutil.copy(spec.original / "cold" / "3.png", holdout / "cold" / "own.png")
+    shutil.copy(originals_of(spec) / "cold" / "3.png", holdout / "cold" / "own.png")
     shutil.copy(holdout / "cold" / "1.png", holdout / "cold" / "twice.png")
     events: list[AnyEvent] = []
     for event in verify(replace(spec, holdout=holdout, settings=PLANNED)):
@@ -269,7 +274,7 @@ def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path)
 
 
 def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
-    _, result = run(replace(spec, holdout=spec.original))
+    _, result = run(replace(spec, holdout=originals_of(spec)))
     assert result.status == "inconclusive" and "to train and to test with" in result.headline
     with pytest.raises(BadSetting, match="protected copies"):
         run(replace(spec, holdout=spec.protected))
@@ -326,7 +331,7 @@ def test_a_report_holds_no_picture_from_outside_the_folders(
             record["source_sha256"] = sha256(secret)
 
     place = again(spec.protected, tmp_path / "hostile", point_outside)
-    shutil.copytree(spec.original, tmp_path / "in")
+    shutil.copytree(originals_of(spec), tmp_path / "in")
     page = tmp_path / "report.html"
     settings = replace(QUICK, seen=170)
     hostile = replace(spec, protected=place, original=tmp_path / "in", settings=settings)
@@ -411,7 +416,7 @@ def tue(*arguments: object) -> int:
 def test_a_shell_gets_the_figures_and_exit_code_5_below_the_limit(
     spec: VerifySpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["verify", spec.protected, "--original", spec.original, "--device", "cpu"]
+    command = ["verify", spec.protected, "--original", originals_of(spec), "--device", "cpu"]
     command += ["--attacks", "std", "--victim", "resnet18:0.0625", "--budget", "1s"]
     assert tue(*command, "--json", "--fail-under", "100") == ExitCode.MISMATCH
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -434,7 +439,7 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         del manifest["pictures"][5:]
 
     place = again(spec.protected, tmp_path / "few", few)
-    command = ["verify", place, "--original", spec.original]
+    command = ["verify", place, "--original", originals_of(spec)]
     assert tue(*command, "--report", tmp_path / "page.html") == 0
     assert "Inconclusive" in capsys.readouterr().out
     assert "Inconclusive" in (tmp_path / "page.html").read_text()
@@ -468,7 +473,10 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
 def test_errors_have_codes_and_remedies(
     arguments: tuple[str, ...], says: str, spec: VerifySpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tue("verify", spec.protected, "--original", spec.original, *arguments) == ExitCode.USAGE
+    assert (
+        tue("verify", spec.protected, "--original", originals_of(spec), *arguments)
+        == ExitCode.USAGE
+    )
     assert says in capsys.readouterr().err
 
 

@@ -116,7 +116,7 @@ def keep_secret(secret: Secret) -> Secret:
         OSError: the folder cannot be written.
         TueError: there is a damaged one.
     """
-    folder = _make_folder()
+    folder = make_folder()
     scratch = folder / f"{SECRET}-{secrets.token_hex(8)}"
     write_atomically(secret.format().encode(), scratch, 0o600)
     try:
@@ -154,7 +154,7 @@ def keep_codes(chosen: Mapping[str, str]) -> None:
     new = {mark: code for mark, code in chosen.items() if mark not in known}
     if not new:
         return
-    with suppress(OSError), Folder(_make_folder()) as folder, LineFile(folder, CODES) as file:
+    with suppress(OSError), Folder(make_folder()) as folder, LineFile(folder, CODES) as file:
         file.append(*({"class": mark, "code": code} for mark, code in new.items()))
 
 
@@ -169,7 +169,8 @@ def _parse_choice(line: Any) -> tuple[str, str] | None:
     return None
 
 
-def _make_folder() -> Path:
+def make_folder() -> Path:
+    """Return the user's data folder, made for nobody else where it is missing."""
     folder = find_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder
@@ -276,7 +277,7 @@ def _replace(secret: Secret, told: str) -> Iterator[Any]:
     path = find_folder() / SECRET
     former = None
     try:
-        _make_folder()
+        make_folder()
         if os.path.lexists(path):
             names = (path.with_name(f"{SECRET}-former-{number}") for number in range(1, 10_000))
             former = next(name for name in names if not os.path.lexists(name))

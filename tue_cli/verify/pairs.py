@@ -6,13 +6,14 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from tue_cli.config import FEWEST_PICTURES
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.originals import recall_originals, tell_recalled
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.images import codec
@@ -83,10 +84,33 @@ def pair_copies(
     return pairs, failures, others
 
 
-def find_original(record: dict[str, Any], original: Path) -> Path | None:
-    """Return where the original of a manifest's picture lies below `original`; None where the
-    manifest points out of that folder, or out of its own.
+def locate_originals(
+    spec: VerifySpec, manifest: dict[str, Any]
+) -> Generator[Event, None, VerifySpec]:
+    """Return the request with the folder of the originals, found again where it names none.
+
+    Raises:
+        BadSetting: they are not where `tue protect` found them, or it was not run by this user.
     """
+    if spec.original is not None:
+        return spec
+    sources = ((str(r.get("source", r["path"])), r["source_sha256"]) for r in manifest["pictures"])
+    recalled = recall_originals(spec.protected, sources)
+    if recalled is None:
+        raise BadSetting(
+            f"The originals of {escape(spec.protected)} are not known, or are no longer there.",
+            "Add --original FOLDER, with the folder that was given to `tue protect`.",
+        )
+    yield Note(tell_recalled(recalled))
+    return replace(spec, original=recalled)
+
+
+def find_original(record: dict[str, Any], original: Path | None) -> Path | None:
+    """Return where the original of a manifest's picture lies below `original`; None where the
+    manifest points out of that folder, or out of its own, or no folder is known.
+    """
+    if original is None:
+        return None
     source = str(record.get("source", record["path"]))
     return original / source if is_below(source) and is_below(record["path"]) else None
 
@@ -177,6 +201,7 @@ def split_pairs(
 ) -> Generator[Event, None, tuple[list[Pair], list[Pair], list[Pair]]]:
     """Return the copies with their originals, and all pictures to train on and to test on."""
     settings = spec.settings
+    assert spec.original is not None
     pairs, unpaired, others = pair_copies(spec.protected, spec.original, manifest, pool)
     yield from unpaired
     failures += unpaired

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,10 @@ class VerifySpec:
     """What `tue verify` was asked for."""
 
     protected: Path = argument("A folder of copies that `tue protect` wrote.")
-    original: Path = setting(MISSING, "The originals: the folder that was given to `tue protect`.")
+    original: Path | None = setting(
+        None,
+        "The folder that was given to `tue protect`. Default: where it found the originals.",
+    )
     settings: VerifySettings = part(BUDGETS["quick"], by="budget", among=BUDGETS, has_others=True)
     budget: str = setting(
         "quick",
@@ -97,8 +100,8 @@ class VerifySpec:
             "Name a folder of copies that `tue protect` wrote.",
         )
         refuse_unless(
-            self.original.is_dir(),
-            f"--original {escape(self.original)} is not a folder.",
+            self.original is None or self.original.is_dir(),
+            f"--original {escape(self.original or '')} is not a folder.",
             "Name the folder that was given to `tue protect`.",
         )
 

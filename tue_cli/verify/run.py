@@ -22,6 +22,7 @@ from tue_cli.verify.pairs import (
     explain_shortage,
     find_original,
     limit_pairs,
+    locate_originals,
     split_pairs,
 )
 from tue_cli.verify.request import VerifySpec, format_victim, read_provenance
@@ -87,6 +88,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     refuse_victims(spec.settings)
     manifest = read_manifest(spec.protected)
     radius, made = read_provenance(spec.protected, manifest)
+    spec = yield from locate_originals(spec, manifest)
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
