@@ -18,7 +18,7 @@ from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.originals import ORIGINALS, recall_originals
 from tue_cli.errors import BadSetting
-from tue_cli.events import AnyEvent, Checked, Event, Note, Started
+from tue_cli.events import AnyEvent, Checked, Note, Started
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
@@ -48,11 +48,11 @@ def recompress(output: Path) -> None:
         image.save(path, quality=70)
 
 
-def changed_of(events: Iterable[Event]) -> Checked:
+def changed_of(events: Iterable[object]) -> Checked:
     return next(e for e in events if isinstance(e, Checked) and e.state == "recompressed")
 
 
-def notes(events: Iterable[Event]) -> str:
+def notes(events: Iterable[object]) -> str:
     return "\n".join(event.message for event in events if isinstance(event, Note))
 
 
