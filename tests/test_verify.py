@@ -224,37 +224,124 @@ def test_a_control_that_learned_nothing_leaves_no_number(
     assert result.attacks[0].protection is None
 
 
+def begun(spec: VerifySpec) -> tuple[VerifyPlan, list[AnyEvent]]:
+    """Return the plan of a run that is stopped before any victim is trained, and its events."""
+    events: list[AnyEvent] = []
+    job = verify(spec)
+    for event in job:
+        events.append(event)
+        if isinstance(event, Started):
+            break
+    job.close()
+    assert isinstance(events[-1], Started) and isinstance(events[-1].plan, VerifyPlan), events[-1]
+    return events[-1].plan, events
+
+
 @pytest.mark.slow
-def test_too_few_pictures_are_inconclusive(
+def test_few_pictures_are_each_tested_once_by_victims_that_never_saw_them(
     spec: VerifySpec, tmp_path: Path, tiny_weights: Path
 ) -> None:
-    originals = pictures(tmp_path / "in", ("cold", "warm"), 99)
-    for number in range(10):  # the same picture again is no other picture
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 30)
+    for number in range(5):  # the same picture again is no other picture
         shutil.copy(originals / "cold" / "0.png", originals / "cold" / f"again-{number}.png")
+    pictures(originals, ("rare",), 9, seed=2)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    few = replace(spec, protected=output, original=originals)
+    plan, _ = begun(replace(few, settings=PLANNED))
+    assert plan.seeds == 3
+    few = replace(few, settings=replace(QUICK, seen=96, seeds=1))
+    events, result = run(few)
+    assert "fewer than 200 pictures" in notes(events) and "omitted: rare" in notes(events)
+    plan = result.setup.plan
+    assert plan is not None and (plan.folds, plan.seeds, plan.classes) == (5, 1, 2)
+    assert plan.held_out_pictures == 60
+    assert trained(events) == 3 * 5
+    (attack,) = result.attacks
+    assert {arm: len(curves) for arm, curves in attack.curves.items()} == dict.fromkeys(
+        ("clean", "protected", "random"), 5
+    )
+    last = [curve[-1] for curve in attack.curves["clean"]]
+    assert attack.clean.mean == pytest.approx(np.mean(last), abs=1e-4)
+    events, resumed = run(replace(few, resume=True))
+    assert trained(events) == 0 and figures(resumed) == figures(result)
+
+
+def test_classes_of_too_few_pictures_are_refused(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 9)
     output = protected(originals, tmp_path / "out", tiny_weights)
     events, result = run(replace(spec, protected=output, original=originals))
-    assert result.status == "inconclusive" and result.headline.count("198") == 1
-    assert not any(isinstance(event, Started) for event in events)
+    assert result.status == "inconclusive" and not any(isinstance(e, Started) for e in events)
+    assert "two classes must have 10 different pictures or more" in result.headline
     assert "%" not in result.headline and result.weakest is None
 
 
-@pytest.mark.slow
-def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> None:
-    originals = pictures(tmp_path / "in", ("",), 2 * EACH)
+def test_a_picture_that_fails_leaves_the_folds_in_order(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 12)
     output = protected(originals, tmp_path / "out", tiny_weights)
-    alone = replace(spec, protected=output, original=originals)
+    (output / "cold" / "3.png").write_bytes(b"no picture")
+    few = replace(spec, protected=output, original=originals, settings=PLANNED)
+    plan, events = begun(few)
+    assert plan.held_out_pictures == 23
+    assert [e.path.name for e in events if isinstance(e, Failed)] == ["3.png"]
+
+
+@pytest.fixture
+def alone(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> VerifySpec:
+    """Copies of one class."""
+    originals = pictures(tmp_path / "in", ("",), 40)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    return replace(spec, protected=output, original=originals)
+
+
+def test_one_class_requires_a_background(alone: VerifySpec) -> None:
     _, result = run(alone)
-    assert result.status == "inconclusive" and "--background" in result.headline
+    assert result.status == "inconclusive" and "--background DIR is required" in result.headline
     with pytest.raises(BadSetting, match="the same pictures as the copies"):
-        run(replace(alone, background=originals))
-    others = pictures(tmp_path / "others", ("x", "y", "z"), 80, seed=1)
-    for event in verify(replace(alone, background=others, settings=PLANNED)):
-        if isinstance(event, Started):
-            break
-    assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
-    assert event.plan.classes == 2
-    # As many others as pictures of one's own, at most.
-    assert event.plan.training_pictures + event.plan.held_out_pictures == 4 * EACH
+        run(replace(alone, background=originals_of(alone)))
+
+
+def test_a_class_among_others_has_as_many_rivals_as_there_are_subfolders(
+    alone: VerifySpec, tmp_path: Path
+) -> None:
+    others = pictures(tmp_path / "others", ("x", "owner", "z"), 50, seed=1)
+    pictures(others, ("small",), 9, seed=2)
+    settings = replace(PLANNED, attacks=("std", "labels"))
+    plan, events = begun(replace(alone, background=others, settings=settings))
+    # A class of the background that is called as the user's own is another one.
+    assert plan.classes == 4 and plan.measured == "recall of your class among 4"
+    assert "omitted: small" in notes(events) and "labels is omitted" in notes(events)
+    assert plan.attackers == "std" and (plan.seeds, plan.folds) == (3, 5)
+    # Each of 40, as many as there are of the user's own; of these alone all are tested.
+    assert plan.training_pictures == 4 * 40 * 4 // 5 and plan.held_out_pictures == 40
+    for path in list(others.rglob("*.png")):
+        path.rename(others / f"{path.parent.name}-{path.name}")
+    plan, _ = begun(replace(alone, background=others, settings=PLANNED))
+    assert plan.classes == 2
+
+
+@pytest.mark.slow
+def test_recall_tells_what_copies_hide_and_leaves_the_others(
+    alone: VerifySpec, tmp_path: Path
+) -> None:
+    # Flat copies of another colour teach nothing of the pictures; x and y look unlike each other.
+    for number, path in enumerate(sorted(alone.protected.rglob("*.png"))):
+        shade = 10 if number % 2 else 245
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(path)
+    others = pictures(tmp_path / "others", ("", "x", "y"), 40, seed=1)
+    for path in others.glob("*.png"):  # those that look like the user's own
+        path.unlink()
+    settings = replace(QUICK, seen=700, seeds=1)
+    _, result = run(replace(alone, background=others, settings=settings))
+    (attack,) = result.attacks
+    assert attack.others is not None and attack.floor == pytest.approx(1 / 3, abs=1e-4)
+    assert attack.clean.mean > 0.8 and attack.protected.mean < 0.3
+    assert attack.others.clean > 0.8 and attack.others.protected > 0.8
+    assert result.weakest is not None and result.weakest.value > 80
+    assert "your class is one of 3" in result.reasons[0]
 
 
 def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:

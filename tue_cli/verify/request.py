@@ -45,7 +45,9 @@ class VerifySpec:
         "Clean pictures to test on, one subfolder per class. Default: a fifth of the originals.",
     )
     background: Path | None = setting(
-        None, "Other people's pictures, as a second class if you have only one."
+        None,
+        "Other people's pictures, one subfolder per class. Required if you have one class; then "
+        "tue measures how well models recognize it.",
     )
     report: Path | None = setting(None, "Also write a page with the result: FILE.html.")
     device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
@@ -66,7 +68,7 @@ class VerifySpec:
         settings, size = self.settings, self.settings.size
         refuse_seed(settings.seed)
         refuse_unless(
-            settings.seeds >= 1,
+            settings.seeds is None or settings.seeds >= 1,
             f"--seeds must be 1 or more, not {settings.seeds}.",
             "It is the number of victims of each kind.",
         )

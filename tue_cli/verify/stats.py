@@ -229,7 +229,7 @@ def _format_percent(estimate: Estimate) -> str:
 
 def _round_up(count: float) -> int:
     """Return a number of two digits and zeros, not below this one."""
-    unit = 10 ** max(0, len(str(math.ceil(count))) - 2)
+    unit: int = 10 ** max(0, len(str(math.ceil(count))) - 2)
     return math.ceil(count / unit) * unit
 
 

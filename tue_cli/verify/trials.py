@@ -42,6 +42,8 @@ class Trial:
     part: float
     alone: bool = False
     """Only the part of the pictures that stays clean."""
+    fold: int = 0
+    """Which part of the pictures it is tested on, where each is in its turn."""
 
     @property
     def kind(self) -> tuple[VictimSettings, bool, str]:
@@ -62,17 +64,19 @@ class TrialProgress:
     attack: str
     """How it is trained."""
     seed: int
+    fold: int | None = None
+    """Number of the part of the pictures that it is tested on, from 1; None: there is one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One attacker on one kind of victim: for each arm, a trial a seed."""
+    """One attacker on one kind of victim: for each arm, its trials."""
 
     name: str
     attack: Attack
     victim: VictimSettings
     trials: dict[str, tuple[Trial, ...]]
-    """Arm -> trials; `floor` where it is not chance."""
+    """Arm -> trials, one for each fold of each seed; `floor` where it is not chance."""
 
 
 def count_epochs(pictures: int, seen: int) -> int:
@@ -112,9 +116,13 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
             }
             if attack.part < 1:
                 arms["floor"] = replace(trial, part=attack.part, alone=True)
-            seeds = [settings.seed + number for number in range(settings.seeds)]
+            seeds = [settings.seed + number for number in range(settings.seeds or 1)]
             trials = {
-                arm: tuple(replace(trial, seed=seed) for seed in seeds)
+                arm: tuple(
+                    replace(trial, seed=seed, fold=fold)
+                    for seed in seeds
+                    for fold in range(settings.folds)
+                )
                 for arm, trial in arms.items()
             }
             groups.append(Group(name, attack, victim, trials))
@@ -122,11 +130,14 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
 
 
 def list_unique_trials(groups: Iterable[Group]) -> list[Trial]:
-    """Return each trial once, in the order of work: all of the first seed before the next."""
+    """Return each trial once, in the order of work: all of the first seed before the next.
+
+    Within a seed, all of the first fold come before the next.
+    """
     every = dict.fromkeys(
         trial for group in groups for trials in group.trials.values() for trial in trials
     )
-    return sorted(every, key=lambda trial: trial.seed)
+    return sorted(every, key=lambda trial: (trial.seed, trial.fold))
 
 
 class TrialCache:
