@@ -252,9 +252,9 @@ def test_few_pictures_are_each_tested_once_by_victims_that_never_saw_them(
     few = replace(few, settings=replace(QUICK, seen=96, seeds=1))
     events, result = run(few)
     assert "fewer than 200 pictures" in notes(events) and "omitted: rare" in notes(events)
-    plan = result.setup.plan
-    assert plan is not None and (plan.folds, plan.seeds, plan.classes) == (5, 1, 2)
-    assert plan.held_out_pictures == 60
+    made = result.setup.plan
+    assert made is not None and (made.folds, made.seeds, made.classes) == (5, 1, 2)
+    assert made.held_out_pictures == 60
     assert trained(events) == 3 * 5
     (attack,) = result.attacks
     assert {arm: len(curves) for arm, curves in attack.curves.items()} == dict.fromkeys(

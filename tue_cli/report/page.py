@@ -17,6 +17,7 @@ from typing import Any, Final, TypeGuard
 
 from jinja2 import Environment, StrictUndefined, Template
 
+from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import METHODS
 from tue_cli.dataset.labels import describe_scope
 from tue_cli.errors import OutputProblem
@@ -43,8 +44,38 @@ from tue_cli.text import escape
 
 BAR: Final = 24
 """Height of a bar with its gap, in CSS pixels."""
+ROW: Final = 22
+"""Height of an attacker's row on the first screen, in CSS pixels."""
 LISTED: Final = 20
 """Failures that are listed by name."""
+STOPPED: Final = 80
+"""An attacker is stopped where the whole interval of the protection lies here or above, in %."""
+SLOWED: Final = 30
+"""It is slowed where the interval lies here or above, and not stopped where it does not."""
+GROUPS: Final = {
+    "stopped": ("Stopped", f"protection of {STOPPED} % or more"),
+    "slowed": ("Slowed", f"{SLOWED} to {STOPPED} %"),
+    "free": ("Not stopped", f"less than {SLOWED} %"),
+}
+PLAIN: Final = {
+    "std": "Learns from the copies as they are",
+    "early": "Stops learning when it is at its best",
+    **{f"at{levels}": f"Learns to ignore noise up to {levels}/255" for levels in (1, 2, 3, 4)},
+    "gray": "Takes the colours away",
+    "jpeg10": "Compresses the pictures strongly",
+    "jpeg50": "Compresses the pictures",
+    "jpeg75": "Compresses the pictures a little",
+    "resize": "Shrinks the pictures and enlarges them",
+    "blur": "Blurs the pictures",
+    "bits": "Leaves a few shades of each colour",
+    "cutout": "Covers a part of each picture",
+    "cutmix": "Puts parts of pictures into others",
+    "mixup": "Blends pictures with each other",
+    "ueraser": "Alters the pictures strongly at random",
+    "labels": "Sorts the pictures by colour, not class",
+    **{f"part{part}": f"Learns from {part} % copies, the rest clean" for part in range(20, 81, 10)},
+}
+"""What attackers do, for people who know nothing of training; of others, their title is told."""
 
 
 def render_page(
@@ -78,6 +109,8 @@ def render_page(
         command=command,
         trained_on=TRAINED_ON,
         bar=BAR,
+        row=ROW,
+        limits=(SLOWED, STOPPED),
         gain=GAIN,
         panel=PANEL,
         plot={"top": TOP, "bottom": BOTTOM, "left": LEFT, "right": RIGHT},
@@ -135,20 +168,67 @@ def _encode(picture: bytes) -> str:
 def _describe_answer(result: Figures) -> dict[str, Any]:
     """Return the answer; what is inconclusive carries no number."""
     conclusive = result["status"] == "conclusive"
-    weakest, standard = result.get("weakest"), result.get("standard")
-    marks = []
-    if conclusive and weakest and weakest.get("value") is not None:
-        name = f"against {weakest['title']} ({weakest['victim']}), the lowest"
-        marks.append({"name": name, **describe_interval(weakest)})
-    if conclusive and standard and not (weakest and weakest["attack"] == "std"):
-        marks.append({"name": "against standard training", **describe_interval(standard)})
+    attacks = result["attacks"] if conclusive else ()
+    sure = [attack for attack in attacks if _has_protection(attack)]
+    several = len({attack["victim"] for attack in attacks}) > 1
+    groups = {
+        name: sorted(
+            (_describe_row(attack, several) for attack in sure if _choose_group(attack) == name),
+            key=lambda row: row["value"],
+            reverse=True,
+        )
+        for name in GROUPS
+    }
+    unknown = [_name_attacker(attack, several) for attack in attacks if attack not in sure]
     return {
         "conclusive": conclusive,
-        "text": result["headline"] if conclusive else "Inconclusive",
+        "text": result["headline"] if conclusive else "",
+        "count": _count_groups(groups, len(unknown)) if conclusive else "Inconclusive",
+        "groups": [(name, *GROUPS[name], rows) for name, rows in groups.items() if conclusive],
+        "unknown": unknown,
         "reasons": [_format_sentence(reason) for reason in result.get("reasons", ())],
-        "marks": marks,
         "chance": format_percent(result["chance"]) if conclusive else "",
     }
+
+
+def _has_protection(attack: Figures) -> bool:
+    return bool(attack.get("protection")) and not attack.get("inconclusive")
+
+
+def _choose_group(attack: Figures) -> str:
+    """Return the group of an attacker: where the interval crosses a limit, the lower one."""
+    protection = attack["protection"]
+    surely = protection["value"] if protection.get("low") is None else protection["low"]
+    return "stopped" if surely >= STOPPED else "slowed" if surely >= SLOWED else "free"
+
+
+def _describe_row(attack: Figures, several: bool) -> dict[str, Any]:
+    return {**_name_attacker(attack, several), **describe_interval(attack["protection"])}
+
+
+def _name_attacker(attack: Figures, several: bool) -> dict[str, str]:
+    """Return what an attacker does in plain words, and its name; its victim among `several`."""
+    title = str(attack["title"])
+    known = ATTACKS.get(str(attack["name"]))
+    plain = PLAIN.get(str(attack["name"])) if known and known.title == title else None
+    also = [title] if plain else []
+    also += [str(attack["victim"])] if several else []
+    return {"plain": plain or f"{title[:1].upper()}{title[1:]}", "also": ", ".join(also)}
+
+
+def _count_groups(groups: Mapping[str, Sequence[Any]], unknown: int) -> str:
+    """Return how many attackers are stopped, in a sentence."""
+    verbs = {"stopped": "stop", "slowed": "slow", "free": "do not stop"}
+    found = [(verbs[name], len(rows)) for name, rows in groups.items() if rows]
+    total = sum(count for _, count in found) + unknown
+    if not found:
+        return "No attacker could be measured."
+    if total == 1:
+        return f"The copies {found[0][0]} the one attacker that was tried."
+    *first, last = [f"{verb} {count}" for verb, count in found]
+    text = f"{', '.join(first)} and {last}" if first else last
+    more = f"; {unknown} could not be measured" if unknown else ""
+    return f"Of {total} attackers, the copies {text}{more}."
 
 
 def _describe_attack(attack: Figures) -> dict[str, Any]:
@@ -169,11 +249,20 @@ def _describe_attack(attack: Figures) -> dict[str, Any]:
         "floor": clip(100 * attack["floor"]),
         "floor_text": floor,
         "doubt": doubt,
+        "others": _describe_others(attack.get("others")),
         "protection": describe_interval(protection)["text"] if protection and not doubt else "",
         "summary": f"Accuracy after {attack['title']} of {attack['victim']}: "
         + ", ".join(f"{bar['name']} {bar['text']}" for bar in bars)
         + f"; {floor}.",
     }
+
+
+def _describe_others(others: Figures | None) -> str:
+    """Return what victims know of the other classes; nothing where all classes count."""
+    if not others:
+        return ""
+    before, after = (format_percent(round(others[arm], 2)) for arm in ("clean", "protected"))
+    return f"Other classes: {before} after originals, {after} after copies"
 
 
 def _count_copies(manifest: Figures) -> dict[str, Any]:

@@ -197,9 +197,8 @@ def explain_shortage(pictures: Split) -> str | None:
     learned, tested = ({pair.label for pair in some} for some in (pictures.train, pictures.held))
     if len(classes) == 1 and not pictures.mine:
         return (
-            "all pictures are of one class, so a model has nothing to tell it from; "
-            "--background DIR is required, with other people's pictures, if possible in one "
-            "subfolder per class"
+            "all pictures are of one class; to measure how well a model recognizes it, "
+            "--background DIR is required, with other people's pictures in one subfolder per class"
         )
     lacks_mine = bool(pictures.mine) and pictures.mine not in learned
     if pictures.folds > 1 and (len(learned) < 2 or lacks_mine):
