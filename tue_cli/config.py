@@ -256,8 +256,8 @@ class VerifySettings:
     )
     seeds: int | None = setting(
         None,
-        "How many victims to train of each kind. Default: 3; 1 if the budget is quick or a time, "
-        "unless there is one class or fewer than 200 pictures.",
+        "How many victims to train of each kind. Default: the budget's; 3 for one class or few "
+        "pictures.",
     )
     seen: int = fixed(30_000, "pictures that a victim is trained on, repeats included")
     adversary_steps: int = fixed(5, "gradient steps of the adversary in adversarial training")
