@@ -65,7 +65,7 @@ PLAIN: Final = {
     "jpeg10": "Compresses the pictures strongly",
     "jpeg50": "Compresses the pictures",
     "jpeg75": "Compresses the pictures a little",
-    "resize": "Shrinks the pictures and enlarges them",
+    "resize": "Resizes the pictures to half and back",
     "blur": "Blurs the pictures",
     "bits": "Leaves a few shades of each colour",
     "cutout": "Covers a part of each picture",
