@@ -267,7 +267,11 @@ def test_a_dry_run_keeps_neither_a_secret_nor_codes(
     run(small_photos, tmp_path / "out", tiny_weights, dry_run=True)
     assert not list(own_home.iterdir())
     run(small_photos, tmp_path / "out", tiny_weights)
-    assert {path.name for path in own_home.iterdir()} == {"secret", "codes.jsonl"}
+    assert {path.name for path in own_home.iterdir()} == {
+        "secret",
+        "codes.jsonl",
+        "originals.jsonl",
+    }
     assert stat.S_IMODE((own_home / "secret").stat().st_mode) == 0o600
 
 

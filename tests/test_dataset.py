@@ -348,6 +348,15 @@ def test_a_mixture_is_filtered_at_own_size_as_a_whole(photos: Path) -> None:
     assert noisy.sum() == 4 and np.array_equal(mixed[~noisy], whole["clean"][~noisy])
 
 
+def test_a_fold_is_filtered_at_own_size_as_it_was_cut(photos: Path) -> None:
+    arms, _ = arms_of(photos, size=128)
+    kept = np.arange(len(arms.labels)) % 3 != 0
+    fold = arms.take(kept, np.ones(len(arms.test), bool))
+    pixels, labels = fold.select_training("protected", degrade="gray", own_size=True)
+    whole, _ = arms.select_training("protected", degrade="gray", own_size=True)
+    assert np.array_equal(pixels, whole[kept]) and np.array_equal(labels, arms.labels[kept])
+
+
 def test_pictures_of_16_bits_are_filtered_at_their_own_size_as_of_8(photos: Path) -> None:
     shallow = np.asarray(Image.open(photos / "a" / "0.png"))
     Image.fromarray(shallow.astype(np.uint16) * 257).save(photos / "a" / "0.png")

@@ -200,6 +200,24 @@ def test_a_probe_learns_and_its_net_stays_as_it_was(tiny_weights: Path, toy: Ima
     )
 
 
+def test_a_probe_knows_pictures_of_other_classes_too(tiny_weights: Path, toy: Images) -> None:
+    probe = Probe(own(tiny_weights, "probe"), classes=3, size=16, steps=6, computer=CPU)
+    result = finish(probe, toy)
+    assert probe.measure_accuracy(toy) == result.train > 0.8
+    other = Images(toy.pixels, (toy.labels + 1) % 3)
+    assert probe.measure_accuracy(other) < 0.2
+
+
+def test_a_probe_sees_all_of_a_fold_that_is_larger_or_smaller_than_others(
+    tiny_weights: Path, toy: Images
+) -> None:
+    results = [
+        finish(Probe(own(tiny_weights, "probe"), classes=3, size=16, steps=n, computer=CPU), toy)
+        for n in (2, 6, 60)
+    ]
+    assert len({(result.curve, result.train) for result in results}) == 1
+
+
 def test_a_probe_sees_each_picture_as_it_is_and_flipped(tiny_weights: Path, toy: Images) -> None:
     known = own(tiny_weights, "probe")
     steps = count_epochs(len(toy), 30_000, known) * len(toy) // known.batch

@@ -15,9 +15,11 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 from skimage import data as bundled
 
+from tue_cli.attacks.registry import ATTACKS, WAYS
 from tue_cli.errors import ImageProblem, OutputProblem
 from tue_cli.images.exif import ORIENTATION
 from tue_cli.images.thumbnails import MIDDLE, SIDE, Thumbnails, make_thumbnails
+from tue_cli.report.answer import PLAIN
 from tue_cli.report.page import render_page, write_page
 from tue_cli.report.write import refuse_report, write_report
 
@@ -164,8 +166,94 @@ def test_an_undecodable_name_can_be_written(tmp_path: Path) -> None:
 def test_the_answer_stands_with_its_intervals(pair: Thumbnails) -> None:
     text = Marks(full(pair)).text
     assert "Protection: 38 % (weakest attack: JPEG at quality 10)" in text
-    assert "38\N{NO-BREAK SPACE}% (\N{MINUS SIGN}2 to 44)" in text
     assert "81\N{NO-BREAK SPACE}% (75–87)" in text
+
+
+def protections(**of: tuple[float, float, float]) -> dict[str, Any]:
+    """A result with these attackers, each with its protection and the ends of its interval."""
+    attacks = [
+        attack(
+            name=name,
+            title=ATTACKS[name].title,
+            protection={"value": value, "low": low, "high": high},
+        )
+        for name, (value, low, high) in of.items()
+    ]
+    return result(attacks=attacks)
+
+
+def first_screen(html: str) -> dict[str, list[str]]:
+    """What stands under each heading of the answer."""
+    found: dict[str, list[str]] = {}
+    for name, part in re.findall(r'<section class="who who-(\w+)">(.*?)</section>', html, re.S):
+        found[name] = [
+            re.sub(r"[ \n]+", " ", Marks(row).text).strip()
+            for row in re.findall(r"<li>(.*?)</li>", part, re.S)
+        ]
+    return found
+
+
+def test_the_first_screen_says_who_is_stopped_slowed_and_not(pair: Thumbnails) -> None:
+    told = protections(
+        std=(92, 85, 97),
+        gray=(88, 80, 93),
+        blur=(85, 78, 92),
+        at4=(40, 30, 50),
+        jpeg10=(38, -2, 44),
+    )
+    told["attacks"].append(attack(name="at2", title=ATTACKS["at2"].title, inconclusive="too few"))
+    html = full(pair, result=told)
+    screen = first_screen(html)
+    # Where an interval crosses a limit, the lower group has the attacker; the strongest come first.
+    assert screen["stopped"] == [
+        "Learns from the copies as they are standard training 92\N{NO-BREAK SPACE}% (85–97)",
+        "Takes the colours away grayscale 88\N{NO-BREAK SPACE}% (80–93)",
+    ]
+    assert [row.split(" (")[0] for row in screen["slowed"]] == [
+        "Blurs the pictures Gaussian blur after resizing 85\N{NO-BREAK SPACE}%",
+        "Learns to ignore noise up to 4/255 adversarial training 4/255 40\N{NO-BREAK SPACE}%",
+    ]
+    (free,) = screen["free"]
+    assert (
+        free.startswith("Compresses the pictures very strongly") and "\N{MINUS SIGN}2 to 44" in free
+    )
+    assert screen["unknown"] == ["Learns to ignore noise up to 2/255 adversarial training 2/255"]
+    text = " ".join(Marks(html).text.split())
+    assert (
+        "Of 6 attackers, the copies stop 2, slow 2 and do not stop 1; 1 could not be measured."
+        in text
+    )
+    assert (
+        "protection of 80 % or more" in text and "30 to 80 %" in text and "less than 30 %" in text
+    )
+
+
+def test_recall_of_one_class_is_told_with_what_becomes_of_the_others(pair: Thumbnails) -> None:
+    others = {"clean": 0.712, "protected": 0.704, "random": 0.7}
+    text = Marks(full(pair, result=result(attacks=[attack(others=others)]))).text
+    assert "the recall of that class" in text
+    assert (
+        "Other classes: 71\N{NO-BREAK SPACE}% after originals, 70\N{NO-BREAK SPACE}% after copies"
+        in text
+    )
+    assert "recall" not in Marks(full(pair)).text
+
+
+def test_several_victims_are_told_apart_on_the_first_screen(pair: Thumbnails) -> None:
+    told = protections(std=(92, 85, 97))
+    told["attacks"].append({**told["attacks"][0], "victim": "vgg16:1"})
+    rows = first_screen(full(pair, result=told))["stopped"]
+    assert ["vgg16:1" in row for row in rows] == [False, True]
+
+
+def test_an_attacker_without_plain_words_goes_by_its_title(pair: Thumbnails) -> None:
+    other = attack(title="fine-tuning of a pretrained network, grayscale")
+    (row,) = first_screen(full(pair, result=result(attacks=[other])))["slowed"]
+    assert row.startswith("Fine-tuning of a pretrained network, grayscale 81")
+
+
+def test_every_attacker_has_plain_words() -> None:
+    assert {*ATTACKS, *WAYS.values()} <= set(PLAIN)
 
 
 def test_what_is_inconclusive_gives_its_reason_and_no_protection(pair: Thumbnails) -> None:
@@ -251,8 +339,10 @@ def test_bars_are_as_long_as_accuracies_and_whiskers_span_their_intervals(pair: 
     bars = [a for a in Marks(html).of("rect") if a["class"] == "fill-clean"]
     assert [bar["width"] for bar in bars] == ["58.3%"]
     whiskers = re.findall(r'<g class="whisker">\s*<line x1="(.+?)%" x2="(.+?)%"', html)
-    assert whiskers == [("55.1", "61.2"), ("17.0", "22.0")]
-    without = attack(clean={"mean": 0.5, "low": None, "high": None}, protected=None)
+    assert whiskers == [("75.3", "86.8"), ("55.1", "61.2"), ("17.0", "22.0")]
+    without = attack(
+        clean={"mean": 0.5, "low": None, "high": None}, protected=None, inconclusive="why"
+    )
     assert 'class="whisker"' not in full(pair, result=result(attacks=[without]))
 
 
@@ -268,14 +358,17 @@ def test_what_was_tested_only_once_has_no_curve(pair: Thumbnails) -> None:
 
 
 def test_standard_training_stands_beside_a_probe_that_learned_more(pair: Thumbnails) -> None:
-    weakest = {**result()["weakest"], "attack": "std", "title": PROBE}
-    html = full(pair, result=result(weakest=weakest))
-    assert "against standard training" in html and f"against {PROBE} (" in html
+    low = {"value": 12.0, "low": 5.0, "high": 20.0}
+    found = [attack(name="std"), attack(name="std", title=PROBE, victim="Lite0", protection=low)]
+    screen = first_screen(full(pair, result=result(attacks=found)))
+    (standard,), (probe,) = screen["slowed"], screen["free"]
+    assert standard.startswith("Learns from the copies as they are standard training")
+    assert probe.startswith(f"{PLAIN[PROBE]} {PROBE}, Lite0 12")
 
 
 def test_every_chart_is_told_in_words(pair: Thumbnails) -> None:
     charts = [a for a in Marks(full(pair)).of("svg") if a.get("role") == "img"]
-    assert len(charts) == 2 + 1 + 1 + 2 + 2  # answers, bars, curves, maps, spreads
+    assert len(charts) == 1 + 1 + 1 + 2 + 2  # answer, bars, curves, maps, spreads
     assert all(chart["aria-label"] for chart in charts)
 
 

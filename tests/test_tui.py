@@ -545,7 +545,7 @@ def test_verifying_from_the_result_tells_that_six_pictures_are_too_few(
         run = await on_screen(pilot, VerifyRun)
         await until(pilot, lambda: not run.is_working)
         await pilot.pause()
-        await reads(pilot, "Inconclusive", "200")
+        await reads(pilot, "Inconclusive", "10 different")
         await pilot.press("escape")
         await on_screen(pilot, ResultScreen)
 

@@ -83,6 +83,11 @@ def spec(folders: tuple[Path, Path]) -> VerifySpec:
     return VerifySpec(folders[1], folders[0], QUICK, device="cpu")
 
 
+def originals_of(spec: VerifySpec) -> Path:
+    assert spec.original is not None
+    return spec.original
+
+
 def again(folder: Path, place: Path, change: Callable[[dict[str, Any]], object]) -> Path:
     """Return copies like those in a folder, with another manifest."""
     shutil.copytree(folder, place)
@@ -118,12 +123,12 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     spec: VerifySpec, tmp_path: Path
 ) -> None:
     spec = replace(spec, settings=replace(BRIEF, attacks=("std", "early", "gray")))
-    before = {path: sha256(path) for path in spec.original.rglob("*.png")}
+    before = {path: sha256(path) for path in originals_of(spec).rglob("*.png")}
     events, whole = run(spec)
     assert trained(events) == 6  # early stopping has the same victims as standard training
     started = next(event for event in events if isinstance(event, Started))
     assert started.total == 6 and started.seconds is not None and started.seconds > 0
-    assert {path: sha256(path) for path in spec.original.rglob("*.png")} == before
+    assert {path: sha256(path) for path in originals_of(spec).rglob("*.png")} == before
 
     job = verify(spec)  # without --resume it begins anew
     seen: list[AnyEvent] = []
@@ -153,7 +158,7 @@ def test_an_interrupted_run_keeps_its_victims_and_resumes_to_the_same_figures(
     events, repeated = run(replace(spec, protected=same, resume=True))
     assert trained(events) == 0 and figures(repeated) == figures(whole)
     other = again(spec.protected, tmp_path / "other", lambda manifest: None)
-    shutil.copy(spec.original / "cold" / "0.png", other / "cold" / "0.png")
+    shutil.copy(originals_of(spec) / "cold" / "0.png", other / "cold" / "0.png")
     events = []
     for event in verify(replace(spec, protected=other, resume=True)):
         events.append(event)
@@ -204,7 +209,7 @@ def test_the_same_command_gives_the_same_figures(spec: VerifySpec) -> None:
 def test_copies_that_protect_nothing_are_said_to(spec: VerifySpec, tmp_path: Path) -> None:
     plain = again(spec.protected, tmp_path / "plain", lambda manifest: None)
     for path in plain.rglob("*.png"):
-        shutil.copy(spec.original / path.relative_to(plain), path)
+        shutil.copy(originals_of(spec) / path.relative_to(plain), path)
     events, result = run(replace(spec, protected=plain))
     assert "208 of 208 copies changed since tue wrote them" in notes(events)
     assert result.status == "conclusive"
@@ -243,43 +248,165 @@ def test_a_control_that_learned_nothing_leaves_no_number(
     assert result.attacks[0].protection is None
 
 
+def begun(spec: VerifySpec) -> tuple[VerifyPlan, list[AnyEvent]]:
+    """Return the plan of a run that is stopped before any victim is trained, and its events."""
+    events: list[AnyEvent] = []
+    job = verify(spec)
+    for event in job:
+        events.append(event)
+        if isinstance(event, Started):
+            break
+    job.close()
+    assert isinstance(events[-1], Started) and isinstance(events[-1].plan, VerifyPlan), events[-1]
+    return events[-1].plan, events
+
+
 @pytest.mark.slow
-def test_too_few_pictures_are_inconclusive(
+def test_few_pictures_are_each_tested_once_by_victims_that_never_saw_them(
     spec: VerifySpec, tmp_path: Path, tiny_weights: Path
 ) -> None:
-    originals = pictures(tmp_path / "in", ("cold", "warm"), 99)
-    for number in range(10):  # the same picture again is no other picture
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 30)
+    for number in range(5):  # the same picture again is no other picture
         shutil.copy(originals / "cold" / "0.png", originals / "cold" / f"again-{number}.png")
+    pictures(originals, ("rare",), 9, seed=2)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    few = replace(spec, protected=output, original=originals)
+    plan, _ = begun(replace(few, settings=PLANNED))
+    assert plan.seeds == 3
+    few = replace(few, settings=replace(QUICK, seen=96, seeds=1))
+    events, result = run(few)
+    assert "fewer than 200 pictures" in notes(events) and "omitted: rare" in notes(events)
+    made = result.setup.plan
+    assert made is not None and (made.folds, made.seeds, made.classes) == (5, 1, 2)
+    assert made.held_out_pictures == 60
+    assert trained(events) == 3 * 5
+    (attack,) = result.attacks
+    assert {arm: len(curves) for arm, curves in attack.curves.items()} == dict.fromkeys(
+        ("clean", "protected", "random"), 5
+    )
+    last = [curve[-1] for curve in attack.curves["clean"]]
+    assert attack.clean.mean == pytest.approx(np.mean(last), abs=1e-4)
+    events, resumed = run(replace(few, resume=True))
+    assert trained(events) == 0 and figures(resumed) == figures(result)
+
+
+def test_classes_of_too_few_pictures_are_refused(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 9)
     output = protected(originals, tmp_path / "out", tiny_weights)
     events, result = run(replace(spec, protected=output, original=originals))
-    assert result.status == "inconclusive" and result.headline.count("198") == 1
-    assert not any(isinstance(event, Started) for event in events)
+    assert result.status == "inconclusive" and not any(isinstance(e, Started) for e in events)
+    assert "two classes must have 10 different pictures or more" in result.headline
     assert "%" not in result.headline and result.weakest is None
 
 
-@pytest.mark.slow
-def test_one_class_needs_a_background(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> None:
-    originals = pictures(tmp_path / "in", ("",), 2 * EACH)
+def test_a_picture_that_fails_leaves_the_folds_in_order(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("cold", "warm"), 12)
     output = protected(originals, tmp_path / "out", tiny_weights)
-    alone = replace(spec, protected=output, original=originals)
+    (output / "cold" / "3.png").write_bytes(b"no picture")
+    few = replace(spec, protected=output, original=originals, settings=PLANNED)
+    plan, events = begun(few)
+    assert plan.held_out_pictures == 23
+    assert [e.path.name for e in events if isinstance(e, Failed)] == ["3.png"]
+
+
+@pytest.fixture
+def alone(spec: VerifySpec, tmp_path: Path, tiny_weights: Path) -> VerifySpec:
+    """Copies of one class."""
+    originals = pictures(tmp_path / "in", ("",), 40)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    return replace(spec, protected=output, original=originals)
+
+
+def test_one_class_requires_a_background(alone: VerifySpec) -> None:
     _, result = run(alone)
-    assert result.status == "inconclusive" and "--background" in result.headline
+    assert result.status == "inconclusive" and "--background DIR is required" in result.headline
     with pytest.raises(BadSetting, match="the same pictures as the copies"):
-        run(replace(alone, background=originals))
-    others = pictures(tmp_path / "others", ("x", "y", "z"), 80, seed=1)
-    for event in verify(replace(alone, background=others, settings=PLANNED)):
-        if isinstance(event, Started):
-            break
-    assert isinstance(event, Started) and isinstance(event.plan, VerifyPlan)
-    assert event.plan.classes == 2
-    # As many others as pictures of one's own, at most.
-    assert event.plan.training_pictures + event.plan.held_out_pictures == 4 * EACH
+        run(replace(alone, background=originals_of(alone)))
+
+
+def test_a_class_among_others_has_as_many_rivals_as_there_are_subfolders(
+    alone: VerifySpec, tmp_path: Path
+) -> None:
+    others = pictures(tmp_path / "others", ("x", "owner", "z"), 50, seed=1)
+    pictures(others, ("small",), 9, seed=2)
+    settings = replace(PLANNED, attacks=("std", "labels"))
+    plan, events = begun(replace(alone, background=others, settings=settings))
+    # A class of the background that is called as the user's own is another one.
+    assert plan.classes == 4 and plan.measured == "recall of your class among 4"
+    assert "omitted: small" in notes(events) and "labels is omitted" in notes(events)
+    assert plan.attackers == "std" and (plan.seeds, plan.folds) == (3, 5)
+    # Each of 40, as many as there are of the user's own; of these alone all are tested.
+    assert plan.training_pictures == 4 * 40 * 4 // 5 and plan.held_out_pictures == 40
+    for path in list(others.rglob("*.png")):
+        path.rename(others / f"{path.parent.name}-{path.name}")
+    plan, _ = begun(replace(alone, background=others, settings=PLANNED))
+    assert plan.classes == 2
+
+
+@pytest.mark.slow
+def test_one_class_of_photographs_meets_the_attackers_of_photographs(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    originals = pictures(tmp_path / "in", ("",), 12, side=170)
+    output = protected(originals, tmp_path / "out", tiny_weights)
+    others = pictures(tmp_path / "others", ("x",), 12, seed=1, side=170)
+    attacks = BUDGETS["full"].attacks
+    settings = replace(PLANNED, attacks=attacks, adversary_steps=1)
+    spec = replace(spec, protected=output, original=originals, background=others)
+    plan, events = begun(replace(spec, settings=settings))
+    tried = plan.attackers.split(", ")
+    assert {"own-jpeg30", "own-median"} <= set(tried) and "labels" not in tried
+    assert "labels is omitted" in notes(events)
+
+
+@pytest.mark.slow
+def test_pretrained_victims_tell_the_recall_of_a_class_in_every_fold(
+    alone: VerifySpec, tmp_path: Path, tiny_weights: Path
+) -> None:
+    place = tmp_path / "own.safetensors"
+    shutil.copy(tiny_weights, place)
+    (tuned,) = parse_victims(str(place))
+    victims = tuple(replace(tuned, start=start, batch=16) for start in ("pretrained", "probe"))
+    others = pictures(tmp_path / "others", ("x", "y"), 31, seed=1)
+    # Of 101 pictures, the first fold trains on 80, in five batches, and the others on 81, in six.
+    (others / "y" / "0.png").unlink()
+    settings = replace(BRIEF, victims=victims, seeds=1)
+    events, result = run(replace(alone, background=others, settings=settings))
+    assert trained(events) == 2 * 3 * 5
+    for attack in result.attacks:
+        assert attack.others is not None and 0 <= attack.others.clean <= 1
+        assert [len(attack.curves[arm]) for arm in ("clean", "protected")] == [5, 5]
+
+
+@pytest.mark.slow
+def test_recall_tells_what_copies_hide_and_leaves_the_others(
+    alone: VerifySpec, tmp_path: Path
+) -> None:
+    # Flat copies of another colour teach nothing of the pictures; x and y look unlike each other.
+    for number, path in enumerate(sorted(alone.protected.rglob("*.png"))):
+        shade = 10 if number % 2 else 245
+        Image.new("RGB", (32, 32), (shade, shade, shade)).save(path)
+    others = pictures(tmp_path / "others", ("", "x", "y"), 40, seed=1)
+    for path in others.glob("*.png"):  # those that look like the user's own
+        path.unlink()
+    settings = replace(QUICK, seen=700, seeds=1)
+    _, result = run(replace(alone, background=others, settings=settings))
+    (attack,) = result.attacks
+    assert attack.others is not None and attack.floor == pytest.approx(1 / 3, abs=1e-4)
+    assert attack.clean.mean > 0.8 and attack.protected.mean < 0.3
+    assert attack.others.clean > 0.8 and attack.others.protected > 0.8
+    assert result.weakest is not None and result.weakest.value > 80
+    assert "your class is one of 3" in result.reasons[0]
 
 
 def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:
     holdout = pictures(tmp_path / "holdout", ("cold", "warm"), 30, seed=7)
     pictures(holdout, ("strange",), 2, seed=8)
-    shutil.copy(spec.original / "cold" / "3.png", holdout / "cold" / "own.png")
+    shutil.copy(originals_of(spec) / "cold" / "3.png", holdout / "cold" / "own.png")
     shutil.copy(holdout / "cold" / "1.png", holdout / "cold" / "twice.png")
     events: list[AnyEvent] = []
     for event in verify(replace(spec, holdout=holdout, settings=PLANNED)):
@@ -293,7 +420,7 @@ def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path)
 
 
 def test_the_originals_or_their_copies_are_no_holdout(spec: VerifySpec) -> None:
-    _, result = run(replace(spec, holdout=spec.original))
+    _, result = run(replace(spec, holdout=originals_of(spec)))
     assert result.status == "inconclusive" and "to train and to test with" in result.headline
     with pytest.raises(BadSetting, match="protected copies"):
         run(replace(spec, holdout=spec.protected))
@@ -350,7 +477,7 @@ def test_a_report_holds_no_picture_from_outside_the_folders(
             record["source_sha256"] = sha256(secret)
 
     place = again(spec.protected, tmp_path / "hostile", point_outside)
-    shutil.copytree(spec.original, tmp_path / "in")
+    shutil.copytree(originals_of(spec), tmp_path / "in")
     page = tmp_path / "report.html"
     settings = replace(QUICK, seen=170)
     hostile = replace(spec, protected=place, original=tmp_path / "in", settings=settings)
@@ -435,7 +562,7 @@ def tue(*arguments: object) -> int:
 def test_a_shell_gets_the_figures_and_exit_code_5_below_the_limit(
     spec: VerifySpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    command = ["verify", spec.protected, "--original", spec.original, "--device", "cpu"]
+    command = ["verify", spec.protected, "--original", originals_of(spec), "--device", "cpu"]
     command += ["--attacks", "std", "--victim", "resnet18:0.0625", "--budget", "1s"]
     assert tue(*command, "--json", "--fail-under", "100") == ExitCode.MISMATCH
     events = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
@@ -458,7 +585,7 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         del manifest["pictures"][5:]
 
     place = again(spec.protected, tmp_path / "few", few)
-    command = ["verify", place, "--original", spec.original]
+    command = ["verify", place, "--original", originals_of(spec)]
     assert tue(*command, "--report", tmp_path / "page.html") == 0
     assert "Inconclusive" in capsys.readouterr().out
     assert "Inconclusive" in (tmp_path / "page.html").read_text()
@@ -492,7 +619,10 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
 def test_errors_have_codes_and_remedies(
     arguments: tuple[str, ...], says: str, spec: VerifySpec, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert tue("verify", spec.protected, "--original", spec.original, *arguments) == ExitCode.USAGE
+    assert (
+        tue("verify", spec.protected, "--original", originals_of(spec), *arguments)
+        == ExitCode.USAGE
+    )
     assert says in capsys.readouterr().err
 
 

@@ -159,7 +159,7 @@ def test_every_attacker_changes_something() -> None:
 
 
 def test_strong_augmentation_is_learned_by_for_longer() -> None:
-    settings = VerifySettings(attacks=("std", "ueraser"))
+    settings = VerifySettings(attacks=("std", "ueraser"), victims=(VictimSettings(),))
     std, ueraser = (group.trials["clean"][0] for group in build_groups(settings, 500))
     assert ueraser.steps == 4 * std.steps
     costs = {trial.kind: 0.5 for trial in (std, ueraser)}

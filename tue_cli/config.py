@@ -267,9 +267,14 @@ class VerifySettings:
         panel=ADVANCED,
         typed="victims",
     )
-    seeds: int = setting(1, "How many victims to train of each kind. Default: the budget's.")
+    seeds: int | None = setting(
+        None,
+        "How many victims to train of each kind. Default: the budget's; 3 for one class or few "
+        "pictures.",
+    )
     seen: int = fixed(30_000, "pictures that a victim is trained on, repeats included")
     adversary_steps: int = fixed(5, "gradient steps of the adversary in adversarial training")
+    folds: int = fixed(1, "parts of the pictures, each tested in its turn; 1: one split")
     held_out: float = fixed(0.2, "share of the pictures that victims are tested on")
     size: int | None = setting(
         None,
@@ -280,8 +285,13 @@ class VerifySettings:
     seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
 
 
-FEWEST_PICTURES = 200
-"""Of fewer, a verification can tell nothing."""
+SPLIT_FROM = 200
+"""With fewer pictures, one split would test too few: victims are cross-validated."""
+FOLDS = 5
+FEWEST_OF_CLASS = 10
+"""Smaller classes are not cross-validated."""
+MORE_SEEDS = 3
+"""Of each victim where one class or few pictures decide."""
 _FEW = VerifySettings().attacks
 _FILTERED = ("jpeg50", "jpeg75", "resize", "blur", "denoise", "spectrum", "bits")
 _MORE = ("early", "at2", *_FILTERED, "cutmix", "ueraser")

@@ -66,6 +66,11 @@ ATTACKS: dict[str, Attack] = {
     **{f"part{p}": Attack(f"{p} % protected", part=p / 100) for p in (20, 40, 50, 60, 80)},
 }
 
+WAYS = {
+    "pretrained": "fine-tuning of a pretrained network",
+    "probe": "a linear probe of a pretrained network",
+}
+"""What standard training is where it begins from pretrained weights."""
 SHORT = {"at": "at4", "jpeg": "jpeg10"}
 
 

@@ -23,9 +23,10 @@ from tue_cli.check import summary
 from tue_cli.check.summary import CheckPlan, CheckSummary
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import Expected, pair_files, read_expected
+from tue_cli.dataset.originals import recall_originals, tell_recalled
 from tue_cli.declare import argument, fixed, setting
 from tue_cli.errors import BadSetting, ImageProblem, OutOfMemory
-from tue_cli.events import Advanced, Checked, Done, Job, Skipped, Started
+from tue_cli.events import Advanced, Checked, Done, Job, Note, Skipped, Started
 from tue_cli.images import codec, residual
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.residual import CopyFacts
@@ -44,8 +45,8 @@ class CheckSpec:
     folder: Path = argument("The folder of copies to check.", metavar="PROTECTED")
     original: Path | None = setting(
         None,
-        "The originals: the folder that was given to `tue protect`. With it, tue also measures how "
-        "much of the noise is left in changed copies.",
+        "The originals, with which tue also measures how much of the noise is left in changed "
+        "copies. Default: where `tue protect` found them.",
     )
     manifest: Path | None = setting(
         None,
@@ -64,7 +65,13 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     """
     began = time.monotonic()
     _refuse(spec)
-    home, expected = read_expected(spec.manifest or spec.folder)
+    place = spec.manifest or spec.folder
+    home, expected = read_expected(place)
+    recalled = None
+    if spec.original is None:
+        sources = ((copy.source.as_posix(), copy.source_sha256) for copy in expected)
+        recalled = recall_originals(place, sources)
+        spec = replace(spec, original=recalled)
     paired = pair_files(expected, spec.folder)
     for file in paired.extra:
         yield Skipped(spec.folder / file, "extra", "This file is not in the manifest.")
@@ -84,6 +91,8 @@ def check(spec: CheckSpec) -> Job[CheckSummary]:
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
     yield from summary.build_tables(checked, spec.listed)
+    if recalled and any(result.state in summary.TOUCHED for result in checked):
+        yield Note(tell_recalled(recalled))
     yield from summary.suggest_next_steps(checked, has_originals=spec.original is not None)
     found = summary.summarize(
         checked,

@@ -139,7 +139,7 @@ def keep_secret(secret: Secret) -> Secret:
 @contextmanager
 def _write_aside(secret: Secret) -> Iterator[Path]:
     """Write a secret beside its place, and remove what is left there afterwards."""
-    scratch = _make_folder() / f"{SECRET}-{secrets.token_hex(8)}"
+    scratch = make_folder() / f"{SECRET}-{secrets.token_hex(8)}"
     write_atomically(secret.format().encode(), scratch, 0o600)
     try:
         yield scratch
@@ -168,7 +168,7 @@ def keep_codes(chosen: Mapping[str, str]) -> None:
     new = {mark: code for mark, code in chosen.items() if mark not in known}
     if not new:
         return
-    with suppress(OSError), Folder(_make_folder()) as folder, LineFile(folder, CODES) as file:
+    with suppress(OSError), Folder(make_folder()) as folder, LineFile(folder, CODES) as file:
         file.append(*({"class": mark, "code": code} for mark, code in new.items()))
 
 
@@ -183,7 +183,8 @@ def _parse_choice(line: Any) -> tuple[str, str] | None:
     return None
 
 
-def _make_folder() -> Path:
+def make_folder() -> Path:
+    """Return the user's data folder, made for nobody else where it is missing."""
     folder = find_folder()
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     return folder

@@ -8,7 +8,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from tue_cli.config import FEWEST_PICTURES
+from tue_cli.config import FEWEST_OF_CLASS
 from tue_cli.dataset.match import CHANGED, PROTECTED
 from tue_cli.errors import REASONS
 from tue_cli.events import AMONG, Note
@@ -196,7 +196,7 @@ def describe(
         is_folder = len(paths) == 1 and paths[0].is_dir()
         originals = shlex.quote(escape(paths[0])) if is_folder else "FOLDER"
         yield f"Next: tue check {output}  (are the copies still intact?)"
-        if result.protected + done >= FEWEST_PICTURES:
+        if result.protected + done >= 2 * FEWEST_OF_CLASS:
             yield f"      tue verify {output} --original {originals}  (how well do they protect?)"
 
 

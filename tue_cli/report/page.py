@@ -22,6 +22,7 @@ from tue_cli.dataset.labels import describe_scope
 from tue_cli.errors import OutputProblem
 from tue_cli.images.encode import SURVIVAL_FLOOR
 from tue_cli.images.thumbnails import GAIN, Thumbnails
+from tue_cli.report.answer import SLOWED, STOPPED, describe_answer
 from tue_cli.report.charts import (
     BOTTOM,
     LEFT,
@@ -43,6 +44,8 @@ from tue_cli.text import escape
 
 BAR: Final = 24
 """Height of a bar with its gap, in CSS pixels."""
+ROW: Final = 22
+"""Height of an attacker's row on the first screen, in CSS pixels."""
 LISTED: Final = 20
 """Failures that are listed by name."""
 
@@ -63,7 +66,7 @@ def render_page(
     attacks = [_describe_attack(attack) for attack in (result or {}).get("attacks", ())]
     return _load_template().render(
         attacks=attacks,
-        headline=result and _describe_answer(result),
+        headline=result and describe_answer(result),
         curves=lay_out_curves(result) if result else [],
         maps=lay_out_maps(embedding) if embedding and embedding["clean"] else None,
         pictures=pictures,
@@ -78,6 +81,8 @@ def render_page(
         command=command,
         trained_on=TRAINED_ON,
         bar=BAR,
+        row=ROW,
+        limits=(SLOWED, STOPPED),
         gain=GAIN,
         panel=PANEL,
         plot={"top": TOP, "bottom": BOTTOM, "left": LEFT, "right": RIGHT},
@@ -132,25 +137,6 @@ def _encode(picture: bytes) -> str:
     return f"data:image/{kind};base64,{base64.b64encode(picture).decode()}"
 
 
-def _describe_answer(result: Figures) -> dict[str, Any]:
-    """Return the answer; what is inconclusive carries no number."""
-    conclusive = result["status"] == "conclusive"
-    weakest, standard = result.get("weakest"), result.get("standard")
-    marks = []
-    if conclusive and weakest and weakest.get("value") is not None:
-        name = f"against {weakest['title']} ({weakest['victim']}), the lowest"
-        marks.append({"name": name, **describe_interval(weakest)})
-    if conclusive and standard and not (weakest and weakest["value"] == standard["value"]):
-        marks.append({"name": "against standard training", **describe_interval(standard)})
-    return {
-        "conclusive": conclusive,
-        "text": result["headline"] if conclusive else "Inconclusive",
-        "reasons": [_format_sentence(reason) for reason in result.get("reasons", ())],
-        "marks": marks,
-        "chance": format_percent(result["chance"]) if conclusive else "",
-    }
-
-
 def _describe_attack(attack: Figures) -> dict[str, Any]:
     """Return one group of bars, in percent, with the words that stand beside it."""
     bars = []
@@ -169,11 +155,20 @@ def _describe_attack(attack: Figures) -> dict[str, Any]:
         "floor": clip(100 * attack["floor"]),
         "floor_text": floor,
         "doubt": doubt,
+        "others": _describe_others(attack.get("others")),
         "protection": describe_interval(protection)["text"] if protection and not doubt else "",
         "summary": f"Accuracy after {attack['title']} of {attack['victim']}: "
         + ", ".join(f"{bar['name']} {bar['text']}" for bar in bars)
         + f"; {floor}.",
     }
+
+
+def _describe_others(others: Figures | None) -> str:
+    """Return what victims know of the other classes; nothing where all classes count."""
+    if not others:
+        return ""
+    before, after = (format_percent(round(others[arm], 2)) for arm in ("clean", "protected"))
+    return f"Other classes: {before} after originals, {after} after copies"
 
 
 def _count_copies(manifest: Figures) -> dict[str, Any]:
@@ -242,10 +237,6 @@ def _format_value(value: Any) -> str:
     if isinstance(value, float):
         return f"{value:.4g}"
     return "–" if value is None else f"{value:,}" if type(value) is int else str(value)
-
-
-def _format_sentence(text: str) -> str:
-    return f"{text[:1].upper()}{text[1:]}{'' if text.endswith(('.', '!', '?')) else '.'}"
 
 
 def _format_name(name: str) -> str:

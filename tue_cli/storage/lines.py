@@ -65,15 +65,17 @@ def read_lines(path: Path, parse: Callable[[Any], Entry | None]) -> Iterator[Ent
 class LineFile:
     """A file of JSON lines that is added to until it is closed; a context manager."""
 
-    def __init__(self, folder: Folder, name: str) -> None:
-        """Open a file of a folder that stays held meanwhile; it is made where it is missing.
+    def __init__(self, folder: Folder, name: str, mode: int = 0o666) -> None:
+        """Open a file of a folder that stays held meanwhile; where it is missing it is made.
+
+        It then has `mode` less the umask.
 
         Raises:
             OSError: as `Folder.open` says.
         """
         self._folder, self._name = folder, name
         flags = os.O_RDWR | os.O_CREAT | os.O_APPEND
-        self._file = open(folder.open(name, flags), "a+b")  # noqa: PTH123, SIM115
+        self._file = open(folder.open(name, flags, mode), "a+b")  # noqa: PTH123, SIM115
         # A kill may have left half a line; it must not swallow the next one.
         if self._file.seek(0, os.SEEK_END):
             self._file.seek(-1, os.SEEK_END)

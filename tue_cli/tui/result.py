@@ -9,7 +9,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.content import Content
 from textual.widgets import Button, Digits, Label, Static
 
-from tue_cli.config import FEWEST_PICTURES
+from tue_cli.config import FEWEST_OF_CLASS
 from tue_cli.events import Failed
 from tue_cli.protect.result import ProtectSummary, describe_notes
 from tue_cli.text import escape, format_duration
@@ -24,7 +24,7 @@ MOST = 500
 """Failures that are listed."""
 NEXT = (
     "Next: press v to measure how well the copies protect. "
-    f"This needs at least {FEWEST_PICTURES} pictures in two classes."
+    f"This needs two classes of at least {FEWEST_OF_CLASS} pictures."
 )
 
 

@@ -14,7 +14,7 @@ from textual.containers import Horizontal, Vertical, VerticalScroll
 from textual.widgets import Button, DataTable, Static
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import FEWEST_PICTURES
+from tue_cli.config import FEWEST_OF_CLASS
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Done, Failed, Job, Metric, Note, Saved, Started, Table
 from tue_cli.fields import format_command
@@ -51,7 +51,8 @@ class VerifyScreen(Step):
         "random noise. All are tested on clean pictures that they never saw. Protection is how "
         "much of the accuracy above chance is lost on the copies. The result is the lowest "
         "protection among the attackers.\n\n"
-        f"This needs at least {FEWEST_PICTURES} pictures in two classes or more."
+        f"This needs at least two classes of {FEWEST_OF_CLASS} pictures or more. If you have only "
+        "one, name a folder of other people's pictures as the background, one subfolder per class."
     )
     BINDINGS = [
         Binding("ctrl+n", "next", "Verify", priority=True),
@@ -132,6 +133,7 @@ class VerifyRun(WatchScreen):
         super().__init__()
         self._spec = spec
         self._attack = ""
+        self._plan: VerifyPlan | None = None
 
     def body(self) -> ComposeResult:
         """Lay out the headline, the chart and the attackers."""
@@ -181,7 +183,7 @@ class VerifyRun(WatchScreen):
     def show_event(self, event: AnyEvent) -> None:
         """Paint an event."""
         if isinstance(event, Started) and isinstance(event.plan, VerifyPlan):
-            plan = event.plan
+            plan = self._plan = event.plan
             self.query_one("#notes", FittedText).update(
                 f"{plan.training_pictures} pictures in {plan.classes} classes, tested on "
                 f"{plan.held_out_pictures} others; {plan.victims} on {plan.device}"
@@ -215,10 +217,12 @@ class VerifyRun(WatchScreen):
             table.update_cell(trained, arm, Text(f"{accuracy:.0%}", style), update_width=True)
 
     def _title(self, trial: TrialProgress) -> str:
-        """Return what the attacker is called; its seed where there are several."""
+        """Return what the attacker is called; its seed and fold where there are several."""
         known = ATTACKS.get(trial.attack)
         title = known.title if known else trial.attack
-        return title if self._spec.settings.seeds == 1 else f"{title}, seed {trial.seed}"
+        if self._plan is not None and self._plan.seeds > 1:
+            title += f", seed {trial.seed}"
+        return title if trial.fold is None else f"{title}, fold {trial.fold}"
 
     def _show_verdict(self, event: Table) -> None:
         table = self.query_one("#rows", DataTable)

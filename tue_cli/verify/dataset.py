@@ -87,7 +87,37 @@ class VictimDataset:
 
     def count_bytes(self) -> int:
         """Return how much memory the pictures take."""
-        return sum(part.nbytes for part in (self.clean, self.protected, self.random, self.test))
+        parts = (self.clean, self.protected, self.random, self.test)
+        return sum(part.nbytes for part in parts) + (self.others[0].nbytes if self.others else 0)
+
+    others: tuple[Levels, NDArray[np.int64]] | None = None
+    """Clean pictures of the other classes and their labels, where only one class is tested."""
+
+    def focus(self, name: str) -> VictimDataset:
+        """Return the dataset with test pictures of one class; the accuracy is then its recall."""
+        own = self.test_labels == self.classes.index(name)
+        return replace(
+            self,
+            test=self.test[own],
+            test_labels=self.test_labels[own],
+            others=(self.test[~own], self.test_labels[~own]),
+        )
+
+    def take(self, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> VictimDataset:
+        """Return some of the training pictures, and some of those that are tested."""
+        own = self.own
+        if own is not None:
+            own = replace(own, pairs=tuple(own.pairs[place] for place in np.flatnonzero(train)))
+        return replace(
+            self,
+            clean=self.clean[train],
+            protected=self.protected[train],
+            random=self.random[train],
+            labels=self.labels[train],
+            test=self.test[test],
+            test_labels=self.test_labels[test],
+            own=own,
+        )
 
     def select_training(
         self,
@@ -134,14 +164,20 @@ class VictimDataset:
         pixels = (self.clean, self.protected, self.random, self.test)
         for array in (*pixels, self.labels, self.test_labels):
             state.update(np.ascontiguousarray(array).data)
+        for array in self.others or ():
+            state.update(np.ascontiguousarray(array).data)
         return state.hexdigest()[:20]
 
-    def count_tested(self) -> float:
+    def count_tested(self, *folds: VictimDataset) -> float:
         """Return how many test pictures, in equal classes, would make a mean over the classes as
         sure: fewer than there are where classes are unequal, for the smallest one decides.
+
+        The test pictures of other folds are counted too.
         """
-        counts = np.bincount(self.test_labels, minlength=len(self.classes))
-        return float(len(self.classes) ** 2 / (1 / counts).sum())
+        labels = np.concatenate([part.test_labels for part in (self, *folds)])
+        counts = np.bincount(labels)
+        counts = counts[counts > 0]
+        return float(len(counts) ** 2 / (1 / counts).sum())
 
     def relabel(self, seed: int) -> VictimDataset:
         """Return the same pictures with labels that only their coarse colours decide.

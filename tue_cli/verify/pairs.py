@@ -6,13 +6,13 @@ import hashlib
 from collections import defaultdict
 from collections.abc import Generator, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from tue_cli.config import FEWEST_PICTURES
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.originals import recall_originals, tell_recalled
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.images import codec
@@ -83,10 +83,33 @@ def pair_copies(
     return pairs, failures, others
 
 
-def find_original(record: dict[str, Any], original: Path) -> Path | None:
-    """Return where the original of a manifest's picture lies below `original`; None where the
-    manifest points out of that folder, or out of its own.
+def locate_originals(
+    spec: VerifySpec, manifest: dict[str, Any]
+) -> Generator[Event, None, VerifySpec]:
+    """Return the request with the folder of the originals, found again where it names none.
+
+    Raises:
+        BadSetting: they are not where `tue protect` found them, or it was not run by this user.
     """
+    if spec.original is not None:
+        return spec
+    sources = ((str(r.get("source", r["path"])), r["source_sha256"]) for r in manifest["pictures"])
+    recalled = recall_originals(spec.protected, sources)
+    if recalled is None:
+        raise BadSetting(
+            f"The originals of {escape(spec.protected)} are not known, or are no longer there.",
+            "Add --original FOLDER, with the folder that was given to `tue protect`.",
+        )
+    yield Note(tell_recalled(recalled))
+    return replace(spec, original=recalled)
+
+
+def find_original(record: dict[str, Any], original: Path | None) -> Path | None:
+    """Return where the original of a manifest's picture lies below `original`; None where the
+    manifest points out of that folder, or out of its own, or no folder is known.
+    """
+    if original is None:
+        return None
     source = str(record.get("source", record["path"]))
     return original / source if is_below(source) and is_below(record["path"]) else None
 
@@ -170,95 +193,3 @@ def limit_pairs(pairs: Sequence[Pair], most: int, seed: int) -> list[Pair]:
         every = [pair for group in groups for pair in group]
         kept += every[: max(1, round(most * len(every) / len(pairs)))]
     return kept
-
-
-def split_pairs(
-    spec: VerifySpec, manifest: dict[str, Any], pool: ThreadPoolExecutor, failures: list[Failed]
-) -> Generator[Event, None, tuple[list[Pair], list[Pair], list[Pair]]]:
-    """Return the copies with their originals, and all pictures to train on and to test on."""
-    settings = spec.settings
-    pairs, unpaired, others = pair_copies(spec.protected, spec.original, manifest, pool)
-    yield from unpaired
-    failures += unpaired
-    if others:
-        yield Note(
-            f"{others:,} of {format_count(len(pairs), 'copy')} changed since tue wrote "
-            f"{'it' if others == 1 else 'them'}; the changed files are measured."
-        )
-    every = list(pairs)
-    copies = {record["sha256"] for record in manifest["pictures"]}
-    if spec.background is not None:
-        known = {pair.sha256 for pair in pairs} | copies
-        background = list_clean_images(spec.background, pool, classes=False)
-        background = [pair for pair in background if pair.sha256 not in known]
-        if not background:
-            raise BadSetting(
-                f"--background {escape(spec.background)} has the same pictures as the copies.",
-                "Name a folder of other people's pictures.",
-            )
-        largest = max(
-            (sum(p.label == label for p in pairs) for label in {p.label for p in pairs}), default=1
-        )
-        every += limit_pairs(background, largest, settings.seed)
-    train, held = split(every, settings.held_out, settings.seed)
-    if spec.holdout is not None:
-        tested = list_clean_images(spec.holdout, pool, classes=True)
-        labels = {pair.label for pair in pairs}
-        strange = sorted({pair.label for pair in tested} - labels)
-        if strange:
-            yield Note(
-                f"--holdout has classes that the copies lack; they are ignored: {_few(strange)}."
-            )
-        if lacking := sorted(labels - {pair.label for pair in tested}):
-            yield Note(
-                f"--holdout lacks classes of the copies; they are not tested: {_few(lacking)}."
-            )
-        contents = {pair.sha256 for pair in tested}
-        if contents & copies - {pair.sha256 for pair in pairs}:
-            raise BadSetting(
-                f"--holdout {escape(spec.holdout)} contains protected copies.",
-                "Name a folder of clean pictures: victims are tested on these.",
-            )
-        kept = [pair for pair in every if pair.sha256 not in contents]
-        if len(kept) < len(every):
-            both = format_count(len(every) - len(kept), "picture")
-            yield Note(f"{both} found in --holdout too and therefore not used for training.")
-        background_held = [pair for pair in held if pair.copy is None]
-        out = {id(pair) for pair in background_held}
-        train = [pair for pair in kept if id(pair) not in out]
-        held = [pair for pair in tested if pair.label in labels] + background_held
-    # To be tested on a picture twice tells no more.
-    held = list({(pair.label, pair.sha256): pair for pair in held}.values())
-    return pairs, train, held
-
-
-def _few(names: Sequence[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")
-
-
-def explain_shortage(
-    pairs: Sequence[Pair], train: Sequence[Pair], held: Sequence[Pair]
-) -> str | None:
-    """Return why these pictures cannot tell anything, if they cannot."""
-    learned, tested = {pair.label for pair in train}, {pair.label for pair in held}
-    different = len({pair.sha256 for pair in pairs})
-    if different < FEWEST_PICTURES:
-        return (
-            f"{format_count(different, 'different picture')} with "
-            f"{'its original is' if different == 1 else 'their originals are'} too few; "
-            f"verify at least {FEWEST_PICTURES}"
-        )
-    if len({pair.label for pair in pairs} | learned) < 2:
-        return (
-            "all pictures are of one class, so a model has nothing to tell apart; add --background "
-            "FOLDER with other people's pictures as a second class"
-        )
-    if len(learned & tested) < 2:
-        return "fewer than two classes have enough pictures to train and to test with; add pictures"
-    return None
-
-
-def drop_failed(failures: Sequence[Failed], pairs: Sequence[Pair]) -> list[Pair]:
-    """Return the pairs of which no file failed."""
-    lost = {failure.path for failure in failures}
-    return [pair for pair in pairs if not {pair.original, pair.copy} & lost]

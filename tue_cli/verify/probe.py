@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator
+from collections.abc import Callable, Generator
 
 import torch
 import torch.nn.functional as F
@@ -47,6 +47,7 @@ class Probe:
         self._size = size
         self._steps = steps
         self._device = computer.device
+        self._classify: Callable[[Tensor], Tensor] | None = None
 
     def freeze_net(self) -> FrozenClassifier:
         """Return the pretrained net, whose features are those of the probe."""
@@ -63,7 +64,9 @@ class Probe:
         pictures = self.crop_middle(pictures.to(self._device))
         test = self.crop_middle(test.to(self._device))
         began = time.monotonic()
-        features = torch.cat(list(self.run_updates(pictures)))
+        # A fold, or a part of the pictures, may have fewer batches than `steps` were planned for.
+        steps = 2 * -(-len(pictures) // self._settings.batch)
+        features = torch.cat(list(self._compute_features(pictures, steps)))
         mean, deviation = features.mean(0), features.std(0) + 1e-6
         labels = pictures.labels.repeat(2)
         weight, bias = self._fit((features - mean) / deviation, labels)
@@ -72,11 +75,21 @@ class Probe:
         def classify(pixels: Tensor) -> Tensor:
             return (self._net.features(pixels) - mean) / deviation @ weight + bias
 
+        self._classify = classify
         with torch.no_grad():
             accuracy = balanced_accuracy(classify, test, self._classes)
             yield accuracy
             train = balanced_accuracy(classify, pictures, self._classes)
         return TrainingResult(curve=(accuracy,), train=train, attacked=None, seconds=spent)
+
+    def measure_accuracy(self, pictures: Images) -> float:
+        """Return the mean over their classes of the share that it classifies correctly, 0 to 1.
+
+        The classifier must be trained.
+        """
+        assert self._classify is not None
+        pictures = self.crop_middle(pictures.to(self._device))
+        return balanced_accuracy(self._classify, pictures, self._classes)
 
     def crop_middle(self, pictures: Images) -> Images:
         """Return what the probe sees of pictures."""
@@ -84,8 +97,11 @@ class Probe:
 
     def run_updates(self, pictures: Images) -> Generator[Tensor, None, None]:
         """Yield the features of each batch, (N, D): all pictures in order, then all flipped."""
+        yield from self._compute_features(pictures, self._steps)
+
+    def _compute_features(self, pictures: Images, steps: int) -> Generator[Tensor, None, None]:
         batches = torch.split(torch.arange(len(pictures)), self._settings.batch)
-        for step in range(self._steps):
+        for step in range(steps):
             flipped, place = divmod(step, len(batches))
             pixels, _ = pictures.take_batch(batches[place])
             with torch.no_grad():

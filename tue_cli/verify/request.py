@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import MISSING, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -41,7 +41,10 @@ class VerifySpec:
     """What `tue verify` was asked for."""
 
     protected: Path = argument("A folder of copies that `tue protect` wrote.")
-    original: Path = setting(MISSING, "The originals: the folder that was given to `tue protect`.")
+    original: Path | None = setting(
+        None,
+        "The folder that was given to `tue protect`. Default: where it found the originals.",
+    )
     settings: VerifySettings = part(BUDGETS["quick"], by="budget", among=BUDGETS, has_others=True)
     budget: str = setting(
         "quick",
@@ -53,7 +56,9 @@ class VerifySpec:
         "Clean pictures to test on, one subfolder per class. Default: a fifth of the originals.",
     )
     background: Path | None = setting(
-        None, "Other people's pictures, as a second class if you have only one."
+        None,
+        "Other people's pictures, one subfolder per class. Required if you have one class; then "
+        "tue measures how well models recognize it.",
     )
     report: Path | None = setting(None, "Also write a page with the result: FILE.html.")
     device: str = setting("auto", DEVICE, choices=DEVICES, panel=ADVANCED)
@@ -74,7 +79,7 @@ class VerifySpec:
         settings, size = self.settings, self.settings.size
         refuse_seed(settings.seed)
         refuse_unless(
-            settings.seeds >= 1,
+            settings.seeds is None or settings.seeds >= 1,
             f"--seeds must be 1 or more, not {settings.seeds}.",
             "It is the number of victims of each kind.",
         )
@@ -108,8 +113,8 @@ class VerifySpec:
             "Name a folder of copies that `tue protect` wrote.",
         )
         refuse_unless(
-            self.original.is_dir(),
-            f"--original {escape(self.original)} is not a folder.",
+            self.original is None or self.original.is_dir(),
+            f"--original {escape(self.original or '')} is not a folder.",
             "Name the folder that was given to `tue protect`.",
         )
 

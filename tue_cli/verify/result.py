@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from statistics import fmean
 from typing import Any
 
 from tue_cli.events import AMONG, OPTIONAL, Table
@@ -17,6 +19,7 @@ from tue_cli.verify.trials import Group, Trial
 class VerifyPlan:
     """How victims are trained, for people."""
 
+    measured: str
     victims: str
     attackers: str
     picture_size: str = field(metadata={"name": "picture size"})
@@ -27,6 +30,7 @@ class VerifyPlan:
     epochs: str
     adversary_steps: int = field(metadata={"name": "adversary steps"})
     seeds: int
+    folds: int
     seed: int
     device: str
 
@@ -50,6 +54,15 @@ class ArmAccuracy:
 
 
 @dataclass(frozen=True)
+class OthersAccuracy:
+    """Mean accuracy on the other classes, 0 to 1, where the recall of one is measured."""
+
+    clean: float
+    protected: float
+    random: float
+
+
+@dataclass(frozen=True)
 class AttackResult:
     """One attacker on one kind of victim."""
 
@@ -70,8 +83,9 @@ class AttackResult:
     """Of adversarial training: accuracy on its own attacked training pictures."""
     epochs: int
     curves: Mapping[str, tuple[tuple[float, ...], ...]]
-    """Arm -> a curve of accuracies a seed."""
+    """Arm -> a curve of accuracies for each fold of each seed."""
     seconds: float
+    others: OthersAccuracy | None = field(metadata=OPTIONAL)
 
 
 @dataclass(frozen=True)
@@ -184,7 +198,21 @@ def describe_attack(
         epochs=epochs,
         curves=curves,
         seconds=round(seconds, 1),
+        others=_average_others(group, results),
     )
+
+
+def _average_others(
+    group: Group, results: Mapping[Trial, Mapping[str, Any]]
+) -> OthersAccuracy | None:
+    """Return what victims know of the other classes; None where all classes count."""
+    means = []
+    for arm in ("clean", "protected", "random"):
+        known = [results[trial]["others"] for trial in group.trials[arm]]
+        if None in known:
+            return None
+        means.append(round(fmean(known), 5))
+    return OthersAccuracy(*means)
 
 
 def _describe_arm(accuracy: Accuracy) -> ArmAccuracy:
@@ -199,14 +227,25 @@ def _round(estimate: Estimate | None) -> Estimate | None:
 
 
 def make_row(
-    group: Group, results: Mapping[Trial, Mapping[str, Any]], tested: float, chance: float
+    group: Group,
+    results: Mapping[Trial, Mapping[str, Any]],
+    *,
+    tested: float,
+    chance: float,
+    pictures: tuple[int, str],
 ) -> Row:
-    """Return one attacker on one kind of victim, to be judged."""
+    """Return one attacker on one kind of victim, to be judged.
+
+    `tested` is as in `Accuracy.from_folds`; `pictures` are how many there are, and their name.
+    """
 
     def collect_accuracy(arm: str) -> Accuracy:
-        curves = [results[trial]["curve"] for trial in group.trials[arm]]
-        best = group.attack.best_epoch
-        return Accuracy.from_values([max(curve) if best else curve[-1] for curve in curves], tested)
+        of_seeds: dict[int, list[float]] = defaultdict(list)
+        for trial in group.trials[arm]:
+            curve = results[trial]["curve"]
+            best = max(curve) if group.attack.best_epoch else curve[-1]
+            of_seeds[trial.seed].append(best)
+        return Accuracy.from_folds(list(of_seeds.values()), tested)
 
     known = [
         results[trial]["attacked"]
@@ -225,11 +264,25 @@ def make_row(
         floor=collect_accuracy("floor") if has_floor else replace(CERTAIN_ZERO, mean=chance),
         floor_name="the clean part alone" if has_floor else "chance",
         fitted=min(known) if known else None,
+        pictures=pictures[0],
+        counted=pictures[1],
+        pretrained=bool(group.victim.start),
     )
 
 
-def make_table(rows: Sequence[Row], chance: float) -> Table:
-    """Return the result as people read it."""
+def describe_question(attack: AttackResult, classes: int) -> str:
+    """Return what was measured where it is the recall of one class, as a reason of a verdict."""
+    assert attack.others is not None
+    return (
+        f"your class is one of {classes}, and its recall is what counts: after {attack.title}, "
+        f"victims of the originals recognize {attack.clean.mean:.0%} of its pictures, those of the "
+        f"copies {attack.protected.mean:.0%}. Of the other classes' pictures, they recognize "
+        f"{attack.others.clean:.0%} and {attack.others.protected:.0%}"
+    )
+
+
+def make_table(rows: Sequence[Row], chance: float, *, recall: bool) -> Table:
+    """Return the result as people read it; `recall` of one class, or accuracy."""
 
     def format_percent(accuracy: Accuracy) -> str:
         estimate = accuracy.estimate()
@@ -252,6 +305,9 @@ def make_table(rows: Sequence[Row], chance: float) -> Table:
                 else f"{protection.value:.0f} % ({protection.low:.0f} to {protection.high:.0f})",
             )
         )
+    title = "Accuracy of victims on clean pictures that they never saw"
+    if recall:
+        title = "Recall of your class: the share of its clean pictures that victims recognize"
     floor = "chance" if all(row.floor_name == "chance" for row in rows) else "floor"
     columns = ("attacker", "victim", "originals", "random noise", "copies", floor, "protection")
-    return Table("Accuracy of victims on clean pictures that they never saw", columns, tuple(lines))
+    return Table(title, columns, tuple(lines))

@@ -3,32 +3,21 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import BUDGETS, FEWEST_PICTURES, PRETRAINED_PACKAGE, VerifySettings
+from tue_cli.config import BUDGETS, PRETRAINED_PACKAGE, SPLIT_FROM, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
 from tue_cli.text import escape, format_size
-from tue_cli.verify.dataset import (
-    CROPPED_FROM,
-    VictimDataset,
-    choose_working_size,
-    load_victim_dataset,
-)
-from tue_cli.verify.pairs import (
-    drop_failed,
-    explain_shortage,
-    find_original,
-    limit_pairs,
-    split_pairs,
-)
+from tue_cli.verify.dataset import CROPPED_FROM, VictimDataset, choose_working_size
+from tue_cli.verify.pairs import find_original, locate_originals
 from tue_cli.verify.request import VerifySpec, format_victim, read_provenance
 from tue_cli.verify.result import (
     VerifyPlan,
@@ -37,11 +26,18 @@ from tue_cli.verify.result import (
     describe,
     describe_attack,
     describe_input,
+    describe_question,
     make_row,
     make_table,
     summarize,
 )
-from tue_cli.verify.stats import compare_with_standard, judge_rows, make_inconclusive
+from tue_cli.verify.split import (
+    adapt_settings,
+    explain_shortage,
+    load_datasets,
+    split_pairs,
+)
+from tue_cli.verify.stats import Row, compare_with_standard, judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Group,
@@ -69,11 +65,19 @@ class VictimWork:
     """What victims are trained on, and how."""
 
     settings: VerifySettings
-    arms: VictimDataset
+    folds: tuple[VictimDataset, ...]
+    """The pictures, or each fold of them."""
+    pictures: tuple[int, str]
+    """How many different ones decide how sure the result is, and what they are called."""
     costs: Costs
     computer: ComputeDevice
     cache: TrialCache
     """Of the victims that are finished."""
+
+    @property
+    def arms(self) -> VictimDataset:
+        """The first fold, which has the classes of all."""
+        return self.folds[0]
 
 
 def verify(spec: VerifySpec) -> Job[VerifyResult]:
@@ -100,6 +104,7 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     spec = replace(spec, settings=replace(spec.settings, victims=known))
     manifest = read_manifest(spec.protected)
     radius, made = read_provenance(spec.protected, manifest)
+    spec = yield from locate_originals(spec, manifest)
     failures: list[Failed] = []
     pool = ThreadPoolExecutor()
     try:
@@ -117,22 +122,34 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     groups = build_groups(settings, len(arms.labels))
     plan = _plan(work, groups)
     results = yield from _train_victims(spec, plan, list_unique_trials(groups), work)
-    chance = 1 / len(arms.classes)
-    rows = compare_with_standard(
-        [make_row(group, results, arms.count_tested(), chance) for group in groups]
-    )
+    chance, rows = 1 / len(arms.classes), _make_rows(work, groups, results)
     judged = judge_rows(rows, chance)
-    if settings.seeds == 1 and judged.is_conclusive:
+    if settings.seeds == settings.folds == 1 and judged.is_conclusive:
         judged = replace(judged, reasons=(*judged.reasons, ONE_SEED))
     setup = VerifySetup(plan, f"{time.monotonic() - began:.0f} s", made)
     attacks = [
         describe_attack(row, group, results, chance=chance, epochs=group.epochs)
         for row, group in zip(rows, groups, strict=True)
     ]
+    if arms.others is not None and judged.is_conclusive:
+        told = describe_question(attacks[0], len(arms.classes))
+        judged = replace(judged, reasons=(told, *judged.reasons))
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
-    yield make_table(rows, chance)
+    yield make_table(rows, chance, recall=arms.others is not None)
     yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
     yield Done(result, (*describe(judged), *_name_report(spec)))
+
+
+def _make_rows(
+    work: VictimWork, groups: Sequence[Group], results: Mapping[Trial, Mapping[str, Any]]
+) -> list[Row]:
+    """Return every attacker on every kind of victim, to be judged."""
+    chance, tested = 1 / len(work.arms.classes), work.arms.count_tested(*work.folds[1:])
+    rows = [
+        make_row(group, results, tested=tested, chance=chance, pictures=work.pictures)
+        for group in groups
+    ]
+    return compare_with_standard(rows)
 
 
 def _name_report(spec: VerifySpec) -> Iterator[str]:
@@ -195,41 +212,33 @@ def _load_work(
     """Return what there is to train, or why that could not tell anything."""
     from tue_cli.verify.trainer import measure_costs
 
-    pairs, train, held = yield from split_pairs(spec, manifest, pool, failures)
-    if (reason := explain_shortage(pairs, train, held)) is not None:
+    pictures = yield from split_pairs(spec, manifest, pool, failures)
+    if (reason := explain_shortage(pictures)) is not None:
         return reason
-    settings, size = spec.settings, spec.settings.size or choose_working_size(train)
+    settings, size = spec.settings, spec.settings.size or choose_working_size(pictures.train)
     if size >= CROPPED_FROM:
         settings = adapt_to_photographs(settings)
+    settings = yield from adapt_settings(settings, pictures)
     # The manifest also holds times, which another run of `tue protect` changes.
     copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
     cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
-    costs = measure_costs(settings, len({pair.label for pair in train}), size, computer)
+    costs = measure_costs(settings, len({pair.label for pair in pictures.train}), size, computer)
     if spec.seconds is not None:
         settings = _fit_settings(settings, size, spec.seconds, costs, cache)
-    most = max(FEWEST_PICTURES, settings.seen // FEWEST_EPOCHS)
-    if len(train) > most:
+    most = max(SPLIT_FROM, settings.seen // FEWEST_EPOCHS)
+    if (count := len(pictures.train)) > most:
         yield Note(
-            f"{most:,} of {len(train):,} training pictures are used; a larger --budget uses more."
+            f"{most:,} of {count:,} training pictures are used; a larger --budget uses more."
         )
-        held = limit_pairs(held, max(1000, round(len(held) * most / len(train))), settings.seed)
-        train = limit_pairs(train, most, settings.seed)
-    spoiled: list[Failed] = []
-    arms = load_victim_dataset(
-        train,
-        held,
-        size=size,
-        radius=radius,
-        seed=settings.seed,
-        pool=pool,
-        failed=spoiled.append,
+        pictures = pictures.limit(most, settings.seed)
+    known = len(failures)
+    folds = load_datasets(
+        pictures, size=size, radius=radius, seed=settings.seed, pool=pool, failures=failures
     )
-    yield from spoiled
-    failures += spoiled
-    whole = (drop_failed(spoiled, some) for some in (pairs, train, held))
-    if spoiled and (reason := explain_shortage(*whole)) is not None:
-        return reason
-    return VictimWork(settings, arms, costs, computer, cache)
+    yield from failures[known:]
+    if isinstance(folds, str):
+        return folds
+    return VictimWork(settings, folds, pictures.count_pictures(), costs, computer, cache)
 
 
 def _fit_settings(
@@ -268,17 +277,20 @@ def _write_page(
 
 def _plan(work: VictimWork, groups: Sequence[Group]) -> VerifyPlan:
     settings, arms = work.settings, work.arms
+    recall = f"recall of your class among {len(arms.classes)}"
     return VerifyPlan(
+        measured="accuracy" if arms.others is None else recall,
         victims=", ".join(format_victim(victim) for victim in settings.victims),
         attackers=", ".join(settings.attacks),
         picture_size=describe_input(arms),
-        memory=format_size(arms.count_bytes()),
+        memory=format_size(sum(part.count_bytes() for part in work.folds)),
         training_pictures=len(arms.labels),
-        held_out_pictures=len(arms.test_labels),
+        held_out_pictures=sum(len(part.test_labels) for part in work.folds),
         classes=len(arms.classes),
         epochs=f"{groups[0].epochs} ({groups[0].trials['clean'][0].steps} steps)",
         adversary_steps=settings.adversary_steps,
-        seeds=settings.seeds,
+        seeds=settings.seeds or 1,
+        folds=settings.folds,
         seed=settings.seed,
         device=work.computer.description,
     )
@@ -290,10 +302,12 @@ def _train_victims(
     """Train what the cache does not know yet, and return what became of every victim."""
     from tue_cli.verify.trainer import compute_embedding, train_victim
 
-    arms, cache, computer = work.arms, work.cache, work.computer
-    digest = arms.digest()
+    cache, computer, count = work.cache, work.computer, len(work.folds)
+    digests = [arms.digest() for arms in work.folds]
+    digest = digests[0]
     seconds = {trial: trial.steps * work.costs[trial.kind] for trial in trials}
-    known = {trial: cache.get(f"{digest}/{trial.make_key()}") for trial in trials}
+    keys = {trial: f"{digests[trial.fold]}/{trial.make_key()}" for trial in trials}
+    known = {trial: cache.get(keys[trial]) for trial in trials}
     wants_map = spec.report is not None and cache.get(f"{digest}/embedding") is None
     if wants_map and not is_installed("sklearn"):
         yield Note(f"The report has no map of features. {PackageMissing('sklearn')}")
@@ -307,11 +321,12 @@ def _train_victims(
         yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are already finished.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
-        results, victim = yield from train_victim(trial, arms, computer)
+        arms = work.folds[trial.fold]
+        results, victim = yield from train_victim(trial, arms, computer, count)
         if wants_map and trial == trials[0]:
             cache.put(f"{digest}/embedding", compute_embedding(victim, arms, computer))
         known[trial] = results
-        cache.put(f"{digest}/{trial.make_key()}", results)
+        cache.put(keys[trial], results)
         spent += time.monotonic() - began
         worked += seconds[trial]
         left = (planned - worked) * spent / worked

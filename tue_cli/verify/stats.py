@@ -14,6 +14,12 @@ from dataclasses import dataclass, replace
 
 LEARNED = 0.1
 """A clean control has learned something so far above the floor, of what is left to 1."""
+WIDEST = 1.0
+"""A wider interval of the protection says nothing."""
+WIDEST_AT_ZERO = 0.5
+"""So wide may that against standard training be where it includes 0: then it says that the
+protection is small. A wider one cannot tell none from much.
+"""
 FITTED = 0.5
 """An adversarial victim has fitted its own pictures where it knows so much above chance."""
 TAUGHT = 0.5
@@ -42,16 +48,36 @@ class Accuracy:
     @classmethod
     def from_values(cls, values: Sequence[float], tested: float) -> Accuracy:
         """`values`: a seed each, 0 to 1; `tested`: as many pictures as each was tested on."""
-        mean = statistics.fmean(values)
+        return cls.from_folds([(value,) for value in values], tested)
+
+    @classmethod
+    def from_folds(cls, values: Sequence[Sequence[float]], tested: float) -> Accuracy:
+        """Return the accuracy of cross-validated victims.
+
+        Victims of the folds share most of their training pictures, so that their accuracies differ
+        less than those of victims with pictures of their own would. The variance is corrected for
+        that (Nadeau and Bengio 2003), and never less than what the test pictures contribute.
+
+        Args:
+            values: for each seed, an accuracy for each fold, 0 to 1.
+            tested: as many pictures as a seed's victims were tested on, all folds together.
+        """
+        of_seeds = [statistics.fmean(row) for row in values]
+        of_folds = [statistics.fmean(column) for column in zip(*values, strict=True)]
+        mean, folds = statistics.fmean(of_seeds), len(of_folds)
         # Agresti and Coull's centre: an accuracy of 0 or 1 is not certain either.
         centre = (mean * tested + 2) / (tested + 4)
         sampling = centre * (1 - centre) / (tested + 4)
-        seeds = statistics.variance(values) / len(values) if len(values) > 1 else 0.0
-        return cls(
-            mean,
-            sampling + seeds,
-            _compute_freedom([(sampling, tested - 1), (seeds, len(values) - 1)]),
-        )
+        seeds = statistics.variance(of_seeds) / len(of_seeds) if len(of_seeds) > 1 else 0.0
+        spread = 0.0
+        if folds > 1:
+            spread = statistics.variance(of_folds) * (1 / folds + 1 / (folds - 1))
+        parts = [
+            (sampling, tested - 1),
+            (seeds, len(of_seeds) - 1),
+            (max(0.0, spread - sampling), folds - 1),
+        ]
+        return cls(mean, sum(variance for variance, _ in parts), _compute_freedom(parts))
 
     def estimate(self) -> Estimate:
         """Return the accuracy with its interval, both cut to 0 to 1."""
@@ -78,6 +104,12 @@ class Row:
     """Adversarial victims: the least that one knew of its own attacked training pictures."""
     standard: float | None = None
     """What standard training on the originals reaches with the same kind of victim."""
+    pictures: int = 0
+    """How many different ones there were to learn from and to be tested on; 0: unknown."""
+    counted: str = "pictures"
+    """What these are called."""
+    pretrained: bool = False
+    """Whether its victims begin from pretrained weights."""
 
     def estimate_protection(self) -> Estimate:
         """Return the protection, 0 to 100, with its interval (delta method, arms independent)."""
@@ -102,10 +134,27 @@ class Row:
                 f"a victim of adversarial training reached a robust training accuracy of only "
                 f"{self.fitted:.0%}"
             )
-        _, low, high = self._estimate_uncut()
-        if high - low > 1:
-            return "the interval of the protection is wider than 100 points"
-        return ""
+        value, low, high = self._estimate_uncut()
+        width = high - low
+        is_standard = self.attack == "std" and not self.pretrained
+        if width > WIDEST:
+            doubt = f"the interval of the protection is wider than {100 * WIDEST:.0f} points"
+        elif is_standard and low <= 0 and width > WIDEST_AT_ZERO:
+            doubt = (
+                "the interval of the protection includes 0 and is wider than "
+                f"{100 * WIDEST_AT_ZERO:.0f} points"
+            )
+        else:
+            return ""
+        # An interval shrinks as the root of the number of pictures grows; a tenth more is on the
+        # safe side.
+        sure = min(WIDEST / 2, max(value, WIDEST_AT_ZERO / 2)) if is_standard else WIDEST / 2
+        needed = 1.1 * self.pictures * (width / 2 / sure) ** 2
+        return (
+            f"{doubt}; about {_round_up(needed):,} {self.counted} would settle it"
+            if needed
+            else doubt
+        )
 
     def _estimate_uncut(self) -> tuple[float, float, float]:
         gap = self.clean.mean - self.floor.mean
@@ -196,6 +245,12 @@ def judge_rows(rows: Sequence[Row], chance: float) -> Verdict:
 
 def _format_percent(estimate: Estimate) -> str:
     return f"{estimate.value:.0f} % ({estimate.low:.0f} to {estimate.high:.0f})"
+
+
+def _round_up(count: float) -> int:
+    """Return a number of two digits and zeros, not below this one."""
+    unit: int = 10 ** max(0, len(str(math.ceil(count))) - 2)
+    return math.ceil(count / unit) * unit
 
 
 def _compute_freedom(parts: Sequence[tuple[float, float]]) -> float:

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from tue_cli.attacks.registry import WAYS
 from tue_cli.config import AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
@@ -20,7 +21,6 @@ from tue_cli.verify.dataset import VictimDataset, choose_kept_size
 from tue_cli.verify.probe import Probe
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
-    WAYS,
     Trial,
     TrialProgress,
     build_groups,
@@ -81,9 +81,12 @@ def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> i
 
 
 def train_victim(
-    trial: Trial, arms: VictimDataset, computer: ComputeDevice
+    trial: Trial, arms: VictimDataset, computer: ComputeDevice, folds: int = 1
 ) -> Generator[Event, None, tuple[dict[str, Any], Victim | Probe]]:
-    """Train one victim and return what became of it, as plain data, and itself."""
+    """Train one victim and return what became of it, as plain data, and itself.
+
+    `arms` are those of its fold, of so many `folds`.
+    """
     if trial.other_labels:
         arms = arms.relabel(trial.seed)
     pixels, labels = arms.select_training(
@@ -97,8 +100,10 @@ def train_victim(
     test = Images(torch.from_numpy(arms.test), torch.from_numpy(arms.test_labels))
     victim = _make_victim(trial, len(arms.classes), arms.get_input_size(), computer)
     training = victim.train(pictures, test, points=trial.points)
-    progress, point = TrialProgress(trial.arm, _describe_recipe(trial), trial.seed), 0
+    fold = trial.fold + 1 if folds > 1 else None
+    progress, point = TrialProgress(trial.arm, _describe_recipe(trial), trial.seed, fold), 0
     phase = f"{progress.arm}, {progress.attack}, seed {progress.seed}"
+    phase += f", fold {fold}" if fold else ""
     while True:
         try:
             accuracy = next(training)
@@ -108,7 +113,11 @@ def train_victim(
         point += 1
         yield Metric(phase, point, trial.points, {"accuracy": accuracy}, progress)
     rate = trial.steps * trial.victim.batch / max(trained.seconds, 1e-9)
-    return {**asdict(trained), "rate": round(rate, 1)}, victim
+    others = None
+    if arms.others is not None:
+        levels, classes = (torch.from_numpy(part) for part in arms.others)
+        others = victim.measure_accuracy(Images(levels, classes))
+    return {**asdict(trained), "rate": round(rate, 1), "others": others}, victim
 
 
 def _make_victim(trial: Trial, classes: int, size: int, computer: ComputeDevice) -> Victim | Probe:

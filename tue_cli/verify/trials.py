@@ -11,7 +11,7 @@ from typing import Any
 
 import platformdirs
 
-from tue_cli.attacks.registry import ATTACKS, Attack
+from tue_cli.attacks.registry import ATTACKS, WAYS, Attack
 from tue_cli.config import BUDGETS, PHOTO_ATTACKS, VerifySettings, VictimSettings
 from tue_cli.errors import OutputProblem, is_installed
 from tue_cli.storage.atomic import Folder
@@ -25,11 +25,6 @@ POINTS = 20
 TUNED_SHARE = 0.25
 TUNED_EPOCHS = 12
 """Pretrained victims are shown this share of what others are, and at most for so many epochs."""
-WAYS = {
-    "pretrained": "fine-tuning of a pretrained network",
-    "probe": "a linear probe of a pretrained network",
-}
-"""What standard training is where it begins from pretrained weights."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +47,8 @@ class Trial:
     """Only the part of the pictures that stays clean."""
     own_size: bool = False
     """Apply `degrade` to pictures at their own size."""
+    fold: int = 0
+    """Which part of the pictures it is tested on, where each is in its turn."""
 
     @property
     def kind(self) -> tuple[VictimSettings, bool, str]:
@@ -78,17 +75,19 @@ class TrialProgress:
     attack: str
     """How it is trained."""
     seed: int
+    fold: int | None = None
+    """Number of the part of the pictures that it is tested on, from 1; None: there is one."""
 
 
 @dataclass(frozen=True)
 class Group:
-    """One attacker on one kind of victim: for each arm, a trial a seed."""
+    """One attacker on one kind of victim: for each arm, its trials."""
 
     name: str
     attack: Attack
     victim: VictimSettings
     trials: dict[str, tuple[Trial, ...]]
-    """Arm -> trials; `floor` where it is not chance."""
+    """Arm -> trials, one for each fold of each seed; `floor` where it is not chance."""
     epochs: int
     """How often each training picture comes up."""
 
@@ -152,7 +151,7 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
     for victim in settings.victims:
         epochs = count_epochs(pictures, settings.seen, victim)
         # A probe's result does not depend on a seed.
-        count = 1 if victim.start == "probe" else settings.seeds
+        count = 1 if victim.start == "probe" else settings.seeds or 1
         seeds = [settings.seed + number for number in range(count)]
         for name in settings.attacks:
             if not is_tried(name, victim, settings.victims):
@@ -180,7 +179,11 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
             if attack.part < 1:
                 arms["floor"] = replace(trial, part=attack.part, alone=True)
             trials = {
-                arm: tuple(replace(trial, seed=seed) for seed in seeds)
+                arm: tuple(
+                    replace(trial, seed=seed, fold=fold)
+                    for seed in seeds
+                    for fold in range(settings.folds)
+                )
                 for arm, trial in arms.items()
             }
             groups.append(Group(name, attack, victim, trials, epochs * attack.times))
@@ -188,11 +191,14 @@ def build_groups(settings: VerifySettings, pictures: int) -> list[Group]:
 
 
 def list_unique_trials(groups: Iterable[Group]) -> list[Trial]:
-    """Return each trial once, in the order of work: all of the first seed before the next."""
+    """Return each trial once, in the order of work: all of the first seed before the next.
+
+    Within a seed, all of the first fold come before the next.
+    """
     every = dict.fromkeys(
         trial for group in groups for trials in group.trials.values() for trial in trials
     )
-    return sorted(every, key=lambda trial: trial.seed)
+    return sorted(every, key=lambda trial: (trial.seed, trial.fold))
 
 
 class TrialCache:

@@ -154,6 +154,11 @@ class Victim:
         """Return what the victim sees of pictures that it is tested on."""
         return crop_middle(pictures, self._size)
 
+    def measure_accuracy(self, pictures: Images) -> float:
+        """Return the mean over their classes of the share that it classifies correctly, 0 to 1."""
+        pictures = self.crop_middle(pictures.to(self._computer.device))
+        return balanced_accuracy(self.freeze_net(), pictures, self._classes)
+
     def run_updates(self, pictures: Images) -> Generator[Tensor, None, None]:
         """Train to the last step, yielding each step's loss; pictures on the victim's device."""
         attack = Attacker(self.freeze_net(), self._adversary) if self._adversary else None
