@@ -38,8 +38,9 @@ WORKS = {
 def place(tmp_path: Path) -> Path:
     """A folder in which the pages' commands can be given: the files and folders that they name."""
     levels = np.random.default_rng(0)
-    for name, colour in (("sea", (30, 90, 200)), ("wood", (40, 130, 30))):
-        folder = tmp_path / "photos" / name
+    classes = {"photos/sea": (30, 90, 200), "photos/wood": (40, 130, 30)}
+    for name, colour in {**classes, "others/rust": (190, 80, 20)}.items():
+        folder = tmp_path / name
         folder.mkdir(parents=True)
         for number in range(ENOUGH):
             pixels = levels.normal(colour, 25, (40, 48, 3)).clip(0, 255).astype(np.uint8)

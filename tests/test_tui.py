@@ -360,7 +360,7 @@ def test_a_run_with_nothing_to_do_says_so_and_what_comes_next(
     async def steps(app: TueApp, pilot: Pilot[int]) -> None:
         await app.push_screen(RunScreen(made))
         await on_screen(pilot, ResultScreen)
-        await reads(pilot, "nothing to do", "Next: press v", "at least 200 pictures")
+        await reads(pilot, "nothing to do", "Next: press v", "at least 10 pictures")
 
     drive(TueApp(), LARGE, steps)
 
