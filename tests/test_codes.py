@@ -178,6 +178,16 @@ def test_with_the_same_secret_the_same_bytes_whatever_the_folder_is_called(
     assert read_copies(tmp_path / "one") != read_copies(tmp_path / "three")
 
 
+def test_of_two_secrets_the_same_code_has_other_noise(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    run(small_photos / "space", tmp_path / "one", tiny_weights, key="b")
+    (own_home / "secret").write_text(make_secret().format())
+    run(small_photos / "space", tmp_path / "two", tiny_weights, key="b")
+    one, two = read_copies(tmp_path / "one"), read_copies(tmp_path / "two")
+    assert one.keys() == two.keys() and all(one[name] != two[name] for name in one)
+
+
 @pytest.mark.parametrize(("most", "decoded"), [(2000, 6), (4, 4), (1, 0)])
 def test_no_more_pictures_are_looked_at_than_allowed_however_many_classes_there_are(
     most: int,

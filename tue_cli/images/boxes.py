@@ -37,18 +37,25 @@ def make_box(kind: bytes, content: bytes) -> bytes:
     return struct.pack(">I", len(content) + 8) + kind + content
 
 
-def read_boxes(data: bytes, at: int, end: int) -> Iterator[tuple[bytes, int, int, int]]:
-    """Yield kind, start, start of the content and end of each box."""
+def read_boxes(
+    data: bytes, at: int, end: int, *, cut: bool = False
+) -> Iterator[tuple[bytes, int, int, int]]:
+    """Yield kind, start, start of the content and end of each box.
+
+    With `cut`, the last one may go on beyond the end, as where only a file's beginning was read.
+    """
     while at + 8 <= end:
         length, kind = struct.unpack_from(">I4s", data, at)
         inside = at + 8
         if length == 1:
+            if inside + 8 > end:
+                return
             (length,) = struct.unpack_from(">Q", data, inside)
             inside += 8
         close = at + length if length else end
-        if close < inside or close > end:
+        if close < inside or (close > end and not cut):
             return
-        yield kind, at, inside, close
+        yield kind, at, inside, min(close, end)
         at = close
 
 

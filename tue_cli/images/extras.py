@@ -7,9 +7,8 @@ from __future__ import annotations
 
 import importlib
 import io
-import struct
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -17,6 +16,7 @@ import numpy as np
 from PIL import Image, ImageCms
 
 from tue_cli.errors import ImageProblem, is_installed
+from tue_cli.images.boxes import read_boxes
 from tue_cli.images.xmp import CREDENTIALS, DEPTH, GAIN_MAP, explain_lost
 
 
@@ -188,27 +188,11 @@ def refuse_jxl(source: bytes) -> JxlHeader:
     return header
 
 
-def read_boxes(source: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Yield kind, start and end of what each outermost box holds, as far as they go."""
-    at = 0
-    while at + 8 <= len(source):
-        size, kind = struct.unpack_from(">I4s", source, at)
-        start = at + 8
-        if size == 1 and at + 16 <= len(source):
-            (size,) = struct.unpack_from(">Q", source, start)
-            start += 8
-        end = at + size if size else len(source)
-        if end < start:
-            return
-        yield kind, start, min(end, len(source))
-        at = end
-
-
 def _find_codestream(source: bytes) -> int:
     """Return where the codestream of a JPEG XL begins, -1 where there is none."""
     if source.startswith(b"\xff\x0a"):
         return 0
-    for kind, start, _ in read_boxes(source):
+    for kind, _, start, _ in read_boxes(source, 0, len(source), cut=True):
         if kind in (b"jxlc", b"jxlp"):
             start += 4 * (kind == b"jxlp")
             return start if source[start : start + 2] == b"\xff\x0a" else -1
@@ -221,7 +205,7 @@ def read_jxl_boxes(source: bytes) -> tuple[bytes, list[str]]:
     notes: list[str] = []
     if source.startswith(b"\xff\x0a"):
         return xmp, notes
-    for kind, start, end in read_boxes(source):
+    for kind, _, start, end in read_boxes(source, 0, len(source), cut=True):
         if kind == b"xml ":
             xmp = source[start:end]
         elif kind == b"brob" and source[start : start + 4] != b"Exif":
@@ -233,7 +217,8 @@ def read_jxl_boxes(source: bytes) -> tuple[bytes, list[str]]:
 
 def is_jxl_lossless(source: bytes) -> bool:
     """Say whether a JPEG XL was coded without loss, and is not a JPEG packed smaller."""
-    packs_jpeg = any(kind == b"jbrd" for kind, _, _ in read_boxes(source))
+    boxes = read_boxes(source, 0, len(source), cut=True)
+    packs_jpeg = any(kind == b"jbrd" for kind, *_ in boxes)
     return read_jxl_header(source).is_original and not packs_jpeg
 
 
