@@ -109,6 +109,26 @@ def test_ten_thousand_classes_share_codes_evenly() -> None:
     assert set(Counter(codes.values()).values()) == {10_000 // len(CODES)}
 
 
+def test_a_code_is_kept_while_at_most_a_third_of_the_classes_share_it() -> None:
+    names = [f"class {number}" for number in range(9)]
+    four = dict.fromkeys(names[:4], "code-3")
+    codes = assign_codes(names, CODES, {}, order, four)
+    assert [codes[name] for name in names[:3]] == ["code-3"] * 3 and codes[names[3]] != "code-3"
+    # What is new takes what is left.
+    assert len(set(codes.values())) == 7
+
+
+def test_classes_of_a_folder_that_is_split_keep_their_codes() -> None:
+    names = [f"class {number}" for number in range(300)]
+    whole = assign_codes(names, CODES, {}, order)
+    moved = 0
+    for start in range(0, 300, 10):
+        part = names[start : start + 10]
+        codes = assign_codes(part, CODES, {}, order, whole)
+        moved += sum(codes[name] != whole[name] for name in part)
+    assert moved <= 10
+
+
 def test_what_was_remembered_is_kept_while_codes_are_shared_evenly() -> None:
     ones = dict.fromkeys(("cat", "dog"), "code-3")
     codes = assign_codes(["cat", "dog", "elk"], CODES, {}, order, ones)
@@ -281,8 +301,21 @@ def test_a_dry_run_keeps_neither_a_secret_nor_codes(
         "secret",
         "codes.jsonl",
         "originals.jsonl",
+        "copies.jsonl",
     }
     assert stat.S_IMODE((own_home / "secret").stat().st_mode) == 0o600
+
+
+def test_a_class_that_gets_another_code_in_another_folder_is_told(
+    small_photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    run(small_photos, tmp_path / "out", tiny_weights)
+    lines = [json.loads(line) for line in (own_home / "codes.jsonl").read_text().splitlines()]
+    same = [json.dumps({**line, "code": lines[0]["code"]}) for line in lines]
+    (own_home / "codes.jsonl").write_text("".join(f"{line}\n" for line in same))
+    events = run(small_photos, tmp_path / "again", tiny_weights)
+    told = [e for e in events if isinstance(e, Note) and "got another code than" in e.message]
+    assert [len(note.names) for note in told] == [len(lines) - 1]
 
 
 def test_a_killed_run_leaves_the_codes_of_all_its_classes(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import stat
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -154,6 +155,49 @@ def test_a_copy_among_the_originals_is_left_alone_whatever_it_is_called(
     assert list(listed.values()) == before["pictures"]
 
 
+def test_copies_of_another_output_are_known_among_the_originals(
+    photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    first = tmp_path / "first"
+    run(spec_of(photos, first, tiny_weights))
+    remembered = own_home / "copies.jsonl"
+    assert stat.S_IMODE(remembered.stat().st_mode) == 0o600
+    shutil.copy(first / "space" / "rocket.jpg", photos / "space" / "renamed.jpeg")
+    shutil.rmtree(first)
+    spec = spec_of(photos, tmp_path / "second", tiny_weights)
+    assert planned(replace(spec, dry_run=True)).already_protected == 1
+    before = remembered.read_bytes()
+    events = run(spec)
+    assert skipped(events) == {"renamed.jpeg": "already-protected"}
+    assert done(events).protected == 6
+    # The same copies are not written down again.
+    assert remembered.read_bytes() == before
+
+
+def test_a_copy_that_equals_its_original_does_not_make_tue_refuse_the_original(
+    tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
+    spec = spec_of(tmp_path / "white.png", tmp_path / "one", tiny_weights)
+    run(spec)
+    shutil.copy(tmp_path / "one" / "white.png", tmp_path / "white.png")
+    (own_home / "copies.jsonl").unlink()
+    for name in ("two", "three"):
+        events = run(replace(spec, output=tmp_path / name))
+        assert done(events).protected == 1, name
+
+
+@pytest.mark.parametrize("line", ["{", "[]", '{"copies": [[1, 2]]}', '{"copies": [["ab", 2]]}'])
+def test_a_damaged_list_of_copies_is_passed_over(
+    line: str, photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    (own_home / "copies.jsonl").write_text(line)
+    run(spec_of(photos / "space", tmp_path / "first", tiny_weights))
+    copied = spec_of(tmp_path / "first" / "rocket.jpg", tmp_path / "second", tiny_weights)
+    (tmp_path / "first" / MANIFEST).unlink()
+    assert skipped(run(copied)) == {"rocket.jpg": "already-protected"}
+
+
 def change(path: Path) -> None:
     with Image.open(path) as image:
         image.load()
@@ -202,7 +246,7 @@ def test_a_manifest_that_cannot_be_read_is_a_note(
 
 
 def test_a_plan_reads_only_files_whose_size_is_that_of_a_copy(tmp_path: Path) -> None:
-    known = KnownCopies(frozenset({"0" * 64}), frozenset({4, None}), frozenset(), ())
+    known = KnownCopies(frozenset({"0" * 64}), frozenset(), frozenset({4, None}), frozenset(), ())
     (tmp_path / "a.jpg").write_bytes(b"12345")
     assert not known.is_likely(tmp_path / "a.jpg") and not known.is_likely(tmp_path / "gone.jpg")
 

@@ -16,7 +16,7 @@ from PIL import Image
 from tue_cli.check.run import CheckSpec, check
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
-from tue_cli.dataset.originals import ORIGINALS, recall_originals
+from tue_cli.dataset.memory import ORIGINALS, recall_originals
 from tue_cli.errors import BadSetting
 from tue_cli.events import AnyEvent, Checked, Note, Started
 from tue_cli.noise import TueNoise

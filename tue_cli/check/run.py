@@ -23,7 +23,7 @@ from tue_cli.check import summary
 from tue_cli.check.summary import CheckPlan, CheckSummary
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import Expected, pair_files, read_expected
-from tue_cli.dataset.originals import recall_originals, tell_recalled
+from tue_cli.dataset.memory import recall_originals, tell_recalled
 from tue_cli.declare import argument, fixed, setting
 from tue_cli.errors import BadSetting, ImageProblem, OutOfMemory
 from tue_cli.events import Advanced, Checked, Done, Job, Note, Skipped, Started

@@ -16,6 +16,7 @@ from typing import Any
 
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.memory import DIGITS, recall_copies
 from tue_cli.dataset.output import is_output
 from tue_cli.dataset.records import read_records
 from tue_cli.errors import BadSetting, NothingToDo, TueError
@@ -67,6 +68,8 @@ class KnownCopies:
     """Copies that may lie among the pictures to protect, known by their place or their content."""
 
     hashes: frozenset[str]
+    remembered: frozenset[str]
+    """The first digits of more hashes, as `recall_copies` gives them."""
     sizes: frozenset[int | None]
     """Of their files, in bytes."""
     places: frozenset[str]
@@ -76,7 +79,7 @@ class KnownCopies:
 
     def explain(self, source: Path, digest: str) -> tuple[str, str] | None:
         """Return why a picture of this content is left alone, as a reason and a message."""
-        if digest in self.hashes:
+        if self._is_copy(digest):
             return PROTECTED
         return CHANGED if self._is_place(source) else None
 
@@ -85,18 +88,22 @@ class KnownCopies:
         if self._is_place(source):
             return True
         try:
-            return source.stat().st_size in self.sizes and sha256(source) in self.hashes
+            return source.stat().st_size in self.sizes and self._is_copy(sha256(source))
         except OSError:
             return False
+
+    def _is_copy(self, digest: str) -> bool:
+        return digest in self.hashes or digest[:DIGITS] in self.remembered
 
     def _is_place(self, source: Path) -> bool:
         return bool(self.places) and _spell_place(source) in self.places
 
 
 def find_known_copies(paths: Iterable[Path], own: Mapping[str, int | None]) -> KnownCopies:
-    """Return the copies of all outputs that `paths` lie in, and of the run's own output.
+    """Return the copies of all outputs that `paths` lie in, of the run's own output, and those that
+    the user's data folder remembers.
 
-    `own` are the latter: sha256 -> size, if known.
+    `own` are those of the run's output: sha256 -> size, if known.
     """
     copies, places, problems = dict(own), set[str](), []
     for output in dict.fromkeys(output for path in paths for output in _list_outputs_above(path)):
@@ -109,9 +116,11 @@ def find_known_copies(paths: Iterable[Path], own: Mapping[str, int | None]) -> K
                 f"{error.message} So tue cannot tell which pictures in {escape(output)} are "
                 "protected copies."
             )
+    remembered = recall_copies()
     return KnownCopies(
         hashes=frozenset(copies),
-        sizes=frozenset(copies.values()),
+        remembered=frozenset(remembered),
+        sizes=frozenset((*copies.values(), *remembered.values())),
         places=frozenset(places),
         problems=tuple(problems),
     )

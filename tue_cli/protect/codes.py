@@ -17,9 +17,12 @@ from tue_cli.events import Event, Note
 from tue_cli.protect.context import RunContext
 from tue_cli.protect.labels import refuse_overflow, run_surrogate
 from tue_cli.protect.request import count_clusters
+from tue_cli.text import escape, format_count
 
 LOOKED_AT, MOST_LOOKED_AT = 64, 2000
 """Pictures of a class that tell which codes are near to it, and at most of all classes together."""
+SHARING = 3
+"""A former choice stays unless more than one in so many classes would have the same code."""
 TAKEN_LAST = 2
 """So many of each class's nearest codes are taken last: the class itself looks like them. Of fewer
 than seven codes, fewer."""
@@ -48,7 +51,8 @@ def choose_codes(
     chosen = read_codes() if _are_names_kept(run, classes) else {}
     marks = {name: mark_class(run.secret, run.weights.sha256, name) for name in classes}
     remembered = {name: chosen[mark] for name, mark in marks.items() if mark in chosen}
-    new = [n for n in classes if n not in run.journal.keys and n not in remembered]
+    new_here = [name for name in classes if name not in run.journal.keys]
+    new = [name for name in new_here if name not in remembered]
     nearness: dict[str, Floats] = {}
     if look and METHODS[run.spec.settings.method].shows_key and len(classes) > 1:
         nearness = yield from _measure_nearness(run, items, new)
@@ -56,7 +60,16 @@ def choose_codes(
     def order(name: str) -> list[str]:
         return sorted(available, key=lambda code: run.secret.derive("code", name, code))
 
-    return assign_codes(classes, available, run.journal.keys, order, remembered, nearness)
+    codes = assign_codes(classes, available, run.journal.keys, order, remembered, nearness)
+    moved = [n for n in new_here if n in remembered and codes[n] != remembered[n]]
+    if moved:
+        those = format_count(len(moved), "class")
+        yield Note(
+            f"More than a third of the classes would share a code, so {those} got another code "
+            "than in an earlier folder.",
+            tuple(map(escape, moved)),
+        )
+    return codes
 
 
 def record_codes(run: RunContext, codes: Mapping[str, str]) -> None:
@@ -129,14 +142,16 @@ def assign_codes(
     remembered: Mapping[str, str] | None = None,
     nearness: Mapping[str, NDArray[np.float32]] | None = None,
 ) -> dict[str, str]:
-    """Class -> code, each used as often as any other; shared only where classes outnumber codes.
+    """Class -> code. New choices use each as often as any other, as far as former ones let them.
 
     Args:
         classes: the names of the classes.
         available: the codes.
         taken: choices that stay, of this or of other classes.
         order: the codes as a class would like to have them, the first the most.
-        remembered: choices that stay as long as codes are shared evenly.
+        remembered: choices of other folders. They stay while codes are shared evenly, or a code is
+            that of at most one class in `SHARING`: a victim has only the pictures themselves to
+            tell classes with the same code from each other.
         nearness: how near a class is to each code, (K,). What is neither among the `TAKEN_LAST`
             nearest nor far comes first, whatever the order; those nearest come last. Where codes
             are shared, classes that look alike get different ones.
@@ -145,7 +160,8 @@ def assign_codes(
     chosen = {name: code for name, code in taken.items() if code in set(codes)}
     uses = Counter(dict.fromkeys(codes, 0))
     uses.update(chosen.values())
-    most = -(-(len(chosen) + sum(name not in chosen for name in wanted)) // len(codes))
+    every = len(chosen.keys() | set(wanted))
+    most = max(-(-every // len(codes)), every // SHARING)
     for name in wanted:
         code = (remembered or {}).get(name, "")
         if name not in chosen and code in uses and uses[code] < most:

@@ -12,7 +12,7 @@ from typing import Any
 
 from tue_cli.dataset.labels import describe_scope
 from tue_cli.dataset.manifest import MANIFEST, read_failures, read_manifest
-from tue_cli.dataset.originals import remember_originals
+from tue_cli.dataset.memory import remember_copies, remember_originals
 from tue_cli.dataset.output import is_output
 from tue_cli.dataset.records import read_unfinished
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
@@ -68,6 +68,7 @@ def protect(
         yield from (Note(text) for text in work.list_warnings())
         yield from (Note(text) for text in tell_left_alone(work.counts))
         manifest = run.output / MANIFEST
+        remember_copies(run.output)
         remember_originals(run.output, ((t.item.source, t.item.relative) for t in tasks))
         report = spec.report if manifest.is_file() else None
         if report is not None:

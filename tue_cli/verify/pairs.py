@@ -12,7 +12,7 @@ from typing import Any
 
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import sha256
-from tue_cli.dataset.originals import recall_originals, tell_recalled
+from tue_cli.dataset.memory import recall_originals, tell_recalled
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
 from tue_cli.images import codec

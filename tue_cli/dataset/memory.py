@@ -1,19 +1,22 @@
-"""Where the originals of an output lie, remembered in the user's data folder.
+"""What the user's data folder remembers of outputs: where originals lie, what files are copies.
 
 A manifest may be published, so it does not say where the user keeps pictures. An output is known by
-its manifest's content, and so also after it was moved.
+its manifest's content, and so also after it was moved. A copy is known by its own content, wherever
+it lies.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
 from tue_cli.dataset.manifest import MANIFEST, sha256
+from tue_cli.dataset.records import read_records
 from tue_cli.dataset.secret import find_folder, make_folder
+from tue_cli.errors import TueError
 from tue_cli.storage.atomic import Folder
 from tue_cli.storage.lines import LineFile, read_lines
 from tue_cli.storage.reading import is_below, is_name
@@ -21,6 +24,12 @@ from tue_cli.text import escape
 
 ORIGINALS: Final = "originals.jsonl"
 """The file of the places, beside the secret; only the user can read it."""
+COPIES: Final = "copies.jsonl"
+"""The file of the copies, likewise."""
+DIGITS = 32
+"""Of a copy's sha256 that are kept."""
+LINE = 1_000
+"""Copies in a line of the file, at most."""
 
 
 def remember_originals(output: Path, pictures: Iterable[tuple[Path, Path]]) -> None:
@@ -39,6 +48,38 @@ def remember_originals(output: Path, pictures: Iterable[tuple[Path, Path]]) -> N
             line = {"manifest": digest, "folders": folders}
             with Folder(make_folder()) as folder, LineFile(folder, ORIGINALS, 0o600) as file:
                 file.append(line)
+
+
+def remember_copies(output: Path) -> None:
+    """Remember the copies of an output, so that they are known wherever they lie.
+
+    What cannot be read is left out. Where the data folder cannot be written, do nothing.
+    """
+    known, new = recall_copies(), dict[str, int | None]()
+    with suppress(TueError):
+        for record in read_records(output):
+            digest = record["sha256"][:DIGITS]
+            # A copy that equals its original would make tue refuse the original elsewhere.
+            if digest not in known and record["sha256"] != record["source_sha256"]:
+                new[digest] = record.get("bytes")
+    if new:
+        pairs = [list(pair) for pair in new.items()]
+        lines = ({"copies": pairs[at : at + LINE]} for at in range(0, len(pairs), LINE))
+        with (
+            suppress(OSError),
+            Folder(make_folder()) as folder,
+            LineFile(folder, COPIES, 0o600) as file,
+        ):
+            file.append(*lines)
+
+
+def recall_copies() -> Mapping[str, int | None]:
+    """Return the remembered copies: the first `DIGITS` of their sha256 -> bytes, if known."""
+    copies: dict[str, int | None] = {}
+    with suppress(OSError):
+        for line in read_lines(find_folder() / COPIES, _parse_copies):
+            copies.update(line)
+    return copies
 
 
 def recall_originals(manifest: Path, originals: Iterable[tuple[str, str]]) -> Path | None:
@@ -97,6 +138,20 @@ def _parse_places(line: Any) -> tuple[str, list[str]] | None:
     if not isinstance(folders, list) or not all(map(is_name, folders)):
         return None
     return line["manifest"], folders
+
+
+def _parse_copies(line: Any) -> list[tuple[str, int | None]] | None:
+    pairs = line.get("copies") if isinstance(line, dict) else None
+    if not isinstance(pairs, list) or not all(map(_is_copy, pairs)):
+        return None
+    return [(digest, size) for digest, size in pairs]
+
+
+def _is_copy(pair: Any) -> bool:
+    if not isinstance(pair, list) or len(pair) != 2:  # noqa: PLR2004
+        return False
+    digest, size = pair
+    return isinstance(digest, str) and len(digest) == DIGITS and isinstance(size, int | None)
 
 
 def _is_unchanged(original: tuple[Path, str]) -> bool:
