@@ -13,16 +13,23 @@ An arm is a way of making copies, WEIGHTS[@KEYS][+OPTION of tue protect]..., as 
 weights of your own go by the name of their file in the folder TUE_WEIGHTS. KEYS says which codes:
 `farthest` or `nearest`: to the pictures of all classes together, by the surrogate; `mixed`: a code
 is the mean of two; `content1`: each picture, whatever its class, has the code that the surrogate
-finds likeliest in it, with `content2` the second likeliest, and so on. A column is an attacker,
-ATTACK[/SIZE][/NET[:SHARE]], as in `std/64` or `std/vgg16`. NET may also be `pretrained` or `probe`,
-with the extra `pretrained`; they learned from ImageNet, which has all classes of Tiny ImageNet.
+finds likeliest in it, with `content2` the second likeliest, and so on.
+
+A column is an attacker, ATTACK[/SIZE][/NET[:SHARE]][/one], as in `std/64` or `gray/vgg16`. NET may
+also be `pretrained` or `probe`, with the extra `pretrained`; they learned from ImageNet, which has
+all classes of Tiny ImageNet. From 96 pixels, victims from fresh weights learn by random resized
+crops, as those of `tue verify` do from photographs. With `one`, only one class of a ten is
+protected, the one whose number is the seed, and nothing else is given to `tue protect`; the
+accuracy is the recall of this class, as `tue verify --background` measures it.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
 lowest column is the figure to raise and is printed last. A column says nothing, and is marked *, by
-the rule of `tue verify`: where the originals teach hardly more than is there anyhow, or where
-adversarial victims, on originals or copies, do not know half of their own attacked pictures. Random
-noise is tried on the first ten, with seed 0. `--controls` leaves out controls.
+the rules of `tue verify`: where the originals teach hardly more than is there anyhow, or less than
+half of what they teach in standard training, or where adversarial victims, on originals or copies,
+do not know half of their own attacked pictures. Victims as small as these learn too little in
+adversarial training, so `at2` and the like are tried only where they are named. Random noise is
+tried on the first ten, with seed 0. `--controls` leaves out controls.
 
 Finished victims are kept, and those on the originals serve every arm; what was measured with
 another tue is counted, and measured again once the results file is removed. In a minute, to try it:
@@ -34,6 +41,8 @@ from __future__ import annotations
 import argparse
 import shutil
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import cache
 from itertools import product
 from pathlib import Path
@@ -49,20 +58,23 @@ from benchmarks.rows import Row, Rows, hash_sources, make_key
 from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
 from tue_cli.attacks.filters import Levels
-from tue_cli.attacks.registry import parse_attacks
+from tue_cli.attacks.registry import ATTACKS, parse_attacks
 from tue_cli.config import VerifySettings, VictimSettings
+from tue_cli.dataset.discover import normalize_name
+from tue_cli.dataset.manifest import read_manifest
 from tue_cli.engine.torch import ComputeDevice, choose_device
+from tue_cli.events import Failed
 from tue_cli.train.data import load_images
-from tue_cli.verify.dataset import VictimDataset
+from tue_cli.verify.dataset import CROPPED_FROM, VictimDataset, load_victim_dataset
+from tue_cli.verify.pairs import list_clean_images, pair_copies
 from tue_cli.verify.pretrained import identify_victim
 from tue_cli.verify.request import format_victim, parse_victims
-from tue_cli.verify.stats import FITTED, LEARNED
+from tue_cli.verify.stats import FITTED, LEARNED, TAUGHT
 from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
 
 COLUMNS = (
-    "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,at2,at4,"
-    "std/vgg16,std/densenet121"
+    "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,std/vgg16,std/densenet121"
 )
 CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
@@ -80,20 +92,29 @@ class Column(NamedTuple):
     attack: str
     size: int
     victim: VictimSettings
+    one: bool = False
+    """Only one class is protected, and the accuracy is its recall."""
+
+    @property
+    def needs_files(self) -> bool:
+        """Whether victims learn from files as in `tue verify`, and not from squares in memory."""
+        is_photograph = self.size >= CROPPED_FROM and not self.victim.start
+        return self.one or is_photograph or ATTACKS[self.attack].own_size
 
 
 def parse_column(text: str, victim: str) -> Column:
-    """Read ATTACK[/SIZE][/NET[:SHARE]]; a net without its share has that of `victim`."""
+    """Read ATTACK[/SIZE][/NET[:SHARE]][/one]; a net without its share has that of `victim`."""
     attack, *more = text.split("/")
     sizes = [int(word) for word in more if word.isdigit()]
-    nets = [word for word in more if not word.isdigit()]
+    nets = [word for word in more if not word.isdigit() and word != "one"]
     if len(sizes) > 1 or len(nets) > 1:
-        raise SystemExit(f"{text!r} is no column: write ATTACK[/SIZE][/NET[:SHARE]].")
+        raise SystemExit(f"{text!r} is no column: write ATTACK[/SIZE][/NET[:SHARE]][/one].")
     net = nets[0] if nets else victim
     (one,) = parse_victims(net)
     if not one.start and ":" not in net:
         (one,) = parse_victims(f"{net}:{victim.partition(':')[2]}")
-    return Column(parse_attacks([attack])[-1], sizes[0] if sizes else 32, identify_victim(one))
+    size = sizes[0] if sizes else 32
+    return Column(parse_attacks([attack])[-1], size, identify_victim(one), "one" in more)
 
 
 class Way(NamedTuple):
@@ -149,12 +170,17 @@ def copy_ten(number: int, args: argparse.Namespace) -> tuple[Path, Path]:
     return place / "train", place / "test"
 
 
-def protect_ten(source: Path, arm: str, args: argparse.Namespace) -> Path:
-    """Protect the classes of a ten as an arm says; a second call of the same tue finds it done."""
+def protect_ten(source: Path, arm: str, args: argparse.Namespace, mine: str = "") -> Path:
+    """Protect the classes of a ten as an arm says, or one of them alone, named `mine`; a second
+    call of the same tue finds it done.
+    """
     way = parse_way(arm)
     weights, keys, rank = way.weights, way.keys, find_rank(way.keys)
+    if mine and keys not in ("", "mixed"):
+        raise SystemExit(f"{arm!r} needs several classes, and only one is protected.")
     told = {"arm": arm, "weights": load(weights).sha256, "sources": hash_sources()}
-    output = source.with_name(f"{source.name}-{make_key(told)[:12]}")
+    parts = (source.name, mine, make_key(told)[:12])
+    output = source.with_name("-".join(part for part in parts if part))
     if keys == "mixed":
         weights = str(mix_codes(load(weights), args.work / f"{weights}-mixed.safetensors"))
         keys = ""
@@ -163,7 +189,7 @@ def protect_ten(source: Path, arm: str, args: argparse.Namespace) -> Path:
     if rank:
         protect_by_content(source, output, rank=rank, weights=weights, **how)
     else:
-        protect_classes(source, output, weights=weights, keys=keys, **how)
+        protect_classes(source / mine, output, weights=weights, keys=keys, **how)
     return output
 
 
@@ -172,18 +198,33 @@ class Ten:
 
     def __init__(self, number: int, args: argparse.Namespace) -> None:
         """`number` says which ten."""
+        self._threads = args.threads
         self._source, self._held = copy_ten(number, args)
         self._read = cache(self._read_folder)
-        self._copies = cache(lambda arm: protect_ten(self._source, arm, args))
+        self._load = cache(self._load_files)
+        self._copies = cache(lambda arm, mine="": protect_ten(self._source, arm, args, mine))
+
+    def name_class(self, number: int) -> str:
+        """Return the name of a class; after the last one comes the first again."""
+        names = sorted(path.name for path in self._source.iterdir())
+        return names[number % len(names)]
+
+    def make_arms(self, arm: str, column: Column, mine: str = "") -> VictimDataset:
+        """Return what victims of an arm, or of a control, are trained and tested on.
+
+        Where `mine` names a class, only this one is protected and tested.
+        """
+        if column.needs_files:
+            return self._load("" if arm in CONTROLS else arm, column.size, mine)
+        return self._make_squares(arm, column.size)
 
     def _read_folder(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
         classes, pictures, failed = load_images(folder, size)
-        if failed:
-            raise SystemExit(f"{len(failed)} pictures of {folder} cannot be read.")
+        _refuse_failures(failed)
         return tuple(classes), pictures.pixels.numpy(), pictures.labels.numpy()
 
-    def make_arms(self, arm: str, size: int) -> VictimDataset:
-        """Return what victims of an arm, or of a control, are trained and tested on."""
+    def _make_squares(self, arm: str, size: int) -> VictimDataset:
+        """Return an arm of whole pictures, resized to squares when they are read."""
         classes, clean, labels = self._read(self._source, size)
         _, test, test_labels = self._read(self._held, size)
         protected = random = clean
@@ -193,6 +234,37 @@ class Ten:
         elif arm not in CONTROLS:
             protected = self._read(self._copies(arm), size)[1]
         return VictimDataset(classes, clean, protected, random, labels, test, test_labels)
+
+    def _load_files(self, arm: str, size: int, mine: str) -> VictimDataset:
+        """Return all arms as `tue verify` loads them; without an arm, the originals are the copies.
+
+        That is so for the controls, whose random noise is added to what has a copy.
+        """
+        failed: list[Failed] = []
+        label = normalize_name(mine)
+        with ThreadPoolExecutor(self._threads) as pool:
+            pairs = list_clean_images(self._source, pool, classes=True)
+            copies = {pair.original: pair.original for pair in pairs if label in ("", pair.label)}
+            if arm:
+                folder, source = self._copies(arm, mine), self._source / mine
+                made, failed, _ = pair_copies(folder, source, read_manifest(folder), pool)
+                copies = {pair.original: pair.copy or pair.original for pair in made}
+            arms = load_victim_dataset(
+                [replace(pair, copy=copies.get(pair.original)) for pair in pairs],
+                list_clean_images(self._held, pool, classes=True),
+                size=size,
+                radius=RADIUS / 255,
+                seed=0,
+                pool=pool,
+                failed=failed.append,
+            )
+        _refuse_failures(failed)
+        return arms.focus(label) if mine else arms
+
+
+def _refuse_failures(failed: Sequence[Failed]) -> None:
+    if failed:
+        raise SystemExit(f"{len(failed)} pictures cannot be read, such as {failed[0].path}.")
 
 
 def score(clean: float, protected: float, floor: float) -> float:
@@ -208,7 +280,8 @@ def count_classes(row: Row) -> int:
 def name_column(row: Row) -> str:
     """Return the column of a row, as tables name it."""
     settings = row["settings"]
-    return f"{settings['attack']}, {settings['victim']}, {settings['size']} px"
+    one = ", one class" if "protected_class" in settings else ""
+    return f"{settings['attack']}, {settings['victim']}, {settings['size']} px{one}"
 
 
 def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
@@ -258,6 +331,9 @@ def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
             "robust_train": min(known, default=None),
             "doubt": not taught or min(known, default=1.0) < chance + FITTED * (1 - chance),
         }
+    for name, row in result.items():
+        standard = result.get(f"std,{name.partition(',')[2]}", row)["clean"]
+        row["doubt"] |= row["clean"] - chance < TAUGHT * (standard - chance)
     order = sorted(result, key=lambda name: (result[name]["doubt"], -result[name]["score"], name))
     return {name: result[name] for name in order}
 
@@ -357,7 +433,7 @@ def parse_arguments() -> argparse.Namespace:
         help="a folder with train/CLASS/ and val/CLASS/; may be given several times",
     )
     add("--arms", default="cifar10", help="WEIGHTS[@KEYS][+OPTION]..., with commas between")
-    add("--columns", default=COLUMNS, help="ATTACK[/SIZE][/NET:SHARE], with commas between")
+    add("--columns", default=COLUMNS, help="ATTACK[/SIZE][/NET:SHARE][/one], with commas between")
     add("--classes", type=int, default=TEN, help="that a ten has")
     add("--tens", default="0,1", help="which tens of classes, by name")
     add("--controls", default=",".join(CONTROLS), help="with commas between")
@@ -434,9 +510,12 @@ def _measure_column(
         }
         if args.classes != TEN:
             settings["classes"] = args.classes
+        mine = ten.name_class(seed) if column.one else ""
+        if mine:
+            settings["protected_class"] = mine
         row = rows.find("unseen", settings)
         if row is None:
-            figures = measure_victim(trial, ten.make_arms(arm, column.size), computer)
+            figures = measure_victim(trial, ten.make_arms(arm, column, mine), computer)
             if group.attack.best_epoch:
                 figures["accuracy"] = figures["peak"]
             row = rows.add("unseen", settings, **figures, n=1, seed=seed)

@@ -30,10 +30,12 @@ def list_figures(result: Mapping[str, Any]) -> dict[str, Any]:
     """Return what a row tells of a victim.
 
     That is its accuracy at the end and at its best, on its own training pictures and, where it was
-    trained against an adversary, on those under attack; and the seconds of its training.
+    trained against an adversary, on those under attack; and the seconds of its training. Where one
+    class is tested, its accuracy on the others is told too.
     """
-    robust = result["attacked"]
+    robust, others = result["attacked"], result["others"]
     return {
+        **({} if others is None else {"others": round(others, 5)}),
         "accuracy": round(result["curve"][-1], 5),
         "peak": round(max(result["curve"]), 5),
         "train": round(result["train"], 5),

@@ -56,9 +56,14 @@ class Trial:
         return self.victim, bool(self.radius), self.mixing
 
     def make_plain(self) -> dict[str, Any]:
-        """Return all of it as JSON has it; a victim from fresh weights says nothing of others."""
-        victim = {name: value for name, value in asdict(self.victim).items() if value != ""}
-        return {**asdict(self), "victim": victim}
+        """Return all of it as JSON has it, without what is not asked for.
+
+        So a victim from fresh weights says nothing of others, and results that are older than a
+        field still belong to the trials without it.
+        """
+        plain = asdict(self)
+        plain["victim"] = {name: value for name, value in plain["victim"].items() if value != ""}
+        return {n: value for n, value in plain.items() if value or n not in ("own_size", "fold")}
 
     def make_key(self) -> str:
         """Return a name that is the same for equal trials."""
