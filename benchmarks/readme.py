@@ -301,6 +301,27 @@ WAYS = (
 """Ways of making the noise that are compared side by side, as `unseen.py` names them."""
 
 
+def list_conclusive(found: dict[str, Row]) -> dict[str, Row]:
+    """Return the columns that say something."""
+    return {name: row for name, row in found.items() if not row["doubt"]}
+
+
+def format_conclusive(found: dict[str, Row]) -> str:
+    """Return the lowest figure of `unseen.py`, the columns that say something as a table, and the
+    names of those that do not.
+    """
+    sure = list_conclusive(found)
+    said = [
+        f"**The lowest protection: {unseen_benchmark.find_lowest(found)}.**",
+        "",
+        unseen_benchmark.format_columns(sure),
+        "",
+    ]
+    if left := [name for name in found if name not in sure]:
+        said += [f"Inconclusive, and therefore not in the table: {'; '.join(sorted(left))}.", ""]
+    return "\n".join(said)
+
+
 def write_unseen() -> str:
     """Return what every attacker learns from ten classes at a time that the weights never saw."""
     rows = read_committed("unseen")
@@ -310,18 +331,14 @@ def write_unseen() -> str:
     hours = sum(row["seconds"] for row in rows) / 3600
     precisions = " and ".join(sorted({row["hardware"]["dtype"] for row in rows}))
     said = [
-        unseen_benchmark.format_columns(found),
-        "",
-        f"The lowest conclusive protection: {unseen_benchmark.find_lowest(found)}. The data are "
-        f"{len(tens)} sets of ten classes of Tiny ImageNet, with {settings['per_class']} "
-        "training pictures per class. *Size* is the width and height at which victims see the "
-        "pictures. The number after a victim's name is its share of the published width. Standard "
-        f"victims make {settings['steps']} updates with a batch size of 64. Accuracies are means "
-        "over n victims; in parentheses are the lowest and the highest protection for the sets of "
-        "classes. *Random noise costs*: by how many points random noise lowers the accuracy of "
-        "one victim per set. *Robust training accuracy*: the lowest accuracy of an adversarially "
-        "trained victim on its own training pictures while they are attacked. An asterisk marks "
-        "what is inconclusive, because victims learned too little. "
+        format_conclusive(found),
+        f"The data are {len(tens)} sets of ten classes of Tiny ImageNet, with "
+        f"{settings['per_class']} training pictures per class. *Size* is the width and height at "
+        "which victims see the pictures. The number after a victim's name is its share of the "
+        f"published width. Victims make {settings['steps']} updates with a batch size of 64. "
+        "Accuracies are means over n victims; in parentheses are the lowest and the highest "
+        "protection for the sets of classes. *Random noise costs*: by how many points random "
+        "noise lowers the accuracy of one victim per set. "
         f"The victims of this table and the next ones took {hours:.1f} hours of one thread on two "
         f"machines with an {hardware['cpu']} that did other work too, in {precisions}.",
     ]
@@ -337,28 +354,31 @@ PRETRAINED_DATA = {
 def write_pretrained() -> str:
     """Return what victims that begin from ImageNet learn from copies."""
     rows, default = read_committed("unseen-pretrained"), str(index()["default"])
-    lines = []
+    lines, lowest = [], []
     for data, title in PRETRAINED_DATA.items():
         some = [row for row in rows if row["settings"]["data"] == data]
-        for name, row in unseen_benchmark.average_columns(some, default).items():
-            accuracies = (row["clean"], row["clean"] - row["random_costs"], row["protected"])
-            figures = [f"{100 * accuracy:.1f}" for accuracy in accuracies]
-            lines.append([title, name, *figures, unseen_benchmark.format_score(row)])
+        found = unseen_benchmark.average_columns(some, default)
+        lowest += [(row["score"], title, name) for name, row in list_conclusive(found).items()]
+        for name, row in found.items():
+            costs, score = unseen_benchmark.format_costs(row), unseen_benchmark.format_score(row)
+            clean, copies = (f"{100 * row[arm]:.1f}" for arm in ("clean", "protected"))
+            lines.append([title, name, clean, costs, copies, row["n"], score])
     settings, hardware = rows[0]["settings"], rows[0]["hardware"]
     steps = max(row["settings"]["steps"] for row in rows if row["settings"]["victim"] != "probe")
+    least, where, name = min(lowest)
+    head = ["pictures", "attacker, victim, size", "originals", "random noise costs", "copies"]
     return "\n".join(
         [
-            format_table(
-                ["pictures", "attacker, victim, size", "originals", "random noise", "copies"]
-                + ["protection"],
-                lines,
-            ),
+            f"**The lowest protection: {least:.0f} % ({name}; {where}).**",
             "",
-            f"{settings['per_class']} training pictures per class, one victim for each figure "
-            f"(n = 1, seed {settings['seed']}), tested on 100 pictures per class of CIFAR-10 or 50 "
-            f"of Tiny ImageNet. The victim `pretrained` makes {steps} updates with "
-            f"a batch size of 64. ({hardware['system']}, CPU, {hardware['threads']} thread, "
-            f"{hardware['dtype']}.)",
+            format_table([*head, "n", "protection"], lines),
+            "",
+            f"{settings['per_class']} training pictures per class; accuracies are means over n "
+            "victims, tested on 100 pictures per class of CIFAR-10 or 50 of Tiny ImageNet. "
+            "*Random noise costs*: by how many points it lowers the accuracy of one victim. A "
+            "probe's result does not depend on a seed. The victim `pretrained` makes "
+            f"{steps} updates with a batch size of 64. ({hardware['system']}, CPU, "
+            f"{hardware['threads']} thread, {hardware['dtype']}.)",
         ]
     )
 
@@ -366,6 +386,8 @@ def write_pretrained() -> str:
 def write_levers() -> str:
     """Return what each way of making the noise buys."""
     rows, default = read_committed("unseen"), str(index()["default"])
+    sure = list_conclusive(unseen_benchmark.average_columns(rows, default))
+    rows = [row for row in rows if unseen_benchmark.name_column(row) in sure]
     tables = [
         unseen_benchmark.format_comparison(rows, [default + way for way in ways]) for ways in WAYS
     ]
@@ -507,13 +529,12 @@ HEADLINE = {
     "gray": "converts pictures to grayscale first",
     "jpeg50": "recompresses them as JPEG, quality 50",
     "jpeg10": "recompresses them as JPEG, quality 10",
-    "ueraser": "uses strong augmentation (UEraser-lite)",
 }
 """Attackers that the README shows: usual ones, and the one that undoes most."""
 
 
 def write_summary() -> str:
-    """Return five rows of `unseen`, for somebody who reads nothing else."""
+    """Return a few rows of `unseen`, for somebody who reads nothing else."""
     found = unseen_benchmark.average_columns(read_committed("unseen"), str(index()["default"]))
     victim = "resnet18:0.125, 32 px"
     titles = "| the attacker … | originals | copies | protection | n |"
@@ -525,18 +546,14 @@ def write_summary() -> str:
             f"| {title} | {100 * row['clean']:.1f} % | {100 * row['protected']:.1f} % | "
             f"{row['score']:.0f} % ({tens['min']:.0f} to {tens['max']:.0f}) | {row['n']} |"
         )
-    doubtful = found[f"at2, {victim}"]
     lines += [
         "",
         "The classifiers tell apart ten kinds of pictures (*classes*) that the weights never saw, "
         "so chance is 10 %. Accuracies are means over n classifiers. In parentheses: the lowest "
         f"and the highest protection for {tens['n']} sets of ten classes. Strong augmentation, "
-        "which alters pictures at random during training, leaves no protection, but the "
-        "classifiers learn little with it from originals either. Adversarial training (radius "
-        "2/255), which makes a classifier robust to small changes, reaches "
-        f"{100 * doubtful['clean']:.1f} % with originals and "
-        f"{100 * doubtful['protected']:.1f} % with copies. Classifiers as small as these learn too "
-        "little with it for a conclusion; expect it to undo most of the protection.",
+        "which alters pictures at random during training, and adversarial training, which makes a "
+        "classifier robust to small changes, are not in the table: classifiers as small as these "
+        "learn too little with them for a conclusion. Expect both to undo most of the protection.",
     ]
     return "\n".join(lines)
 

