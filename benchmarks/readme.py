@@ -560,6 +560,19 @@ def write_summary() -> str:
     return "\n".join(lines)
 
 
+def write_metadata() -> str:
+    """Return how many differences exiftool finds between pictures and their copies."""
+    rows = read_committed("metadata")
+    table = [
+        [f"`{row['settings']['folder']}`", row["pictures"], sum(row["refused"].values())]
+        + [row["copies"], sum(row["explained"].values()), len(row["unexplained"])]
+        for row in rows
+    ]
+    columns = ["folder", "pictures", "refused", "copies", "allowed differences", "others"]
+    said = f"(exiftool {rows[0]['exiftool']}; each folder once.)"
+    return "\n".join([format_table(columns, table), "", said])
+
+
 BLOCKS = {
     "summary": write_summary,
     "unseen": write_unseen,
@@ -573,6 +586,7 @@ BLOCKS = {
     "verification": write_verification,
     "visibility": write_visibility,
     "runtimes": write_runtimes,
+    "metadata": write_metadata,
 }
 
 

@@ -7,6 +7,7 @@ import io
 import json
 import os
 import shutil
+import struct
 import subprocess
 import sys
 import threading
@@ -27,7 +28,10 @@ from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.match import Expected, pair_files, read_expected
 from tue_cli.errors import BadSetting, ExitCode, NothingToDo
 from tue_cli.events import Advanced, AnyEvent, Checked, Done, Note, Skipped, Table
-from tue_cli.images.jpeg import read_segments
+from tue_cli.images import avif
+from tue_cli.images.boxes import make_box
+from tue_cli.images.exif import wrap_iptc
+from tue_cli.images.jpeg import APP13, PHOTOSHOP, make_segment, read_segments
 from tue_cli.images.residual import CopyFacts
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
@@ -126,7 +130,7 @@ def without_segments(data: bytes) -> bytes:
     """Return a JPEG without what stands beside its pixels, as `exiftool -all=` leaves it."""
     kept, at = data[:2], 2
     for marker, _, end in read_segments(data):
-        if not 0xE1 <= marker <= 0xEF:
+        if not (0xE1 <= marker <= 0xEF or marker == 0xFE):
             kept += data[at:end]
         at = end
     return kept + data[at:]
@@ -215,6 +219,41 @@ def test_metadata_that_a_site_took_out_is_named(site: Path) -> None:
     rocket = outcomes["space/rocket.jpg"]
     assert rocket.state == "metadata-gone" and rocket.survival == 1.0
     assert rocket.lost == ("exif", "icc")
+
+
+def test_iptc_comments_colours_and_crop_that_a_site_took_out_are_named(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    photos, out = tmp_path / "photos", tmp_path / "out"
+    photos.mkdir()
+    image = Image.open(ASSETS / "everyday" / "cat.png").convert("RGB").resize((96, 64))
+    image.save(photos / "told.jpg", quality=95, comment=b"sold")
+    told = (photos / "told.jpg").read_bytes()
+    iptc = make_segment(APP13, PHOTOSHOP + wrap_iptc(b"\x1c\2\x19\0\4quay"))
+    (photos / "told.jpg").write_bytes(told[:2] + iptc + told[2:])
+    image.save(photos / "wide.avif", quality=95)
+    p3 = make_box(b"colr", b"nclx" + struct.pack(">3HB", 12, 13, 6, 0x80))
+    crop = make_box(b"clap", struct.pack(">8i", 40, 1, 30, 1, 0, 1, 0, 1))
+    wide = avif.write((photos / "wide.avif").read_bytes(), (p3, crop), b"", b"")
+    (photos / "wide.avif").write_bytes(wide)
+    settings = ProtectSettings(noise=TueNoise(steps=1))
+    spec = ProtectSpec((photos,), out, settings=settings, device="cpu", weights=str(tiny_weights))
+    list(protect(spec))
+    assert looked(CheckSpec(out))[1].states == {"intact": 2}
+    (out / "told.jpg").write_bytes(without_segments((out / "told.jpg").read_bytes()))
+    change(out / "wide.avif", quality=95)
+    outcomes, _, _ = looked(CheckSpec(out))
+    assert outcomes["told.jpg"].lost == ("comments", "iptc")
+    assert outcomes["told.jpg"].state == "metadata-gone"
+    assert outcomes["wide.avif"].lost == ("colours", "crop")
+
+    def forget(record: dict[str, Any]) -> None:
+        record["metadata"] = []
+
+    # A manifest of an older version does not say that the copies had these.
+    edit(out, forget)
+    outcomes, _, _ = looked(CheckSpec(out))
+    assert outcomes["told.jpg"].lost == () and outcomes["told.jpg"].state == "rewritten"
 
 
 def test_the_same_pixels_in_other_bytes_are_rewritten(site: Path) -> None:

@@ -138,6 +138,18 @@ def test_a_dry_run_names_what_a_run_then_fails_and_writes_nothing(
     assert {*expected.split(), "crop", "unreadable", "in-the-way"} == set(forecast.reasons)
 
 
+def test_a_dry_run_foresees_that_a_heic_would_change_its_colours(
+    spec: ProtectSpec, photos: Path
+) -> None:
+    pytest.importorskip("pillow_heif").register_heif_opener()
+    p3 = {"color_primaries": 12, "transfer_characteristics": 13, "matrix_coefficients": 6}
+    p3["full_range_flag"] = 1
+    Image.new("RGB", (64, 64), "red").save(photos / "wide.heic", nclx_profile=p3)
+    events, forecast = dry(replace(spec, format="jpeg"))
+    assert forecast.reasons == {"colour": 1}
+    assert failures(events) == failures(real(replace(spec, format="jpeg")))
+
+
 def test_what_a_picture_turns_out_to_be_when_it_is_tried_is_told_too(
     spec: ProtectSpec, photos: Path
 ) -> None:

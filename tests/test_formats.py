@@ -351,6 +351,11 @@ def test_a_still_gif_becomes_a_png_and_a_note_says_so() -> None:
     assert np.array_equal(picture.pixels, np.asarray(RGB.quantize(64).convert("RGB")))
     told = saved(RGB.quantize(64), "GIF", comment=b"by A. Person")
     assert protected(told)[1].decoded.metadata.comments == (b"by A. Person",)
+    # Comments may also follow the only frame, in several parts.
+    assert told.endswith(b"\0;")
+    behind = told[:-1] + b"!\xfe" + bytes([3]) + b"sol" + bytes([1]) + b"d\0" + b"!\xfe\1x\0;"
+    comments = protected(behind)[1].decoded.metadata.comments
+    assert comments == (b"by A. Person", b"sold", b"x")
     # With transparency.
     clear = RGB.quantize(64)
     clear.info["transparency"] = 3
@@ -501,6 +506,13 @@ def test_a_heic_keeps_its_colours_and_says_what_was_left_out() -> None:
     picture, encoded = protected(drawn_with("pillow_heif", "HEIF", RGB, full_range_flag=1, **p3))
     assert dict(picture.coding.options)["nclx_profile"]["color_primaries"] == 12
     assert encoded.decoded.coding.options == picture.coding.options
+    # Without a profile, a PNG can say such colours, and a JPEG cannot.
+    assert protected(encoded.data, "png")[1].decoded.metadata.colours == (12, 13)
+    for format in ("jpeg", "webp"):
+        with pytest.raises(ImageProblem, match=r"CICP 12/13.*--format keep or png") as caught:
+            protected(encoded.data, format)
+        assert caught.value.reason == "colour"
+    assert protected(drawn_with("pillow_heif", "HEIF", RGB), "jpeg")[1].format == "JPEG"
     several = drawn_with("pillow_heif", "HEIF", RGB, save_all=True, append_images=[RGB.rotate(9)])
     assert "only the main picture of several was kept" in decode(several).notes
 

@@ -190,6 +190,16 @@ def test_tags_of_a_tiff_that_show_the_original_are_left_out_and_named() -> None:
     assert any("C2PA" in note for note in notes) and any(": 50001" in note for note in notes)
 
 
+def test_a_note_names_a_tag_that_a_tiff_has_twice() -> None:
+    tags: tiff.Directory = {305: (2, b"Darkroom\0"), 306: (2, b"Scanner\0"), 315: (2, b"Ida\0")}
+    source = tiff.graft_tags(save("TIFF"), tiff.pack_exif("<", tags))
+    assert protect(source)[1] == []
+    source = source.replace(struct.pack("<HH", 306, 2), struct.pack("<HH", 305, 2))
+    encoded, notes = protect(source)
+    assert notes == ["left out further values of TIFF tags: 305"]
+    assert read_tiff(encoded.data)[1][305] == (2, b"Darkroom\0")
+
+
 def test_tags_before_a_damaged_one_are_kept() -> None:
     source = tiff.graft_tags(
         save("TIFF"), tiff.pack_exif("<", {274: (3, b"\6\0"), 315: (2, b"Ida\0")})
@@ -442,9 +452,10 @@ def test_a_png_of_other_colours_than_srgb_is_not_relabelled(target: str) -> None
 
 
 def test_texts_of_a_png_that_a_jpeg_has_no_place_for_are_named() -> None:
-    chunk = png.make_png_chunk(b"tEXt", b"Author\0Ida")
-    _, notes = protect(png.splice_png(save("PNG"), (chunk,)), "jpeg")
+    chunks = [png.make_png_chunk(b"tEXt", text) for text in (b"Author\0Ida", b"comment\0a quay")]
+    encoded, notes = protect(png.splice_png(save("PNG"), tuple(chunks)), "jpeg")
     assert "left out texts, which have no place in a JPEG: Author" in notes
+    assert encoded.decoded.metadata.comments == (b"a quay",)
 
 
 # --- AVIF ------------------------------------------------------------------------------------

@@ -22,6 +22,8 @@ SIZES: Final = {1: 1, 2: 1, 3: 2, 4: 4, 5: 8, 6: 1, 7: 1, 8: 2, 9: 4, 10: 8, 11:
 SIZES.update({16: 8, 17: 8, 18: 8})
 # Where a thumbnail lies, and how long it is: as a JPEG, in strips, in tiles.
 _PLACES: Final = ((513, 514), (273, 279), (324, 325))
+IPTC: Final = b"8BIM\x04\x04"
+"""How the resource of Photoshop begins that holds IPTC."""
 # Thumbnail resources of Photoshop 4 and of Photoshop 5 and later.
 _PHOTOSHOP_PREVIEWS: Final = frozenset({0x0409, 0x040C})
 _IPTC_DIGEST: Final = 0x0425
@@ -67,7 +69,7 @@ def wrap_iptc(iptc: bytes) -> bytes:
     """Return IPTC as a resource of Photoshop."""
     if not iptc:
         return b""
-    return b"8BIM\x04\x04\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
+    return IPTC + b"\0\0" + struct.pack(">I", len(iptc)) + iptc + bytes(len(iptc) % 2)
 
 
 def _drop_thumbnails(resources: bytes) -> bytes:

@@ -23,7 +23,7 @@ BEGINNING: Final = 1 << 17
 """Bytes that are read first. EXIF with its thumbnail, at most half of this, stands before the size
 of a JPEG."""
 
-_COLOURED: Final = frozenset({"PNG", "BMP", "AVIF"})
+_COLOURED: Final = frozenset({"PNG", "BMP", "AVIF", "HEIF"})
 """Formats that can say, without a profile, what another cannot."""
 
 

@@ -31,7 +31,8 @@ class Metadata:
     comments: tuple[bytes, ...] = ()
     """Those of a JPEG, PNG or GIF, for a copy in another format."""
     colours: tuple[int, int] = (2, 2)
-    """Primaries and transfer by ITU-T H.273, where a PNG or an AVIF says them; 2 is unspecified."""
+    """Primaries and transfer by ITU-T H.273, where a PNG, an AVIF or a HEIC says them; 2 is
+    unspecified."""
 
 
 def refuse_tangled(kind: str, source: bytes) -> None:
@@ -87,8 +88,11 @@ def read_metadata(
     if kind == "BMP":
         profile, header = bmp.read_colours(source)
         beside = replace(beside, icc=profile, segments=(header,) if header else ())
-    if kind == "GIF" and info.get("comment"):
-        beside = replace(beside, comments=(info["comment"],))
+    if kind == "GIF":
+        beside = replace(beside, comments=_read_gif_comments(source))
+    if kind == "HEIF" and (cicp := info.get("nclx_profile")):
+        said = cicp["color_primaries"], cicp["transfer_characteristics"]
+        beside = replace(beside, colours=said)
     if kind == "WEBP" and _has_credentials(source):
         lost.add(CREDENTIALS)
     cleaned = exif.blank_exif_previews(exif_bytes)
@@ -122,6 +126,34 @@ def _read_png(source: bytes, beside: Metadata) -> tuple[Metadata, tuple[str, ...
         colours=png.read_cicp(found.chunks),
     )
     return beside, found.notes
+
+
+def _read_gif_comments(source: bytes) -> tuple[bytes, ...]:
+    """Return all comments of a GIF; Pillow knows only those before its first frame.
+
+    Raises:
+        ImageProblem: `metadata`: there are too many.
+    """
+    comments: list[bytes] = []
+    at = 13 + _measure_palette(source, 10)
+    while (block := source[at : at + 2]) and block[0] in b"!,":
+        is_comment = block == b"!\xfe"
+        at += 2 if block[0] == 0x21 else 11 + _measure_palette(source, at + 9)
+        parts = []
+        while size := int.from_bytes(source[at : at + 1], "big"):
+            parts.append(source[at + 1 : at + 1 + size])
+            at += 1 + size
+        at += 1
+        comments += [b"".join(parts)] if is_comment else []
+    if len(comments) > png.MOST_CHUNKS or sum(map(len, comments)) > exif.MOST_BYTES:
+        raise exif.explain_tangled()
+    return tuple(filter(None, comments))
+
+
+def _measure_palette(gif: bytes, at: int) -> int:
+    """Return the bytes of the palette that the flags at a place tell of."""
+    flags = int.from_bytes(gif[at : at + 1], "big")
+    return 3 << (flags & 7) + 1 if flags & 0x80 else 0
 
 
 def _has_credentials(webp: bytes) -> bool:
@@ -173,23 +205,27 @@ def refuse_other_look(beside: Metadata, source: str, target: str) -> None:
             f"This AVIF shows only a part of its pixels, which no {target} can say; use "
             "--format keep, or crop the picture first.",
         )
-    if beside.icc:
-        return
-    if source == "BMP" and not bmp.shows_srgb(b"".join(beside.segments)):
-        found = "primaries or a linked profile in the header of the BMP"
-    elif target == "PNG":
-        return
-    elif beside.colours not in avif.SRGB:
-        found = f"CICP {beside.colours[0]}/{beside.colours[1]}"
-    elif source == "PNG" and not png.shows_srgb(beside.segments):
-        found = "gAMA and cHRM of the PNG"
-    else:
+    found = name_colours(beside, source)
+    if not found or (target == "PNG" and source != "BMP"):
         return
     raise ImageProblem(
         "colour",
         f"The colours are not sRGB ({found}), which a {target} cannot say without a profile; use "
         f"{'--format keep' if source == 'BMP' else '--format keep or png'}.",
     )
+
+
+def name_colours(beside: Metadata, source: str) -> str:
+    """Return what says, without a profile, that colours are not sRGB; nothing where they are."""
+    if beside.icc:
+        return ""
+    if source == "BMP" and not bmp.shows_srgb(b"".join(beside.segments)):
+        return "primaries or a linked profile in the header of the BMP"
+    if beside.colours not in avif.SRGB:
+        return f"CICP {beside.colours[0]}/{beside.colours[1]}"
+    if source == "PNG" and not png.shows_srgb(beside.segments):
+        return "gAMA and cHRM of the PNG"
+    return ""
 
 
 def make_png_chunks(beside: Metadata) -> tuple[bytes, ...]:

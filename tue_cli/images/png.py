@@ -272,15 +272,15 @@ def _drop_profile_location(text: _Text) -> bytes:
 def list_texts(chunks: tuple[bytes, ...]) -> list[str]:
     """Return the keywords of texts that another format has no place for."""
     words = (c[8:].partition(b"\0")[0] for c in chunks if c[4:8] in _TEXT)
-    kept = (XMP_KEYWORD, COMMENT)
-    names = [w.decode("latin-1") for w in words if w not in kept and _RAW_PROFILE not in w]
+    kept = (XMP_KEYWORD.title(), COMMENT)
+    names = [w.decode("latin-1") for w in words if w.title() not in kept and _RAW_PROFILE not in w]
     return sorted(name for name in set(names) if name.isprintable())
 
 
 def read_comments(chunks: tuple[bytes, ...]) -> tuple[bytes, ...]:
-    """Return what the texts called `Comment` say."""
+    """Return what the texts called `Comment` say, or `comment`, as ImageMagick writes it."""
     texts = (_unpack_text(c[4:8], c[8:-4]) for c in chunks if c[4:8] in _TEXT)
-    return tuple(text.text for text in texts if text and text.keyword == COMMENT)
+    return tuple(text.text for text in texts if text and text.keyword.title() == COMMENT)
 
 
 def read_cicp(chunks: tuple[bytes, ...]) -> tuple[int, int]:

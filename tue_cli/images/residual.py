@@ -14,8 +14,11 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from tue_cli.images.avif import is_cropped
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.deep import LEVELS, Pixels
+from tue_cli.images.exif import IPTC
+from tue_cli.images.metadata import name_colours
 from tue_cli.images.orientation import (
     apply_orientation,
     extract_pixels,
@@ -42,7 +45,7 @@ class CopyFacts:
     size: tuple[int, int]
     """Width and height, in stored order."""
     metadata: tuple[str, ...]
-    """Which of exif, icc, transparency and xmp it has."""
+    """Which of the kinds in `collect_facts` it has; a record of an older version has fewer."""
     pixels_sha256: str
     """Of what a viewer shows: equal for grayscale and RGB, and for an alpha that hides nothing."""
 
@@ -72,8 +75,12 @@ def collect_facts(picture: DecodedImage) -> CopyFacts:
     """Return what a record keeps of a picture."""
     beside = picture.metadata
     kinds = {
+        "colours": bool(name_colours(beside, picture.format)),
+        "comments": bool(beside.comments),
+        "crop": picture.format == "AVIF" and is_cropped(beside.segments),
         "exif": _has_exif(beside.exif),
         "icc": bool(beside.icc),
+        "iptc": IPTC in beside.photoshop,
         "transparency": _is_transparent(picture),
         "xmp": bool(beside.xmp),
     }

@@ -6,10 +6,12 @@ Values are copied as they are, whatever their type or text encoding.
 from __future__ import annotations
 
 import struct
+from collections import Counter
 from contextlib import suppress
 from typing import Final
 
 from tue_cli.images.exif import (
+    IPTC,
     MOST_BYTES,
     ORIENTATION,
     SIZES,
@@ -91,6 +93,8 @@ def read_tiff_exif(source: bytes) -> tuple[bytes, frozenset[str]]:
     kept, strange = _select_tags(tags)
     if strange:
         lost.add(f"private TIFF tags that may hold the picture: {', '.join(map(str, strange))}")
+    if twice := _list_repeated(source, kept):
+        lost.add(f"further values of TIFF tags: {', '.join(map(str, twice))}")
     if found := get_value(kept, XMP_TAG):
         xmp, more = clean_xmp(found)
         kept[XMP_TAG], lost = (kept[XMP_TAG][0], xmp), lost | more
@@ -141,10 +145,25 @@ def _read_tags(source: bytes) -> tuple[str, Directory]:
     Raises:
         struct.error, KeyError: it is damaged.
     """
+    order, first, big = _read_head(source)
+    return order, _read_directory(memoryview(source), order, first, big=big)
+
+
+def _read_head(source: bytes) -> tuple[str, int, bool]:
+    """Return the byte order, where the first directory lies, and whether this is a BigTIFF."""
     order = {b"II": "<", b"MM": ">"}[source[:2]]
     big = source[2:4] in (b"+\0", b"\0+")
     (first,) = struct.unpack_from(order + ("8xQ" if big else "4xI"), source)
-    return order, _read_directory(memoryview(source), order, first, big=big)
+    return order, first, big
+
+
+def _list_repeated(source: bytes, kept: Directory) -> list[int]:
+    """Return tags that a copy keeps and the first directory has several times; the first counts."""
+    order, first, big = _read_head(source)
+    counts: Counter[int] = Counter()
+    with suppress(struct.error):
+        counts.update(tag for tag, *_ in read_entries(source, order, first, big=big))
+    return sorted(tag for tag in kept if counts[tag] > 1)
 
 
 def _read_directory(
@@ -294,7 +313,7 @@ def read_tag(exif: bytes, tag: int) -> bytes:
 def read_photoshop(exif: bytes) -> bytes:
     """Return Photoshop's resources in the tags of a TIFF; IPTC in a tag of its own joins them."""
     resources = read_tag(exif, PHOTOSHOP_TAG)
-    if b"8BIM\x04\x04" in resources:
+    if IPTC in resources:
         return resources
     return resources + wrap_iptc(read_tag(exif, IPTC_TAG))
 
