@@ -55,7 +55,7 @@ def protect(
             return
         yield from tell_found(run if wants is None else _narrow(run, wants))
         notes: list[str] = []
-        labelled = label_items(run, spec.labels, notes.append)
+        labelled = yield from label_items(run, spec.labels, notes.append)
         scope = describe_scope({item.label for item in labelled.items})
         yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
