@@ -135,7 +135,8 @@ def verify(
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with code 5 if the lowest protection is unknown or below this percentage.",
+            help="Exit with code 5 if the lowest protection that could be measured is below this "
+            "percentage, or if none could be.",
             show_default=False,
         ),
     ] = None,
@@ -155,8 +156,8 @@ def verify(
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     result = console.run(job(read_spec), _add_resume(given.typed, read_spec.resume))
     if fail_under is not None:
-        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
-        if weakest is None or weakest.value < fail_under or any(doubts):
+        weakest = result.weakest
+        if weakest is None or weakest.value < fail_under:
             raise typer.Exit(ExitCode.MISMATCH)
 
 
