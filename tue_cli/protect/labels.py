@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 import time
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -15,8 +15,8 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.core.clustering import find_centres, find_nearest
 from tue_cli.dataset import labels
-from tue_cli.dataset.discover import Item
-from tue_cli.dataset.manifest import MANIFEST, Clusters, explain_damage, sha256
+from tue_cli.dataset.discover import Found, Item
+from tue_cli.dataset.manifest import MANIFEST, Clusters, Record, explain_damage, sha256
 from tue_cli.dataset.records import Given, get_source
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import ImageProblem, WeightsProblem, refuse_unless
@@ -50,28 +50,44 @@ def label_items(
     and new pictures are assigned to the clusters that there are. Nothing is written. Progress is
     yielded where pictures are decoded.
     """
-    groups, known = count_clusters(mode), run.journal.clusters
-    recorded = {get_source(r): r["label"] for r in run.journal.records.values()}
-    if mode == "auto" and known and set(recorded.values()) <= known.centres.keys():
-        groups = 0
+    records = run.journal.records.values()
+    groups = count_groups(mode, records, run.journal.clusters)
     if groups is not None:
         return (yield from _label_by_clusters(run, mode, groups, note))
+    return Labelled(label_by_name(run.found, mode, records, note))
+
+
+def count_groups(mode: str, records: Iterable[Record], known: Clusters | None) -> int | None:
+    """Return how many clusters are asked for, 0 for as many as there are; None for no clusters.
+
+    `auto` goes on with the clusters that former runs found, where these are all classes.
+    """
+    if mode == "auto" and known and {r["label"] for r in records} <= known.centres.keys():
+        return 0
+    return count_clusters(mode)
+
+
+def label_by_name(
+    found: Found, mode: str, records: Iterable[Record], note: Callable[[str], None]
+) -> tuple[Item, ...]:
+    """Return the pictures with their classes; `auto` keeps those that former runs recorded."""
+    recorded = {get_source(record): record["label"] for record in records}
     if mode != "auto" or not recorded:
-        return Labelled(labels.assign_labels(run.found, mode, note))
-    return Labelled(_label_as_before(run, recorded, note))
+        return labels.assign_labels(found, mode, note)
+    return _label_as_before(found, recorded, note)
 
 
 def _label_as_before(
-    run: RunContext, recorded: Mapping[str, str], note: Callable[[str], None]
+    found: Found, recorded: Mapping[str, str], note: Callable[[str], None]
 ) -> tuple[Item, ...]:
     """Return the items with the classes that former runs recorded; new ones with that of `auto`."""
-    items = run.found.items
+    items = found.items
     tops = labels.list_top_folders(item.relative for item in items)
     # Where folders were classes before, the last one that is left still is one.
     mode = "folders" if len(tops) > 1 or (tops and tops <= set(recorded.values())) else "single"
-    found = labels.assign_labels(run.found, mode, note)
-    kept = [recorded.get(item.relative.as_posix(), item.label) for item in found]
-    others = sum(item.label != label for item, label in zip(found, kept, strict=True))
+    named = labels.assign_labels(found, mode, note)
+    kept = [recorded.get(item.relative.as_posix(), item.label) for item in named]
+    others = sum(item.label != label for item, label in zip(named, kept, strict=True))
     if others and any(item.relative.as_posix() not in recorded for item in items):
         get = "get the class of their subfolder" if mode == "folders" else "form one class"
         note(
@@ -79,7 +95,7 @@ def _label_as_before(
             f"an earlier run; new pictures {get}. With --labels {mode}, all pictures {get}, and "
             "the copies whose class changes are made again."
         )
-    return tuple(replace(item, label=label) for item, label in zip(found, kept, strict=True))
+    return tuple(replace(item, label=label) for item, label in zip(named, kept, strict=True))
 
 
 def _label_by_clusters(
