@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.labels import describe_scope
-from tue_cli.dataset.manifest import MANIFEST, read_failures, read_manifest
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.originals import remember_originals
 from tue_cli.dataset.output import is_output
-from tue_cli.dataset.records import read_unfinished
+from tue_cli.dataset.records import read_failures, read_unfinished
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.protect.codes import choose_codes, record_codes
 from tue_cli.protect.context import RunContext, keep_secret_of, open_run, tell_found
@@ -127,7 +127,11 @@ def _write_copies(
             work = Pipeline(run)
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
-            yield from work.run(wanted, total)
+                run.journal.record_failure(work.failures[-1])
+            for event in work.run(wanted, total):
+                if isinstance(event, Failed):
+                    run.journal.record_failure(work.failures[-1])
+                yield event
             if count_left_alone(work.counts) < work.counts.total() or is_output(run.output):
                 run.journal.finish(_summarize(run, wanted, work))
             return tasks, work
