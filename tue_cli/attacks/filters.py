@@ -63,7 +63,7 @@ def _reduce_variation(image: Image.Image) -> Image.Image:
             part = levels[first : top + TILE + ROUNDS, start : left + TILE + ROUNDS]
             own = slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)
             for channel in range(3):
-                plane = part[..., channel].astype(np.float32) / 255
+                plane = part[..., channel].astype(np.float32) / np.float32(255)
                 reduced = _reduce_variation_of_plane(plane)[own].clip(0, 1)
                 result[top : top + TILE, left : left + TILE, channel] = np.rint(reduced * 255)
     return Image.fromarray(result)
