@@ -6,10 +6,10 @@ import atexit
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Container, Iterable
+from collections.abc import Callable, Container, Generator, Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 import torch
@@ -26,6 +26,8 @@ from tue_cli.nets.frozen import Frozen, freeze
 from tue_cli.noise import Noise, RemNoise, SampledNoise, SteppedNoise, TueNoise
 from tue_cli.train.export import write_graph
 from tue_cli.weights import Card, Weights, build, draw_nets, make_netless, pack, read
+
+R = TypeVar("R")
 
 # One thread, here and in the commands that are run: with more, sums come in another order. It is
 # set here because a module's fixtures are made before `_seeded` comes to its first test: they would
@@ -80,6 +82,16 @@ def tiny_for(recipe: str) -> TrainSettings:
 def mark_slow(values: Iterable[Any], *, but: Container[Any] = ()) -> list[Any]:
     """Return a parameter's values, all but some of them marked slow."""
     return [v if v in but else pytest.param(v, marks=pytest.mark.slow) for v in values]
+
+
+def finish(steps: Generator[Any, None, R]) -> tuple[list[Any], R]:
+    """Run a generator to its end; return what it yielded, and what it returned."""
+    seen = []
+    while True:
+        try:
+            seen.append(next(steps))
+        except StopIteration as stop:
+            return seen, stop.value
 
 
 @pytest.fixture(autouse=True)

@@ -20,6 +20,7 @@ from typing import Any
 import numpy as np
 import pytest
 from conftest import SECRET as TEXT
+from conftest import finish
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -233,7 +234,8 @@ def test_no_more_pictures_are_looked_at_than_allowed_however_many_classes_there_
         (small_photos,), tmp_path / "out", weights=weights, settings=settings, device="cpu"
     )
     with open_run(spec) as opened:
-        items = label_items(opened, "folders").items
+        _, labelled = finish(label_items(opened, "folders"))
+        items = labelled.items
         list(choose_codes(opened, items))
     assert len(seen) == decoded
 

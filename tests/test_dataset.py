@@ -20,12 +20,7 @@ from PIL import Image
 from tue_cli.dataset.manifest import sha256
 from tue_cli.errors import BadSetting
 from tue_cli.events import Failed
-from tue_cli.verify.dataset import (
-    VictimDataset,
-    choose_kept_size,
-    choose_working_size,
-    load_victim_dataset,
-)
+from tue_cli.verify.dataset import KEPT_BYTES, VictimDataset, choose_kept_size, load_victim_dataset
 from tue_cli.verify.pairs import (
     Pair,
     find_original,
@@ -34,6 +29,7 @@ from tue_cli.verify.pairs import (
     pair_copies,
     split,
 )
+from tue_cli.verify.split import choose_working_size
 
 POOL = ThreadPoolExecutor(2)
 
@@ -355,6 +351,25 @@ def test_a_fold_is_filtered_at_own_size_as_it_was_cut(photos: Path) -> None:
     pixels, labels = fold.select_training("protected", degrade="gray", own_size=True)
     whole, _ = arms.select_training("protected", degrade="gray", own_size=True)
     assert np.array_equal(pixels, whole[kept]) and np.array_equal(labels, arms.labels[kept])
+
+
+def test_what_was_filtered_is_kept_for_other_folds_as_far_as_there_is_room(
+    photos: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    arms, _ = arms_of(photos, size=128)
+    assert arms.own is not None
+    half = arms.take(np.arange(len(arms.labels)) < 4, np.ones(len(arms.test), bool))
+    for arm in ("clean", "protected"):  # other pictures, which must not be mixed up
+        half.select_training(arm, degrade="blur", own_size=True)
+    whole, _ = arms.select_training("protected", degrade="blur", own_size=True)
+    shutil.rmtree(photos)
+    again, _ = arms.select_training("protected", degrade="blur", own_size=True)
+    assert np.array_equal(again, whole)
+    with pytest.raises(BadSetting):
+        arms.select_training("clean", degrade="blur", own_size=True)
+    assert len(arms.own.kept) == 4 + 8 <= arms.own.most_kept == KEPT_BYTES // (3 * 144**2)
+    monkeypatch.setattr("tue_cli.verify.dataset.KEPT_BYTES", 0)
+    assert arms.own.most_kept == 0
 
 
 def test_pictures_of_16_bits_are_filtered_at_their_own_size_as_of_8(photos: Path) -> None:

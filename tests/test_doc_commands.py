@@ -23,6 +23,7 @@ QUICKER = {
     "train": "--steps 9999 --score-steps 2 --width 4 --score-width 4 --max-time 2s",
     "export": "",
     "secret": "",
+    "doctor": "",
 }
 WORKS = {
     "protect": (0,),
@@ -31,6 +32,7 @@ WORKS = {
     "train": (0,),
     "export": (0,),
     "secret": (0,),
+    "doctor": (0,),
 }
 
 

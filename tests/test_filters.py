@@ -91,6 +91,15 @@ def test_denoising_is_total_variation_as_scikit_image_has_it(pictures: Levels) -
         assert np.abs(result - 255 * expected).max() < 1.5
 
 
+def test_a_large_picture_is_denoised_in_parts_as_it_would_be_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 3, 150, 90), np.uint8)
+    whole = apply_filter(pixels, "denoise")
+    monkeypatch.setattr("tue_cli.attacks.filters.TILE", 40)
+    assert np.array_equal(apply_filter(pixels, "denoise"), whole)
+
+
 @pytest.mark.parametrize("name", ["median", "denoise"])
 def test_denoising_removes_specks_and_keeps_an_edge(name: str) -> None:
     edge = np.full((1, 3, 24, 24), 60, np.uint8)

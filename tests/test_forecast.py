@@ -65,7 +65,7 @@ def failures(events: list[AnyEvent]) -> set[tuple[Path, str, str]]:
 
 
 def plan_of(events: list[AnyEvent]) -> ProtectPlan:
-    plan = next(event.plan for event in events if isinstance(event, Started))
+    plan = [event.plan for event in events if isinstance(event, Started)][-1]
     assert isinstance(plan, ProtectPlan)
     return plan
 
@@ -275,7 +275,17 @@ def test_codes_are_provisional_until_a_class_is_protected(spec: ProtectSpec, pho
     assert {one.name: one.key for one in plan.classes} == plan.keys
     assert not any(one.provisional for one in plan_of(real(spec)).classes)
     shutil.copytree(photos / "space", photos / "travel")
-    assert [one.provisional for one in plan_of(dry(spec)[0]).classes] == [False, False, True]
+    grown = plan_of(dry(spec)[0])
+    assert [one.provisional for one in grown.classes] == [False, False, True]
+    # What was chosen for another folder stays here, as long as names mean the same.
+    other = replace(spec, output=photos.parent / "elsewhere")
+    plan = plan_of(dry(other)[0])
+    assert [one.provisional for one in plan.classes] == [False, False, True]
+    assert all(plan.keys[name] == grown.keys[name] for name in ("everyday", "space"))
+    grouped = plan_of(dry(replace(other, labels="cluster:2"))[0])
+    assert all(one.provisional for one in grouped.classes)
+    asked = replace(other, labels="single", key="a")
+    assert [one.provisional for one in plan_of(dry(asked)[0]).classes] == [False]
 
 
 def test_the_plan_says_what_a_class_is(spec: ProtectSpec, photos: Path, tmp_path: Path) -> None:

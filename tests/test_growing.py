@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from conftest import mark_slow
+from conftest import finish, mark_slow
 from test_jobs import copies, done, run, spec_of, timeless
 
 from tue_cli.check.run import CheckSpec, check
@@ -24,7 +24,7 @@ from tue_cli.dataset.manifest import MANIFEST, Clusters, read_manifest, sha256
 from tue_cli.dataset.output import WORK
 from tue_cli.dataset.records import Given
 from tue_cli.errors import BadSetting
-from tue_cli.events import AnyEvent, Checked, Failed, Note, Saved, Started
+from tue_cli.events import Advanced, AnyEvent, Checked, Failed, Note, Saved, Started
 from tue_cli.protect.context import open_run
 from tue_cli.protect.labels import label_items
 from tue_cli.protect.request import ProtectSpec
@@ -128,11 +128,19 @@ def test_a_picture_that_is_added_leaves_the_clusters_and_their_copies_as_they_ar
     assert read_manifest(tmp_path / "out")["clusters"] == centres
 
 
-def test_groups_that_auto_goes_on_with_are_called_so(clustered: ProtectSpec) -> None:
-    for labels in ("cluster:3", "auto"):
-        events = run(replace(clustered, labels=labels))
-        (plan,) = (event.plan for event in events if isinstance(event, Started))
-        assert isinstance(plan, ProtectPlan) and plan.labels == "3 groups of similar pictures"
+def test_grouping_tells_how_far_it_is_and_groups_that_auto_goes_on_with_are_called_so(
+    clustered: ProtectSpec, flat: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tue_cli.protect.labels.SEEN_BATCH", 4)
+    events = run(clustered)
+    grouping, protecting = (n for n, event in enumerate(events) if isinstance(event, Started))
+    assert events[grouping] == Started("Grouping", count := len(list(flat.iterdir())), "pictures")
+    told = [e for e in events[grouping:protecting] if isinstance(e, Advanced)]
+    assert [event.done for event in told] == [4, count] and told[0].seconds_left is not None
+    for plan in (events[protecting], *run(replace(clustered, labels="auto"))):
+        if isinstance(plan, Started):
+            assert isinstance(plan.plan, ProtectPlan)
+            assert plan.plan.labels == "3 groups of similar pictures"
 
 
 def test_a_renamed_picture_keeps_its_cluster_and_nothing_known_is_decoded_to_be_clustered(
@@ -142,7 +150,7 @@ def test_a_renamed_picture_keeps_its_cluster_and_nothing_known_is_decoded_to_be_
     was = labels_of(tmp_path / "out")
     (flat / "rocket.jpg").rename(flat / "zebra.jpg")
     with watch_reading(monkeypatch), open_run(clustered) as context:
-        labelled = label_items(context, clustered.labels)
+        _, labelled = finish(label_items(context, clustered.labels))
     assert not labelled.given
     found = {item.relative.name: item.label for item in labelled.items}
     assert found["zebra.jpg"] == was.pop("rocket.jpg")

@@ -18,6 +18,7 @@ from typer.testing import CliRunner
 from tue_cli.check.summary import CheckPlan, CheckSummary
 from tue_cli.cli import app
 from tue_cli.dataset.secret import SecretSummary
+from tue_cli.doctor import DoctorSummary
 from tue_cli.engine.onnx_graph.parity import Parity
 from tue_cli.events import SCHEMA, Checked, Done, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.protect.result import (
@@ -49,6 +50,7 @@ RECORDS: dict[str, type] = {
     "done of tue train": TrainSummary,
     "done of tue export": ExportSummary,
     "done of tue secret": SecretSummary,
+    "done of tue doctor": DoctorSummary,
 }
 """What stands among the fields of an event, by the command that says it."""
 

@@ -17,7 +17,7 @@ from tue_cli.fields import list_questions
 
 PACKAGE = Path(__file__).parent.parent / "tue_cli"
 FILES = sorted(path for path in PACKAGE.rglob("*.py"))
-COMMANDS = ("protect", "check", "verify", "train", "export", "ui")
+COMMANDS = ("protect", "check", "verify", "train", "export", "doctor", "ui")
 WRONG = re.compile(rf"\b(?:{'|'.join(WRONG_WORDS)})\b", re.I)
 
 

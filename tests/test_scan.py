@@ -14,12 +14,13 @@ from PIL import Image
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.records import read_unfinished
 from tue_cli.errors import BadSetting, ImageProblem, NothingToDo
-from tue_cli.events import Done, Looked, Saved
+from tue_cli.events import Done, Looked, Saved, Started
 from tue_cli.images.codec import read_dimensions
 from tue_cli.images.thumbnails import read_size, render_dots
 from tue_cli.noise import TueNoise
 from tue_cli.protect.preview import preview
 from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.result import ProtectPlan
 from tue_cli.protect.run import protect
 from tue_cli.protect.scan import ScanSpec, ScanSummary, count_images, scan_folder
 from tue_cli.text import format_count, format_duration, format_size
@@ -52,6 +53,25 @@ def test_a_scan_tells_what_is_there_and_what_is_left_out(photos: Path) -> None:
     assert found.output == Path(f"{photos}-protected")
     assert scan(photos, "single").classes == {"owner": 8}
     assert count_images(photos / "space") == 5 and count_images(photos) == 0
+
+
+def test_a_scan_shows_the_classes_that_a_run_would_take(photos: Path, tiny_weights: Path) -> None:
+    (photos / "space").rename(photos.parent / "space")
+    spec = ProtectSpec((photos,), weights=str(tiny_weights), settings=QUICK, device="cpu")
+    list(protect(spec))
+    (photos.parent / "space").rename(photos / "space")
+    found = scan(photos)
+    assert found.classes == {"owner": 3, "space": 3}
+    assert scan(photos, "folders").classes == {"everyday": 3, "space": 3}
+    labels = {}
+    for event in protect(spec):
+        if isinstance(event, Started) and isinstance(event.plan, ProtectPlan):
+            labels = {one.name: one.pictures for one in event.plan.classes}
+    assert labels == found.classes
+
+    list(protect(replace(spec, labels="cluster:2", existing="overwrite")))
+    assert scan(photos).classes == {}, "which groups there are, a run finds"
+    assert set(scan(photos, "folders").classes) == {"everyday", "space"}
 
 
 def test_a_scan_reads_no_more_than_the_beginning_of_a_picture(photos: Path) -> None:

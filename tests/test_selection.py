@@ -15,6 +15,7 @@ from test_jobs import copies, done, planned, run, spec_of
 
 from tue_cli.dataset.discover import discover
 from tue_cli.dataset.manifest import read_manifest
+from tue_cli.dataset.records import read_failures, read_records
 from tue_cli.dataset.selection import Selection, read_patterns
 from tue_cli.errors import BadSetting, NothingToDo
 from tue_cli.events import AnyEvent, Done, Note, Saved, Skipped
@@ -217,6 +218,33 @@ def test_only_the_pictures_that_failed_are_tried_again(
     assert failed_in(output) == [] and copies(output).items() >= before.items()
     listed = {record["path"] for record in read_manifest(output)["pictures"]}
     assert listed == copies(output).keys()
+
+
+def test_what_failed_in_a_run_that_was_stopped_is_tried_again_too(
+    photos: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    output = tmp_path / "out"
+    for name in ("a.png", "b.png", "c.png"):  # all come before what can be protected
+        (photos / "everyday" / name).write_bytes(b"no picture")
+    spec = spec_of(photos, output, tiny_weights)
+    run(replace(spec, include=("a.png",)))  # finishes, and leaves one failure behind
+    job = protect(spec)
+    next(event for event in job if isinstance(event, Saved))
+    job.close()
+    for name in ("a.png", "b.png"):
+        Image.effect_noise((40, 30), 60).convert("RGB").save(photos / "everyday" / name)
+    again = replace(spec, retry_failed=True)
+    job = protect(again)
+    saved = [next(event for event in job if isinstance(event, Saved))]
+    job.close()
+    # What is protected now is no failure any more.
+    failed = {f"everyday/{name}.png" for name in "abc"}
+    left = failed - {record["path"] for record in read_records(output)}
+    assert {failure["path"] for failure in read_failures(output)} == left < failed
+    saved += [event for event in run(again) if isinstance(event, Saved)]
+    assert {event.path.name for event in saved} <= {"a.png", "b.png"}
+    assert failed_in(output) == ["everyday/c.png"]
+    assert {"everyday/a.png", "everyday/b.png"} <= copies(output).keys()
 
 
 @pytest.mark.parametrize("dry_run", [False, True])

@@ -10,6 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tue_cli.verify.request import Provenance
+from tue_cli.verify.result import VerifySetup, summarize
 from tue_cli.verify.stats import (
     CERTAIN_ZERO,
     Accuracy,
@@ -295,3 +297,14 @@ def test_an_attacker_that_learns_less_than_half_from_the_originals_is_no_measure
     # Another kind of victim is compared with its own.
     other = replace(rows[1], victim="vgg16:0.25")
     assert not compare_with_standard([rows[0], other])[1].explain_doubt(0.1)
+
+
+def test_a_limit_is_held_against_what_was_measured_alone() -> None:
+    setup = VerifySetup(None, None, Provenance("tue", "8/255", "cifar10", "0.1.0"))
+    standard = row(of(0.9), of(0.3))  # 75 %
+    doubtful = replace(row(of(0.11), of(0.11)), title="fine-tuning", pretrained=True)
+    result = summarize(judge_rows([standard, doubtful], 0.1), setup, failed=0)
+    assert result.weakest is not None and "fine-tuning" in " ".join(result.reasons)
+    assert not result.is_below(70) and result.is_below(80)
+    nothing = summarize(judge_rows([doubtful], 0.1), setup, failed=0)
+    assert nothing.weakest is None and nothing.is_below(0)

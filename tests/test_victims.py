@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from conftest import make_toy
+from PIL import Image
 from torch import Tensor
 
 from tue_cli.attacks.registry import ATTACKS, parse_attacks
@@ -16,7 +18,9 @@ from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
 from tue_cli.errors import BadSetting
 from tue_cli.nets.frozen import FrozenClassifier
-from tue_cli.verify.trainer import fit_time_budget
+from tue_cli.verify.dataset import KEPT_BYTES
+from tue_cli.verify.pairs import Pair
+from tue_cli.verify.trainer import Filtering, fit_time_budget, measure_filters
 from tue_cli.verify.trials import adapt_to_photographs, build_groups, list_unique_trials
 from tue_cli.verify.victim import Attacker, TrainingResult, Victim, balanced_accuracy
 
@@ -164,7 +168,39 @@ def test_strong_augmentation_is_learned_by_for_longer() -> None:
     assert ueraser.steps == 4 * std.steps
     costs = {trial.kind: 0.5 for trial in (std, ueraser)}
     # Three arms of each: as many pictures as 15 victims of standard training are shown.
-    assert fit_time_budget(1000.0, settings, costs) == pytest.approx(1000 / 0.5 * 64 / 15, rel=0.01)
+    seen = fit_time_budget(1000.0, settings, costs, Filtering({}, 0), 500)
+    assert seen == pytest.approx(1000 / 0.5 * 64 / 15, rel=0.01)
+
+
+def test_filters_at_own_size_are_part_of_the_time() -> None:
+    settings = VerifySettings(attacks=("std", "own-blur"), victims=(VictimSettings(),), seeds=2)
+    trials = list_unique_trials(build_groups(settings, 500))
+    one = Filtering({"blur": 0.25}, most_kept=3 * 500)
+    spent = one.estimate(trials, 500)
+    assert {trial.degrade for trial in spent} == {"blur"} and len(spent) == 3 * 2
+    assert {trial.seed: time for trial, time in spent.items()} == {0: 125, 1: 0}, "they are kept"
+    half = replace(one, most_kept=750).estimate(trials, 500)
+    assert {trial.seed: time for trial, time in half.items()} == {0: 125, 1: 62.5}
+    costs = {trial.kind: 0.5 for trial in trials}
+    # 375 s of 1,000 are for the filters, and 12 victims share the rest; fewer pictures take less.
+    seen = fit_time_budget(1000.0, settings, costs, one, 500)
+    assert seen == pytest.approx(625 / 0.5 * 64 / 12, rel=0.01)
+    assert fit_time_budget(1000.0, settings, costs, one, 200) > seen
+    # Where there are many, only an eighth of what a victim is shown is filtered.
+    every = replace(one, most_kept=1_000_000)
+    seen = fit_time_budget(1000.0, settings, costs, every, 100_000)
+    rate = 12 * 0.5 / 64
+    assert seen * rate + 3 * 0.25 * (seen // 8) == pytest.approx(1000, rel=0.01)
+    assert fit_time_budget(1.0, settings, costs, one, 500) == 1
+
+
+def test_a_filter_is_timed_on_pictures_that_can_be_read(tmp_path: Path) -> None:
+    pairs = [Pair(tmp_path / f"{n}.png", None, "a", str(n)) for n in range(3)]
+    settings = VerifySettings(attacks=("std", "own-denoise", "blur"), victims=(VictimSettings(),))
+    assert measure_filters(settings, pairs, 32, 8 / 255).seconds == {"denoise": 0}
+    Image.new("RGB", (300, 300)).save(pairs[2].original)
+    timed = measure_filters(settings, pairs, 32, 8 / 255)
+    assert timed.seconds["denoise"] > 0 and timed.most_kept == KEPT_BYTES // (3 * 32**2)
 
 
 @pytest.mark.parametrize("budget", BUDGETS)

@@ -135,7 +135,8 @@ def verify(
     fail_under: Annotated[
         float | None,
         typer.Option(
-            help="Exit with code 5 if the lowest protection is unknown or below this percentage.",
+            help="Exit with code 5 if the lowest protection that could be measured is below this "
+            "percentage, or if none could be.",
             show_default=False,
         ),
     ] = None,
@@ -154,10 +155,8 @@ def verify(
     read_spec = replace(given.read_spec(), command=given.typed)
     console = Console(as_json=as_json, quiet=quiet, verbose=verbose)
     result = console.run(job(read_spec), _add_resume(given.typed, read_spec.resume))
-    if fail_under is not None:
-        weakest, doubts = result.weakest, [attack.inconclusive for attack in result.attacks]
-        if weakest is None or weakest.value < fail_under or any(doubts):
-            raise typer.Exit(ExitCode.MISMATCH)
+    if fail_under is not None and result.is_below(fail_under):
+        raise typer.Exit(ExitCode.MISMATCH)
 
 
 @app.command()
@@ -190,6 +189,16 @@ def export(given: Given[ExportSpec], as_json: Json = False, quiet: Quiet = False
     from tue_cli.train.export import export as job
 
     Console(as_json=as_json, quiet=quiet).run(job(given.read_spec()))
+
+
+@app.command()
+def doctor(as_json: Json = False) -> None:
+    """Find out whether this installation works: versions, devices, extras, and where files are."""
+    from tue_cli.console import Console
+    from tue_cli.doctor import examine
+
+    if Console(as_json=as_json).run(examine()).problems:
+        raise typer.Exit(ExitCode.ENVIRONMENT)
 
 
 secret_app = typer.Typer(

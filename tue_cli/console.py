@@ -174,7 +174,9 @@ class Console:
         self._print_note(f"{event.title}: {event.total:,} {unit}")
         if event.seconds is not None:
             self._print_note(f"  estimated time: about {format_duration(event.seconds)}")
-        plan = make_plain(event.plan) if event.plan else {}
+        if event.plan is None:
+            return
+        plan = make_plain(event.plan)
         told = {name: value for name, value in plan.items() if not isinstance(value, list)}
         if told == self._told:  # of a watch, whose runs differ in their pictures alone
             return

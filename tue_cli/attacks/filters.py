@@ -25,7 +25,9 @@ ClassFilter = Callable[[Levels, NDArray[np.int64]], Levels]
 VARIATION: Final = 0.1
 """Weight of the total variation, for pixels in [0, 1]; that of scikit-image."""
 ROUNDS: Final = 30
-"""Of Chambolle's projection: 45 ms for 224 x 224 pixels on one core."""
+"""Of Chambolle's projection: 15 ms for 224 x 224 pixels on one core."""
+TILE: Final = 256
+"""Width and height of the parts of a picture that are denoised one by one."""
 OPPONENT: Final = (
     np.array([[2, 2, 2], [6**0.5, -(6**0.5), 0], [2**0.5, 2**0.5, -(8**0.5)]]) / 12**0.5
 )
@@ -48,21 +50,48 @@ def _halve_and_enlarge(image: Image.Image) -> Image.Image:
 
 
 def _reduce_variation(image: Image.Image) -> Image.Image:
-    """Minimize each channel's total variation (Rudin et al. 1992; Chambolle 2004, section 3)."""
-    planes = np.asarray(image, np.float32).transpose(2, 0, 1) / 255
-    down, right, out = np.zeros_like(planes), np.zeros_like(planes), planes
+    """Minimize each channel's total variation (Rudin et al. 1992; Chambolle 2004, section 3).
+
+    A pixel depends on those that are `ROUNDS` away at most, so tiles with such a margin give the
+    same as the whole picture, and fit in the processor's cache.
+    """
+    levels = np.asarray(image)
+    result = np.empty_like(levels)
+    for top in range(0, levels.shape[0], TILE):
+        for left in range(0, levels.shape[1], TILE):
+            first, start = max(0, top - ROUNDS), max(0, left - ROUNDS)
+            part = levels[first : top + TILE + ROUNDS, start : left + TILE + ROUNDS]
+            own = slice(top - first, top - first + TILE), slice(left - start, left - start + TILE)
+            for channel in range(3):
+                plane = part[..., channel].astype(np.float32) / np.float32(255)
+                reduced = _reduce_variation_of_plane(plane)[own].clip(0, 1)
+                result[top : top + TILE, left : left + TILE, channel] = np.rint(reduced * 255)
+    return Image.fromarray(result)
+
+
+def _reduce_variation_of_plane(plane: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Return a plane (H, W) after `ROUNDS` of Chambolle's projection; arrays are reused."""
+    down, right, slope_down, slope_right, bound = np.zeros((5, *plane.shape), np.float32)
+    out = plane.copy()
     for _ in range(ROUNDS):
-        slope_down, slope_right = np.zeros_like(planes), np.zeros_like(planes)
-        slope_down[:, :-1] = np.diff(out, axis=1)
-        slope_right[:, :, :-1] = np.diff(out, axis=2)
+        np.subtract(out[1:], out[:-1], out=slope_down[:-1])
+        np.subtract(out[:, 1:], out[:, :-1], out=slope_right[:, :-1])
+        np.multiply(slope_down, slope_down, out=bound)
+        np.multiply(slope_right, slope_right, out=out)
+        bound += out
+        np.sqrt(bound, out=bound)
         # Chambolle proves that a step of 1/8 converges; he and scikit-image take 1/4.
-        bound = 1 + np.hypot(slope_down, slope_right) / (4 * VARIATION)
-        down, right = (down - slope_down / 4) / bound, (right - slope_right / 4) / bound
-        divergence = -down - right
-        divergence[:, 1:] += down[:, :-1]
-        divergence[:, :, 1:] += right[:, :, :-1]
-        out = planes + divergence
-    return Image.fromarray(np.rint(out.clip(0, 1) * 255).astype(np.uint8).transpose(1, 2, 0))
+        bound *= 1 / (4 * VARIATION)
+        bound += 1
+        for dual, slope in ((down, slope_down), (right, slope_right)):
+            slope *= 1 / 4
+            dual -= slope
+            dual /= bound
+        np.subtract(plane, down, out=out)
+        out -= right
+        out[1:] += down[:-1]
+        out[:, 1:] += right[:, :-1]
+    return out
 
 
 def _remove_class_patterns(pixels: Levels, labels: NDArray[np.int64]) -> Levels:

@@ -184,6 +184,15 @@ class Journal:
             self._sure.add(record["path"])
         self._folder.write(data, Path(record["path"]), like, attributes)
 
+    def record_failure(self, failure: Mapping[str, str]) -> None:
+        """Record what failed, `path`, `reason` and `message`, for runs that try it again.
+
+        Raises:
+            OutputProblem: the journal cannot be written.
+        """
+        with self._guard:
+            self._append({"failed": dict(failure)})
+
     def keep(self, name: str, data: bytes) -> None:
         """Write a file of the output's own, for the user alone, that stays when a run finishes.
 

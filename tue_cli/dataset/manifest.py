@@ -108,16 +108,6 @@ def read_manifest(output: Path) -> dict[str, Any]:
     return manifest
 
 
-def read_failures(output: Path) -> tuple[dict[str, str], ...]:
-    """Return what failed in the last run that finished: `path`, `reason`, `message`; or nothing.
-
-    Raises BadSetting where there is a manifest that cannot be read.
-    """
-    if not os.path.lexists(output / MANIFEST):
-        return ()
-    return tuple(read_manifest(output)["summary"].get("failed") or ())
-
-
 def format_manifest(
     run: Mapping[str, Any],
     keys: Mapping[str, str],
@@ -214,13 +204,14 @@ def _clean_summary(found: Any) -> dict[str, Any]:
     listed = summary.get("failed")
     if listed is None:
         return summary
-    failed = [
-        entry
-        for entry in (listed if isinstance(listed, list) else ())
-        if isinstance(entry, dict)
-        and all(isinstance(entry.get(name), str) for name in ("path", "reason", "message"))
-    ]
-    return {**summary, "failed": failed}
+    failed = filter(is_failure, listed if isinstance(listed, list) else ())
+    return {**summary, "failed": list(failed)}
+
+
+def is_failure(found: Any) -> bool:
+    """Say whether this tells which picture failed, and why."""
+    names = ("path", "reason", "message")
+    return isinstance(found, dict) and all(isinstance(found.get(name), str) for name in names)
 
 
 def _is_number(value: Any) -> bool:

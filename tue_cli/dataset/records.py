@@ -20,6 +20,7 @@ from tue_cli.dataset.manifest import (
     drop_invalid,
     explain_damage,
     is_centre,
+    is_failure,
     is_record,
     is_run,
     read_manifest,
@@ -70,6 +71,8 @@ class Book:
             self.keys[label] = entry["key"]
             self.given[get_source(entry)] = Given(label, entry["source_sha256"])
             self._former.setdefault(path, []).append(entry)
+        elif "failed" in entry:
+            return  # it tells nothing of a copy or a class
         elif is_centre(entry):
             if entry["number"] == 0:
                 self._coming = {}
@@ -148,6 +151,40 @@ def read_records(output: Path) -> Iterator[Record]:
         yield from filter(is_record, entry.get("pictures", (entry,)))
 
 
+def read_book(output: Path) -> Book:
+    """Return what runs recorded here, whatever their settings.
+
+    Raises BadSetting where a manifest or a journal cannot be read, OutputProblem where the folder
+    cannot be.
+    """
+    book = Book()
+    for entry in read_entries(output):
+        if "run" in entry:
+            book.begin(entry)
+        else:
+            book.add(entry)
+    return book
+
+
+def read_failures(output: Path) -> tuple[dict[str, str], ...]:
+    """Return what failed last: `path`, `reason`, `message`; or nothing.
+
+    That is what failed in the last run that finished, or in those that were stopped since, but for
+    pictures that these protected. Raises as `read_book` does.
+    """
+    last: list[dict[str, str]] = []
+    if os.path.lexists(output / MANIFEST):
+        last = read_manifest(output)["summary"].get("failed") or []
+    found = {failure["path"]: failure for failure in last}
+    for entry in read_journal(output):
+        if "failed" in entry:
+            found[entry["failed"]["path"]] = entry["failed"]
+        elif is_record(entry):
+            for place in {entry["path"], get_source(entry)}:
+                found.pop(place, None)
+    return tuple(found.values())
+
+
 def read_unfinished(output: Path) -> tuple[dict[str, Any], list[Record]] | None:
     """What a run that was stopped left here: its settings and its records; None where none did.
 
@@ -190,7 +227,7 @@ def read_journal(output: Path) -> Iterator[dict[str, Any]]:
 
 
 def _parse_entry(line: Any) -> dict[str, Any] | None:
-    """A run, a record, a centre or a picture's class of a journal; None for what is none."""
+    """A run, a record, a failure, a centre or a picture's class of a journal; None for none."""
     if is_record(line):
         return drop_invalid(line)
     if not isinstance(line, dict):
@@ -198,6 +235,8 @@ def _parse_entry(line: Any) -> dict[str, Any] | None:
     if is_run(line.get("run")):
         keys = line.get("keys")
         return {"run": line["run"], "keys": keys if are_keys(keys) else {}}
+    if "failed" in line:
+        return line if is_failure(line["failed"]) else None
     names = ("source", "label", "source_sha256")
     is_class = all(is_name(line.get(name)) for name in names)
     return line if is_class or is_centre(line) else None

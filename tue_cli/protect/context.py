@@ -17,10 +17,9 @@ from tue_cli import __version__
 from tue_cli.config import METHODS, TrainSettings
 from tue_cli.dataset import discover
 from tue_cli.dataset.journal import Journal
-from tue_cli.dataset.manifest import read_failures
 from tue_cli.dataset.match import KnownCopies, find_known_copies
 from tue_cli.dataset.output import WORK, choose_default_output, find_folder_modes
-from tue_cli.dataset.records import read_former_run
+from tue_cli.dataset.records import read_failures, read_former_run
 from tue_cli.dataset.secret import (
     SECRET,
     Secret,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Mapping, Sequence
+import time
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -14,11 +15,12 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.core.clustering import find_centres, find_nearest
 from tue_cli.dataset import labels
-from tue_cli.dataset.discover import Item
-from tue_cli.dataset.manifest import MANIFEST, Clusters, explain_damage, sha256
+from tue_cli.dataset.discover import Found, Item
+from tue_cli.dataset.manifest import MANIFEST, Clusters, Record, explain_damage, sha256
 from tue_cli.dataset.records import Given, get_source
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import ImageProblem, WeightsProblem, refuse_unless
+from tue_cli.events import Advanced, Event, Started
 from tue_cli.images import codec, resize
 from tue_cli.protect.context import LARGE, RunContext
 from tue_cli.protect.request import count_clusters
@@ -41,34 +43,51 @@ class Labelled:
 
 def label_items(
     run: RunContext, mode: str, note: Callable[[str], None] = lambda _: None
-) -> Labelled:
+) -> Generator[Event, None, Labelled]:
     """Return the items with their classes, by name or by clusters of the surrogate's features.
 
     With `auto` and `cluster`, what former runs recorded stays: a picture that has a class keeps it,
-    and new pictures are assigned to the clusters that there are. Nothing is written.
+    and new pictures are assigned to the clusters that there are. Nothing is written. Progress is
+    yielded where pictures are decoded.
     """
-    groups, known = count_clusters(mode), run.journal.clusters
-    recorded = {get_source(r): r["label"] for r in run.journal.records.values()}
-    if mode == "auto" and known and set(recorded.values()) <= known.centres.keys():
-        groups = 0
+    records = run.journal.records.values()
+    groups = count_groups(mode, records, run.journal.clusters)
     if groups is not None:
-        return _label_by_clusters(run, mode, groups, note)
+        return (yield from _label_by_clusters(run, mode, groups, note))
+    return Labelled(label_by_name(run.found, mode, records, note))
+
+
+def count_groups(mode: str, records: Iterable[Record], known: Clusters | None) -> int | None:
+    """Return how many clusters are asked for, 0 for as many as there are; None for no clusters.
+
+    `auto` goes on with the clusters that former runs found, where these are all classes.
+    """
+    if mode == "auto" and known and {r["label"] for r in records} <= known.centres.keys():
+        return 0
+    return count_clusters(mode)
+
+
+def label_by_name(
+    found: Found, mode: str, records: Iterable[Record], note: Callable[[str], None]
+) -> tuple[Item, ...]:
+    """Return the pictures with their classes; `auto` keeps those that former runs recorded."""
+    recorded = {get_source(record): record["label"] for record in records}
     if mode != "auto" or not recorded:
-        return Labelled(labels.assign_labels(run.found, mode, note))
-    return Labelled(_label_as_before(run, recorded, note))
+        return labels.assign_labels(found, mode, note)
+    return _label_as_before(found, recorded, note)
 
 
 def _label_as_before(
-    run: RunContext, recorded: Mapping[str, str], note: Callable[[str], None]
+    found: Found, recorded: Mapping[str, str], note: Callable[[str], None]
 ) -> tuple[Item, ...]:
     """Return the items with the classes that former runs recorded; new ones with that of `auto`."""
-    items = run.found.items
+    items = found.items
     tops = labels.list_top_folders(item.relative for item in items)
     # Where folders were classes before, the last one that is left still is one.
     mode = "folders" if len(tops) > 1 or (tops and tops <= set(recorded.values())) else "single"
-    found = labels.assign_labels(run.found, mode, note)
-    kept = [recorded.get(item.relative.as_posix(), item.label) for item in found]
-    others = sum(item.label != label for item, label in zip(found, kept, strict=True))
+    named = labels.assign_labels(found, mode, note)
+    kept = [recorded.get(item.relative.as_posix(), item.label) for item in named]
+    others = sum(item.label != label for item, label in zip(named, kept, strict=True))
     if others and any(item.relative.as_posix() not in recorded for item in items):
         get = "get the class of their subfolder" if mode == "folders" else "form one class"
         note(
@@ -76,12 +95,12 @@ def _label_as_before(
             f"an earlier run; new pictures {get}. With --labels {mode}, all pictures {get}, and "
             "the copies whose class changes are made again."
         )
-    return tuple(replace(item, label=label) for item, label in zip(found, kept, strict=True))
+    return tuple(replace(item, label=label) for item, label in zip(named, kept, strict=True))
 
 
 def _label_by_clusters(
     run: RunContext, mode: str, groups: int, note: Callable[[str], None]
-) -> Labelled:
+) -> Generator[Event, None, Labelled]:
     """Return the items with their clusters: former ones, or new ones where others were asked for.
 
     Args:
@@ -105,8 +124,12 @@ def _label_by_clusters(
     names = _recall_clusters(run, known) if known else {}
     new = [item for item in run.found.items if item.relative not in names]
     digests: dict[Path, str] = {}
-    seen, features = run_surrogate(run, run.engine.features, new, digests) if new else ([], None)
-    if features is not None and seen:
+    seen: list[Item] = []
+    if new:
+        yield Started("Grouping", len(new), "pictures")
+        parts = iterate_surrogate(run, run.engine.features, new, digests)
+        seen, features = yield from _tell_progress(parts, len(new))
+    if seen:
         known = known or _find_clusters(
             features, groups or min(10, len(run.weights.card.classes)), settings.seed
         )
@@ -167,9 +190,38 @@ def run_surrogate(
     items: Sequence[Item],
     digests: dict[Path, str] | None = None,
 ) -> tuple[list[Item], Floats]:
-    """Return the items that can be decoded, and `compute` of each at the working size.
+    """Return the items that can be decoded, and `compute` of each, as `iterate_surrogate` does."""
+    return _join(list(iterate_surrogate(run, compute, items, digests)))
 
-    Their hashes are added to `digests`, by their places.
+
+def _tell_progress(
+    parts: Iterator[tuple[list[Item], Floats]], total: int
+) -> Generator[Event, None, tuple[list[Item], Floats]]:
+    """Return what all parts hold together; tell after each how many of `total` items are done."""
+    began, found = time.monotonic(), []
+    for part in parts:
+        found.append(part)
+        done = min(total, len(found) * SEEN_BATCH)
+        rate = done / max(1e-9, time.monotonic() - began)
+        yield Advanced(done, total, rate, (total - done) / rate)
+    return _join(found)
+
+
+def _join(parts: Sequence[tuple[list[Item], Floats]]) -> tuple[list[Item], Floats]:
+    rows = [values for items, values in parts if items]
+    every = [item for items, _ in parts for item in items]
+    return every, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+
+
+def iterate_surrogate(
+    run: RunContext,
+    compute: Callable[[Floats], Floats],
+    items: Sequence[Item],
+    digests: dict[Path, str] | None = None,
+) -> Iterator[tuple[list[Item], Floats]]:
+    """Yield for each batch those items that can be decoded, and `compute` of them as one array.
+
+    Pictures are resized to the working size. Their hashes are added to `digests`, by their places.
     """
     turn = threading.Lock()
 
@@ -184,8 +236,6 @@ def run_surrogate(
         except (ImageProblem, OSError, MemoryError):
             return None  # it fails again, with its reason, when its turn comes
 
-    seen: list[Item] = []
-    rows: list[Floats] = []
     for place in range(0, len(items), SEEN_BATCH):
         part = items[place : place + SEEN_BATCH]
         smalls = [
@@ -193,11 +243,11 @@ def run_surrogate(
             for item, pixels in zip(part, run.pool.map(decode_small, part), strict=True)
             if pixels is not None
         ]
+        values = np.empty((0, 0), np.float32)
         if smalls:
-            seen += [item for item, _ in smalls]
-            rows.append(compute(np.stack([pixels for _, pixels in smalls])))
-            refuse_overflow(rows[-1], run.weights)
-    return seen, np.concatenate(rows) if rows else np.empty((0, 0), np.float32)
+            values = compute(np.stack([pixels for _, pixels in smalls]))
+            refuse_overflow(values, run.weights)
+        yield [item for item, _ in smalls], values
 
 
 def refuse_overflow(values: Floats, weights: Weights) -> None:

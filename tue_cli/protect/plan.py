@@ -13,6 +13,7 @@ from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item, find_crowded, fold_path, make_absolute
 from tue_cli.dataset.labels import list_top_folders
 from tue_cli.dataset.manifest import sha256
+from tue_cli.dataset.secret import mark_class, read_codes
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
 from tue_cli.images import codec
@@ -165,8 +166,9 @@ def _refuse_existing(output: Path, tasks: Sequence[Task]) -> None:
 
 def describe_plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
     """Return what was decided before the first picture."""
-    settings, recorded = run.spec.settings, run.journal.keys
+    settings = run.spec.settings
     keys = {task.item.label: task.key for task in tasks}
+    settled = _list_settled(run, keys)
     counts = Counter(task.item.label for task in tasks)
     return ProtectPlan(
         output=run.output,
@@ -177,9 +179,22 @@ def describe_plan(run: RunContext, tasks: Sequence[Task]) -> ProtectPlan:
         keys=keys,
         labels=_describe_labels(run, [task.item for task in tasks], len(keys)),
         classes=tuple(
-            ClassPlan(name, counts[name], keys[name], name not in recorded) for name in sorted(keys)
+            ClassPlan(name, counts[name], keys[name], name not in settled) for name in sorted(keys)
         ),
     )
+
+
+def _list_settled(run: RunContext, codes: Mapping[str, str]) -> set[str]:
+    """Return the classes whose codes stay: asked for, or recorded here or for other folders."""
+    if run.spec.key is not None:
+        return set(codes)
+    settled = codes.keys() & run.journal.keys.keys()
+    new = codes.keys() - settled
+    if new and count_clusters(run.spec.labels) is None:
+        chosen = read_codes()
+        marks = {name: mark_class(run.secret, run.weights.sha256, name) for name in new}
+        settled |= {name for name, mark in marks.items() if chosen.get(mark) == codes[name]}
+    return settled
 
 
 def _describe_labels(run: RunContext, items: Sequence[Item], classes: int) -> str:

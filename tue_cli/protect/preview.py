@@ -50,7 +50,7 @@ def preview(spec: ProtectSpec, scratch: Path) -> Job[PreviewSummary]:
     with open_run(spec) as run:
         # Clusters and near keys need many pictures decoded, and three look the same without.
         mode = spec.labels if count_clusters(spec.labels) is None else "single"
-        items = label_items(run, mode).items
+        items = (yield from label_items(run, mode)).items
         codes = yield from choose_codes(run, items, look=False)
         tasks = plan_tasks(run, items, codes)
         left = select_pending(run, tasks)

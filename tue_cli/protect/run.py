@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.labels import describe_scope
-from tue_cli.dataset.manifest import MANIFEST, read_failures, read_manifest
+from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.memory import remember_copies, remember_originals
 from tue_cli.dataset.output import is_output
-from tue_cli.dataset.records import read_unfinished
+from tue_cli.dataset.records import read_failures, read_unfinished
 from tue_cli.events import Done, Event, Failed, Job, Note, Started
 from tue_cli.protect.codes import choose_codes, record_codes
 from tue_cli.protect.context import RunContext, keep_secret_of, open_run, tell_found
@@ -55,7 +55,7 @@ def protect(
             return
         yield from tell_found(run if wants is None else _narrow(run, wants))
         notes: list[str] = []
-        labelled = label_items(run, spec.labels, notes.append)
+        labelled = yield from label_items(run, spec.labels, notes.append)
         scope = describe_scope({item.label for item in labelled.items})
         yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
@@ -128,7 +128,11 @@ def _write_copies(
             work = Pipeline(run)
             for path, reason, message in run.found.refused:
                 work.count(Failed(path, reason, message))
-            yield from work.run(wanted, total)
+                run.journal.record_failure(work.failures[-1])
+            for event in work.run(wanted, total):
+                if isinstance(event, Failed):
+                    run.journal.record_failure(work.failures[-1])
+                yield event
             if count_left_alone(work.counts) < work.counts.total() or is_output(run.output):
                 run.journal.finish(_summarize(run, wanted, work))
             return tasks, work

@@ -11,15 +11,16 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.config import METHODS, ProtectSettings
-from tue_cli.dataset import discover, labels
+from tue_cli.dataset import discover
 from tue_cli.dataset.manifest import MANIFEST, read_manifest
 from tue_cli.dataset.output import choose_default_output
-from tue_cli.dataset.records import read_unfinished
+from tue_cli.dataset.records import read_book, read_unfinished
 from tue_cli.errors import ImageProblem
 from tue_cli.events import Advanced, Done, Event, Job, Note
 from tue_cli.images import codec
 from tue_cli.images.header import read_header
-from tue_cli.protect.request import ProtectSpec, count_clusters
+from tue_cli.protect.labels import count_groups, label_by_name
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.weights import NETLESS, index
 
 GLANCED = 40
@@ -80,7 +81,7 @@ class ScanSummary:
     refused: Mapping[str, int]
     """Why pictures cannot be protected -> how many of those that were looked at."""
     classes: Mapping[str, int]
-    """Empty where the run itself is to find them."""
+    """As a run would take them; empty where it is to find them itself."""
     former: FormerRun | None
 
 
@@ -95,8 +96,12 @@ def scan_folder(spec: ScanSpec) -> Job[ScanSummary]:
     output = spec.output or choose_default_output((spec.folder,))
     found = discover.discover((spec.folder,), output)
     notes: list[str] = []
-    clustered = count_clusters(spec.labels) is not None
-    items = found.items if clustered else labels.assign_labels(found, spec.labels, notes.append)
+    book = read_book(output)
+    records = book.records.values()
+    clustered = count_groups(spec.labels, records, book.clusters) is not None
+    items = found.items
+    if not clustered:
+        items = label_by_name(found, spec.labels, records, notes.append)
     yield from (Note(text) for text in notes)
     sizes, refused = yield from _sample_sizes(items)
     refused += Counter(reason for _, reason, _ in found.refused)

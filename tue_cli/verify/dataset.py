@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -21,8 +21,8 @@ from tue_cli.verify.pairs import Pair, shuffle_by_class
 
 Views = tuple[Levels, Levels, Levels]
 """One picture (3, S, S): clean, protected, and with random noise."""
-SIZES_LOOKED_AT = 25
-"""Pictures that decide the victims' input size."""
+KEPT_BYTES = 250_000_000
+"""Of pictures that were filtered at their own size, at most."""
 CROPPED_FROM = 96
 """Victims whose input is as large as this learn from random resized crops, as on ImageNet."""
 
@@ -37,6 +37,15 @@ class OwnSize:
     crop: bool
     radius: float
     seed: int
+    kept: dict[tuple[str, str, Pair], Levels] = field(
+        default_factory=dict, repr=False, compare=False
+    )
+    """Filtered pictures that other folds and seeds want again, by arm and filter."""
+
+    @property
+    def most_kept(self) -> int:
+        """How many pictures `kept` takes."""
+        return KEPT_BYTES // (3 * self.size**2)
 
     def filter_arm(self, arm: str, name: str) -> Levels:
         """Return an arm after a filter, a key of `FILTERS`, and then resized.
@@ -44,22 +53,27 @@ class OwnSize:
         Raises:
             BadSetting: a file can no longer be read.
         """
-
-        def load(pair: Pair) -> Levels:
-            place = (arm == "protected" and pair.copy) or pair.original
-            try:
-                picture = codec.decode(codec.read(place))
-            except ImageProblem as problem:
-                raise BadSetting(
-                    f"{escape(place)} can no longer be read: {problem.message}",
-                    "Leave the pictures in place while tue verify runs, and use --resume.",
-                ) from None
-            if arm == "random" and pair.copy is not None:
-                picture = _add_random_noise(picture, pair, self)
-            return _resize(filter_picture(reduce_to_8_bits(picture.shown), name), self)
-
         with ThreadPoolExecutor() as pool:
-            return np.stack(list(pool.map(load, self.pairs)))
+            return np.stack(list(pool.map(lambda pair: self._filter(pair, arm, name), self.pairs)))
+
+    def _filter(self, pair: Pair, arm: str, name: str) -> Levels:
+        arm = "clean" if pair.copy is None else arm
+        if (levels := self.kept.get((arm, name, pair))) is not None:
+            return levels
+        place = (arm == "protected" and pair.copy) or pair.original
+        try:
+            picture = codec.decode(codec.read(place))
+        except ImageProblem as problem:
+            raise BadSetting(
+                f"{escape(place)} can no longer be read: {problem.message}",
+                "Leave the pictures in place while tue verify runs, and use --resume.",
+            ) from None
+        if arm == "random":
+            picture = _add_random_noise(picture, pair, self)
+        levels = _resize(filter_picture(reduce_to_8_bits(picture.shown), name), self)
+        if len(self.kept) < self.most_kept:
+            self.kept[arm, name, pair] = levels
+        return levels
 
 
 @dataclass(frozen=True)
@@ -197,24 +211,17 @@ class VictimDataset:
         )
 
 
-def choose_working_size(pairs: Sequence[Pair]) -> int:
-    """Return the side of the victims' input: 32, 64 or 128 pixels, as the pictures are."""
-    sides = []
-    for pair in pairs[:SIZES_LOOKED_AT]:
-        try:
-            sides.append(min(codec.decode(codec.read(pair.original)).pixels.shape[:2]))
-        except ImageProblem:
-            continue
-    median = float(np.median(sides)) if sides else 0.0
-    return 128 if median >= 160 else 32 if 0 < median <= 48 else 64
-
-
 def choose_kept_size(size: int) -> int:
     """Return the side of pictures in memory, a multiple of 4, for victims with an input of `size`.
 
     It is an eighth more if they learn from random resized crops: 144 for 128.
     """
     return size if size < CROPPED_FROM else 4 * round(size * 9 / 32)
+
+
+def make_form(size: int, radius: float, seed: int) -> OwnSize:
+    """Return how pictures are resized for victims with an input of `size`; it has none yet."""
+    return OwnSize((), choose_kept_size(size), size >= CROPPED_FROM, radius, seed)
 
 
 def load_victim_dataset(
@@ -245,7 +252,7 @@ def load_victim_dataset(
         pool: threads that decode.
         failed: told of every picture that cannot be decoded; the others go on.
     """
-    form = OwnSize((), choose_kept_size(size), size >= CROPPED_FROM, radius, seed)
+    form = make_form(size, radius, seed)
     learned = list(_load_pairs(train, form, pool, failed))
     tested = list(_load_pairs([_replace_copy(pair) for pair in held], form, pool, failed))
     classes = tuple(sorted({pair.label for pair, _ in learned} & {p.label for p, _ in tested}))

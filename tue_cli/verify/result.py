@@ -119,6 +119,13 @@ class VerifyResult:
     """Accuracy of guessing; None where nothing could be trained."""
     setup: VerifySetup
 
+    def is_below(self, percent: float) -> bool:
+        """Say whether the lowest protection that was measured is below, or none could be measured.
+
+        Single attackers that are inconclusive count neither for nor against the copies.
+        """
+        return self.weakest is None or self.weakest.value < percent
+
 
 def describe_input(arms: VictimDataset) -> str:
     """Return at which size victims see pictures and how they are cropped, for people."""

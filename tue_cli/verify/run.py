@@ -9,14 +9,14 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import BUDGETS, PRETRAINED_PACKAGE, SPLIT_FROM, VerifySettings
+from tue_cli.config import BUDGETS, PRETRAINED_PACKAGE, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.errors import PackageMissing, is_installed, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Started, make_plain
 from tue_cli.protect.context import describe_tool
 from tue_cli.report.write import write_report
 from tue_cli.text import escape, format_size
-from tue_cli.verify.dataset import CROPPED_FROM, VictimDataset, choose_working_size
+from tue_cli.verify.dataset import CROPPED_FROM, VictimDataset
 from tue_cli.verify.pairs import find_original, locate_originals
 from tue_cli.verify.request import VerifySpec, format_victim, read_provenance
 from tue_cli.verify.result import (
@@ -33,13 +33,13 @@ from tue_cli.verify.result import (
 )
 from tue_cli.verify.split import (
     adapt_settings,
+    choose_working_size,
     explain_shortage,
     load_datasets,
     split_pairs,
 )
 from tue_cli.verify.stats import Row, compare_with_standard, judge_rows, make_inconclusive
 from tue_cli.verify.trials import (
-    FEWEST_EPOCHS,
     Group,
     Trial,
     TrialCache,
@@ -52,7 +52,7 @@ from tue_cli.verify.trials import (
 
 if TYPE_CHECKING:
     from tue_cli.engine.torch import ComputeDevice
-    from tue_cli.verify.trainer import Costs
+    from tue_cli.verify.trainer import Costs, Filtering
 
 ONE_SEED = (
     "each figure comes from one victim, and its interval covers only the choice of test pictures; "
@@ -70,6 +70,7 @@ class VictimWork:
     pictures: tuple[int, str]
     """How many different ones decide how sure the result is, and what they are called."""
     costs: Costs
+    filtering: Filtering
     computer: ComputeDevice
     cache: TrialCache
     """Of the victims that are finished."""
@@ -210,7 +211,7 @@ def _load_work(
     failures: list[Failed],
 ) -> Generator[Event, None, VictimWork | str]:
     """Return what there is to train, or why that could not tell anything."""
-    from tue_cli.verify.trainer import measure_costs
+    from tue_cli.verify.trainer import count_used, measure_costs, measure_filters
 
     pictures = yield from split_pairs(spec, manifest, pool, failures)
     if (reason := explain_shortage(pictures)) is not None:
@@ -223,10 +224,11 @@ def _load_work(
     copies = sorted(f"{entry['path']} {entry['sha256']}" for entry in manifest["pictures"])
     cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
     costs = measure_costs(settings, len({pair.label for pair in pictures.train}), size, computer)
+    filtering = measure_filters(settings, pictures.train, size, radius)
+    count = len(pictures.train)
     if spec.seconds is not None:
-        settings = _fit_settings(settings, size, spec.seconds, costs, cache)
-    most = max(SPLIT_FROM, settings.seen // FEWEST_EPOCHS)
-    if (count := len(pictures.train)) > most:
+        settings = _fit_settings(settings, size, spec.seconds, costs, filtering, count, cache)
+    if count > (most := count_used(settings.seen)):
         yield Note(
             f"{most:,} of {count:,} training pictures are used; a larger --budget uses more."
         )
@@ -238,11 +240,18 @@ def _load_work(
     yield from failures[known:]
     if isinstance(folds, str):
         return folds
-    return VictimWork(settings, folds, pictures.count_pictures(), costs, computer, cache)
+    counted = pictures.count_pictures()
+    return VictimWork(settings, folds, counted, costs, filtering, computer, cache)
 
 
 def _fit_settings(
-    settings: VerifySettings, size: int, seconds: float, costs: Costs, cache: TrialCache
+    settings: VerifySettings,
+    size: int,
+    seconds: float,
+    costs: Costs,
+    filtering: Filtering,
+    there: int,
+    cache: TrialCache,
 ) -> VerifySettings:
     """Return the settings with which victims take about so long.
 
@@ -251,7 +260,7 @@ def _fit_settings(
     from tue_cli.verify.trainer import fit_time_budget
 
     task = f"{settings} at {size} pixels in {seconds} s"
-    fitted = cache.get(task) or fit_time_budget(seconds, settings, costs)
+    fitted = cache.get(task) or fit_time_budget(seconds, settings, costs, filtering, there)
     cache.put(task, fitted)
     return replace(settings, seen=fitted)
 
@@ -315,6 +324,8 @@ def _train_victims(
     if wants_map:
         known[trials[0]] = None
     missing = [trial for trial in trials if known[trial] is None]
+    for trial, more in work.filtering.estimate(missing, len(work.arms.labels)).items():
+        seconds[trial] += more
     planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
     yield Started("Training", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):

@@ -16,8 +16,9 @@ import numpy as np
 
 from tue_cli.config import FEWEST_OF_CLASS, FOLDS, MORE_SEEDS, SPLIT_FROM, VerifySettings
 from tue_cli.dataset.discover import normalize_name
-from tue_cli.errors import BadSetting
+from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Event, Failed, Note
+from tue_cli.images import codec
 from tue_cli.text import escape, format_count
 from tue_cli.verify.dataset import VictimDataset, load_victim_dataset
 from tue_cli.verify.pairs import (
@@ -30,6 +31,9 @@ from tue_cli.verify.pairs import (
     split,
 )
 from tue_cli.verify.request import VerifySpec
+
+SIZES_LOOKED_AT = 25
+"""Pictures that decide the victims' input size."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +213,18 @@ def explain_shortage(pictures: Split) -> str | None:
     if len(learned & tested) < 2:
         return "fewer than two classes have enough pictures to train and to test with; add pictures"
     return None
+
+
+def choose_working_size(pairs: Sequence[Pair]) -> int:
+    """Return the side of the victims' input: 32, 64 or 128 pixels, as the pictures are."""
+    sides = []
+    for pair in pairs[:SIZES_LOOKED_AT]:
+        try:
+            sides.append(min(codec.decode(codec.read(pair.original)).pixels.shape[:2]))
+        except ImageProblem:
+            continue
+    median = float(np.median(sides)) if sides else 0.0
+    return 128 if median >= 160 else 32 if 0 < median <= 48 else 64
 
 
 def adapt_settings(

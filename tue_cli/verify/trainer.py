@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 import math
+import os
+import statistics
 import time
-from collections.abc import Generator, Mapping
-from dataclasses import asdict, replace
+from bisect import bisect_left
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
 
 from tue_cli.attacks.registry import WAYS
-from tue_cli.config import AdversarySettings, VerifySettings, VictimSettings
+from tue_cli.config import SPLIT_FROM, AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
+from tue_cli.errors import BadSetting
 from tue_cli.events import Event, Metric
 from tue_cli.nets.classifiers import build_classifier
-from tue_cli.verify.dataset import VictimDataset, choose_kept_size
+from tue_cli.verify.dataset import VictimDataset, choose_kept_size, make_form
+from tue_cli.verify.pairs import Pair
 from tue_cli.verify.probe import Probe
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
@@ -32,6 +38,10 @@ PROBED = 4
 """Updates that tell how long one takes; the first is not counted."""
 EMBEDDED = 600
 """Training pictures in the report's t-SNE, each clean and protected."""
+
+
+TRIED, TIMED = 10, 2
+"""Pictures that are tried to see how long a filter takes, and that are timed, at most."""
 
 
 Costs = Mapping[tuple[VictimSettings, bool, str], float]
@@ -70,14 +80,80 @@ def measure_costs(
     return costs
 
 
-def fit_time_budget(seconds: float, settings: VerifySettings, costs: Costs) -> int:
-    """Return how many pictures victims can be shown so that all of them take so long."""
+@dataclass(frozen=True)
+class Filtering:
+    """How long pictures take to be filtered at their own size."""
+
+    seconds: Mapping[str, float]
+    """Filter -> seconds for a picture, with its decoding."""
+    most_kept: int
+    """Filtered pictures that are kept for other seeds and folds."""
+
+    def estimate(self, trials: Sequence[Trial], pictures: int) -> dict[Trial, float]:
+        """Return the seconds that each of some trials takes to filter so many pictures.
+
+        The first trial of an arm filters all, later ones those that were not kept.
+        """
+        arms = {(trial.arm, trial.degrade) for trial in trials if trial.own_size}
+        again = max(0.0, 1 - self.most_kept / max(1, len(arms) * pictures))
+        found = {}
+        for trial in trials:
+            if trial.own_size:
+                arm = trial.arm, trial.degrade
+                found[trial] = pictures * self.seconds[trial.degrade] * (arm in arms or again)
+                arms.discard(arm)
+        return found
+
+
+def measure_filters(
+    settings: VerifySettings, pairs: Sequence[Pair], size: int, radius: float
+) -> Filtering:
+    """Measure how long filters at own size take here, by two of the pictures.
+
+    `size` is the width and height of the victims' input, `radius` that of the random noise.
+    """
+    form = make_form(size, radius, settings.seed)
+    trials = list_unique_trials(build_groups(settings, 1))
+    seconds = {}
+    for name in dict.fromkeys(trial.degrade for trial in trials if trial.own_size):
+        times: list[float] = []
+        for pair in pairs[:: max(1, len(pairs) // TRIED)]:
+            began = time.monotonic()
+            with suppress(BadSetting):  # what cannot be read is told when it is loaded
+                replace(form, pairs=(pair,), kept={}).filter_arm("protected", name)
+                times.append(time.monotonic() - began)
+            if len(times) == TIMED:
+                break
+        # All processors share the work.
+        seconds[name] = statistics.fmean(times or [0.0]) / (os.cpu_count() or 1)
+    return Filtering(seconds, form.most_kept)
+
+
+def count_used(seen: int) -> int:
+    """Return how many training pictures are used at most where a victim is shown so many."""
+    return max(SPLIT_FROM, seen // FEWEST_EPOCHS)
+
+
+def fit_time_budget(
+    seconds: float, settings: VerifySettings, costs: Costs, filtering: Filtering, there: int
+) -> int:
+    """Return how many pictures victims can be shown so that all of them take so long.
+
+    `there` are the training pictures that there are.
+    """
     pictures = 1_000_000
     # As many pictures as are used at most; of fewer, pretrained victims take less time.
     seen = FEWEST_EPOCHS * pictures
     trials = list_unique_trials(build_groups(replace(settings, seen=seen), pictures))
-    spent = sum(costs[trial.kind] * trial.steps for trial in trials)
-    return max(1, math.floor(seen * seconds / spent))
+    rate = sum(costs[trial.kind] * trial.steps for trial in trials) / seen
+
+    def fits(seen: int) -> bool:
+        filtered = filtering.estimate(trials, min(there, count_used(seen)))
+        return seen * rate + sum(filtered.values()) <= seconds
+
+    return max(
+        1, bisect_left(range(math.floor(seconds / rate)), True, key=lambda n: not fits(n + 1))
+    )
 
 
 def train_victim(
