@@ -29,6 +29,7 @@ from tue_cli.verify.pairs import (
     pair_copies,
     split,
 )
+from tue_cli.verify.restored import choose_pictures
 from tue_cli.verify.split import choose_working_size
 
 POOL = ThreadPoolExecutor(2)
@@ -273,6 +274,34 @@ def test_a_filter_reaches_the_training_pictures_alone(folder: Path) -> None:
     pixels, _ = arms.select_training("protected", degrade="gray")
     assert (pixels == pixels[:, :1]).all()
     assert np.array_equal(arms.test, test) and (arms.test != arms.test[:, :1]).any()
+
+
+def test_a_third_of_each_class_that_is_tested_is_enough_to_learn_to_restore_from(
+    tmp_path: Path,
+) -> None:
+    for n in range(40):
+        picture(tmp_path / "ab"[n % 2] / f"{n}.png", n)
+    arms, _ = arms_of(tmp_path)
+    assert arms.own is not None
+    files, tested = choose_pictures(arms, arms.own)
+    for number, name in enumerate(arms.classes):
+        own = arms.test_labels == number
+        assert (~tested[own]).sum() == own.sum() // 3 > 0
+        assert sum(file.parent.name == name for file in files) == own.sum() // 3
+    left = arms.choose_tests(tested)
+    assert left.own is not None and not {*left.own.held} & {*files}
+    for file, place in zip(files, np.flatnonzero(~tested), strict=True):
+        assert np.array_equal(arms.own.resize(np.asarray(Image.open(file))), arms.test[place])
+
+
+def test_where_others_pictures_are_learned_these_alone_make_pairs(folder: Path) -> None:
+    arms, _ = arms_of(folder)
+    assert arms.own is not None
+    pairs = [replace(pair, copy=pair.original) for pair in arms.own.pairs]
+    others = [replace(pair, copy=None) for pair in pairs[5:9]]
+    own = replace(arms.own, pairs=(*pairs[:5], *others, *pairs[9:]))
+    files, tested = choose_pictures(arms, own)
+    assert files == tuple(pair.original for pair in others) and tested.all()
 
 
 def test_an_arm_that_stays_as_it_is_takes_no_more_memory(folder: Path) -> None:

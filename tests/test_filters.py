@@ -15,7 +15,14 @@ from skimage.feature import hog
 from skimage.restoration import denoise_tv_chambolle
 from sklearn.linear_model import LogisticRegression
 
-from tue_cli.attacks.filters import CLASS_FILTERS, FILTERS, Levels, apply_filter, filter_picture
+from tue_cli.attacks.filters import (
+    CLASS_FILTERS,
+    FILTERS,
+    LEARNED,
+    Levels,
+    apply_filter,
+    filter_picture,
+)
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.core.batches import make_generator
 from tue_cli.methods import lsp
@@ -34,7 +41,8 @@ def pictures() -> Levels:
 
 
 def test_every_filter_belongs_to_an_attacker() -> None:
-    assert {attack.filter for attack in ATTACKS.values()} - {""} == {*FILTERS, *CLASS_FILTERS}
+    known = {*FILTERS, *CLASS_FILTERS, LEARNED}
+    assert {attack.filter for attack in ATTACKS.values()} - {""} == known
 
 
 @pytest.mark.parametrize("name", FILTERS)

@@ -20,15 +20,17 @@ from PIL import Image
 from tue_cli.cli import main
 from tue_cli.config import BUDGETS, ProtectSettings, VerifySettings, VictimSettings
 from tue_cli.dataset.manifest import MANIFEST, sha256
+from tue_cli.engine.torch import choose_device
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, OutputProblem, PackageMissing
 from tue_cli.events import Advanced, AnyEvent, Done, Failed, Metric, Note, Saved, Started, Table
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
 from tue_cli.verify.request import VerifySpec, parse_victims
+from tue_cli.verify.restored import choose_recipe
 from tue_cli.verify.result import VerifyPlan, VerifyResult
 from tue_cli.verify.run import verify
-from tue_cli.weights import build, pack, read
+from tue_cli.weights import build, index, pack, read
 
 EACH = 104
 QUICK = VerifySettings(
@@ -401,6 +403,63 @@ def test_recall_tells_what_copies_hide_and_leaves_the_others(
     assert attack.others.clean > 0.8 and attack.others.protected > 0.8
     assert result.weakest is not None and result.weakest.value > 80
     assert "your class is one of 3" in result.reasons[0]
+
+
+def test_too_few_pictures_to_learn_to_restore_from_leave_that_attacker_out(
+    spec: VerifySpec,
+) -> None:
+    plan, events = begun(replace(spec, settings=replace(PLANNED, attacks=("std", "pairs"))))
+    # Of 21 test pictures of each class, a third.
+    assert plan.attackers == "std"
+    assert "pairs is omitted" in notes(events) and "There are 14." in notes(events)
+
+
+def test_whoever_makes_pairs_takes_the_weights_of_the_copies_or_else_the_packaged_ones(
+    spec: VerifySpec, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    manifest = json.loads((spec.protected / MANIFEST).read_text())
+    manifest["run"]["settings"]["noise"]["radius"] = 4 / 255
+    assert choose_recipe(manifest, choose_device("cpu")).weights.name == index()["default"]
+    monkeypatch.setenv("TUE_WEIGHTS", str(tiny_weights.parent))
+    recipe = choose_recipe(manifest, choose_device("cpu"))
+    assert recipe.weights.sha256 == manifest["run"]["weights"]["sha256"] == sha256(tiny_weights)
+    assert recipe.settings.noise.radius == 4 / 255
+    # Not what merely has the same name.
+    manifest["run"]["weights"]["sha256"] = "0" * 64
+    assert choose_recipe(manifest, choose_device("cpu")).weights.name == index()["default"]
+
+
+@pytest.mark.slow
+def test_copies_are_restored_by_what_a_net_learned_from_other_pictures(
+    spec: VerifySpec, tmp_path: Path, tiny_weights: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("TUE_WEIGHTS", str(tiny_weights.parent))
+    holdout = pictures(tmp_path / "held", ("cold", "warm"), 75, seed=3)
+    settings = replace(BRIEF, attacks=("std", "pairs"))
+    spec = replace(spec, holdout=holdout, settings=settings)
+    before = {path: sha256(path) for path in holdout.rglob("*.png")}
+    events, result = run(spec)
+    assert {path: sha256(path) for path in holdout.rglob("*.png")} == before
+    assert trained(events) == 6 and [attack.name for attack in result.attacks] == ["std", "pairs"]
+    # Of 75 test pictures of each class, 25 are learned from, and the others are tested on.
+    _, restored = result.attacks
+    assert restored.curves != result.attacks[0].curves
+    told = "the attacker pairs learned from 200 pairs, 4 of each of 50 pictures"
+    assert result.status == "inconclusive" or any(told in reason for reason in result.reasons)
+
+    events, again = run(replace(spec, resume=True))
+    assert trained(events) == 0 and figures(again) == figures(result)
+
+
+def test_whose_class_stands_among_others_is_attacked_with_the_others(
+    alone: VerifySpec, tmp_path: Path
+) -> None:
+    others = pictures(tmp_path / "others", ("x", "y"), 50, seed=1)
+    settings = replace(PLANNED, attacks=("std", "pairs"))
+    plan, events = begun(replace(alone, background=others, settings=settings))
+    # Of 80 pictures of the background, those that each fold trains on.
+    assert plan.attackers == "std, pairs" and "omitted" not in notes(events)
+    assert plan.held_out_pictures == 40
 
 
 def test_pictures_to_be_tested_on_can_be_given(spec: VerifySpec, tmp_path: Path) -> None:

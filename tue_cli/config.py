@@ -293,7 +293,7 @@ FEWEST_OF_CLASS = 10
 MORE_SEEDS = 3
 """Of each victim where one class or few pictures decide."""
 _FEW = VerifySettings().attacks
-_FILTERED = ("jpeg50", "jpeg75", "resize", "blur", "denoise", "spectrum", "bits")
+_FILTERED = ("jpeg50", "jpeg75", "resize", "blur", "denoise", "spectrum", "pairs", "bits")
 _MORE = ("early", "at2", *_FILTERED, "cutmix", "ueraser")
 _PARTS = ("part20", "part40", "part60", "part80")
 _MOST = ("at1", "at3", "jpeg30", "median", "cutout", "mixup", "randaugment", "labels", *_PARTS)

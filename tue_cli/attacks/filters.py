@@ -159,6 +159,9 @@ FILTERS: dict[str, Filter] = {
 CLASS_FILTERS: dict[str, ClassFilter] = {"spectrum": _remove_class_patterns}
 """Filters that compare the classes, so that they need every picture."""
 
+LEARNED: Final = "pairs"
+"""The filter that is a net, which learns it (`restore.py`)."""
+
 
 def filter_picture(pixels: NDArray[np.uint8], name: str) -> NDArray[np.uint8]:
     """Return a picture (H, W, 1 or 3) after a filter, a key of `FILTERS`, as (H, W, 3)."""

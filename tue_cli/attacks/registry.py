@@ -17,7 +17,8 @@ class Attack:
 
     title: str
     filter: str = ""
-    """What every training picture goes through, a key of `FILTERS` or `CLASS_FILTERS`."""
+    """What every training picture goes through: a key of `FILTERS` or `CLASS_FILTERS`, or
+    `LEARNED`."""
     own_size: bool = False
     """Filter each picture at its own size, before it is resized for the victim."""
     augmentation: str = ""
@@ -56,6 +57,7 @@ ATTACKS: dict[str, Attack] = {
         for name, title in _RESIZED.items()
     },
     "spectrum": Attack("mean and spectrum of each class removed", filter="spectrum"),
+    "pairs": Attack("restoration learned from pairs", filter="pairs"),
     "bits": Attack("two bits per channel", filter="bits"),
     "cutout": Attack("cutout", augmentation="cutout"),
     "cutmix": Attack("cutmix", augmentation="cutmix"),

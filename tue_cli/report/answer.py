@@ -35,6 +35,7 @@ PLAIN: Final = {
     **_FILTERED,
     **{f"own-{name}": f"{plain}, at their own size" for name, plain in _FILTERED.items()},
     "spectrum": "Removes what all pictures of a class share",
+    "pairs": "Makes copies of other pictures, and learns to undo them",
     "bits": "Leaves a few shades of each colour",
     "cutout": "Covers a part of each picture",
     "cutmix": "Puts parts of pictures into others",

@@ -6,11 +6,12 @@ import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
+from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
 
-from tue_cli.attacks.filters import CLASS_FILTERS, Levels, apply_filter, filter_picture
+from tue_cli.attacks.filters import CLASS_FILTERS, LEARNED, Levels, apply_filter, filter_picture
 from tue_cli.core.clustering import cluster
 from tue_cli.errors import BadSetting, ImageProblem
 from tue_cli.events import Failed
@@ -37,6 +38,8 @@ class OwnSize:
     crop: bool
     radius: float
     seed: int
+    held: tuple[Path, ...] = ()
+    """The files of the test pictures, in their order."""
     kept: dict[tuple[str, str, Pair], Levels] = field(
         default_factory=dict, repr=False, compare=False
     )
@@ -46,6 +49,10 @@ class OwnSize:
     def most_kept(self) -> int:
         """How many pictures `kept` takes."""
         return KEPT_BYTES // (3 * self.size**2)
+
+    def resize(self, pixels: Pixels) -> Levels:
+        """Return a picture (H, W, C) as it is in memory, (3, S, S)."""
+        return _resize(pixels, self)
 
     def filter_arm(self, arm: str, name: str) -> Levels:
         """Return an arm after a filter, a key of `FILTERS`, and then resized.
@@ -93,7 +100,9 @@ class VictimDataset:
     input_size: int | None = None
     """Width and height at which victims see the pictures; None: as they are in memory."""
     own: OwnSize | None = None
-    """The training pictures at their own size; None: as they are in memory."""
+    """The pictures at their own size; None: as they are in memory."""
+    restore: Callable[[Levels], Levels] | None = None
+    """The filter `LEARNED`, where a net has learned it."""
 
     def get_input_size(self) -> int:
         """Return the width and height at which victims see the pictures."""
@@ -110,26 +119,27 @@ class VictimDataset:
     def focus(self, name: str) -> VictimDataset:
         """Return the dataset with test pictures of one class; the accuracy is then its recall."""
         own = self.test_labels == self.classes.index(name)
-        return replace(
-            self,
-            test=self.test[own],
-            test_labels=self.test_labels[own],
-            others=(self.test[~own], self.test_labels[~own]),
-        )
+        return replace(self.choose_tests(own), others=(self.test[~own], self.test_labels[~own]))
+
+    def choose_tests(self, chosen: NDArray[np.bool_]) -> VictimDataset:
+        """Return the dataset with some of the test pictures."""
+        own = self.own
+        if own is not None:
+            own = replace(own, held=tuple(own.held[place] for place in np.flatnonzero(chosen)))
+        return replace(self, test=self.test[chosen], test_labels=self.test_labels[chosen], own=own)
 
     def take(self, train: NDArray[np.bool_], test: NDArray[np.bool_]) -> VictimDataset:
         """Return some of the training pictures, and some of those that are tested."""
-        own = self.own
+        tested = self.choose_tests(test)
+        own = tested.own
         if own is not None:
             own = replace(own, pairs=tuple(own.pairs[place] for place in np.flatnonzero(train)))
         return replace(
-            self,
+            tested,
             clean=self.clean[train],
             protected=self.protected[train],
             random=self.random[train],
             labels=self.labels[train],
-            test=self.test[test],
-            test_labels=self.test_labels[test],
             own=own,
         )
 
@@ -166,7 +176,10 @@ class VictimDataset:
         if alone:
             pixels = pixels[~first]
         labels = self.labels[~first] if alone else self.labels
-        if degrade in CLASS_FILTERS:
+        if degrade == LEARNED:
+            assert self.restore is not None
+            pixels = self.restore(pixels)
+        elif degrade in CLASS_FILTERS:
             pixels = CLASS_FILTERS[degrade](pixels, labels)
         elif degrade and not (own_size and self.own is not None):
             pixels = apply_filter(pixels, degrade)
@@ -276,7 +289,7 @@ def load_victim_dataset(
         np.stack([levels[0] for _, levels in tested]),
         test_labels,
         size,
-        replace(form, pairs=pairs),
+        replace(form, pairs=pairs, held=tuple(pair.original for pair, _ in tested)),
     )
 
 

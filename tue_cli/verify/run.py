@@ -8,6 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from tue_cli.attacks.filters import LEARNED
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import BUDGETS, PRETRAINED_PACKAGE, VerifySettings
 from tue_cli.dataset.manifest import read_manifest
@@ -52,6 +53,7 @@ from tue_cli.verify.trials import (
 
 if TYPE_CHECKING:
     from tue_cli.engine.torch import ComputeDevice
+    from tue_cli.verify.restored import Restored
     from tue_cli.verify.trainer import Costs, Filtering
 
 ONE_SEED = (
@@ -74,11 +76,19 @@ class VictimWork:
     computer: ComputeDevice
     cache: TrialCache
     """Of the victims that are finished."""
+    restored: tuple[Restored, ...]
+    """The folds as the attacker that restores pictures has them, where it is tried."""
+    learning: float
+    """Seconds that it learns in each fold."""
 
     @property
     def arms(self) -> VictimDataset:
         """The first fold, which has the classes of all."""
         return self.folds[0]
+
+    def select_folds(self, degrade: str) -> Sequence[VictimDataset]:
+        """Return what victims are trained and tested on after a filter, in each fold."""
+        return [fold.arms for fold in self.restored] if degrade == LEARNED else self.folds
 
 
 def verify(spec: VerifySpec) -> Job[VerifyResult]:
@@ -135,6 +145,8 @@ def verify(spec: VerifySpec) -> Job[VerifyResult]:
     if arms.others is not None and judged.is_conclusive:
         told = describe_question(attacks[0], len(arms.classes))
         judged = replace(judged, reasons=(told, *judged.reasons))
+    if work.restored and judged.is_conclusive:
+        judged = replace(judged, reasons=(*judged.reasons, work.restored[0].describe()))
     result = summarize(judged, setup, failed=len(failures), attacks=attacks, chance=chance)
     yield make_table(rows, chance, recall=arms.others is not None)
     yield from _write_page(spec, manifest, result, work.cache.get(f"{arms.digest()}/embedding"))
@@ -145,11 +157,11 @@ def _make_rows(
     work: VictimWork, groups: Sequence[Group], results: Mapping[Trial, Mapping[str, Any]]
 ) -> list[Row]:
     """Return every attacker on every kind of victim, to be judged."""
-    chance, tested = 1 / len(work.arms.classes), work.arms.count_tested(*work.folds[1:])
-    rows = [
-        make_row(group, results, tested=tested, chance=chance, pictures=work.pictures)
-        for group in groups
-    ]
+    chance, rows = 1 / len(work.arms.classes), []
+    for group in groups:
+        first, *others = work.select_folds(group.attack.filter)
+        tested = first.count_tested(*others)
+        rows.append(make_row(group, results, tested=tested, chance=chance, pictures=work.pictures))
     return compare_with_standard(rows)
 
 
@@ -211,7 +223,8 @@ def _load_work(
     failures: list[Failed],
 ) -> Generator[Event, None, VictimWork | str]:
     """Return what there is to train, or why that could not tell anything."""
-    from tue_cli.verify.trainer import count_used, measure_costs, measure_filters
+    from tue_cli.verify.restored import plan_restorer, prepare_restored
+    from tue_cli.verify.trainer import count_used, fit_settings, measure_costs, measure_filters
 
     pictures = yield from split_pairs(spec, manifest, pool, failures)
     if (reason := explain_shortage(pictures)) is not None:
@@ -225,9 +238,11 @@ def _load_work(
     cache = TrialCache(f"{describe_tool()}, {computer.description}, {copies}", resume=spec.resume)
     costs = measure_costs(settings, len({pair.label for pair in pictures.train}), size, computer)
     filtering = measure_filters(settings, pictures.train, size, radius)
-    count = len(pictures.train)
+    restorer, count = plan_restorer(settings, manifest, size, computer), len(pictures.train)
     if spec.seconds is not None:
-        settings = _fit_settings(settings, size, spec.seconds, costs, filtering, count, cache)
+        seconds = max(0.0, spec.seconds - settings.folds * restorer.seconds)
+        task = f"{settings} at {size} pixels in {spec.seconds} s"
+        settings = fit_settings(settings, task, seconds, costs, filtering, count, cache)
     if count > (most := count_used(settings.seen)):
         yield Note(
             f"{most:,} of {count:,} training pictures are used; a larger --budget uses more."
@@ -240,29 +255,11 @@ def _load_work(
     yield from failures[known:]
     if isinstance(folds, str):
         return folds
-    counted = pictures.count_pictures()
-    return VictimWork(settings, folds, counted, costs, filtering, computer, cache)
-
-
-def _fit_settings(
-    settings: VerifySettings,
-    size: int,
-    seconds: float,
-    costs: Costs,
-    filtering: Filtering,
-    there: int,
-    cache: TrialCache,
-) -> VerifySettings:
-    """Return the settings with which victims take about so long.
-
-    What was fitted once is taken again, so that --resume finds its victims.
-    """
-    from tue_cli.verify.trainer import fit_time_budget
-
-    task = f"{settings} at {size} pixels in {seconds} s"
-    fitted = cache.get(task) or fit_time_budget(seconds, settings, costs, filtering, there)
-    cache.put(task, fitted)
-    return replace(settings, seen=fitted)
+    settings, restored = yield from prepare_restored(settings, folds, restorer)
+    counted, learning = pictures.count_pictures(), restorer.seconds
+    return VictimWork(
+        settings, folds, counted, costs, filtering, computer, cache, restored, learning
+    )
 
 
 def _write_page(
@@ -316,6 +313,9 @@ def _train_victims(
     digest = digests[0]
     seconds = {trial: trial.steps * work.costs[trial.kind] for trial in trials}
     keys = {trial: f"{digests[trial.fold]}/{trial.make_key()}" for trial in trials}
+    learning = [trial for trial in trials if trial.degrade == LEARNED]
+    for trial in learning:
+        keys[trial] += f"/{work.restored[trial.fold].learned.make_key()}"
     known = {trial: cache.get(keys[trial]) for trial in trials}
     wants_map = spec.report is not None and cache.get(f"{digest}/embedding") is None
     if wants_map and not is_installed("sklearn"):
@@ -326,13 +326,16 @@ def _train_victims(
     missing = [trial for trial in trials if known[trial] is None]
     for trial, more in work.filtering.estimate(missing, len(work.arms.labels)).items():
         seconds[trial] += more
+    # The first of a fold learns to restore, for all.
+    for trial in {one.fold: one for one in reversed(learning) if one in missing}.values():
+        seconds[trial] += work.learning
     planned, spent, worked = sum(seconds[trial] for trial in missing), 0.0, 0.0
     yield Started("Training", len(trials), "victims", round(planned, 1), plan)
     if len(missing) < len(trials):
         yield Note(f"{len(trials) - len(missing)} of {len(trials)} victims are already finished.")
     for number, trial in enumerate(missing, start=1 + len(trials) - len(missing)):
         began = time.monotonic()
-        arms = work.folds[trial.fold]
+        arms = work.select_folds(trial.degrade)[trial.fold]
         results, victim = yield from train_victim(trial, arms, computer, count)
         if wants_map and trial == trials[0]:
             cache.put(f"{digest}/embedding", compute_embedding(victim, arms, computer))

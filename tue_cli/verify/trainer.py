@@ -28,6 +28,7 @@ from tue_cli.verify.probe import Probe
 from tue_cli.verify.trials import (
     FEWEST_EPOCHS,
     Trial,
+    TrialCache,
     TrialProgress,
     build_groups,
     list_unique_trials,
@@ -154,6 +155,24 @@ def fit_time_budget(
     return max(
         1, bisect_left(range(math.floor(seconds / rate)), True, key=lambda n: not fits(n + 1))
     )
+
+
+def fit_settings(
+    settings: VerifySettings,
+    task: str,
+    seconds: float,
+    costs: Costs,
+    filtering: Filtering,
+    there: int,
+    cache: TrialCache,
+) -> VerifySettings:
+    """Return the settings with which victims take about so long.
+
+    What was fitted once is taken again for the same task, so that --resume finds its victims.
+    """
+    fitted = cache.get(task) or fit_time_budget(seconds, settings, costs, filtering, there)
+    cache.put(task, fitted)
+    return replace(settings, seen=fitted)
 
 
 def train_victim(
