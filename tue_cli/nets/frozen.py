@@ -11,25 +11,56 @@ from typing import TypeVar, cast
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_conv_bn_weights
+from torch.nn.utils.fusion import fuse_conv_bn_weights
 
 from tue_cli.nets.block import NtgaBlock
 from tue_cli.nets.classifiers import Classifier, ConvNorm
 from tue_cli.nets.patterns import Patterns
 from tue_cli.nets.score import ScoreNet
 
+Net = TypeVar("Net", bound=nn.Module)
+
 
 def fold_batch_norms(net: Classifier) -> Classifier:
     """Return a copy in eval mode, without parameter gradients, in which every batch norm behind a
     convolution is part of it: the same logits up to rounding, less memory traffic.
     """
-    result = copy.deepcopy(net).eval().requires_grad_(False)
-    for parent in list(result.modules()):
-        for name, child in list(parent.named_children()):
-            if isinstance(child, ConvNorm):
-                conv, norm = cast(nn.Conv2d, child[0]), cast(nn.BatchNorm2d, child[1])
-                setattr(parent, name, fuse_conv_bn_eval(conv, norm).requires_grad_(False))
-    return result
+    return _copy_module(net)
+
+
+def _copy_module(module: Net) -> Net:
+    """Return a copy in eval mode, without parameter gradients, with batch norms folded.
+
+    `copy.deepcopy` takes three times as long, for it follows every attribute.
+    """
+    twin = copy.copy(module)
+    twin.training = False
+    twin._parameters = {name: _copy_parameter(p) for name, p in module._parameters.items()}
+    twin._modules = dict(module._modules)
+    twin._buffers = {n: None if b is None else b.clone() for n, b in module._buffers.items()}
+    for name, child in module.named_children():
+        twin._modules[name] = _fold(child) if isinstance(child, ConvNorm) else _copy_module(child)
+    return twin
+
+
+def _copy_parameter(value: Tensor | None) -> nn.Parameter | None:
+    return None if value is None else nn.Parameter(value.detach().clone(), requires_grad=False)
+
+
+def _fold(pair: ConvNorm) -> nn.Conv2d:
+    """Return one convolution that computes what a convolution and its batch norm do."""
+    folded = _copy_module(cast(nn.Conv2d, pair[0]))
+    weight, bias = _fold_weights(pair)
+    folded._parameters = {"weight": _copy_parameter(weight), "bias": _copy_parameter(bias)}
+    return folded
+
+
+def _fold_weights(pair: ConvNorm) -> tuple[Tensor, Tensor]:
+    conv, norm = cast(nn.Conv2d, pair[0]), cast(nn.BatchNorm2d, pair[1])
+    mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
+    return fuse_conv_bn_weights(
+        conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
+    )
 
 
 def _pair_modules(copy: nn.Module, net: nn.Module) -> Iterator[tuple[nn.Module, nn.Module]]:
@@ -38,9 +69,6 @@ def _pair_modules(copy: nn.Module, net: nn.Module) -> Iterator[tuple[nn.Module, 
     if not isinstance(net, ConvNorm):
         for own, other in zip(copy.children(), net.children(), strict=True):
             yield from _pair_modules(own, other)
-
-
-Net = TypeVar("Net", bound=nn.Module)
 
 
 def convert_to_channels_last(net: Net) -> Net:
@@ -64,11 +92,7 @@ class FrozenClassifier:
         """
         for own, other in _pair_modules(self.net, net):
             if isinstance(other, ConvNorm):
-                conv, norm = cast(nn.Conv2d, other[0]), cast(nn.BatchNorm2d, other[1])
-                mean, variance = cast(Tensor, norm.running_mean), cast(Tensor, norm.running_var)
-                weight, bias = fuse_conv_bn_weights(
-                    conv.weight, conv.bias, mean, variance, norm.eps, norm.weight, norm.bias
-                )
+                weight, bias = _fold_weights(other)
                 assert isinstance(own, nn.Conv2d) and own.bias is not None
                 own.weight.copy_(weight)
                 own.bias.copy_(bias)
@@ -95,9 +119,7 @@ class FrozenScore:
 
     def __init__(self, net: ScoreNet, dtype: torch.dtype) -> None:
         self.dtype = dtype
-        self.net = convert_to_channels_last(
-            copy.deepcopy(net).eval().requires_grad_(False).to(dtype)
-        )
+        self.net = convert_to_channels_last(_copy_module(net).to(dtype))
 
     def __call__(self, pixels: Tensor, labels: Tensor) -> Tensor:
         """Return s(x, y), (N, 3, H, W), of pixels in [0, 1] and class numbers (N,)."""

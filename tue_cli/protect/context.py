@@ -9,6 +9,7 @@ from collections.abc import Generator, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -193,6 +194,7 @@ def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[st
     }
 
 
+@cache
 def describe_tool() -> dict[str, str]:
     """Return the version and the sha256 of tue's own sources."""
     state = hashlib.sha256()
