@@ -20,7 +20,8 @@ also be `pretrained` or `probe`, with the extra `pretrained`; they learned from 
 all classes of Tiny ImageNet. From 96 pixels, victims from fresh weights learn by random resized
 crops, as those of `tue verify` do from photographs. With `one`, only one class of a ten is
 protected, the one whose number is the seed, and nothing else is given to `tue protect`; the
-accuracy is the recall of this class, as `tue verify --background` measures it.
+accuracy is the recall of this class, as `tue verify --background` measures it. The attacker `pairs`
+learns from pictures of `--others`, a folder of files or of folders with files.
 
 A column's score is (clean - protected) / (clean - chance), of accuracies averaged over tens and
 seeds; where half is protected, what the clean half alone teaches stands in the place of chance. The
@@ -58,18 +59,27 @@ from benchmarks.command import protect_classes
 from benchmarks.rows import Row, Rows, hash_sources, make_key
 from benchmarks.summary import format_table, summarize
 from benchmarks.victims import measure_victim
+from tue_cli.attacks import filters
 from tue_cli.attacks.filters import Levels
 from tue_cli.attacks.registry import ATTACKS, parse_attacks
-from tue_cli.config import VerifySettings, VictimSettings
+from tue_cli.attacks.restore import FEWEST_PICTURES, MOST_PICTURES, Recipe
+from tue_cli.config import ProtectSettings, VerifySettings, VictimSettings
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import read_manifest
 from tue_cli.engine.torch import ComputeDevice, choose_device
 from tue_cli.events import Failed
 from tue_cli.train.data import load_images
-from tue_cli.verify.dataset import CROPPED_FROM, VictimDataset, load_victim_dataset
+from tue_cli.verify.dataset import (
+    CROPPED_FROM,
+    OwnSize,
+    VictimDataset,
+    load_victim_dataset,
+    make_form,
+)
 from tue_cli.verify.pairs import list_clean_images, pair_copies
 from tue_cli.verify.pretrained import identify_victim
 from tue_cli.verify.request import format_victim, parse_victims
+from tue_cli.verify.restored import Learned
 from tue_cli.verify.stats import FITTED, LEARNED, TAUGHT
 from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
@@ -199,7 +209,8 @@ class Ten:
 
     def __init__(self, number: int, args: argparse.Namespace) -> None:
         """`number` says which ten."""
-        self._threads = args.threads
+        self._threads, self._args = args.threads, args
+        self._learn = cache(self._plan_learning)
         self._source, self._held = copy_ten(number, args)
         self._read = cache(self._read_folder)
         self._load = cache(self._load_files)
@@ -216,8 +227,29 @@ class Ten:
         Where `mine` names a class, only this one is protected and tested.
         """
         if column.needs_files:
-            return self._load("" if arm in CONTROLS else arm, column.size, mine)
-        return self._make_squares(arm, column.size)
+            arms = self._load("" if arm in CONTROLS else arm, column.size, mine)
+        else:
+            arms = self._make_squares(arm, column.size)
+        return (
+            replace(arms, restore=self._learn(column)) if column.attack == filters.LEARNED else arms
+        )
+
+    def _plan_learning(self, column: Column) -> Learned:
+        """Return what the attacker `pairs` learns with the weights of the first arm, or tue's."""
+        args = self._args
+        files = sorted(path for path in (args.others or Path()).rglob("*") if path.is_file())
+        if args.others is None or len(files) < FEWEST_PICTURES:
+            raise SystemExit(
+                f"{filters.LEARNED} needs {FEWEST_PICTURES} pictures or more in --others."
+            )
+        most = min(len(files), MOST_PICTURES)
+        files = [files[number * len(files) // most] for number in range(most)]
+        first = parse_way(args.arms.split(",")[0]).weights if args.arms else None
+        recipe = Recipe(ProtectSettings(), load(first), choose_device(args.device))
+        form = make_form(column.size, 0.0, 0)
+        if not column.needs_files:
+            form = OwnSize((), column.size, False, 0.0, 0)
+        return Learned(tuple(files), form.resize, recipe, 0)
 
     def _read_folder(self, folder: Path, size: int) -> tuple[tuple[str, ...], Levels, Any]:
         classes, pictures, failed = load_images(folder, size)
@@ -453,6 +485,7 @@ def parse_arguments() -> argparse.Namespace:
     add("--per-class", type=int, default=500)
     add("--seen", type=int, default=60_000, help="pictures that a victim is shown")
     add("--adversary-steps", type=int, default=3)
+    add("--others", type=Path, help="pictures from which `pairs` learns, of other classes")
     add("--seeds", default="0,1", help="of the victims; with a comma between")
     return parser.parse_args()
 
@@ -522,6 +555,8 @@ def _measure_column(
         }
         if args.classes != TEN:
             settings["classes"] = args.classes
+        if column.attack == filters.LEARNED:
+            settings["others"] = args.others and args.others.resolve().name
         mine = ten.name_class(seed) if column.one else ""
         if mine:
             settings["protected_class"] = mine

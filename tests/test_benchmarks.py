@@ -17,6 +17,7 @@ from benchmarks.codes import mix_codes
 from benchmarks.rows import RESULTS, Rows, make_key, read_rows
 from tue_cli.config import VictimSettings
 from tue_cli.core.batches import Images
+from tue_cli.verify.restored import Learned
 from tue_cli.verify.trials import Trial
 from tue_cli.weights import build, load
 
@@ -253,6 +254,33 @@ def test_one_class_is_protected_by_tue_as_if_there_were_no_other(
     arms = unseen.Ten(0, args).make_arms("cifar10", column, "b")
     changed = (arms.protected != arms.clean).any((1, 2, 3))
     assert np.array_equal(changed, arms.labels == 1)
+
+
+def test_pairs_without_other_pictures_is_refused(
+    toy: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    args = parse_words(monkeypatch, ["--data", str(plant_classes(toy, tmp_path / "data"))])
+    args.work = tmp_path
+    with pytest.raises(SystemExit, match="50 pictures or more in --others"):
+        unseen.Ten(0, args).make_arms("clean", unseen.parse_column("pairs", args.victim))
+
+
+def test_pairs_learns_from_others_pictures_once_for_all_arms(
+    toy: Images, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    others = tmp_path / "others"
+    others.mkdir()
+    for number in range(60):
+        Image.new("RGB", (40, 32), (number, 0, 0)).save(others / f"{number}.png")
+    words = ["--data", str(plant_classes(toy, tmp_path / "data")), "--others", str(others)]
+    args = parse_words(monkeypatch, words)
+    args.work = tmp_path
+    ten = unseen.Ten(0, args)
+    column = unseen.parse_column("pairs", args.victim)
+    learned = [ten.make_arms(arm, column).restore for arm in ("clean", "random")]
+    assert isinstance(learned[0], Learned) and learned[0] is learned[1]
+    assert set(learned[0].files) == set(others.iterdir())
+    assert learned[0].see(np.zeros((40, 32, 3), np.uint8)).shape == (3, 32, 32)
 
 
 def test_an_attacker_that_learns_half_as_much_as_standard_training_says_nothing() -> None:
