@@ -307,8 +307,16 @@ BUDGETS: dict[str, VerifySettings] = {
     ),
 }
 
-_FEW_OF_PHOTOS = ("std", "gray", "own-jpeg10", "own-denoise")
-_FILTERED_PHOTOS = ("own-jpeg50", "own-jpeg75", "own-resize", "own-blur", "jpeg10", *_FILTERED[4:])
+_FEW_OF_PHOTOS = ("std", "gray", "own-jpeg10")
+_FILTERED_PHOTOS = (
+    "own-denoise",
+    "own-jpeg50",
+    "own-jpeg75",
+    "own-resize",
+    "own-blur",
+    "jpeg10",
+    *_FILTERED[4:],
+)
 _MORE_OF_PHOTOS = ("at4", "early", "at2", *_FILTERED_PHOTOS, "cutmix", "ueraser")
 _MOST_OF_PHOTOS = ("own-jpeg30", "own-median", *_MOST)
 
