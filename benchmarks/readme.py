@@ -17,6 +17,7 @@ from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import format_table, summarize
+from tue_cli.attacks.registry import ATTACKS
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
@@ -385,6 +386,60 @@ def write_pretrained() -> str:
     )
 
 
+def write_photographs() -> str:
+    """Return what victims of photograph size learn."""
+    rows = read_committed("unseen-photos")
+    settings = rows[0]["settings"]
+    return "\n".join(
+        [
+            format_conclusive(unseen_benchmark.average_columns(rows, str(index()["default"]))),
+            f"Photographs of 224 × 224 pixels of {settings['classes']} classes of ImageNet, "
+            f"{settings['per_class']} training pictures per class, tested on 100 per class; chance "
+            f"is {100 / settings['classes']:.0f} %. Victims learn by random resized crops of "
+            f"{settings['size']} × {settings['size']} pixels. Accuracies are means over n victims. "
+            "*Random noise costs*: by how many points random noise lowers the accuracy of one "
+            f"victim. {describe_victims(rows)}",
+        ]
+    )
+
+
+def write_one() -> str:
+    """Return how well victims recognize a class that alone is protected."""
+    rows, default = read_committed("unseen-one"), str(index()["default"])
+    found = unseen_benchmark.average_columns(rows, default)
+    lines = []
+    for column, row in found.items():
+        attack = column.partition(",")[0]
+        some = {
+            (own["protected_class"], own["arm"]): one
+            for one in rows
+            if (own := one["settings"]) and unseen_benchmark.name_column(one) == column
+        }
+        for name in sorted({name for name, arm in some if arm == default}):
+            both = [some[name, arm] for arm in ("clean", default)]
+            figures = [100 * each[part] for part in ("accuracy", "others") for each in both]
+            word = name.partition("_")[2] or name
+            lines.append([attack, word, *(f"{figure:.0f}" for figure in figures), ""])
+        clean, copies = (f"{100 * row[arm]:.1f}" for arm in ("clean", "protected"))
+        mean = [f"mean of {row['n']}", clean, copies, "", ""]
+        lines.append([attack, *mean, unseen_benchmark.format_score(row)])
+    settings, chance = rows[0]["settings"], 100 / unseen_benchmark.count_classes(rows[0])
+    head = ["attacker", "protected class", "originals", "copies", "others, originals"]
+    return "\n".join(
+        [
+            f"**The lowest protection: {unseen_benchmark.find_lowest(found)}.**",
+            "",
+            format_table([*head, "others, copies", "protection"], lines),
+            "",
+            f"Ten classes of Tiny ImageNet with {settings['per_class']} training pictures each, of "
+            "which one is protected, by itself. *Originals* and *copies*: the recall of this class "
+            "(how many of its test pictures are recognized), in percent of 50 pictures. *Others*: "
+            f"the mean recall of the other classes. Chance is {chance:.0f} %. Victims are a "
+            f"`{settings['victim']}` at {settings['size']} px. {describe_victims(rows)}",
+        ]
+    )
+
+
 def write_levers() -> str:
     """Return what each way of making the noise buys."""
     rows, default = read_committed("unseen"), str(index()["default"])
@@ -556,6 +611,8 @@ def write_summary() -> str:
         "which alters pictures at random during training, and adversarial training, which makes a "
         "classifier robust to small changes, are not in the table: classifiers as small as these "
         "learn too little with them for a conclusion. Expect both to undo most of the protection.",
+        "",
+        tell_photographs_and_one(),
     ]
     return "\n".join(lines)
 
@@ -573,10 +630,30 @@ def write_metadata() -> str:
     return "\n".join([format_table(columns, table), "", said])
 
 
+def tell_photographs_and_one() -> str:
+    """Return the lowest figures of photographs and of one class, in two sentences."""
+    default = str(index()["default"])
+    photographs, one = (
+        unseen_benchmark.average_columns(read_committed(name), default)
+        for name in ("unseen-photos", "unseen-one")
+    )
+    alone = one[next(name for name in one if name.startswith("std,"))]
+    lowest = min(list_conclusive(photographs).items(), key=lambda item: item[1]["score"])
+    attack = ATTACKS[lowest[0].partition(",")[0]].title
+    return (
+        "With photographs (five classes, 128 pixels, random crops), the lowest protection was "
+        f"{lowest[1]['score']:.0f} %, against {attack}. If only one of ten classes is protected, "
+        f"classifiers recognize {100 * alone['protected']:.0f} % of its pictures instead of "
+        f"{100 * alone['clean']:.0f} %."
+    )
+
+
 BLOCKS = {
     "summary": write_summary,
     "unseen": write_unseen,
+    "photographs": write_photographs,
     "pretrained": write_pretrained,
+    "one": write_one,
     "levers": write_levers,
     "many": write_many,
     "flat": write_flat,
