@@ -40,7 +40,7 @@ from tue_cli.train.result import TrainSummary, warn_of_days
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import pack, read, read_graph
 
-QUICK = ProtectSettings(noise=TueNoise(steps=2))
+QUICK = ProtectSettings(noise=TueNoise(steps=1))
 
 
 def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> ProtectSpec:
