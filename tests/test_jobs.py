@@ -40,7 +40,7 @@ from tue_cli.train.result import TrainSummary, warn_of_days
 from tue_cli.train.run import TrainSpec, train
 from tue_cli.weights import pack, read, read_graph
 
-QUICK = ProtectSettings(noise=TueNoise(steps=2))
+QUICK = ProtectSettings(noise=TueNoise(steps=1))
 
 
 def spec_of(photos: Path, output: Path, tiny: Path, **changes: object) -> ProtectSpec:
@@ -64,9 +64,9 @@ def planned(spec: ProtectSpec) -> ProtectForecast:
 
 
 def keys_of(events: list[AnyEvent]) -> Mapping[str, str]:
-    plan = next(event.plan for event in events if isinstance(event, Started))
-    assert isinstance(plan, ProtectPlan)
-    return plan.keys
+    plans = [event.plan for event in events if isinstance(event, Started)]
+    assert isinstance(plans[-1], ProtectPlan)
+    return plans[-1].keys
 
 
 def tree(folder: Path) -> dict[str, str]:
@@ -653,9 +653,12 @@ def test_noise_that_does_not_show_its_key_gets_keys_by_name(
 def test_a_folder_without_true_classes_says_whom_its_copies_hinder(
     labels: str, photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
+    for _, *others in (sorted(folder.iterdir()) for folder in photos.iterdir()):
+        for path in others:  # two pictures say as much as six
+            path.unlink()
     report = tmp_path / "report.html"
     events = run(spec_of(photos, tmp_path / "out", tiny_weights, labels=labels, report=report))
-    begins = next(n for n, event in enumerate(events) if isinstance(event, Started))
+    begins = next(n for n, e in enumerate(events) if isinstance(e, Started) and e.plan)
     before = [event.message for event in events[:begins] if isinstance(event, Note)]
     end = events[-1]
     assert isinstance(end, Done)

@@ -28,7 +28,9 @@ from PIL import Image
 from textual.pilot import Pilot
 from textual.theme import Theme
 from textual.widgets import Button, Input, Select
+from typer.testing import CliRunner
 
+from tue_cli.cli import app
 from tue_cli.config import (
     BUDGETS,
     ProtectSettings,
@@ -991,10 +993,8 @@ def test_ui_without_a_terminal_is_refused() -> None:
         [sys.executable, "-m", "tue_cli", "ui"], stdin=subprocess.DEVNULL, capture_output=True
     )
     assert ran.returncode == 2 and b"needs a terminal" in ran.stderr
-    alone = subprocess.run(
-        [sys.executable, "-m", "tue_cli"], stdin=subprocess.DEVNULL, capture_output=True
-    )
-    assert alone.returncode == 2 and b"Usage: tue" in alone.stdout
+    alone = CliRunner().invoke(app, [])  # whose streams are no terminal either
+    assert alone.exit_code == 2 and "Usage: tue" in alone.stdout
 
 
 CRASHES = """\

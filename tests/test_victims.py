@@ -52,8 +52,15 @@ def trained(one: Victim, pictures: Images, *, points: int = 2) -> TrainingResult
             return result
 
 
-def test_a_victim_learns_what_can_be_learned(toy: Images) -> None:
-    result = trained(victim(steps=90), toy, points=4)
+@pytest.fixture(scope="module")
+def learned(toy: Images) -> tuple[Victim, TrainingResult]:
+    """A victim of `toy` that is trained, and what became of it."""
+    one = victim(steps=60)
+    return one, trained(one, toy, points=4)
+
+
+def test_a_victim_learns_what_can_be_learned(learned: tuple[Victim, TrainingResult]) -> None:
+    _, result = learned
     assert len(result.curve) == 4
     assert result.curve[-1] == result.train > 0.8
     assert result.attacked is None and result.seconds > 0
@@ -74,7 +81,7 @@ def test_the_same_seed_gives_the_same_net(more: dict[str, Any], toy: Images) -> 
 
 def test_pictures_larger_than_the_input_are_learned_by_crops_and_tested_in_the_middle() -> None:
     pictures = make_toy(size=20)
-    one = victim(steps=45)
+    one = victim(steps=30)
     result = trained(one, pictures)
     assert result.curve[-1] == result.train > 0.6
     edge = torch.ones(20, 20, dtype=torch.bool)
@@ -94,9 +101,10 @@ def test_being_tested_on_the_way_changes_nothing(toy: Images) -> None:
     )
 
 
-def test_the_adversary_stays_in_its_radius_and_raises_the_loss(toy: Images) -> None:
-    one = victim(steps=30)
-    trained(one, toy)
+def test_the_adversary_stays_in_its_radius_and_raises_the_loss(
+    toy: Images, learned: tuple[Victim, TrainingResult]
+) -> None:
+    one, _ = learned
     pixels, labels = toy.take_batch(torch.arange(len(toy)))
     net = one.freeze_net()
     for radius in (1 / 255, 4 / 255):
