@@ -379,7 +379,7 @@ def test_other_settings_need_another_place(
     photos: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:
     run(spec_of(photos, tmp_path / "out", tiny_weights))
-    weaker = replace(QUICK, noise=TueNoise(steps=2, radius=4 / 255))
+    weaker = replace(QUICK, noise=TueNoise(steps=1, radius=4 / 255))
     with pytest.raises(BadSetting, match="radius"):
         run(spec_of(photos, tmp_path / "out", tiny_weights, settings=weaker))
     events = run(
@@ -415,7 +415,7 @@ def test_a_run_whose_settings_held_other_methods_fields_is_gone_on_with(
     assert kept.items() <= copies(output).items()
     assert read_manifest(output)["run"]["settings"]["noise"] == asdict(spec.settings.noise)
     # What the method has must still be the same.
-    other = replace(QUICK, noise=TueNoise(steps=2, samples=2))
+    other = replace(QUICK, noise=TueNoise(steps=1, samples=2))
     with pytest.raises(BadSetting, match="samples 1 → 2"):
         run(replace(spec, settings=other))
 
