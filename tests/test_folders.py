@@ -366,7 +366,7 @@ def test_a_picture_named_beside_its_folder_counts_once(tmp_path: Path) -> None:
 
 def test_two_files_of_one_name_collide(tmp_path: Path) -> None:
     plant(tmp_path, "one/a.jpg", "two/a.jpg")
-    with pytest.raises(BadSetting, match="one place"):
+    with pytest.raises(BadSetting, match="the same place"):
         discover([tmp_path / "one/a.jpg", tmp_path / "two/a.jpg"], tmp_path / "out")
 
 

@@ -238,7 +238,7 @@ def test_another_file_of_the_same_name_is_another_victim(
     state = load_file(tiny_weights)
     stem = {"conv1.weight": torch.rand(4, 3, 7, 7)}
     save_file(state | stem, place)
-    with pytest.raises(WeightsProblem, match="changed during the run|does not hold the layers"):
+    with pytest.raises(WeightsProblem, match="changed during the run|does not have the layers"):
         build_pretrained(first, 2)
     keys = set()
     for known in (first, replace(first, sha256="0" * 64), replace(first, start="probe")):
@@ -293,12 +293,12 @@ def test_weights_in_half_precision_begin_a_victim_in_float32(tmp_path: Path) -> 
         ("missing", "cannot be read.*Check the path"),
         ("text", "cannot be used as weights"),
         ("truncated", "cannot be used as weights"),
-        ("foreign", "of no architecture that tue has.*It must be EfficientNet-Lite0"),
-        ("wide", "of no architecture that tue has"),
-        ("scalar", "of no architecture that tue has"),
+        ("foreign", "has an architecture that tue does not know.*It must be EfficientNet-Lite0"),
+        ("wide", "has an architecture that tue does not know"),
+        ("scalar", "has an architecture that tue does not know"),
         ("infinite", "not finite"),
-        ("partial", "does not hold the layers of its architecture.*It must be"),
-        ("lite1", "does not hold the layers of its architecture"),
+        ("partial", "does not have the layers of its architecture.*It must be"),
+        ("lite1", "does not have the layers of its architecture"),
     ],
 )
 def test_a_file_that_cannot_be_used_is_refused_with_a_sentence(

@@ -253,7 +253,8 @@ def _refuse_same_places(items: Iterable[Item]) -> None:
     found += [(taken[p], i) for i in items for p in i.relative.parents[:-1] if p in taken]
     for one, other in found:
         raise BadSetting(
-            f"{escape(one.source)} and {escape(other.source)} would have one place in the output.",
+            f"{escape(one.source)} and {escape(other.source)} would have the same place in the "
+            "output.",
             "Rename one of them, or protect them into separate folders with -o.",
         )
 

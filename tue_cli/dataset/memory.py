@@ -110,7 +110,7 @@ def recall_originals(manifest: Path, originals: Iterable[tuple[str, str]]) -> Pa
 def tell_recalled(folder: Path) -> str:
     """Return where originals were found again, in a sentence."""
     return (
-        f"The originals are in {escape(folder)}, as `tue protect` remembered. "
+        f"The originals are in {escape(folder)}, where `tue protect` found them. "
         "--original names another folder."
     )
 

@@ -214,7 +214,7 @@ def show_secret() -> Job[SecretSummary]:
     else:
         lines = [
             f"Secret: {escape(path)}",
-            f"Fingerprint: {found.fingerprint}  (the same on two machines: the same secret)",
+            f"Fingerprint: {found.fingerprint}  (machines with the same one have the same secret)",
             "Next: tue secret export FILE  (keep it where nobody else can read it)",
         ]
     yield Done(SecretSummary(path, found.fingerprint if found else None), tuple(lines))
@@ -301,7 +301,7 @@ def _replace(secret: Secret, told: str) -> Iterator[Any]:
         raise _explain_problem(error) from error
     lines = [told, f"Fingerprint: {secret.fingerprint}"]
     if former is not None:
-        lines.append(f"The former secret was kept: {escape(former)}")
+        lines.append(f"The former secret is kept in {escape(former)}")
     lines.append(
         "Classes without copies get new codes from now on. Finished copies stay as they are."
     )

@@ -76,7 +76,7 @@ def read(source: bytes) -> Beside:
         )
         header = _find_sequence(source, meta)
     except (struct.error, IndexError, ValueError) as error:
-        raise ImageProblem("unreadable", "The AVIF file is damaged: its boxes.") from error
+        raise ImageProblem("unreadable", "The boxes of the AVIF file are damaged.") from error
     shown = [meta.properties[n - 1] for n, _ in meta.uses.get(meta.primary, ()) if n]
     boxes = [box for box in shown if box[4:8] in _SHOWN]
     cicp = next((box for box in boxes if box[8:12] == b"nclx"), b"")

@@ -202,7 +202,7 @@ def refuse_other_look(beside: Metadata, source: str, target: str) -> None:
     if source == "AVIF" and avif.is_cropped(beside.segments):
         raise ImageProblem(
             "crop",
-            f"This AVIF shows only a part of its pixels, which no {target} can say; use "
+            f"This AVIF is cropped by its metadata, for which a {target} has no place; use "
             "--format keep, or crop the picture first.",
         )
     found = name_colours(beside, source)
@@ -210,8 +210,8 @@ def refuse_other_look(beside: Metadata, source: str, target: str) -> None:
         return
     raise ImageProblem(
         "colour",
-        f"The colours are not sRGB ({found}), which a {target} cannot say without a profile; use "
-        f"{'--format keep' if source == 'BMP' else '--format keep or png'}.",
+        f"The colours are not sRGB ({found}), which a {target} cannot record without a profile; "
+        f"use {'--format keep' if source == 'BMP' else '--format keep or png'}.",
     )
 
 

@@ -135,7 +135,7 @@ def _label_by_clusters(
         )
         called, centres = list(known.centres), np.array(list(known.centres.values()))
         if centres.shape[1] != features.shape[1]:
-            raise explain_damage(run.output / MANIFEST, "its clusters are of other weights")
+            raise explain_damage(run.output / MANIFEST, "its clusters were made with other weights")
         nearest = find_nearest(features, centres)
         names |= {item.relative: called[n] for item, n in zip(seen, nearest, strict=True)}
     given = {
@@ -254,7 +254,7 @@ def refuse_overflow(values: Floats, weights: Weights) -> None:
     """Raise WeightsProblem where the surrogate's features or logits are not finite."""
     if not np.isfinite(values).all():
         raise WeightsProblem(
-            f"The weights {weights.name} see numbers in the pictures that are not finite: theirs "
-            "are too large.",
+            f"The weights {weights.name} compute numbers that are not finite: their own are "
+            "too large.",
             "Choose other weights with --weights, or train some with `tue train`.",
         )

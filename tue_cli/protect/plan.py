@@ -130,8 +130,8 @@ def find_obstacle(run: RunContext, task: Task) -> Failed | None:
     return Failed(
         task.item.source,
         "in-the-way",
-        f"{escape(place)} exists, but not as tue wrote it, so it is kept. Move it away, "
-        "or use --existing overwrite.",
+        f"{escape(place)} is not a copy that tue wrote, or has changed since, so it is kept. "
+        "Move it away, or use --existing overwrite.",
     )
 
 

@@ -44,8 +44,8 @@ PLAIN: Final = {
     "randaugment": "Alters the pictures at random",
     "labels": "Sorts the pictures by colour, not class",
     **{f"part{part}": f"Learns from {part} % copies, the rest clean" for part in range(20, 81, 10)},
-    WAYS["pretrained"]: "Begins with a network that has learned to see",
-    WAYS["probe"]: "Uses what a network already knows, and only sorts",
+    WAYS["pretrained"]: "Trains a network that has already learned to see",
+    WAYS["probe"]: "Uses a network that has learned to see, as it is",
 }
 """What attackers do, for people who know nothing of training; of others, their title is told."""
 

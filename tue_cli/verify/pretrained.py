@@ -132,7 +132,7 @@ def _read_own(path: Path) -> Backbone:
     stem = state.get("conv1.weight")
     if stem is not None and stem.shape[1:] == (3, 7, 7) and 4 <= len(stem) <= WIDEST:
         return _fill_resnet(state, len(stem), found, name)
-    raise WeightsProblem(f"{name} is of no architecture that tue has.", KNOWN)
+    raise WeightsProblem(f"{name} has an architecture that tue does not know.", KNOWN)
 
 
 def _open_trained(path: Path) -> Backbone:
@@ -187,4 +187,4 @@ def _fill(body: nn.Module, state: Mapping[str, Tensor], name: str) -> None:
     except RuntimeError:
         wrong = ["shapes"]
     if wrong:
-        raise WeightsProblem(f"{name} does not hold the layers of its architecture.", KNOWN)
+        raise WeightsProblem(f"{name} does not have the layers of its architecture.", KNOWN)

@@ -236,11 +236,13 @@ def adapt_settings(
     if pictures.folds > 1:
         yield Note(
             f"There are fewer than {SPLIT_FROM} pictures. So victims of each kind are trained "
-            f"{pictures.folds} times, each time without another part of the pictures, on which "
-            "they are tested."
+            f"{pictures.folds} times. Each time, a different part of the pictures is left out, on "
+            "which they are then tested."
         )
     if pictures.mine and "labels" in attacks:
-        yield Note("The attacker labels is omitted: with other labels, your class is no class.")
+        yield Note(
+            "The attacker labels is omitted: it forms other classes, and yours is not among them."
+        )
         attacks = tuple(name for name in attacks if name != "labels")
     return replace(settings, seeds=seeds, folds=pictures.folds, attacks=attacks)
 
