@@ -242,6 +242,12 @@ def adapt_settings(
     if pictures.mine and "labels" in attacks:
         yield Note("The attacker labels is omitted: with other labels, your class is no class.")
         attacks = tuple(name for name in attacks if name != "labels")
+    if pictures.mine and "early" in attacks:
+        yield Note(
+            "The attacker early is omitted: at the epoch with the best recall, a victim may take "
+            "every picture for your class."
+        )
+        attacks = tuple(name for name in attacks if name != "early")
     return replace(settings, seeds=seeds, folds=pictures.folds, attacks=attacks)
 
 
