@@ -198,6 +198,18 @@ def test_a_damaged_list_of_copies_is_passed_over(
     assert skipped(run(copied)) == {"rocket.jpg": "already-protected"}
 
 
+def test_a_list_of_copies_that_cannot_be_read_is_said_and_stays(
+    photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path
+) -> None:
+    remembered = own_home / "copies.jsonl"
+    remembered.write_text("odd\n" * 1001)
+    for name in ("first", "second"):
+        events = run(spec_of(photos / "space", tmp_path / name, tiny_weights))
+        assert "copies.jsonl cannot be read: more than 1,000 lines" in notes(events)
+        assert done(events).protected == 3
+        assert remembered.read_text() == "odd\n" * 1001
+
+
 def change(path: Path) -> None:
     with Image.open(path) as image:
         image.load()

@@ -55,6 +55,18 @@ def test_each_problem_is_told_with_what_to_do(
     assert "contains no secret" in damaged and "tue secret new" in damaged
 
 
+def test_a_data_folder_that_cannot_be_used_is_a_problem(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("XDG_DATA_HOME", str(tmp_path / "file" / "data"))
+    monkeypatch.setenv("WIN_PD_OVERRIDE_LOCAL_APPDATA", str(tmp_path / "file" / "data"))
+    code, found, _ = examine()
+    assert code == ExitCode.ENVIRONMENT
+    (problem,) = found["problems"]
+    assert f"{tmp_path / 'file'} is not a folder" in problem and "XDG_DATA_HOME" in problem
+
+
 def test_the_extras_are_those_of_the_package() -> None:
     text = (Path(__file__).parent.parent / "pyproject.toml").read_text(encoding="utf-8")
     extras = tomllib.loads(text)["project"]["optional-dependencies"].keys()

@@ -39,6 +39,7 @@ from tue_cli.verify.request import (
 from tue_cli.verify.run import verify
 from tue_cli.verify.trials import build_groups, count_epochs
 from tue_cli.verify.victim import TrainingResult, Victim
+from tue_cli.weights import pack, read
 
 CPU = ComputeDevice(torch.device("cpu"), torch.float32, "CPU")
 PHOTOS = Path(__file__).parent.parent / "assets" / "photos"
@@ -258,6 +259,8 @@ def save_damaged(kind: str, place: Path, tiny_weights: Path) -> None:
     stem = {"conv1.weight": torch.rand(4, 3, 7, 7)}
     if kind == "truncated":
         place.write_bytes(data[: len(data) // 2])
+    elif kind == "short":
+        place.write_bytes(b"\x01\x02")
     elif kind == "text":
         place.write_text("no weights")
     elif kind == "foreign":
@@ -270,6 +273,14 @@ def save_damaged(kind: str, place: Path, tiny_weights: Path) -> None:
         save_file({"conv1.weight": torch.rand(4000, 3, 7, 7)}, place)
     elif kind == "scalar":
         save_file({"conv1.weight": torch.tensor(1.0)}, place)
+    elif kind == "complex":
+        save_file({"conv1.weight": torch.ones((4, 3, 7, 7), dtype=torch.complex64)}, place)
+    elif kind == "negative":  # a variance, so that its root is no number
+        state = load_file(tiny_weights)
+        for name in [n for n in state if n.endswith("running_var")]:
+            state[name] = -state[name]
+        arrays = {name: tensor.numpy() for name, tensor in state.items()}
+        place.write_bytes(pack(read(tiny_weights, name="w").card, arrays))
     elif kind == "lite1":
         net = build_efficientnet_lite0(1)
         state = {"_conv_stem.weight": net.state_dict()["body.1.0.weight"]}
@@ -297,6 +308,9 @@ def test_weights_in_half_precision_begin_a_victim_in_float32(tmp_path: Path) -> 
         ("wide", "has an architecture that tue does not know"),
         ("scalar", "has an architecture that tue does not know"),
         ("infinite", "not finite"),
+        ("negative", "computes features that are not finite"),
+        ("complex", "complex numbers"),
+        ("short", "it is not a safetensors file"),
         ("partial", "does not have the layers of its architecture.*It must be"),
         ("lite1", "does not have the layers of its architecture"),
     ],

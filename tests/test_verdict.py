@@ -51,6 +51,17 @@ def row(
     )
 
 
+@pytest.mark.parametrize(("overall", "learned"), [(0.1, False), (0.15, False), (0.6, True)])
+def test_victims_that_take_every_picture_for_one_class_have_learned_nothing(
+    overall: float, learned: bool
+) -> None:
+    one = replace(row(of(1.0), of(1.0)), overall=overall)
+    assert bool(one.explain_doubt(0.1)) is not learned
+    assert judge_rows([one], 0.1).is_conclusive is learned
+    if not learned:
+        assert f"but {overall:.0%} on average over all classes" in one.explain_doubt(0.1)
+
+
 @pytest.mark.parametrize(
     ("protected", "protection"), [(0.9, 0), (0.1, 100), (0.5, 50), (0.95, 0), (0.05, 100)]
 )

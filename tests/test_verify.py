@@ -335,11 +335,12 @@ def test_a_class_among_others_has_as_many_rivals_as_there_are_subfolders(
 ) -> None:
     others = pictures(tmp_path / "others", ("x", "owner", "z"), 50, seed=1)
     pictures(others, ("small",), 9, seed=2)
-    settings = replace(PLANNED, attacks=("std", "labels"))
+    settings = replace(PLANNED, attacks=("std", "labels", "early"))
     plan, events = begun(replace(alone, background=others, settings=settings))
     # A class of the background that is called as the user's own is another one.
     assert plan.classes == 4 and plan.measured == "recall of your class among 4"
     assert "omitted: small" in notes(events) and "labels is omitted" in notes(events)
+    assert "early is omitted" in notes(events)
     assert plan.attackers == "std" and (plan.seeds, plan.folds) == (3, 5)
     # Each of 40, as many as there are of the user's own; of these alone all are tested.
     assert plan.training_pictures == 4 * 40 * 4 // 5 and plan.held_out_pictures == 40
@@ -661,7 +662,8 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         (("--budget", "soon"), "is not a time"),
         (("--attacks", "nosuch"), "is unknown"),
         (("--attacks", ""), "is unknown"),
-        (("--victim", "nosuch"), "There is no net"),
+        (("--victim", "nosuch.pth"), "pretrained, probe, or FILE.safetensors"),
+        (("--victim", "NOSUCH.SAFETENSORS"), "cannot be read"),
         (("--victim", ""), "There is no net"),
         (("--victim", "resnet18:0"), "is not an architecture"),
         (("--victim", "resnet18:-1"), "is not an architecture"),

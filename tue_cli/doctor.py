@@ -169,6 +169,9 @@ def _find_secret(problems: list[str]) -> tuple[Path | None, bool]:
     except OSError as error:
         problems.append(f"The data folder cannot be found: {explain_error(error)}. Set HOME.")
         return None, False
+    if not os.path.lexists(folder / SECRET):
+        problems.extend(_explain_unwritable(folder))
+        return folder, False
     try:
         return folder, read_secret() is not None
     except TueError as error:
@@ -179,6 +182,17 @@ def _find_secret(problems: list[str]) -> tuple[Path | None, bool]:
             "that you may read it."
         )
     return folder, os.path.lexists(folder / SECRET)
+
+
+def _explain_unwritable(folder: Path) -> Iterator[str]:
+    """Yield why a secret cannot be kept in a folder, or in the one where it would be made."""
+    there = next(one for one in (folder, *folder.absolute().parents) if os.path.lexists(one))
+    if not there.is_dir() or not os.access(there, os.W_OK | os.X_OK):
+        why = "may not be written" if there.is_dir() else "is not a folder"
+        yield (
+            f"The data folder {escape(folder)} cannot be used: {escape(there)} {why}. So each "
+            "output gets a secret of its own. Make it writable, or set XDG_DATA_HOME."
+        )
 
 
 def _list_weights(problems: list[str]) -> Iterator[tuple[str, str]]:

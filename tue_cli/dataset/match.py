@@ -116,13 +116,13 @@ def find_known_copies(paths: Iterable[Path], own: Mapping[str, int | None]) -> K
                 f"{error.message} So tue cannot tell which pictures in {escape(output)} are "
                 "protected copies."
             )
-    remembered = recall_copies()
+    remembered, problem = recall_copies()
     return KnownCopies(
         hashes=frozenset(copies),
         remembered=frozenset(remembered),
         sizes=frozenset((*copies.values(), *remembered.values())),
         places=frozenset(places),
-        problems=tuple(problems),
+        problems=(*problems, *filter(None, [problem])),
     )
 
 

@@ -19,7 +19,7 @@ from tue_cli.dataset.secret import find_folder, make_folder
 from tue_cli.errors import TueError
 from tue_cli.storage.atomic import Folder
 from tue_cli.storage.lines import LineFile, read_lines
-from tue_cli.storage.reading import is_below, is_name
+from tue_cli.storage.reading import explain_error, is_below, is_name
 from tue_cli.text import escape
 
 ORIGINALS: Final = "originals.jsonl"
@@ -55,7 +55,9 @@ def remember_copies(output: Path) -> None:
 
     What cannot be read is left out. Where the data folder cannot be written, do nothing.
     """
-    known, new = recall_copies(), dict[str, int | None]()
+    (known, problem), new = recall_copies(), dict[str, int | None]()
+    if problem:  # otherwise each run would add its copies again
+        return
     with suppress(TueError):
         for record in read_records(output):
             digest = record["sha256"][:DIGITS]
@@ -73,13 +75,28 @@ def remember_copies(output: Path) -> None:
             file.append(*lines)
 
 
-def recall_copies() -> Mapping[str, int | None]:
-    """Return the remembered copies: the first `DIGITS` of their sha256 -> bytes, if known."""
+def recall_copies() -> tuple[Mapping[str, int | None], str]:
+    """Return the remembered copies: the first `DIGITS` of their sha256 -> bytes, if known.
+
+    Also return, in sentences, why there may be more; nothing where all was read.
+    """
     copies: dict[str, int | None] = {}
-    with suppress(OSError):
-        for line in read_lines(find_folder() / COPIES, _parse_copies):
+    try:
+        folder = find_folder()
+    except OSError:  # without a home, nothing was remembered
+        return copies, ""
+    try:
+        for line in read_lines(folder / COPIES, _parse_copies):
             copies.update(line)
-    return copies
+    except (FileNotFoundError, NotADirectoryError):
+        return copies, ""
+    except OSError as error:
+        return copies, (
+            f"{escape(folder / COPIES)} cannot be read: {explain_error(error)}. So tue may not "
+            "know copies of other outputs, and would protect them again. Make the file readable, "
+            "or delete it."
+        )
+    return copies, ""
 
 
 def recall_originals(manifest: Path, originals: Iterable[tuple[str, str]]) -> Path | None:

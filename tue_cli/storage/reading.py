@@ -8,7 +8,7 @@ import math
 import os
 import stat
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, BinaryIO, Final
 
@@ -112,7 +112,10 @@ def read_safetensors_header(file: BinaryIO) -> tuple[dict[str, Any], dict[str, s
         ValueError: it is none.
     """
     length = int.from_bytes(file.read(8), "little")
-    header = parse_json(file.read(length)) if 0 < length <= MOST_HEADER else None
+    header = None
+    if 0 < length <= MOST_HEADER:
+        with suppress(json.JSONDecodeError, UnicodeDecodeError):
+            header = parse_json(file.read(length))
     if isinstance(header, dict):
         metadata = header.get("__metadata__", {})
         if isinstance(metadata, dict) and all(isinstance(v, str) for v in metadata.values()):

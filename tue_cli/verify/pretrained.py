@@ -63,6 +63,14 @@ def identify_victim(victim: VictimSettings) -> VictimSettings:
     if not victim.start:
         return victim
     found = _read_backbone(victim)
+    gray = torch.zeros((1, 3, IMAGENET_STEM_FROM, IMAGENET_STEM_FROM))
+    with torch.no_grad():
+        features = found.body.eval()(gray)
+    if not bool(features.isfinite().all()):
+        raise WeightsProblem(
+            f"The network in {escape(victim.weights)} computes features that are not finite.",
+            "Save the network again.",
+        )
     return replace(victim, net=found.net, width=found.width, sha256=found.sha256)
 
 
@@ -110,7 +118,10 @@ def _read_own(path: Path) -> Backbone:
     try:
         data = reading.read_file(path, weights.MOST_BYTES)
         _, metadata = reading.read_safetensors_header(io.BytesIO(data))
-        state = {name: tensor.float() for name, tensor in load(data).items()}
+        state = load(data)
+        if any(tensor.is_complex() for tensor in state.values()):
+            raise ValueError("it has complex numbers")
+        state = {name: tensor.float() for name, tensor in state.items()}
     except OSError as error:
         raise WeightsProblem(
             f"The weights {escape(path)} cannot be read: {reading.explain_error(error)}.",

@@ -141,7 +141,7 @@ def parse_victims(text: str) -> tuple[VictimSettings, ...]:
     victims = []
     for named in text.split(","):
         name = named.strip()
-        if name in _PRETRAINED or name.endswith(".safetensors"):
+        if name in _PRETRAINED or name.lower().endswith(".safetensors"):
             own = replace(PRETRAINED, net="", weights=name)
             victims.append(_PRETRAINED.get(name, own))
             continue

@@ -102,6 +102,16 @@ class Restorer:
     """None where it is not tried."""
     seconds: float
 
+    def reserve_time(self, seconds: float, folds: int) -> Generator[Event, None, float]:
+        """Return how many of a budget's seconds are left for victims."""
+        left = seconds - folds * self.seconds
+        if left < 0:
+            yield Note(
+                f"The attacker {LEARNED} alone takes longer than the budget, so victims are shown "
+                "as few pictures as possible. Leave it out, or choose a larger --budget."
+            )
+        return max(0.0, left)
+
 
 def plan_restorer(
     settings: VerifySettings, manifest: dict[str, Any], size: int, machine: ComputeDevice

@@ -261,11 +261,12 @@ def make_row(
         if trial.radius
     ]
     has_floor = "floor" in group.trials
+    clean, others = collect_accuracy("clean"), _average_others(group, results)
     return Row(
         attack=group.name,
         title=group.title,
         victim=describe_victim(group.victim),
-        clean=collect_accuracy("clean"),
+        clean=clean,
         protected=collect_accuracy("protected"),
         random=collect_accuracy("random"),
         floor=collect_accuracy("floor") if has_floor else replace(CERTAIN_ZERO, mean=chance),
@@ -274,6 +275,7 @@ def make_row(
         pictures=pictures[0],
         counted=pictures[1],
         pretrained=bool(group.victim.start),
+        overall=None if others is None else chance * clean.mean + (1 - chance) * others.clean,
     )
 
 

@@ -240,7 +240,7 @@ def _load_work(
     filtering = measure_filters(settings, pictures.train, size, radius)
     restorer, count = plan_restorer(settings, manifest, size, computer), len(pictures.train)
     if spec.seconds is not None:
-        seconds = max(0.0, spec.seconds - settings.folds * restorer.seconds)
+        seconds = yield from restorer.reserve_time(spec.seconds, settings.folds)
         task = f"{settings} at {size} pixels in {spec.seconds} s"
         settings = fit_settings(settings, task, seconds, costs, filtering, count, cache)
     if count > (most := count_used(settings.seen)):

@@ -244,6 +244,12 @@ def adapt_settings(
             "The attacker labels is omitted: it forms other classes, and yours is not among them."
         )
         attacks = tuple(name for name in attacks if name != "labels")
+    if pictures.mine and "early" in attacks:
+        yield Note(
+            "The attacker early is omitted: at the epoch with the best recall, a victim may take "
+            "every picture for your class."
+        )
+        attacks = tuple(name for name in attacks if name != "early")
     return replace(settings, seeds=seeds, folds=pictures.folds, attacks=attacks)
 
 

@@ -110,6 +110,11 @@ class Row:
     """What these are called."""
     pretrained: bool = False
     """Whether its victims begin from pretrained weights."""
+    overall: float | None = None
+    """Where the accuracies are the recall of one class: the mean accuracy of the victims of the
+    originals over all classes. A victim that takes every picture for that class recognizes all of
+    its pictures, and has learned nothing.
+    """
 
     def estimate_protection(self) -> Estimate:
         """Return the protection, 0 to 100, with its interval (delta method, arms independent)."""
@@ -123,6 +128,12 @@ class Row:
             return (
                 f"victims of the originals learned hardly more than {self.floor_name} "
                 f"({clean.value:.0%} against {floor.value:.0%})"
+            )
+        if self.overall is not None and self.overall - chance < LEARNED * (1 - chance):
+            return (
+                "victims of the originals learned hardly more than chance: they recognize "
+                f"{clean.value:.0%} of your class, but {self.overall:.0%} on average over all "
+                f"classes (chance: {chance:.0%})"
             )
         if self.standard is not None and clean.value - chance < TAUGHT * (self.standard - chance):
             return (

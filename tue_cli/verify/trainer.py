@@ -19,9 +19,9 @@ from tue_cli.attacks.registry import WAYS
 from tue_cli.config import SPLIT_FROM, AdversarySettings, VerifySettings, VictimSettings
 from tue_cli.core.batches import Images
 from tue_cli.engine.torch import ComputeDevice
-from tue_cli.errors import BadSetting
+from tue_cli.errors import BadSetting, refuse_unless
 from tue_cli.events import Event, Metric
-from tue_cli.nets.classifiers import build_classifier
+from tue_cli.nets.classifiers import NETS, build_classifier
 from tue_cli.verify.dataset import VictimDataset, choose_kept_size, make_form
 from tue_cli.verify.pairs import Pair
 from tue_cli.verify.probe import Probe
@@ -54,6 +54,11 @@ def refuse_victims(settings: VerifySettings) -> None:
     with torch.device("meta"):
         for victim in settings.victims:
             if not victim.start:
+                refuse_unless(
+                    victim.net in NETS,
+                    f"There is no net {victim.net!r}.",
+                    f"Choose one of: {', '.join(NETS)}, pretrained, probe, or FILE.safetensors.",
+                )
                 size = settings.size or 32
                 build_classifier(victim.net, classes=2, width=victim.width, size=size)
 
