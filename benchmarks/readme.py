@@ -18,6 +18,7 @@ from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import format_table, summarize
 from tue_cli.attacks.registry import ATTACKS
+from tue_cli.config import VerifySettings
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
@@ -197,7 +198,8 @@ def write_verification() -> str:
         f"The result of `tue verify --budget quick` for {quick['settings']['pictures']} pictures "
         f"of CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER} was: "
         f"*{quick['verdict']['headline']}* It took {quick['seconds'] / 60:.0f} minutes on "
-        f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}).",
+        f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}). Victims were shown "
+        f"30,000 pictures; today's `quick` shows them {VerifySettings().seen:,}.",
         "",
         *(
             f"- {told}: {_format_protection(controls[name]['verdict'])}."
