@@ -588,8 +588,9 @@ HEADLINE = {
     "gray": "converts pictures to grayscale first",
     "jpeg50": "recompresses them as JPEG, quality 50",
     "jpeg10": "recompresses them as JPEG, quality 10",
+    "pairs": "trains a network on copies of other pictures, to remove the noise",
 }
-"""Attackers that the README shows: usual ones, and the one that undoes most."""
+"""Attackers that the README shows: usual ones, and those that undo most."""
 
 
 def write_summary() -> str:
