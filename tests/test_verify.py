@@ -764,7 +764,8 @@ def test_an_attacker_without_its_package_is_left_out_of_a_budget_and_else_refuse
     assert "ueraser is omitted" in notes(events) and "pip install kornia" in notes(events)
     assert isinstance(events[-1], Started) and isinstance(events[-1].plan, VerifyPlan)
     attackers = events[-1].plan.attackers.split(", ")
-    assert attackers == [name for name in settings.attacks if name != "ueraser"]
+    # For `pairs`, there are too few pictures.
+    assert attackers == [name for name in settings.attacks if name not in ("ueraser", "pairs")]
 
 
 @pytest.mark.slow
