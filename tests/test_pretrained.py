@@ -325,6 +325,8 @@ def test_a_file_that_cannot_be_used_is_refused_with_a_sentence(
 
 
 def test_victims_are_asked_for_by_a_word_or_a_file_and_told_in_words() -> None:
+    (loud,) = parse_victims("OWN.SAFETENSORS")
+    assert (loud.start, loud.weights) == ("pretrained", "OWN.SAFETENSORS")
     text = "resnet18:0.25,pretrained,probe,folder/own.safetensors"
     victims = parse_victims(text)
     assert ",".join(map(format_victim, victims)) == text

@@ -10,8 +10,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from tue_cli.config import BUDGETS
 from tue_cli.verify.request import Provenance
-from tue_cli.verify.result import VerifySetup, summarize
+from tue_cli.verify.result import VerifySetup, make_row, summarize
 from tue_cli.verify.stats import (
     CERTAIN_ZERO,
     Accuracy,
@@ -20,6 +21,7 @@ from tue_cli.verify.stats import (
     judge_rows,
     make_inconclusive,
 )
+from tue_cli.verify.trials import build_groups
 
 shares = st.floats(0, 1)
 
@@ -60,6 +62,17 @@ def test_victims_that_take_every_picture_for_one_class_have_learned_nothing(
     assert judge_rows([one], 0.1).is_conclusive is learned
     if not learned:
         assert f"but {overall:.0%} on average over all classes" in one.explain_doubt(0.1)
+
+
+@pytest.mark.parametrize(("others", "overall"), [(None, None), (0.0, 0.25), (1.0, 1.0)])
+def test_all_classes_count_where_the_recall_of_one_is_measured(
+    others: float | None, overall: float | None
+) -> None:
+    group = build_groups(replace(BUDGETS["quick"], attacks=("std",)), 100)[0]
+    told = {"curve": (0.5, 1.0), "attacked": None, "others": others}
+    results = {trial: told for trials in group.trials.values() for trial in trials}
+    made = make_row(group, results, tested=40, chance=0.25, pictures=(40, "pictures"))
+    assert made.overall == overall
 
 
 @pytest.mark.parametrize(

@@ -312,5 +312,5 @@ def explain_damage(path: Path, why: str) -> BadSetting:
     """The error to raise where a manifest or a journal cannot be read."""
     return BadSetting(
         f"{escape(path)} cannot be read: {escape(why)}.",
-        "Move it away and run again with --existing overwrite, or choose another folder with -o.",
+        "Move it away and run `tue protect` again, with --existing overwrite or another -o.",
     )
