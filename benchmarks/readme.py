@@ -642,10 +642,13 @@ def tell_photographs_and_one() -> str:
     )
     alone = one[next(name for name in one if name.startswith("std,"))]
     lowest = min(list_conclusive(photographs).items(), key=lambda item: item[1]["score"])
-    attack = ATTACKS[lowest[0].partition(",")[0]].title
+    attack = lowest[0].partition(",")[0]
+    told = f"against {ATTACKS[attack].title}"
+    if attack in HEADLINE:
+        told = f"if the attacker {HEADLINE[attack]}"
     return (
         "With photographs (five classes, 128 pixels, random crops), the lowest protection was "
-        f"{lowest[1]['score']:.0f} %, against {attack}. If only one of ten classes is protected, "
+        f"{lowest[1]['score']:.0f} %, {told}. If only one of ten classes is protected, "
         f"classifiers recognize {100 * alone['protected']:.0f} % of its pictures instead of "
         f"{100 * alone['clean']:.0f} %."
     )
