@@ -349,7 +349,7 @@ def write_unseen() -> str:
 
 
 PRETRAINED_DATA = {
-    ("cifar-10", "tiny10a"): "CIFAR-10, with weights that never saw it",
+    ("cifar-10", "tiny50a"): "CIFAR-10, with weights that never saw it",
     ("cifar-10", "cifar10"): "CIFAR-10, on which the weights were trained",
     ("tiny-imagenet-50b", "cifar10"): "ten classes of Tiny ImageNet, which the weights never saw",
 }
