@@ -192,14 +192,15 @@ def write_verification() -> str:
             else f"inconclusive (robust training accuracy: {100 * row['fitted']:.0f} %)"
         )
         lines.append(f"| `{name}` | {' | '.join(cells)} | {said} |")
-    hardware = quick["hardware"]
+    hardware, setup = quick["hardware"], quick["setup"]
+    shown = setup["training pictures"] * int(setup["epochs"].split()[0])
     lines += [
         "",
         f"The result of `tue verify --budget quick` for {quick['settings']['pictures']} pictures "
         f"of CIFAR-10{'' if quick['settings']['gray_ratio'] else EARLIER} was: "
         f"*{quick['verdict']['headline']}* It took {quick['seconds'] / 60:.0f} minutes on "
         f"{hardware['cores']} cores of an {hardware['cpu']} (n = {quick['n']}). Victims were shown "
-        f"30,000 pictures; today's `quick` shows them {VerifySettings().seen:,}.",
+        f"{shown:,} pictures; today's `quick` shows them {VerifySettings().seen:,}.",
         "",
         *(
             f"- {told}: {_format_protection(controls[name]['verdict'])}."
