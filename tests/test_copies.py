@@ -174,19 +174,6 @@ def test_copies_of_another_output_are_known_among_the_originals(
     assert remembered.read_bytes() == before
 
 
-def test_a_copy_that_equals_its_original_does_not_make_tue_refuse_the_original(
-    tmp_path: Path, tiny_weights: Path, own_home: Path
-) -> None:
-    Image.new("RGB", (40, 40), "white").save(tmp_path / "white.png")
-    spec = spec_of(tmp_path / "white.png", tmp_path / "one", tiny_weights)
-    run(spec)
-    shutil.copy(tmp_path / "one" / "white.png", tmp_path / "white.png")
-    (own_home / "copies.jsonl").unlink()
-    for name in ("two", "three"):
-        events = run(replace(spec, output=tmp_path / name))
-        assert done(events).protected == 1, name
-
-
 @pytest.mark.parametrize("line", ["{", "[]", '{"copies": [[1, 2]]}', '{"copies": [["ab", 2]]}'])
 def test_a_damaged_list_of_copies_is_passed_over(
     line: str, photos: Path, tmp_path: Path, tiny_weights: Path, own_home: Path

@@ -60,9 +60,7 @@ def remember_copies(output: Path) -> None:
         return
     with suppress(TueError):
         for record in read_records(output):
-            digest = record["sha256"][:DIGITS]
-            # A copy that equals its original would make tue refuse the original elsewhere.
-            if digest not in known and record["sha256"] != record["source_sha256"]:
+            if (digest := record["sha256"][:DIGITS]) not in known:
                 new[digest] = record.get("bytes")
     if new:
         pairs = [list(pair) for pair in new.items()]
