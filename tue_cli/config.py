@@ -272,7 +272,7 @@ class VerifySettings:
         "How many victims to train of each kind. Default: the budget's; 3 for one class or few "
         "pictures.",
     )
-    seen: int = fixed(24_000, "pictures that a victim is trained on, repeats included")
+    seen: int = fixed(22_000, "pictures that a victim is trained on, repeats included")
     adversary_steps: int = fixed(5, "gradient steps of the adversary in adversarial training")
     folds: int = fixed(1, "parts of the pictures, each tested in its turn; 1: one split")
     held_out: float = fixed(0.2, "share of the pictures that victims are tested on")
