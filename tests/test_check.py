@@ -81,7 +81,7 @@ def made(tmp_path_factory: pytest.TempPathFactory, tiny_weights: Path) -> Path:
     small("astronaut.*").crop((0, 0, 120, 80)).save(
         photos / "space" / "astronaut.jpg", quality=90, exif=exif
     )
-    settings = ProtectSettings(noise=TueNoise(steps=2))
+    settings = ProtectSettings(noise=TueNoise(steps=2), smooth=1.0)
     spec = ProtectSpec((photos,), place / "copies", settings=settings, device="cpu", jobs=2)
     events = list(protect(replace(spec, weights=str(tiny_weights))))
     assert isinstance(events[-1], Done) and isinstance(events[-1].result, ProtectSummary)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 from typing import Any
 
 import numpy as np
@@ -79,6 +80,14 @@ def batch(toy: Images) -> tuple[NDArray[Any], NDArray[Any], list[int]]:
     """Return a full batch of pixels, keys and seeds."""
     pixels, labels = toy.take_batch(torch.arange(BATCH))
     return pixels.numpy(), labels.numpy(), [11, 22, 33, 44, 55, 2**63]
+
+
+def draw_mask(pixels: NDArray[Any]) -> NDArray[Any]:
+    """Draw a mask (N, 2, S, S) whose shares of chroma are the smaller ones."""
+    random = np.random.default_rng(0)
+    luma = random.uniform(0, 1, (len(pixels), 1, *pixels.shape[2:]))
+    mask = np.concatenate([luma, luma * random.uniform(0, 1, luma.shape)], axis=1)
+    return mask.astype(np.float32)
 
 
 @every_dtype
@@ -252,11 +261,26 @@ def test_onnx_runtime_makes_the_noise_that_torch_makes(
     batch: tuple[NDArray[Any], NDArray[Any], list[int]],
 ) -> None:
     # More steps drift apart by themselves: two float32 runtimes round differently.
-    for steps, least in ((1, 0.999), (4, 0.95)):
+    for (steps, least), mask in product(((1, 0.999), (4, 0.95)), (None, draw_mask(batch[0]))):
         few = replace(noise, steps=steps, samples=samples)
-        ours = engine(tiny, method, few, dtype=ONNX, seed=3).perturb(*batch)
-        theirs = engine(tiny, method, few, seed=3).perturb(*batch)
+        ours = engine(tiny, method, few, dtype=ONNX, seed=3).perturb(*batch, mask)
+        theirs = engine(tiny, method, few, seed=3).perturb(*batch, mask)
         assert (np.abs(ours - theirs) < 1e-6).mean() >= least
+
+
+@every_dtype
+def test_noise_made_under_a_mask_is_other_noise_and_depends_on_no_neighbour(
+    dtype: Any, tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    pixels, keys, seeds = batch
+    mask = draw_mask(pixels)
+    few = TueNoise(steps=2)
+    made = engine(tiny, "tue", few, dtype=dtype)
+    all_of_them = made.perturb(pixels, keys, seeds, mask)
+    assert not np.array_equal(all_of_them, made.perturb(pixels, keys, seeds))
+    alone = made.perturb(pixels[1:2], keys[1:2], seeds[1:2], mask[1:2])
+    assert np.array_equal(alone[0], all_of_them[1])
+    assert np.abs(all_of_them).max() <= few.radius + 1e-6
 
 
 def test_onnx_runtime_sees_what_torch_sees(

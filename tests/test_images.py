@@ -37,7 +37,7 @@ from tue_cli.images.encode import (
 )
 from tue_cli.images.exif import blank_exif_previews
 from tue_cli.images.quality import compare
-from tue_cli.images.resize import add_upsampled, compute_mask, resize_to_square
+from tue_cli.images.resize import add_upsampled, resize_to_square
 
 RADIUS = 8 / 255
 ASTRONAUT: NDArray[np.uint8] = np.ascontiguousarray(
@@ -195,16 +195,6 @@ def test_a_tall_picture_has_no_seams(size: int) -> None:
     plane = Image.fromarray(delta.mean(axis=0) * np.float32(255))
     whole = np.asarray(plane.resize((40, 300), Image.Resampling.BICUBIC))
     assert np.abs(lifted - 128.0 - whole.clip(-8, 8)).max() < 0.501
-
-
-def test_a_smooth_place_gets_a_share_of_the_noise_and_a_rough_one_all_of_it() -> None:
-    small = np.full((3, 32, 32), 0.5, np.float32)
-    small[:, :, 16:] += np.random.default_rng(0).normal(0, 0.2, (3, 32, 16)).astype(np.float32)
-    share = compute_mask(small, 0.25)
-    assert share.shape == (1, 32, 32)
-    assert np.allclose(share[..., :15], 0.25)
-    assert share[..., 17:].mean() > 0.95 and share.max() == 1
-    assert (compute_mask(small, 1) == 1).all()
 
 
 def test_a_grey_picture_gets_the_mean_of_the_channels() -> None:

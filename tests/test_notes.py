@@ -16,7 +16,7 @@ from tue_cli.dataset.manifest import read_manifest
 from tue_cli.protect.result import describe_notes
 from tue_cli.text import format_count
 
-COMMAND = ["protect", "--steps", "1", "--backend", "torch", "--device", "cpu"]
+COMMAND = ["protect", "--steps", "1", "--smooth", "1", "--backend", "torch", "--device", "cpu"]
 
 
 @pytest.fixture

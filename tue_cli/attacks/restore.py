@@ -25,10 +25,12 @@ from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.core.batches import Images, crop_and_flip
 from tue_cli.core.capture import Tensors
 from tue_cli.core.loop import Plan, Training, fit
+from tue_cli.engine.canvas import make_canvas, perturb_canvases
 from tue_cli.engine.torch import ComputeDevice, Floats, TorchEngine
 from tue_cli.errors import ImageProblem
 from tue_cli.images import codec, encode, resize
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
+from tue_cli.images.visibility import Mask
 from tue_cli.nets.score import ScoreNet
 from tue_cli.weights import Weights
 
@@ -116,14 +118,16 @@ def make_pairs(
     with ThreadPoolExecutor() as pool:
         for place in range(0, len(files), BATCH):
             loaded = list(pool.map(load, files[place : place + BATCH]))
-            small = np.stack([resize.resize_to_square(one.shown, size) for one, _ in loaded])
+            canvases = [make_canvas(one.shown, size, settings) for one, _ in loaded]
             for _ in range(COPIES):
-                keys = draws.integers(0, codes, len(loaded))
+                keys = draws.integers(0, codes, len(loaded)).tolist()
                 seeds = draws.integers(0, 2**62, len(loaded)).tolist()
-                deltas = engine.perturb(small, keys, seeds)
-                deltas *= np.stack([resize.compute_mask(one, settings.smooth) for one in small])
+                deltas = perturb_canvases(engine, canvases, keys, seeds)
                 written = pool.map(
-                    lambda one, delta: see(_write(one[0], delta, reach)), loaded, deltas
+                    lambda one, delta, canvas: see(_write(one[0], delta, reach, canvas.mask)),
+                    loaded,
+                    deltas,
+                    canvases,
                 )
                 copies += written
                 originals += [seen for _, seen in loaded]
@@ -144,14 +148,15 @@ def _reduce(picture: codec.DecodedImage, most: int) -> codec.DecodedImage:
     return codec.DecodedImage(np.atleast_3d(levels), None, "PNG")
 
 
-def _write(picture: codec.DecodedImage, delta: Floats, reach: float) -> Pixels:
+def _write(picture: codec.DecodedImage, delta: Floats, reach: float, mask: Mask | None) -> Pixels:
     """Return what a viewer shows of the copy, after its file has lost what it loses."""
     try:
         whole = encode.fit_format(picture, "keep", PurePath())
-        protected = resize.add_upsampled(delta, whole.pixels, reach)
+        protected = resize.add_upsampled(delta, whole.pixels, reach, mask)
         return encode.encode(whole, protected).decoded.shown
     except ImageProblem:  # its format cannot hold the copy
-        return replace(picture, pixels=resize.add_upsampled(delta, picture.pixels, reach)).shown
+        protected = resize.add_upsampled(delta, picture.pixels, reach, mask)
+        return replace(picture, pixels=protected).shown
 
 
 class Restoration:

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from tue_cli.core.sampling import PADDING, derive_seed
+from tue_cli.mask import LUMA
 
 
 def make_generator(seed: int, stream: str, step: int, device: torch.device) -> torch.Generator:
@@ -138,10 +139,6 @@ def apply_crops(pixels: Tensor, crops: Crops) -> Tensor:
     return padded.permute(0, 2, 3, 1)[place, rows[:, :, None], columns[:, None, :]].permute(
         0, 3, 1, 2
     )
-
-
-LUMA = (0.299, 0.587, 0.114)
-"""The weights of red, green and blue in grayscale (ITU-R 601, as JPEG and Pillow have it)."""
 
 
 def convert_to_grayscale(pixels: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from tue_cli.mask import apply_mask, mask_gradient
+
 Objective = Callable[[Tensor], Tensor]
 """Pixels (N, 3, H, W) to one loss a picture (N,)."""
 
@@ -40,9 +42,17 @@ def make_gradient(objective: Objective) -> Gradient:
 
 @torch.no_grad()
 def pgd(
-    pixels: Tensor, terms: Sequence[Term], *, radius: float, steps: int, start: Tensor
+    pixels: Tensor,
+    terms: Sequence[Term],
+    *,
+    radius: float,
+    steps: int,
+    start: Tensor,
+    mask: Tensor | None = None,
 ) -> Tensor:
     """Return delta with |delta| <= radius and pixels + delta in [0, 1], after `steps` steps.
+
+    With a mask, the gradients are taken at pixels + `apply_mask` of delta, clamped to [0, 1].
 
     Every step takes each term's gradient at the same point, adds all signed steps and projects
     once (Fang et al., Algorithm 1, line 10).
@@ -53,7 +63,10 @@ def pgd(
         radius: the L-infinity bound, in the pixels' unit.
         steps: number of steps, 0 or more.
         start: first delta, of the pixels' shape; projected before the first step.
+        mask: (N, 2, H, W), see `apply_mask`; None gives every pixel all of the noise.
     """
+    if mask is not None:
+        return _descend_masked(pixels, terms, radius, steps, start, mask)
     lower = torch.clamp(-pixels, min=-radius)
     upper = torch.clamp(1 - pixels, max=radius)
     delta = torch.clamp(start, lower, upper)
@@ -62,6 +75,18 @@ def pgd(
         for term in terms:
             delta = delta - term.step * term.gradient(moved).sign()
         delta = torch.clamp(delta, lower, upper)
+    return delta
+
+
+def _descend_masked(
+    pixels: Tensor, terms: Sequence[Term], radius: float, steps: int, start: Tensor, mask: Tensor
+) -> Tensor:
+    delta = torch.clamp(start, -radius, radius)
+    for _ in range(steps):
+        moved = torch.clamp(pixels + apply_mask(delta, mask), 0, 1)
+        for term in terms:
+            delta = delta - term.step * mask_gradient(term.gradient(moved), mask).sign()
+        delta = torch.clamp(delta, -radius, radius)
     return delta
 
 

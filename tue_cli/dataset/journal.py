@@ -22,6 +22,7 @@ from tue_cli.dataset.manifest import (
     describe_differences,
     drop_foreign_noise,
     format_manifest,
+    is_changed,
     is_record,
     is_written,
     replace_infinite,
@@ -285,7 +286,8 @@ class Journal:
             for record in entry.get("pictures", (entry,)):
                 if is_record(record):
                     self._ours.setdefault(record["path"], set()).add(record["sha256"])
-                    self.copies[record["sha256"]] = record.get("bytes")
+                    if is_changed(record):
+                        self.copies[record["sha256"]] = record.get("bytes")
         self._book = books.get(format_line(wanted), Book())
         if not self._ours:
             return

@@ -208,6 +208,11 @@ def _clean_summary(found: Any) -> dict[str, Any]:
     return {**summary, "failed": list(failed)}
 
 
+def is_changed(record: dict[str, Any]) -> bool:
+    """Say whether a copy differs from its original: one in which no noise can hide may not."""
+    return bool(record["sha256"] != record["source_sha256"])
+
+
 def is_failure(found: Any) -> bool:
     """Say whether this tells which picture failed, and why."""
     names = ("path", "reason", "message")
@@ -229,10 +234,11 @@ def _is_list_of(value: Any, kind: type) -> bool:
 
 _TELLING: dict[str, Callable[[Any], bool]] = {
     **dict.fromkeys(("source", "format", "pixels_sha256"), lambda value: isinstance(value, str)),
-    **dict.fromkeys(("largest", "mean", "psnr", "ssim", "survival", "small_rms"), _is_number),
-    **dict.fromkeys(("bytes", "seconds"), _is_number),
+    **dict.fromkeys(("largest", "mean", "psnr", "ssim", "survival", "delta_e"), _is_number),
+    **dict.fromkeys(("small_rms", "bytes", "seconds"), _is_number),
     **dict.fromkeys(("metadata", "notes"), lambda value: _is_list_of(value, str)),
     "size": _is_size,
+    "worst_tile": lambda value: _is_list_of(value, int) and len(value) == 3,
 }
 """Fields of a record that decide nothing, and which values they may have."""
 

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.discover import normalize_name
-from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.manifest import MANIFEST, is_changed, read_manifest, sha256
 from tue_cli.dataset.memory import DIGITS, recall_copies
 from tue_cli.dataset.output import is_output
 from tue_cli.dataset.records import read_records
@@ -109,7 +109,8 @@ def find_known_copies(paths: Iterable[Path], own: Mapping[str, int | None]) -> K
     for output in dict.fromkeys(output for path in paths for output in _list_outputs_above(path)):
         try:
             for record in read_records(output):
-                copies[record["sha256"]] = record.get("bytes")
+                if is_changed(record):
+                    copies[record["sha256"]] = record.get("bytes")
                 places.add(_spell_place(output / record["path"]))
         except TueError as error:
             problems.append(

@@ -13,7 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Final
 
-from tue_cli.dataset.manifest import MANIFEST, sha256
+from tue_cli.dataset.manifest import MANIFEST, is_changed, sha256
 from tue_cli.dataset.records import read_records
 from tue_cli.dataset.secret import find_folder, make_folder
 from tue_cli.errors import TueError
@@ -60,7 +60,7 @@ def remember_copies(output: Path) -> None:
         return
     with suppress(TueError):
         for record in read_records(output):
-            if (digest := record["sha256"][:DIGITS]) not in known:
+            if is_changed(record) and (digest := record["sha256"][:DIGITS]) not in known:
                 new[digest] = record.get("bytes")
     if new:
         pairs = [list(pair) for pair in new.items()]

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from tue_cli.core import sampling
 from tue_cli.engine.torch import Floats, pad_batch
 from tue_cli.errors import BadSetting, DeviceUnavailable, WeightsProblem
+from tue_cli.mask import apply_mask, mask_gradient
 from tue_cli.noise import Noise, SampledNoise, TueNoise
 from tue_cli.weights import Tensors, Weights
 
@@ -83,47 +84,79 @@ class OnnxEngine:
             self.description += f", {count_threads()} thread{'s' * (count_threads() > 1)}"
         self.description += ", float32"
         self.kind = f"onnx, {kind}, float32, graph {hashlib.sha256(graph).hexdigest()[:12]}"
-        self._next, self._score_step, self._gray_step = "alone", 0.0, 0.0
+        self._steps = {"surrogate_gradient": noise.step}
         if isinstance(noise, TueNoise):
-            self._score_step = noise.score_ratio * noise.step
-            self._gray_step = noise.gray_ratio * noise.step
+            if noise.gray_ratio:
+                self._steps["gray_gradient"] = noise.gray_ratio * noise.step
             if noise.score_ratio:
-                self._next = noise.score_mode
+                length = noise.score_ratio * noise.step
+                ascends = noise.score_mode == "ascent"
+                self._steps["score" if ascends else "score_gradient"] = (
+                    -length if ascends else length
+                )
         if "gray_step" not in {given.name for given in self._session.get_inputs()}:
             raise WeightsProblem(
                 f"The graph of {weights.name} was written by an older version of tue.",
                 f"Write it again with `tue export {weights.path or weights.name}`, or use "
                 "--backend torch.",
             )
-        if self._next not in {output.name for output in self._session.get_outputs()}:
+        if not self._steps.keys() <= {output.name for output in self._session.get_outputs()}:
             raise WeightsProblem(
                 f"The weights {weights.name} were trained for {weights.card.method!r} and hold no "
                 "usable score network.",
                 "Choose weights for this method, or train some with `tue train --method`.",
             )
 
-    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+    def perturb(
+        self,
+        pixels: Floats,
+        keys: NDArray[np.int64],
+        seeds: list[int],
+        mask: Floats | None = None,
+    ) -> Floats:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
         noise = self._noise
-        radius = np.float32(noise.radius)
         # The same EoT samples for every batch: a picture's noise is its own.
         seed = sampling.derive_seed(self._seed, "perturb", 0)
         moves = sampling.draw_moves(seed, noise.steps * noise.samples)
         deltas = []
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
-            batch = pad_batch(pixels[part], self.batch)
-            start = pad_batch(
-                sampling.draw_starts(pixels[part].shape, seeds[part], noise.radius), self.batch
+            start = sampling.draw_starts(pixels[part].shape, seeds[part], noise.radius)
+            delta = self._descend(
+                pad_batch(pixels[part], self.batch),
+                pad_batch(keys[part], self.batch),
+                pad_batch(start, self.batch),
+                None if mask is None else pad_batch(mask[part], self.batch),
+                moves,
             )
-            delta = np.clip(start, np.maximum(-batch, -radius), np.minimum(1 - batch, radius))
-            for step in range(noise.steps):
-                drawn = moves[step * noise.samples : (step + 1) * noise.samples]
-                delta = self._run(
-                    self._next, batch, delta, pad_batch(keys[part], self.batch), drawn
-                )
             deltas.append(delta[: len(pixels[part])])
         return np.concatenate(deltas)
+
+    def _descend(
+        self,
+        pixels: Floats,
+        keys: NDArray[np.int64],
+        delta: Floats,
+        mask: Floats | None,
+        moves: list[sampling.Move],
+    ) -> Floats:
+        """Return the noise after all steps, as `core.pgd.pgd` does."""
+        samples, radius = self._noise.samples, np.float32(self._noise.radius)
+        lower, upper = np.full_like(pixels, -radius), np.full_like(pixels, radius)
+        if mask is None:
+            lower, upper = np.maximum(-pixels, lower), np.minimum(1 - pixels, upper)
+        delta = np.clip(delta, lower, upper)
+        for step in range(self._noise.steps):
+            noise = delta if mask is None else apply_mask(delta, mask)
+            moved = np.clip(pixels + noise, 0, 1)
+            drawn = moves[step * samples : (step + 1) * samples]
+            fields = self._run(tuple(self._steps), moved, keys, drawn)
+            for field, length in zip(fields, self._steps.values(), strict=True):
+                pulled = field if mask is None else mask_gradient(field, mask)
+                delta = delta - np.float32(length) * np.sign(pulled)
+            delta = np.clip(delta, lower, upper)
+        return delta
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
@@ -139,35 +172,32 @@ class OnnxEngine:
         for place in range(0, len(pixels), self.batch):
             part = pixels[place : place + self.batch]
             batch = pad_batch(part, self.batch)
-            seen = self._run(output, batch, np.zeros_like(batch), keys, [sampling.STAY])
+            (seen,) = self._run((output,), batch, keys, [sampling.STAY])
             parts.append(seen[: len(part)])
         return np.concatenate(parts)
 
     def _run(
         self,
-        output: str,
+        outputs: tuple[str, ...],
         pixels: Floats,
-        delta: Floats,
         keys: NDArray[np.int64],
         moves: list[sampling.Move],
-    ) -> Floats:
+    ) -> list[Floats]:
         there, back = sampling.locate_pixels(moves, *pixels.shape[-2:])
         noise = self._noise
         values: dict[str, NDArray[Any]] = {
             "pixels": pixels,
-            "delta": delta,
+            "delta": np.zeros_like(pixels),
             "keys": keys,
             "there": there,
             "back": back,
             "step": np.array(noise.step, np.float32),
-            "gray_step": np.array(
-                0.0 if output in SURROGATE_OUTPUTS else self._gray_step, np.float32
-            ),
-            "score_step": np.array(self._score_step, np.float32),
+            "gray_step": np.array("gray_gradient" in outputs, np.float32),
+            "score_step": np.array(0.0, np.float32),
             "radius": np.array(noise.radius, np.float32),
         }
         try:
-            result: Floats = self._session.run([output], values)[0]
+            result: list[Floats] = self._session.run(list(outputs), values)
         except Exception as error:  # the runtime's errors have no class in common but this
             raise DeviceUnavailable(
                 f"{self.description} failed: {str(error).splitlines()[0][:160]}.",

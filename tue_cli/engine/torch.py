@@ -33,10 +33,17 @@ class Engine(Protocol):
     batch: int
     """Pictures it takes at once; fewer cost as much."""
 
-    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+    def perturb(
+        self,
+        pixels: Floats,
+        keys: NDArray[np.int64],
+        seeds: list[int],
+        mask: Floats | None = None,
+    ) -> Floats:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1].
 
-        A picture's delta depends on its pixels, key and seed alone, not on its neighbours.
+        It is made for what `apply_mask` leaves of it under `mask`, (N, 2, S, S); None leaves all.
+        A picture's delta depends on its pixels, mask, key and seed alone, not on its neighbours.
         """
 
     def features(self, pixels: Floats) -> Floats:
@@ -135,14 +142,19 @@ class TorchEngine:
             for role, net in build(weights, roles).items()
         }
 
-    def perturb(self, pixels: Floats, keys: NDArray[np.int64], seeds: list[int]) -> Floats:
+    def perturb(
+        self,
+        pixels: Floats,
+        keys: NDArray[np.int64],
+        seeds: list[int],
+        mask: Floats | None = None,
+    ) -> Floats:
         """Return delta, (N, 3, S, S), for pixels of that shape in [0, 1]."""
         import torch
 
         from tue_cli.core.batches import make_generator
 
         deltas = []
-        device = self._machine.device
         for place in range(0, len(pixels), self.batch):
             part = slice(place, place + self.batch)
             start = draw_starts(pixels[part].shape, seeds[part], self._noise.radius)
@@ -152,11 +164,12 @@ class TorchEngine:
             try:
                 delta = self._perturb(
                     self._nets,
-                    torch.from_numpy(pad_batch(pixels[part], self.batch)).to(device),
-                    torch.from_numpy(pad_batch(keys[part], self.batch)).to(device),
+                    self._send(pixels[part]),
+                    self._send(keys[part]),
                     self._noise,
-                    start=torch.from_numpy(pad_batch(start, self.batch)).to(device),
+                    start=self._send(start),
                     generator=generator,
+                    mask=None if mask is None else self._send(mask[part]),
                     run=self.run,
                 )
             except torch.OutOfMemoryError:
@@ -166,6 +179,11 @@ class TorchEngine:
                 ) from None
             deltas.append(delta[: len(pixels[part])].cpu().numpy())
         return np.concatenate(deltas)
+
+    def _send(self, part: NDArray[Any]) -> torch.Tensor:
+        import torch
+
+        return torch.from_numpy(pad_batch(part, self.batch)).to(self._machine.device)
 
     def features(self, pixels: Floats) -> Floats:
         """Return the surrogate's features, (N, D), of pixels (N, 3, S, S) in [0, 1]."""
@@ -188,8 +206,7 @@ class TorchEngine:
         with torch.no_grad():
             for place in range(0, len(pixels), self.batch):
                 part = pixels[place : place + self.batch]
-                batch = torch.from_numpy(pad_batch(part, self.batch)).to(self._machine.device)
-                parts.append(compute(batch)[: len(part)].cpu().numpy())
+                parts.append(compute(self._send(part))[: len(part)].cpu().numpy())
         return np.concatenate(parts)
 
 

@@ -1,7 +1,8 @@
 """A picture, its copy and what was changed, as three small views that a page can hold.
 
-The views carry pixels and a colour profile, no other metadata. Their orientation is applied, as a
-viewer does, although `codec.decode` keeps the stored order.
+Of a large picture they show the part whose change is seen most, at 100 %, for scaling down hides
+what is to be judged. The views carry pixels and a colour profile, no other metadata. Their
+orientation is applied, as a viewer does, although `codec.decode` keeps the stored order.
 """
 
 from __future__ import annotations
@@ -20,10 +21,13 @@ from tue_cli.images import codec
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.images.orientation import apply_orientation, make_image, read_orientation
+from tue_cli.images.visibility import Tile, find_worst_tile
 from tue_cli.text import escape
 
+Part = tuple[slice, slice]
+
 SIDE: Final = 360
-"""Longest side of a view, in pixels."""
+"""Longest side of a view, in pixels; of a larger picture it is a part, not scaled."""
 GAIN: Final = 10
 """How many times the difference is enlarged."""
 MIDDLE: Final = 128
@@ -66,11 +70,12 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
             f"It has {old.shape[1]} × {old.shape[0]} pixels, its copy {new.shape[1]} × "
             f"{new.shape[0]}.",
         )
+    part = _choose_part(find_worst_tile(old, new), old.shape[0], old.shape[1])
     return Thumbnails(
         name=escape(record.get("path") or copy.name),
-        before=_render_view(before),
-        after=_render_view(after),
-        difference=_encode_image(_fit_into_side(_draw_difference(old, new))),
+        before=_render_view(before, part),
+        after=_render_view(after, part),
+        difference=_encode_image(_enlarge(_draw_difference(old[part], new[part]))),
         note=_describe_copy(record),
     )
 
@@ -122,26 +127,32 @@ def _draw_difference(before: Pixels, after: Pixels) -> NDArray[np.uint8]:
     return amplified
 
 
-def _render_view(picture: DecodedImage) -> bytes:
+def _choose_part(tile: Tile, height: int, width: int) -> Part:
+    """Return the rows and columns around a tile that fit into a view."""
+    places = []
+    for start, length in ((tile.top, height), (tile.left, width)):
+        first = min(max(0, start + (tile.side - SIDE) // 2), max(0, length - SIDE))
+        places.append(slice(first, min(first + SIDE, length)))
+    return places[0], places[1]
+
+
+def _render_view(picture: DecodedImage, part: Part) -> bytes:
     """Return the view of a picture in its colours, on white where it is transparent."""
     turn = read_orientation(picture)
-    small = _fit_into_side(apply_orientation(picture.shown, turn))
+    small = _enlarge(apply_orientation(picture.shown, turn)[part])
     if picture.alpha is not None:
-        mask = _fit_into_side(apply_orientation(picture.alpha[..., None], turn))
+        mask = _enlarge(apply_orientation(picture.alpha[..., None], turn)[part])
         small = Image.composite(small, Image.new(small.mode, small.size, "white"), mask)
     # A profile of ink does not fit the view, which is RGB.
     return _encode_image(small, picture.metadata.icc if picture.black is None else b"")
 
 
-def _fit_into_side(pixels: Pixels) -> Image.Image:
-    """Fit pixels into a square of `SIDE`: enlarged by a whole factor, or antialiased."""
+def _enlarge(pixels: Pixels) -> Image.Image:
+    """Enlarge pixels by the largest whole factor that fits into a square of `SIDE`."""
     image = make_image(pixels)
     times = SIDE // max(image.size)
-    if times > 1:
-        size = (image.width * times, image.height * times)
-        return image.resize(size, Image.Resampling.NEAREST)
-    image.thumbnail((SIDE, SIDE), Image.Resampling.BICUBIC)
-    return image
+    size = (image.width * times, image.height * times)
+    return image.resize(size, Image.Resampling.NEAREST)
 
 
 def _encode_image(image: Image.Image, icc: bytes = b"") -> bytes:
@@ -164,6 +175,7 @@ def _describe_copy(record: dict[str, Any]) -> str:
             ("largest", "largest change {} levels"),
             ("psnr", "PSNR {:.1f} dB"),
             ("ssim", "SSIM {:.3f}"),
+            ("delta_e", "CIEDE2000 {:.1f} where it shows most"),
         )
         if record.get(name) is not None
     ]

@@ -17,12 +17,13 @@ from tue_cli.config import TrainSettings
 from tue_cli.core.batches import Images
 from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training
-from tue_cli.core.pgd import pgd
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     fit_on_own_noise,
     get_surrogate,
+    list_mask,
+    make_noise,
     make_surrogate_term,
     plan_surrogate,
     sample_eot_moves,
@@ -38,15 +39,19 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small."""
 
-    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+    def descend(
+        pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, *mask: Tensor
+    ) -> Tensors:
         term = make_surrogate_term(get_surrogate(nets), labels, noise, moves)
-        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+        return (make_noise(pixels, [term], noise, start, *mask),)
 
-    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
+    moves = sample_eot_moves(noise, pixels, generator)
+    return run(descend, pixels, labels, start, moves, *list_mask(mask))[0]
 
 
 def fit_surrogate(

@@ -54,6 +54,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), of the same L2 norm everywhere but where pixels end.

@@ -34,7 +34,7 @@ from tue_cli.core.kernel import (
 )
 from tue_cli.core.loop import Plan, Training
 from tue_cli.core.pgd import Term, make_gradient, pgd
-from tue_cli.methods.surrogate import FrozenNets, NetFit
+from tue_cli.methods.surrogate import FrozenNets, NetFit, list_mask, make_noise
 from tue_cli.nets.block import NtgaBlock
 from tue_cli.noise import NtgaNoise
 
@@ -59,6 +59,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): each picture, joining the block, makes the learner more wrong."""
@@ -83,7 +84,7 @@ def perturb(
         return F.cross_entropy(logits.transpose(1, 2), wanted, reduction="none").sum(1)
 
     term = Term(make_gradient(objective), -noise.step)
-    return pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start)
+    return make_noise(pixels, [term], noise, start, *list_mask(mask))
 
 
 def compute_held_out_losses(block: NtgaBlock, moved: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from tue_cli.core.batches import Images
 from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training
 from tue_cli.core.losses import cross_entropy
-from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient, pgd
+from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
@@ -28,6 +28,8 @@ from tue_cli.methods.surrogate import (
     average_over_moves,
     fit_on_own_noise,
     get_surrogate,
+    list_mask,
+    make_noise,
     plan_surrogate,
     sample_eot_moves,
 )
@@ -58,6 +60,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate's loss small for all an adversary does.
@@ -67,16 +70,21 @@ def perturb(
     inner = AdversarySettings(radius=noise.inner_radius, steps=noise.inner_steps)
 
     def descend(
-        pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, starts: Tensor
+        pixels: Tensor,
+        labels: Tensor,
+        start: Tensor,
+        moves: Tensor,
+        starts: Tensor,
+        *mask: Tensor,
     ) -> Tensors:
         loss = make_adversarial_loss(cross_entropy(get_surrogate(nets), labels), inner, starts)
         term = Term(make_gradient(average_over_moves(loss, noise.samples, moves)), noise.step)
-        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+        return (make_noise(pixels, [term], noise, start, *mask),)
 
     moves = sample_eot_moves(noise, pixels, generator)
     like = pixels.new_empty((len(moves), 1, *pixels.shape[1:]))
     starts = draw_uniform_start(like, inner.radius, generator)
-    return run(descend, pixels, labels, start, moves, starts)[0]
+    return run(descend, pixels, labels, start, moves, starts, *list_mask(mask))[0]
 
 
 def fit_surrogate(

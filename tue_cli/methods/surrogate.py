@@ -4,7 +4,7 @@ noise that it makes itself (em, rem, tue).
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeVar
 
@@ -20,7 +20,7 @@ from tue_cli.core.losses import cross_entropy
 from tue_cli.core.pgd import Objective, Term, draw_uniform_start, make_gradient, pgd
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.frozen import Frozen, FrozenClassifier
-from tue_cli.noise import Noise, SampledNoise
+from tue_cli.noise import Noise, SampledNoise, SteppedNoise
 
 FrozenNets = Mapping[str, Frozen]
 """The frozen nets of a method, by role."""
@@ -42,6 +42,7 @@ class Perturb(Protocol[Own]):
         *,
         start: Tensor,
         generator: torch.Generator,
+        mask: Tensor | None = None,
         run: Run = run_eagerly,
     ) -> Tensor:
         """Return delta, (N, 3, H, W), within the method's bound."""
@@ -99,6 +100,22 @@ def average_over_moves(loss: Objective, samples: int, moves: Tensor) -> Objectiv
         return torch.stack(seen).mean(0)
 
     return objective
+
+
+def make_noise(
+    pixels: Tensor,
+    terms: Sequence[Term],
+    noise: SteppedNoise,
+    start: Tensor,
+    mask: Tensor | None = None,
+) -> Tensor:
+    """Return the noise that the terms pull to, by the steps and the radius of a method."""
+    return pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start, mask=mask)
+
+
+def list_mask(mask: Tensor | None) -> Tensors:
+    """Return the mask as the last inputs of a run, where there is one."""
+    return () if mask is None else (mask,)
 
 
 def sample_eot_moves(noise: SampledNoise, pixels: Tensor, generator: torch.Generator) -> Tensor:

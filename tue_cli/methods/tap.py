@@ -14,11 +14,13 @@ from torch import Tensor
 
 from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.losses import cross_entropy_of_next
-from tue_cli.core.pgd import Term, make_gradient, pgd
+from tue_cli.core.pgd import Term, make_gradient
 from tue_cli.methods.surrogate import (
     FrozenNets,
     average_over_moves,
     get_surrogate,
+    list_mask,
+    make_noise,
     sample_eot_moves,
 )
 from tue_cli.noise import TapNoise
@@ -32,15 +34,19 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W), that makes the surrogate predict the class after the label's."""
 
-    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+    def descend(
+        pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, *mask: Tensor
+    ) -> Tensors:
         loss = average_over_moves(
             cross_entropy_of_next(get_surrogate(nets), labels), noise.samples, moves
         )
         term = Term(make_gradient(loss), noise.step)
-        return (pgd(pixels, [term], radius=noise.radius, steps=noise.steps, start=start),)
+        return (make_noise(pixels, [term], noise, start, *mask),)
 
-    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
+    moves = sample_eot_moves(noise, pixels, generator)
+    return run(descend, pixels, labels, start, moves, *list_mask(mask))[0]

@@ -24,13 +24,15 @@ from tue_cli.core.batches import Images, convert_to_grayscale, crop_and_flip
 from tue_cli.core.capture import Run, Tensors, run_eagerly
 from tue_cli.core.loop import Training, fit
 from tue_cli.core.losses import cross_entropy, score_matching, score_norm
-from tue_cli.core.pgd import Objective, Term, make_gradient, pgd
+from tue_cli.core.pgd import Objective, Term, make_gradient
 from tue_cli.methods.surrogate import (
     FrozenNets,
     NetFit,
     average_over_moves,
     fit_on_own_noise,
     get_surrogate,
+    list_mask,
+    make_noise,
     make_surrogate_term,
     plan_score,
     plan_surrogate,
@@ -62,6 +64,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta-u, (N, 3, H, W), within the radius and not yet quantized (lines 6 to 11).
@@ -73,10 +76,13 @@ def perturb(
         noise: radius, steps and the score's part.
         start: where delta begins, of the pixels' shape.
         generator: draws the EoT samples; the same state draws the same for any batch.
+        mask: see `apply_mask`; delta is the noise before the mask is applied.
         run: how the steps are run; what it recorded holds for these nets and this noise alone.
     """
 
-    def descend(pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor) -> Tensors:
+    def descend(
+        pixels: Tensor, labels: Tensor, start: Tensor, moves: Tensor, *mask: Tensor
+    ) -> Tensors:
         surrogate = get_surrogate(nets)
         terms = [make_surrogate_term(surrogate, labels, noise, moves)]
         if noise.gray_ratio:
@@ -89,9 +95,10 @@ def perturb(
             score = nets["score"]
             assert isinstance(score, FrozenScore)
             terms.append(make_score_term(score, labels, noise))
-        return (pgd(pixels, terms, radius=noise.radius, steps=noise.steps, start=start),)
+        return (make_noise(pixels, terms, noise, start, *mask),)
 
-    return run(descend, pixels, labels, start, sample_eot_moves(noise, pixels, generator))[0]
+    moves = sample_eot_moves(noise, pixels, generator)
+    return run(descend, pixels, labels, start, moves, *list_mask(mask))[0]
 
 
 def fit_score(

@@ -46,6 +46,7 @@ def perturb(
     *,
     start: Tensor,
     generator: torch.Generator,
+    mask: Tensor | None = None,
     run: Run = run_eagerly,
 ) -> Tensor:
     """Return delta, (N, 3, H, W): that of each picture's cluster, cut to the pixels' range."""

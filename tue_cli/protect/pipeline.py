@@ -19,6 +19,7 @@ import numpy as np
 from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import MARKED
+from tue_cli.engine.canvas import Canvas, make_canvas, perturb_canvases
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import DeviceUnavailable, ImageProblem, OutOfMemory
 from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
@@ -26,6 +27,7 @@ from tue_cli.images import codec, encode, mark, resize
 from tue_cli.images.quality import compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.images.strip import strip
+from tue_cli.images.visibility import describe_share, find_worst_tile, measure_share
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
 from tue_cli.protect.plan import Task, explain_taken, find_obstacle
 from tue_cli.protect.result import CopyRecord, NoteCounter
@@ -50,8 +52,7 @@ class LoadedTask:
 
     task: Task
     picture: codec.DecodedImage
-    small: Floats
-    """(3, S, S) in [0, 1], at the weights' working size."""
+    canvas: Canvas
     source_sha256: str
     status: os.stat_result
     seconds: float
@@ -201,13 +202,14 @@ class Pipeline:
                 attributes = {}
             else:
                 picture = replace(picture, notes=(*picture.notes, *private))
-            small = resize.resize_to_square(picture.shown, self._context.weights.card.size)
+            size, settings = self._context.weights.card.size, self._context.spec.settings
+            canvas = make_canvas(picture.shown, size, settings)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
             return Failed(source, "unreadable", f"The file cannot be read: {error}.")
         seconds = time.monotonic() - began
-        return LoadedTask(task, picture, small, digest, status, seconds, attributes)
+        return LoadedTask(task, picture, canvas, digest, status, seconds, attributes)
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture cannot be worked on, or None."""
@@ -226,9 +228,10 @@ class Pipeline:
         """Return the noise of a batch, and how many seconds of it each picture took."""
         self._context.journal.refuse_loss()
         began, seed = time.monotonic(), str(self._context.spec.settings.seed)
-        deltas = self._context.engine.perturb(
-            np.stack([loaded.small for loaded in batch]),
-            np.array([self._numbers[loaded.task.key] for loaded in batch]),
+        deltas = perturb_canvases(
+            self._context.engine,
+            [loaded.canvas for loaded in batch],
+            [self._numbers[loaded.task.key] for loaded in batch],
             [
                 self._context.secret.derive_number("noise", seed, loaded.source_sha256)
                 for loaded in batch
@@ -254,23 +257,20 @@ class Pipeline:
         began = time.monotonic()
         task, picture, spec = loaded.task, loaded.picture, self._context.spec
         place = self._context.output / task.relative
+        share = measure_share(loaded.canvas.mask)
+        marks = spec.mark and share > 0  # a picture without any noise is not protected
         try:
-            delta = delta * resize.compute_mask(loaded.small, spec.settings.smooth)
             # Nothing here holds the protected pixels, so that `encode` can let them go.
             encoded = encode.encode(
-                mark.prepare(picture) if spec.mark else picture,
-                resize.add_upsampled(delta, picture.pixels, self._largest),
+                mark.prepare(picture) if marks else picture,
+                resize.add_upsampled(delta, picture.pixels, self._largest, loaded.canvas.mask),
                 format=spec.format,
                 quality=spec.quality,
             )
-            if spec.mark:
+            if marks:
                 encoded = mark.complete(encoded)
             quality = compare(picture.pixels, encoded.decoded.pixels)
-            if not quality.largest:
-                raise ImageProblem(
-                    "unchanged",
-                    "The picture has no room for noise. If all of it is smooth, use --smooth 1.",
-                )
+            worst = find_worst_tile(picture.shown, encoded.decoded.shown)
             record = CopyRecord(
                 path=task.relative.as_posix(),
                 source=task.item.relative.as_posix(),
@@ -287,8 +287,10 @@ class Pipeline:
                 psnr=round(quality.psnr, 2),
                 ssim=round(quality.ssim, 4),
                 survival=round(encoded.survival, 3),
+                delta_e=round(worst.delta_e, 2),
+                worst_tile=(worst.left, worst.top, worst.side),
                 small_rms=round(measure_small_rms(picture, encoded.decoded), 3),
-                notes=(*picture.notes, *encoded.notes),
+                notes=(*picture.notes, *encoded.notes, *describe_share(share)),
             )
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
             timed = {**make_plain(record), "seconds": round(seconds, 4)}

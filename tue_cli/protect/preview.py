@@ -60,7 +60,8 @@ def preview(spec: ProtectSpec, scratch: Path) -> Job[PreviewSummary]:
             yield Note("None of the pictures that were tried can be protected.")
         # Timed once more: the first batch of a process is slow.
         began, side = time.monotonic(), run.weights.card.size
-        run.engine.perturb(np.zeros((1, 3, side, side), np.float32), np.zeros(1, np.int64), [0])
+        pixels, mask = (np.zeros((1, count, side, side), np.float32) for count in (3, 2))
+        run.engine.perturb(pixels, np.zeros(1, np.int64), [0], mask)
         a_batch = time.monotonic() - began
         seconds = -(-len(left) // run.engine.batch) * a_batch + len(left) * a_picture
         yield Done(

@@ -74,6 +74,10 @@ class CopyRecord:
     ssim: float
     survival: float
     """The part of the noise that outlived the file format."""
+    delta_e: float
+    """Of the tile where the change is seen most, as `visibility.find_worst_tile` measures it."""
+    worst_tile: tuple[int, int, int]
+    """Where that is: left, top and side, in pixels, as stored."""
     small_rms: float
     """Root of the mean squared change at 32 x 32 pixels, in levels."""
     notes: tuple[str, ...]

@@ -16,7 +16,6 @@ import onnx
 from onnx import TensorProto, helper, numpy_helper
 
 from tue_cli import __version__
-from tue_cli.core.batches import LUMA
 from tue_cli.engine.onnx import SURROGATE_OUTPUTS
 from tue_cli.engine.onnx_graph.layers import (
     Backward,
@@ -27,6 +26,7 @@ from tue_cli.engine.onnx_graph.layers import (
     write_shuffle,
     write_unshuffle,
 )
+from tue_cli.mask import LUMA
 from tue_cli.nets.classifiers import Classifier
 from tue_cli.nets.score import ResidualBlock, ScoreNet
 from tue_cli.weights import Weights, draw_nets
