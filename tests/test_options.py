@@ -21,6 +21,7 @@ from tue_cli.config import (
     BUDGETS,
     METHODS,
     RECIPES,
+    STRENGTHS,
     TRAINING_NOISE,
     TRAININGS,
     AdversarySettings,
@@ -118,6 +119,19 @@ EVERYTHING: list[tuple[str, Any]] = [
         ),
     ),
     ("protect", replace(PROTECT, settings=EM, weights="mine", key="cat")),
+    *(
+        ("protect", replace(PROTECT, strength=name, settings=settings))
+        for name, settings in STRENGTHS.items()
+    ),
+    (
+        "protect",
+        replace(
+            PROTECT,
+            strength="strong",
+            settings=ProtectSettings(noise=TueNoise(radius=6 / 255, steps=3), smooth=0.0),
+        ),
+    ),
+    ("protect", replace(PROTECT, strength="strong", settings=EM)),
     *(
         ("protect", replace(PROTECT, settings=ProtectSettings(name, METHODS[name].noise)))
         for name in METHODS
@@ -229,3 +243,30 @@ def test_what_was_changed_is_kept_where_another_choice_has_it_too() -> None:
     assert em.settings == ProtectSettings("em", EmNoise(radius=4 / 255), seed=9)
     verify = change(change(VERIFY, "settings.seeds", 7), "budget", "full")
     assert verify.settings == replace(BUDGETS["full"], seeds=7)
+
+
+@pytest.mark.parametrize("name", STRENGTHS)
+def test_a_strength_sets_radius_and_smooth_and_numbers_win(name: str) -> None:
+    plain = parse(f"tue protect photos --strength {name}").settings
+    assert plain == STRENGTHS[name]
+    noise = plain.noise
+    assert isinstance(noise, TueNoise)
+    told = parse(f"tue protect photos --strength {name} --smooth 0.4 --steps 3").settings
+    assert told == replace(plain, smooth=0.4, noise=replace(noise, steps=3))
+    other = parse(f"tue protect photos --strength {name} --method lsp").settings
+    assert other.noise == METHODS["lsp"].noise and other.smooth == plain.smooth
+
+
+def test_another_strength_keeps_what_was_changed_in_its_noise() -> None:
+    spec = change(PROTECT, "settings.noise.steps", 3)
+    strong = change(spec, "strength", "strong")
+    assert strong.settings.noise == TueNoise(STRENGTHS["strong"].noise.radius, steps=3)
+    assert change(strong, "strength", "normal") == spec
+    em = change(change(PROTECT, "settings.method", "em"), "strength", "strong")
+    assert em.settings.noise == METHODS["em"].noise
+
+
+def test_strengths_differ_in_what_they_set_alone() -> None:
+    assert STRENGTHS[PROTECT.strength] == ProtectSettings()
+    radii = [settings.noise.radius for settings in STRENGTHS.values()]
+    assert radii == sorted(radii) and len(set(radii)) == 3

@@ -222,10 +222,19 @@ class ProtectSettings:
     )
     smooth: float = setting(
         0.25,
-        "How much of the noise smooth areas get, such as skies: 0 to 1. 1 is stronger, but shows.",
+        "How much of the noise smooth areas get, such as skies: 0 to 1. Default: the strength's.",
+        panel=ADVANCED,
         source="docs/notes.md",
     )
     seed: int = setting(0, "Seed of all random choices.", panel=ADVANCED)
+
+
+STRENGTHS: dict[str, ProtectSettings] = {
+    "subtle": ProtectSettings(noise=TueNoise(radius=5 / 255)),
+    "normal": ProtectSettings(),
+    "strong": ProtectSettings(noise=TueNoise(radius=12 / 255)),
+}
+"""Presets of `tue protect`. The noise is that of tue; other methods keep theirs, as published."""
 
 
 @dataclass(frozen=True)

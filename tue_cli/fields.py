@@ -229,8 +229,9 @@ def _fill(record: Any, left: dict[str, Any], prefix: str) -> Any:
         name = prefix + field.name
         if part := field.metadata.get("part"):
             base = _get_value(record, field.name)
-            if part.by:
-                choice = given.get(part.by, _get_value(record, part.by))
+            own = _get_value(record, part.by) if part.by else None
+            # What a record holds for its own choice may be a preset's.
+            if part.by and (choice := given.get(part.by, own)) != own:
                 base = part.choose(choice, _get_word(record, part.by)) or base
             values[field.name] = _fill(base, left, f"{name}.")
         elif name in left:
@@ -288,14 +289,21 @@ def change(spec: Record, name: str, value: Any) -> Record:
         if part and part.by == first:
             record, word = getattr(spec, field.name), _get_word(spec, first)
             former = part.choose(getattr(spec, first), word) or field.default
-            now: Any = part.choose(value, word) or field.default
-            kept = {
-                own: getattr(record, own)
-                for own in _list_names(record)
-                if own in _list_names(now) and getattr(record, own) != getattr(former, own, MISSING)
-            }
-            made = _replace(made, field.name, replace(now, **kept))
+            now = part.choose(value, word) or field.default
+            made = _replace(made, field.name, _carry_over(record, former, now))
     return made
+
+
+def _carry_over(record: Any, former: Any, now: Any) -> Any:
+    """Return `now` with what was changed in `record`, which was `former`."""
+    kept = {}
+    for name in _list_names(record):
+        value, usual, new = (getattr(one, name, MISSING) for one in (record, former, now))
+        if MISSING in (new, value) or value == usual:
+            continue
+        alike = is_dataclass(value) and type(value) is type(usual) is type(new)
+        kept[name] = _carry_over(value, usual, new) if alike else value
+    return replace(now, **kept)
 
 
 def _replace(record: Record, name: str, value: Any) -> Record:

@@ -46,8 +46,10 @@ class SteppedNoise(Noise):
 
     radius: float = setting(
         8 / 255,
-        "Largest change of a pixel, in levels of 255. Default: as published, 8 for most methods.",
+        "Largest change of a pixel, in levels of 255. Default: the strength's; of methods other "
+        "than tue, as published.",
         typed="levels",
+        panel=ADVANCED,
         source="Fang et al., section 4.2.1",
     )
     steps: int = setting(

@@ -6,7 +6,7 @@ import os
 from dataclasses import dataclass
 from pathlib import Path
 
-from tue_cli.config import DEVICE, DEVICES, METHODS, ProtectSettings
+from tue_cli.config import DEVICE, DEVICES, METHODS, STRENGTHS, ProtectSettings
 from tue_cli.dataset.journal import EXISTING
 from tue_cli.dataset.selection import Selection
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
@@ -63,7 +63,12 @@ class ProtectSpec:
         "made to look like. Default: by the name of the class.",
         panel=ADVANCED,
     )
-    settings: ProtectSettings = part(ProtectSettings())
+    strength: str = setting(
+        "normal",
+        "subtle, normal or strong.",
+        choices=tuple(STRENGTHS),
+    )
+    settings: ProtectSettings = part(ProtectSettings(), by="strength", among=STRENGTHS)
     weights: str | None = setting(
         None, "Weights, by name or file. Default: the packaged weights.", panel=ADVANCED
     )

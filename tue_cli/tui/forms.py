@@ -74,7 +74,7 @@ class Form(VerticalScroll):
             super().__init__()
             self.form = form
 
-    def __init__(self, spec: Any, *, first: str = "") -> None:
+    def __init__(self, spec: Any, *, first: str | tuple[str, ...] = "") -> None:
         """`first`: how the names of the fields begin that stand above the others."""
         super().__init__(can_focus=False)
         self._spec = spec

@@ -27,13 +27,13 @@ PAUSE = 0.5
 
 
 class StrengthScreen(Step):
-    """Choose radius, steps, format and the rest; see time and visibility."""
+    """Choose strength, format and the rest; see time and visibility."""
 
     STEP = "Strength"
     HELP = (
-        "The radius decides how strong the protection is, and how visible: 8 is the default, 4 is "
-        "weaker and hard to see. More steps make better use of the radius and take longer. The "
-        "other settings can stay as they are.\n\nTime and visibility are measured on three of your "
+        "The strength decides how well the copies protect, and how visible the noise is. It sets "
+        "the radius and the noise in smooth areas, which you can also choose. The other settings "
+        "can stay as they are.\n\nTime and visibility are measured on three of your "
         "pictures, again after every change."
     )
     BINDINGS = [
@@ -56,7 +56,7 @@ class StrengthScreen(Step):
         with Horizontal():
             with Vertical(id="settings", classes="box") as settings:
                 settings.border_title = "How strong?"
-                yield Form(self._draft.spec, first="settings.")
+                yield Form(self._draft.spec, first=("strength", "settings."))
             with Vertical(id="beside"):
                 with Vertical(id="estimate", classes="box") as estimate:
                     estimate.border_title = "Time and visibility"
