@@ -1,4 +1,5 @@
-"""Draw assets/before-after.png: original, copy and difference times ten of the demo's photographs.
+"""Draw assets/before-after.png: original, copy and difference times ten of the demo's photographs,
+not scaled, each where the change is easiest to see.
 
 python -m benchmarks.showcase
 """
@@ -13,15 +14,18 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from tue_cli.images.visibility import Tile, find_worst_tile
+
 ROOT = Path(__file__).parent.parent
 PHOTOS = ("space/astronaut.jpg", "everyday/cat.png", "everyday/coffee.jpg")
 SIDE, GAP, HEAD = 300, 8, 28
 
 
-def cut_square(pixels: np.ndarray) -> np.ndarray:
-    """Cut SIDE x SIDE pixels out of the upper middle, not scaled."""
+def cut_square(pixels: np.ndarray, tile: Tile) -> np.ndarray:
+    """Cut SIDE x SIDE pixels out around a tile, not scaled."""
     height, width, _ = pixels.shape
-    top, left = (height - SIDE) // 8, (width - SIDE) // 2
+    top = min(max(0, tile.top + (tile.side - SIDE) // 2), height - SIDE)
+    left = min(max(0, tile.left + (tile.side - SIDE) // 2), width - SIDE)
     return pixels[top : top + SIDE, left : left + SIDE]
 
 
@@ -35,7 +39,9 @@ def main() -> None:
             before = np.asarray(Image.open(ROOT / "assets" / "photos" / name).convert("RGB"))
             after = np.asarray(Image.open(Path(folder) / name).convert("RGB"))
             change = 128 + 10 * (after.astype(int) - before)
-            rows.append([before, after, change.clip(0, 255).astype(np.uint8)])
+            tile = find_worst_tile(before, after)
+            views = (before, after, change.clip(0, 255).astype(np.uint8))
+            rows.append([cut_square(view, tile) for view in views])
     width, height = 3 * SIDE + 2 * GAP, HEAD + len(rows) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)
@@ -45,7 +51,7 @@ def main() -> None:
     for row, pictures in enumerate(rows):
         for column, pixels in enumerate(pictures):
             place = (column * (SIDE + GAP), HEAD + row * (SIDE + GAP))
-            sheet.paste(Image.fromarray(cut_square(pixels)), place)
+            sheet.paste(Image.fromarray(pixels), place)
     sheet.save(ROOT / "assets" / "before-after.png", optimize=True)
 
 

@@ -52,7 +52,7 @@ def write_report(
     embedding: dict[str, Any] | None = None,
     command: str = "",
 ) -> Iterator[Event]:
-    """Write the page, with a few of the pictures, evenly spread; who may read it may read them.
+    """Write the page, with the pictures whose change is seen most; who may read it may read them.
 
     Args:
         path: where it goes.
@@ -69,9 +69,8 @@ def write_report(
     from tue_cli.images.thumbnails import make_thumbnails
     from tue_cli.report.page import render_page, write_page
 
-    records = manifest["pictures"]
     pictures, mode = [], 0o666
-    for record in records[:: max(1, len(records) // SHOWN)][:SHOWN]:
+    for record in sorted(manifest["pictures"], key=_get_visibility, reverse=True)[:SHOWN]:
         original = original_of(record)
         with suppress(ImageProblem):  # it was reported where it was met
             if original is not None:
@@ -82,6 +81,11 @@ def write_report(
     )
     write_page(html, path, mode)
     yield Saved(None, path, len(html.encode()), None)
+
+
+def _get_visibility(record: dict[str, Any]) -> float:
+    """Return how visible a copy's change is, as its entry tells."""
+    return float(record.get("delta_e") or 0)
 
 
 def _choose_mode(original: Path) -> int:

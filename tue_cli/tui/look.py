@@ -98,7 +98,7 @@ class LookScreen(Step):
             self.query_one(LoadingIndicator).display = False
             if event.result.psnr is not None:
                 average = f"PSNR {event.result.psnr} dB on average"
-                self._say(f"{average}. A faint tint may show in smooth areas.")
+                self._say(f"{average}. A view shows the part whose change is easiest to see.")
 
     @on(JobEnded)
     async def _handle_end(self, message: JobEnded) -> None:
