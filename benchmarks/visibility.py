@@ -1,12 +1,11 @@
-"""How visible is the noise, and where? Of photographs, by PSNR, by SSIM and by eye.
+"""How visible is the noise? Of photographs and illustrations, by figures and by eye.
 
-    python -m benchmarks.visibility --photos DIR/photos-100/photos [--sheet FILE.png]
+    python -m benchmarks.visibility --photos DIR/photos-100/photos [--sheets FOLDER]
 
-A folder is protected by `tue protect` at its defaults and with the options that are compared.
-`smooth` and `rough` are the mean changes of a pixel, in levels of 255, where the picture hides less
-than a quarter of the noise, as protecting judges it, and where it hides all. `--sheet` draws the
-smoothest pictures beside their copies: what anyone has to look at before a strength is called
-invisible.
+A folder of photographs, and the drawings of `benchmarks.illustrations`, are protected by
+`tue protect` at each strength. `--sheets` draws, of every picture, the tile in which the change is
+easiest to see, at 100 %, the original beside its copy: what anyone has to look at before a
+strength is called invisible.
 """
 
 from __future__ import annotations
@@ -16,74 +15,78 @@ import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from benchmarks import script
 from benchmarks.command import run_protect
+from benchmarks.illustrations import write_illustrations
 from benchmarks.rows import Row
 from benchmarks.summary import format_table, summarize
-from tue_cli.images import codec, resize
+from tue_cli.images import codec
+from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.weights import load
 
-ARMS = ("", "--smooth 1", "--smooth 0.1", "--radius 4")
-WANTED = 32.0
-"""Decibels of PSNR that every copy is to have."""
-PLAIN, FULL = 0.25, 0.999
-"""Shares of the noise, by `compute_mask`, below and above which a place is smooth or rough."""
-SHOWN, SIDE = 12, (320, 240)
+ARMS = ("--strength subtle", "", "--strength strong", "--radius 16 --smooth 0.5", "--smooth 1")
+SETS = ("photographs", "illustrations")
+SEEN = (1.0, 2.0, 4.0)
+"""Differences, as `find_worst_tile` measures them, above which copies are counted."""
+CROP, COLUMNS, ROWS = 200, 3, 5
+"""Pixels a side of what a sheet shows of a picture, and pairs in a sheet."""
+HEAD = 14
 
 
-class Pair(NamedTuple):
-    """A photograph and its copy, (H, W, C) each, and how much noise it hides, (H, W) in [0, 1]."""
-
-    before: NDArray[np.uint8]
-    after: NDArray[np.uint8]
-    hides: NDArray[np.float32]
-
-
-def read_pairs(source: Path, output: Path, size: int) -> list[Pair]:
-    """Return what the manifest of `output` names, in its order."""
-    found = []
-    for entry in json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]:
-        before, after = (
-            codec.decode(codec.read(place)).pixels
-            for place in (source / entry["source"], output / entry["path"])
-        )
-        hides = Image.fromarray(resize.compute_mask(resize.resize_to_square(before, size), 0.0)[0])
-        large = hides.resize(before.shape[1::-1], Image.Resampling.NEAREST)
-        found.append(Pair(before, after, np.asarray(large)))
-    return found
+def read_copies(output: Path) -> list[dict[str, Any]]:
+    """Return what the manifest of a folder says of its copies."""
+    copies: list[dict[str, Any]] = json.loads((output / "tue-manifest.json").read_text("utf-8"))[
+        "pictures"
+    ]
+    return copies
 
 
-def measure_figures(output: Path, pairs: list[Pair]) -> Row:
+def measure_figures(output: Path) -> Row:
     """Return how visible the copies are."""
-    manifest = json.loads((output / "tue-manifest.json").read_text("utf-8"))["pictures"]
-    changes = [np.abs(p.after.astype(np.float32) - p.before).mean(2) for p in pairs]
-    smooth = np.concatenate([c[p.hides < PLAIN] for c, p in zip(changes, pairs, strict=True)])
-    rough = np.concatenate([c[p.hides > FULL] for c, p in zip(changes, pairs, strict=True)])
+    copies = read_copies(output)
     return {
-        "psnr": summarize((entry["psnr"] for entry in manifest), 2),
-        "ssim": summarize((entry["ssim"] for entry in manifest), 4),
-        "survival": summarize((entry["survival"] for entry in manifest), 3),
-        "enough": sum(entry["psnr"] >= WANTED for entry in manifest),
-        "smooth": round(float(smooth.mean()), 2),
-        "rough": round(float(rough.mean()), 2),
+        "psnr": summarize((entry["psnr"] for entry in copies), 2),
+        "ssim": summarize((entry["ssim"] for entry in copies), 4),
+        "delta_e": summarize((entry["delta_e"] for entry in copies), 2),
+        "seen": [sum(entry["delta_e"] > limit for entry in copies) for limit in SEEN],
+        "n": len(copies),
     }
 
 
-def draw_sheet(pairs: list[Pair]) -> Image.Image:
-    """Draw the smoothest photographs beside their copies, two pairs a row."""
-    chosen = sorted(pairs, key=lambda pair: float(pair.hides.mean()))[:SHOWN]
-    page = Image.new("RGB", (4 * SIDE[0], SIDE[1] * -(-len(chosen) // 2)), "white")
-    for number, pair in enumerate(chosen):
-        for column, pixels in enumerate((pair.before, pair.after)):
-            small = Image.fromarray(pixels.squeeze()).convert("RGB").resize(SIDE)
-            page.paste(small, ((2 * (number % 2) + column) * SIDE[0], number // 2 * SIDE[1]))
-    return page
+def draw_sheets(source: Path, output: Path, folder: Path, name: str) -> None:
+    """Draw the worst tiles of all copies, those that are seen most first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    copies = sorted(read_copies(output), key=lambda entry: -float(entry["delta_e"]))
+    pairs = COLUMNS * ROWS
+    for number, start in enumerate(range(0, len(copies), pairs)):
+        sheet = Image.new("RGB", (COLUMNS * (2 * CROP + 10), ROWS * (CROP + HEAD)), "white")
+        draw, font = ImageDraw.Draw(sheet), ImageFont.load_default(11)
+        for place, entry in enumerate(copies[start : start + pairs]):
+            left = place % COLUMNS * (2 * CROP + 10)
+            top = place // COLUMNS * (CROP + HEAD)
+            title = f"{start + place + 1}: {entry['path'][-44:]}, {entry['delta_e']:.1f}"
+            draw.text((left, top), title, "black", font)
+            for column, file in enumerate((source / entry["source"], output / entry["path"])):
+                shown = codec.decode(codec.read(file)).shown
+                crop = Image.fromarray(cut_tile(shown, entry["worst_tile"]))
+                sheet.paste(crop, (left + column * CROP, top + HEAD))
+        sheet.save(folder / f"{name}-{number:02}.png")
+
+
+def cut_tile(pixels: Pixels, tile: Sequence[int]) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 3) around a tile: left, top and side."""
+    left, top, side = tile
+    height, width = pixels.shape[:2]
+    first = max(0, min(top + side // 2 - CROP // 2, height - CROP))
+    start = max(0, min(left + side // 2 - CROP // 2, width - CROP))
+    part = reduce_to_8_bits(pixels[first : first + CROP, start : start + CROP])
+    return np.ascontiguousarray(np.broadcast_to(part, (*part.shape[:2], 3)))
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -92,59 +95,62 @@ def parse_arguments() -> argparse.Namespace:
     add = parser.add_argument
     add("--photos", type=Path, required=True, help="a folder of photographs")
     add("--weights", default="cifar10")
-    add("--sheet", type=Path, help="a picture of the smoothest photographs and their copies")
+    add("--sheets", type=Path, help="a folder for sheets of what is seen most")
     return parser.parse_args()
 
 
 def measure(args: argparse.Namespace) -> None:
-    """Protect the folder in every way that the results do not hold yet, and print the table."""
+    """Protect both sets in every way that the results do not hold yet, and print the table."""
     rows = script.open_rows(args, dtype="float32")
     weights = load(args.weights)
+    drawn = args.work / "drawn"
+    write_illustrations(drawn)
     found = []
-    for arm in ARMS:
-        settings = {
-            "options": arm,
-            "photos": args.photos.resolve().name,
-            "weights_sha256": weights.sha256,
-        }
-        row = rows.find("visibility", settings)
-        wants_sheet = args.sheet is not None and not arm
-        if row is None or wants_sheet:
-            began = time.monotonic()
-            output = args.work / (arm.replace(" ", "") or "defaults")
-            run_protect(
-                args.photos,
-                output,
-                weights=args.weights,
-                device=args.device,
-                threads=args.threads,
-                options=["--labels", "single", *arm.split()],
-            )
-            pairs = read_pairs(args.photos, output, weights.card.size)
-            if wants_sheet:
-                draw_sheet(pairs).save(args.sheet)
-            figures = measure_figures(output, pairs)
-            seconds = round(time.monotonic() - began, 1)
-            row = rows.add("visibility", settings, **figures, seed=0, n=len(pairs), seconds=seconds)
-        found.append(row)
+    for kind, source in zip(SETS, (args.photos, drawn), strict=True):
+        for arm in ARMS:
+            settings = {"set": kind, "options": arm, "weights_sha256": weights.sha256}
+            row = rows.find("visibility", settings)
+            if row is None or args.sheets is not None:
+                began = time.monotonic()
+                name = f"{kind}{arm.replace(' ', '')}"
+                run_protect(
+                    source,
+                    args.work / name,
+                    weights=args.weights,
+                    device=args.device,
+                    threads=args.threads,
+                    options=["--labels", "single", *arm.split()],
+                )
+                if args.sheets is not None:
+                    draw_sheets(source, args.work / name, args.sheets, name)
+            if row is None:
+                seconds = round(time.monotonic() - began, 1)
+                figures = measure_figures(args.work / name)
+                row = rows.add("visibility", settings, **figures, seed=0, seconds=seconds)
+            found.append(row)
     script.say(format_ways(found))
 
 
 def format_ways(rows: Sequence[Row]) -> str:
     """Return the ways side by side as a Markdown table."""
-    head = ["`tue protect`", "PSNR, dB", f"copies at {WANTED:g} dB or more", "SSIM"]
-    lines = [
-        [
-            f"`{row['settings']['options']}`" if row["settings"]["options"] else "defaults",
-            "{median:.1f} ({min:.1f}–{max:.1f})".format(**row["psnr"]),
-            f"{row['enough']} of {row['n']}",
-            "{median:.3f} ({min:.3f}–{max:.3f})".format(**row["ssim"]),
-            f"{row['smooth']:.1f}",
-            f"{row['rough']:.1f}",
-        ]
-        for row in sorted(rows, key=lambda row: ARMS.index(row["settings"]["options"]))
-    ]
-    return format_table([*head, "smooth areas", "textured areas"], lines)
+    head = ["pictures", "`tue protect`", "PSNR, dB", "SSIM", "CIEDE2000 of the worst tile"]
+    head += [f"above {limit:g}" for limit in SEEN]
+    order = [(kind, arm) for kind in SETS for arm in ARMS]
+    placed = {(row["settings"]["set"], row["settings"]["options"]): row for row in rows}
+    lines = []
+    for kind, arm in order:
+        row = placed[kind, arm]
+        lines.append(
+            [
+                f"{row['n']} {kind}",
+                f"`{arm}`" if arm else "defaults",
+                "{median:.1f} ({min:.1f}–{max:.1f})".format(**row["psnr"]),
+                "{median:.3f} ({min:.3f}–{max:.3f})".format(**row["ssim"]),
+                "{median:.1f} ({min:.1f}–{max:.1f})".format(**row["delta_e"]),
+                *(f"{count}" for count in row["seen"]),
+            ]
+        )
+    return format_table(head, lines)
 
 
 if __name__ == "__main__":
