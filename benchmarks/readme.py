@@ -18,7 +18,8 @@ from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import format_table, summarize
 from tue_cli.attacks.registry import ATTACKS
-from tue_cli.config import VerifySettings
+from tue_cli.config import STRENGTHS, VerifySettings
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.weights import index
 
 ROOT = Path(__file__).parent.parent
@@ -406,6 +407,49 @@ def write_photographs() -> str:
     )
 
 
+STRENGTHS_TRIED = ("std", "gray", "own-jpeg10")
+"""Attackers on whom all strengths are tried."""
+
+
+def collect_strengths() -> dict[str, tuple[Row, dict[str, Row]]]:
+    """Return, by strength, how visible it is on photographs, and what victims learn from it."""
+    rows, default = read_committed("unseen-photos"), str(index()["default"])
+    seen = {
+        row["settings"]["options"]: row
+        for row in read_committed("visibility")
+        if row["settings"]["set"] == "photographs"
+    }
+    found = {}
+    for name in STRENGTHS:
+        option = "" if name == ProtectSpec(()).strength else f"--strength {name}"
+        arm = default + (option and "+" + option.replace(" ", "="))
+        columns = unseen_benchmark.average_columns(rows, arm)
+        learned = {column.partition(",")[0]: row for column, row in columns.items()}
+        found[name] = seen[option], learned
+    return found
+
+
+def write_strengths() -> str:
+    """Return how visible each strength is, and how well it protects."""
+    lines = []
+    for name, (visible, learned) in collect_strengths().items():
+        settings = STRENGTHS[name]
+        lines.append(
+            [f"`{name}`", f"{settings.noise.radius * 255:g}", f"{settings.smooth:g}"]
+            + ["{median:.1f} dB".format(**visible["psnr"])]
+            + ["{median:.1f}".format(**visible["delta_e"])]
+            + [
+                f"{learned[attack]['score']:.0f} % (n = {learned[attack]['n']})"
+                if attack in learned
+                else "–"
+                for attack in STRENGTHS_TRIED
+            ]
+        )
+    titles = [f"protection: {ATTACKS[attack].title}" for attack in STRENGTHS_TRIED]
+    head = ["strength", "`--radius`", "`--smooth`", "PSNR", "CIEDE2000 of the worst tile", *titles]
+    return format_table(head, lines)
+
+
 def write_one() -> str:
     """Return how well victims recognize a class that alone is protected."""
     rows, default = read_committed("unseen-one"), str(index()["default"])
@@ -444,8 +488,8 @@ def write_one() -> str:
 
 
 def write_levers() -> str:
-    """Return what each way of making the noise buys."""
-    rows, default = read_committed("unseen"), str(index()["default"])
+    """Return what each way of making the noise buys, of the noise before there were strengths."""
+    rows, default = read_committed("unseen-former"), str(index()["default"])
     sure = list_conclusive(unseen_benchmark.average_columns(rows, default))
     rows = [row for row in rows if unseen_benchmark.name_column(row) in sure]
     tables = [
@@ -540,16 +584,14 @@ def describe_victims(rows: list[Row]) -> str:
 
 
 def write_visibility() -> str:
-    """Return how visible the noise is, and where."""
-    rows = read_committed("visibility")
+    """Return how visible the noise is."""
     return "\n".join(
         [
-            visibility_benchmark.format_ways(rows),
+            visibility_benchmark.format_ways(read_committed("visibility")),
             "",
-            f"{rows[0]['n']} photographs of about 500 × 375: median, minimum and maximum. "
-            "*Smooth areas* are those where `--smooth 0` would leave less than a quarter of the "
-            "noise, *textured areas* those where it would leave all of it. Their columns hold the "
-            "mean change of a pixel there, in levels of 1/255.",
+            "Median, minimum and maximum. The photographs have about 500 × 375 pixels. CIEDE2000 "
+            "is the mean difference of colour in the tile where the change is easiest to see, less "
+            "where contrast hides it; the last columns count the copies above a limit.",
         ]
     )
 
@@ -659,6 +701,7 @@ BLOCKS = {
     "summary": write_summary,
     "unseen": write_unseen,
     "photographs": write_photographs,
+    "strengths": write_strengths,
     "pretrained": write_pretrained,
     "one": write_one,
     "levers": write_levers,

@@ -18,6 +18,8 @@ import pytest
 import tue_cli
 from benchmarks import readme
 from tue_cli.errors import ExitCode
+from tue_cli.fields import list_questions
+from tue_cli.protect.request import ProtectSpec
 from tue_cli.weights import index, load, read_graph
 
 ROOT = Path(__file__).parent.parent
@@ -152,7 +154,11 @@ def test_what_is_declared_is_imported_and_what_is_imported_is_declared() -> None
     extras = project["optional-dependencies"]
     lines = [*project["dependencies"], *extras["export"], *extras["verify"]]
     names = {re.split(r"[<>=;]", line)[0].replace("-", "_").lower() for line in lines}
-    unlike = {"pil": "pillow", "sklearn": "scikit_learn"}  # the package, the name that pip knows
+    unlike = {
+        "pil": "pillow",
+        "sklearn": "scikit_learn",
+        "skimage": "scikit_image",
+    }  # the package, the name that pip knows
     needed = {unlike.get(name.lower(), name) for name in imported}
     # pyproject.toml says why torchvision is there; one of the two onnxruntimes is anywhere.
     assert names - {"torchvision", "onnxruntime_gpu"} == needed
@@ -188,3 +194,10 @@ def test_readme_and_docs_quote_the_committed_results() -> None:
     for name, block in readme.BLOCKS.items():
         start, end = readme.make_markers(name)
         assert start + block() + end in readme.find_page(name).read_text(encoding="utf-8")
+
+
+def test_the_help_of_strength_quotes_the_committed_results() -> None:
+    asked = next(q for q in list_questions(ProtectSpec) if q.name == "strength")
+    for name, (visible, learned) in readme.collect_strengths().items():
+        psnr, score = visible["psnr"]["median"], learned["std"]["score"]
+        assert f"{name} (PSNR {psnr:.0f} dB, protection {score:.0f} %)" in asked.declared.help

@@ -65,7 +65,8 @@ class ProtectSpec:
     )
     strength: str = setting(
         "normal",
-        "subtle, normal or strong.",
+        "How strong the noise is, and how visible. Of photographs: subtle (PSNR 38 dB, protection "
+        "15 %), normal (PSNR 35 dB, protection 25 %) or strong (PSNR 33 dB, protection 37 %).",
         choices=tuple(STRENGTHS),
     )
     settings: ProtectSettings = part(ProtectSettings(), by="strength", among=STRENGTHS)
