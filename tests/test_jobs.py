@@ -32,6 +32,7 @@ from tue_cli.events import AnyEvent, Done, Failed, Metric, Note, Saved, Skipped,
 from tue_cli.images.codec import DecodedImage, decode
 from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
 from tue_cli.protect.context import ALGORITHM, BATCH, KEYS
+from tue_cli.protect.copier import Prepared
 from tue_cli.protect.pipeline import BATCH_PIXELS, LoadedTask, load_ahead
 from tue_cli.protect.plan import Task
 from tue_cli.protect.request import ProtectSpec
@@ -307,7 +308,7 @@ def test_a_newer_algorithm_leaves_finished_copies_and_the_manifest_tells_both(
     run(spec)
     before = copies(tmp_path / "out")
     shutil.copy(photos / "space" / "rocket.jpg", photos / "space" / "new.jpg")
-    for place in ("context", "pipeline"):
+    for place in ("context", "copier", "pipeline"):
         monkeypatch.setattr(f"tue_cli.protect.{place}.ALGORITHM", ALGORITHM + 1)
     monkeypatch.setattr("tue_cli.protect.context.__version__", "99")
     events = run(spec)
@@ -526,7 +527,7 @@ def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> No
         pixels = np.broadcast_to(np.uint8(0), (side, side, 3))
         canvas = Canvas(np.zeros((3, 16, 16), np.float32), np.zeros((2, 1, 1), np.uint8))
         picture = DecodedImage(pixels, None, "PNG")
-        return LoadedTask(task, picture, canvas, "", tmp_path.stat(), 0.0)
+        return LoadedTask(task, Prepared(picture, canvas, ""), tmp_path.stat(), 0.0)
 
     with ThreadPoolExecutor(2) as pool:
         for seen, _ in enumerate(load_ahead(tasks, load, pool, 2)):

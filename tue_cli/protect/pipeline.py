@@ -11,24 +11,17 @@ import time
 from collections import Counter, deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
-
-from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import MARKED
-from tue_cli.engine.canvas import Canvas, make_canvas, perturb_canvases
 from tue_cli.engine.torch import Floats
-from tue_cli.errors import DeviceUnavailable, ImageProblem, OutOfMemory
+from tue_cli.errors import ImageProblem, OutOfMemory
 from tue_cli.events import Advanced, Failed, Saved, Skipped, make_plain
-from tue_cli.images import codec, encode, mark, resize
-from tue_cli.images.quality import compare
-from tue_cli.images.residual import collect_facts, measure_small_rms
-from tue_cli.images.strip import strip
-from tue_cli.images.visibility import describe_share, find_worst_tile, measure_share
+from tue_cli.images import codec, encode, mark
 from tue_cli.protect.context import ALGORITHM, BATCH, LARGE, RunContext
+from tue_cli.protect.copier import Copier, Prepared, describe_copy
 from tue_cli.protect.plan import Task, explain_taken, find_obstacle
 from tue_cli.protect.result import CopyRecord, NoteCounter
 from tue_cli.storage.attributes import read_attributes
@@ -51,9 +44,7 @@ class LoadedTask:
     """A decoded picture on its way to the engine and back."""
 
     task: Task
-    picture: codec.DecodedImage
-    canvas: Canvas
-    source_sha256: str
+    ready: Prepared
     status: os.stat_result
     seconds: float
     attributes: Mapping[str, bytes] = field(default_factory=dict)
@@ -76,14 +67,12 @@ class Pipeline:
     def __init__(self, context: RunContext) -> None:
         self._context = context
         self._places: dict[Path, str] = {}
-        self._numbers = {name: number for number, name in enumerate(context.weights.card.classes)}
+        self._copier = Copier(context.spec, context.weights, context.engine, context.secret)
         self.counts: Counter[str] = Counter()  # by kind, of those skipped by reason
         self.failures: list[dict[str, str]] = []
         self.notes = NoteCounter()
         self.engine_seconds = 0.0
         self._weak = 0
-        settings = context.spec.settings
-        self._largest = METHODS[settings.method].find_reach(settings.noise)
 
     def run(self, tasks: Sequence[Task], total: int) -> Iterator[Outcome | Advanced]:
         """Yield an outcome for every task, and how far the run is on its way to `total`."""
@@ -194,22 +183,17 @@ class Pipeline:
             del data
             if mark.has_mark(picture.metadata.xmp):
                 return Skipped(source, *MARKED)
-            picture = encode.fit_format(picture, self._context.spec.format, task.relative)
             if not task.has_place:
                 raise explain_taken()
-            picture = strip(picture, self._context.spec.strip)
             if self._context.spec.strip == "metadata":
                 attributes = {}
-            else:
-                picture = replace(picture, notes=(*picture.notes, *private))
-            size, settings = self._context.weights.card.size, self._context.spec.settings
-            canvas = make_canvas(picture.shown, size, settings)
+            ready = self._copier.prepare(picture, digest, task.relative, private)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(source, error)
         except OSError as error:
             return Failed(source, "unreadable", f"The file cannot be read: {error}.")
         seconds = time.monotonic() - began
-        return LoadedTask(task, picture, canvas, digest, status, seconds, attributes)
+        return LoadedTask(task, ready, status, seconds, attributes)
 
     def _find_obstacle(self, task: Task, digest: str) -> Skipped | Failed | None:
         """Return why this picture cannot be worked on, or None."""
@@ -227,21 +211,10 @@ class Pipeline:
     def _perturb(self, batch: list[LoadedTask]) -> tuple[Floats, float]:
         """Return the noise of a batch, and how many seconds of it each picture took."""
         self._context.journal.refuse_loss()
-        began, seed = time.monotonic(), str(self._context.spec.settings.seed)
-        deltas = perturb_canvases(
-            self._context.engine,
-            [loaded.canvas for loaded in batch],
-            [self._numbers[loaded.task.key] for loaded in batch],
-            [
-                self._context.secret.derive_number("noise", seed, loaded.source_sha256)
-                for loaded in batch
-            ],
+        began = time.monotonic()
+        deltas = self._copier.perturb(
+            [loaded.ready for loaded in batch], [loaded.task.key for loaded in batch]
         )
-        if not np.isfinite(deltas).all():
-            raise DeviceUnavailable(
-                f"{self._context.engine.description}: the noise is not a number (NaN).",
-                "Use --device cpu, another --backend or other weights.",
-            )
         spent = time.monotonic() - began
         self.engine_seconds += spent
         return deltas, spent / len(batch)
@@ -255,46 +228,21 @@ class Pipeline:
 
     def _write(self, loaded: LoadedTask, delta: Floats, engine_seconds: float) -> Outcome:
         began = time.monotonic()
-        task, picture, spec = loaded.task, loaded.picture, self._context.spec
+        task = loaded.task
         place = self._context.output / task.relative
-        share = measure_share(loaded.canvas.mask)
-        marks = spec.mark and share > 0  # a picture without any noise is not protected
         try:
-            # Nothing here holds the protected pixels, so that `encode` can let them go.
-            encoded = encode.encode(
-                mark.prepare(picture) if marks else picture,
-                resize.add_upsampled(delta, picture.pixels, self._largest, loaded.canvas.mask),
-                format=spec.format,
-                quality=spec.quality,
-            )
-            if marks:
-                encoded = mark.complete(encoded)
-            quality = compare(picture.pixels, encoded.decoded.pixels)
-            worst = find_worst_tile(picture.shown, encoded.decoded.shown)
-            record = CopyRecord(
+            copy = self._copier.finish(loaded.ready, delta)
+            record = describe_copy(
+                loaded.ready,
+                copy,
                 path=task.relative.as_posix(),
                 source=task.item.relative.as_posix(),
-                source_sha256=loaded.source_sha256,
-                sha256=sha256(encoded.data),
                 label=task.item.label,
                 key=task.key,
-                algorithm=ALGORITHM,
-                format=encoded.format,
-                bytes=len(encoded.data),
-                known=collect_facts(_read_back(encoded)),
-                largest=quality.largest,
-                mean=round(quality.mean, 3),
-                psnr=round(quality.psnr, 2),
-                ssim=round(quality.ssim, 4),
-                survival=round(encoded.survival, 3),
-                delta_e=round(worst.delta_e, 2),
-                worst_tile=(worst.left, worst.top, worst.side),
-                small_rms=round(measure_small_rms(picture, encoded.decoded), 3),
-                notes=(*picture.notes, *encoded.notes, *describe_share(share)),
             )
             seconds = loaded.seconds + engine_seconds + time.monotonic() - began
             timed = {**make_plain(record), "seconds": round(seconds, 4)}
-            self._context.journal.save(timed, encoded.data, loaded.status, loaded.attributes)
+            self._context.journal.save(timed, copy.encoded.data, loaded.status, loaded.attributes)
         except (ImageProblem, MemoryError) as error:
             return _describe_failure(task.item.source, error)
         except OSError as error:
@@ -332,15 +280,9 @@ def _describe_failure(source: Path, error: ImageProblem | MemoryError) -> Failed
     return Failed(source, problem.reason, problem.message)
 
 
-def _read_back(encoded: encode.Encoded) -> codec.DecodedImage:
-    """Return a copy as a reader decodes it: WebP has three channels where grayscale had one."""
-    is_grey = encoded.decoded.pixels.shape[2] == 1
-    return codec.decode(encoded.data) if is_grey and encoded.format == "WEBP" else encoded.decoded
-
-
 def _count_pixels(loaded: LoadedTask) -> int:
     """Return how many pixels of 8 bits take the room of a picture's."""
-    return loaded.picture.pixels[..., 0].nbytes
+    return loaded.ready.picture.pixels[..., 0].nbytes
 
 
 def _was(count: int) -> str:
