@@ -17,6 +17,7 @@ from typer.core import TyperGroup
 
 from tue_cli import __version__
 from tue_cli.check.run import CheckSpec
+from tue_cli.dataset.remote import is_url, redact
 from tue_cli.errors import BadSetting, ExitCode
 from tue_cli.exits import end_interrupted, translate_errors
 from tue_cli.fields import format_command
@@ -93,6 +94,9 @@ def protect(
     from tue_cli.protect.run import protect as job
     from tue_cli.protect.watch import watch
 
+    if given["engine"] != "local" or any(map(is_url, [*given["paths"], given["output"] or ""])):
+        _protect_collection(given, Console(as_json=as_json, quiet=quiet, verbose=verbose))
+        return
     spec = replace(given.read_spec(), command=given.typed)
     again = given.typed
     if spec.existing != "skip":
@@ -105,6 +109,19 @@ def protect(
     )
     result = console.run(watch(spec) if spec.watch else job(spec), again)
     if isinstance(result, ProtectSummary) and result.failed:
+        raise typer.Exit(ExitCode.SOME_FAILED)
+
+
+def _protect_collection(given: Given[ProtectSpec], console: Any) -> None:
+    """Protect shards by URL."""
+    from tue_cli.protect.collection import CollectionSpec, protect_collection
+
+    if not given["output"]:
+        raise BadSetting("The output is not named.", "Add -o and a URL or a folder.")
+    spec = replace(given.read_spec(paths=["."], output=None), output=None)
+    asked = CollectionSpec(tuple(given["paths"]), given["output"], spec)
+    result = console.run(protect_collection(asked), redact(given.typed))
+    if result.failed or result.shards_failed or result.incomplete:
         raise typer.Exit(ExitCode.SOME_FAILED)
 
 

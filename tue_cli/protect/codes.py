@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from functools import partial
 
 import numpy as np
 from numpy.typing import NDArray
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item
-from tue_cli.dataset.secret import keep_codes, mark_class, read_codes
+from tue_cli.dataset.secret import Secret, keep_codes, mark_class, read_codes
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import refuse_unless
 from tue_cli.events import Event, Note
@@ -18,6 +19,7 @@ from tue_cli.protect.context import RunContext
 from tue_cli.protect.labels import refuse_overflow, run_surrogate
 from tue_cli.protect.request import count_clusters
 from tue_cli.text import escape, format_count
+from tue_cli.weights import Weights
 
 LOOKED_AT, MOST_LOOKED_AT = 64, 2000
 """Pictures of a class that tell which codes are near to it, and at most of all classes together."""
@@ -57,9 +59,7 @@ def choose_codes(
     if look and METHODS[run.spec.settings.method].shows_key and len(classes) > 1:
         nearness = yield from _measure_nearness(run, items, new)
 
-    def order(name: str) -> list[str]:
-        return sorted(available, key=lambda code: run.secret.derive("code", name, code))
-
+    order = partial(order_codes, run.secret, available)
     codes = assign_codes(classes, available, run.journal.keys, order, remembered, nearness)
     moved = [n for n in new_here if n in remembered and codes[n] != remembered[n]]
     if moved:
@@ -70,6 +70,11 @@ def choose_codes(
             tuple(map(escape, moved)),
         )
     return codes
+
+
+def order_codes(secret: Secret, available: Sequence[str], name: str) -> list[str]:
+    """Return the codes in the order in which a class of that name takes them, if free to choose."""
+    return sorted(available, key=lambda code: secret.derive("code", name, code))
 
 
 def record_codes(run: RunContext, codes: Mapping[str, str]) -> None:
@@ -124,13 +129,27 @@ def _measure_nearness(
     seen, logits = run_surrogate(run, run.engine.logits, list(dict.fromkeys(few)))
     if not seen:
         return {}
-    labels_seen = np.array([item.label for item in seen])
+    return average_odds([item.label for item in seen], logits, run.weights)
+
+
+def average_odds(labels: Sequence[str], logits: Floats, weights: Weights) -> dict[str, Floats]:
+    """Return the mean of log p(code | picture) over the pictures of each label, (K,) by label.
+
+    Args:
+        labels: of N pictures.
+        logits: the surrogate's, (N, K).
+        weights: whose surrogate it is.
+
+    Raises:
+        WeightsProblem: the surrogate computes numbers that are not finite.
+    """
+    seen = np.array(labels)
     with np.errstate(over="ignore", invalid="ignore"):
         odds = logits - logits.max(1, keepdims=True)
         odds -= np.log(np.exp(odds).sum(1, keepdims=True))
-        near = {name: odds[labels_seen == name].mean(0) for name in set(labels_seen.tolist())}
+        near = {name: odds[seen == name].mean(0) for name in set(seen.tolist())}
     for values in near.values():
-        refuse_overflow(values, run.weights)
+        refuse_overflow(values, weights)
     return near
 
 

@@ -101,7 +101,9 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     )
     originals = discover.find_source_folders(found.items)
     modes = find_folder_modes((item.source, item.relative) for item in found.items)
-    journal = Journal(output, describe_run(spec, weights, engine), spec.existing, originals, modes)
+    journal = Journal(
+        output, describe_run(spec, weights, engine.kind), spec.existing, originals, modes
+    )
     journal.recall()
     copies = find_known_copies(spec.paths, journal.copies)
     is_part = spec.retry_failed or spec.selection != WHOLE
@@ -179,12 +181,15 @@ def choose_weights(spec: ProtectSpec) -> Weights:
     return weights
 
 
-def describe_run(spec: ProtectSpec, weights: Weights, engine: Engine) -> dict[str, Any]:
-    """Return what decides the copies' bytes and, with `tool` and `algorithm`, who made them."""
+def describe_run(spec: ProtectSpec, weights: Weights, engine: str) -> dict[str, Any]:
+    """Return what decides the copies' bytes and, with `tool` and `algorithm`, who made them.
+
+    `engine` is the kind of one.
+    """
     return {
         "tool": describe_tool(),
         "algorithm": ALGORITHM,
-        "engine": engine.kind,
+        "engine": engine,
         "weights": {"name": weights.name, "sha256": weights.sha256},
         "settings": asdict(spec.settings),
         "format": spec.format,

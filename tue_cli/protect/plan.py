@@ -7,7 +7,8 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
-from pathlib import Path
+from pathlib import Path, PurePath
+from typing import TypeVar
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.discover import Item, find_crowded, fold_path, make_absolute
@@ -21,6 +22,8 @@ from tue_cli.protect.context import RunContext
 from tue_cli.protect.request import count_clusters
 from tue_cli.protect.result import ClassPlan, ProtectPlan
 from tue_cli.text import escape, format_count
+
+P = TypeVar("P", bound=PurePath)
 
 TOGETHER = 256
 """Pictures that a thread looks at in one go, where each takes little."""
@@ -54,7 +57,7 @@ def plan_tasks(
 ) -> tuple[Task, ...]:
     """Give every picture the code of its class, and its place in the journal's output."""
     tasks = tuple(
-        Task(item, _change_suffix(item.relative, run.spec.format), codes[item.label])
+        Task(item, change_suffix(item.relative, run.spec.format), codes[item.label])
         for item in items
     )
     tasks = _find_places(tasks, run.output)
@@ -143,7 +146,7 @@ def explain_taken() -> ImageProblem:
     )
 
 
-def _change_suffix(relative: Path, form: str) -> Path:
+def change_suffix(relative: P, form: str) -> P:
     """Return where a copy goes: another format changes the extension, and only then."""
     suffix = relative.suffix.lower()
     if form == "keep" and suffix == ".gif":

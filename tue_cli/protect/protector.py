@@ -24,7 +24,7 @@ from tue_cli.errors import BadSetting, ImageProblem, refuse_unless
 from tue_cli.images import codec, mark, sniff
 from tue_cli.images.coding import choose_kind, convert_mode
 from tue_cli.images.deep import Pixels
-from tue_cli.protect.codes import assign_codes
+from tue_cli.protect.codes import assign_codes, order_codes
 from tue_cli.protect.context import BATCH, choose_weights
 from tue_cli.protect.copier import Copier, Prepared
 from tue_cli.protect.request import ProtectSpec
@@ -146,7 +146,7 @@ class Protector:
         """
         name = normalize_name(label)
         if self._codes is None:
-            return _order_codes(self._copier.secret, self._copier.weights.card.classes, name)[0]
+            return order_codes(self._copier.secret, self._copier.weights.card.classes, name)[0]
         refuse_unless(
             name in self._codes,
             f"The label {label!r} is none of the classes.",
@@ -285,11 +285,6 @@ def _find_secret(secret: Secret | str | None) -> Secret:
     return found
 
 
-def _order_codes(secret: Secret, available: Sequence[str], name: str) -> list[str]:
-    """Return the codes in the order of a class of that name."""
-    return sorted(available, key=lambda code: secret.derive("code", name, code))
-
-
 def _assign_codes(
     classes: Mapping[str, str] | Iterable[str] | None, weights: Weights, secret: Secret
 ) -> dict[str, str] | None:
@@ -299,7 +294,7 @@ def _assign_codes(
         return None
     if not isinstance(classes, Mapping):
         names = [normalize_name(name) for name in classes]
-        return assign_codes(names, available, {}, partial(_order_codes, secret, available))
+        return assign_codes(names, available, {}, partial(order_codes, secret, available))
     for name, code in classes.items():
         refuse_unless(
             code in available,

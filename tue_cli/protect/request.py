@@ -9,6 +9,7 @@ from pathlib import Path
 from tue_cli.config import DEVICE, DEVICES, METHODS, STRENGTHS, ProtectSettings
 from tue_cli.dataset.journal import EXISTING
 from tue_cli.dataset.selection import Selection
+from tue_cli.dataset.shards import FIELD
 from tue_cli.declare import ADVANCED, argument, fixed, part, setting
 from tue_cli.engine.select import BACKENDS, refuse_unknown
 from tue_cli.errors import BadSetting, refuse_unless
@@ -16,6 +17,8 @@ from tue_cli.images import coding
 from tue_cli.images.strip import STRIP
 from tue_cli.noise import Noise
 from tue_cli.report.write import refuse_report
+
+ENGINES = ("local", "ray")
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,8 @@ class ProtectSpec:
     labels: str = setting(
         "auto",
         "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
-        "similar pictures), FILE.csv (path,class); auto: folders, if there are several.",
+        "similar pictures), FILE.csv (path,class); auto: folders, if there are several. Of shards: "
+        "auto, single or field:NAME, a column or a key.",
         in_form=False,
     )
     key: str | None = setting(
@@ -123,7 +127,22 @@ class ProtectSpec:
     )
     command: str = fixed("", "the command as it was typed")
     jobs: int = setting(
-        0, "Threads that read and write pictures. 0: one per processor.", panel=ADVANCED
+        0,
+        "Threads that read and write pictures, or workers for shards. 0: one per processor.",
+        panel=ADVANCED,
+    )
+    engine: str = setting(
+        "local",
+        "Where shards by URL are protected: local, or ray (many machines).",
+        choices=ENGINES,
+        panel=ADVANCED,
+        in_form=False,
+    )
+    address: str | None = setting(
+        None,
+        "Address of a Ray cluster, such as auto. Default: Ray is started on this machine.",
+        panel=ADVANCED,
+        in_form=False,
     )
 
     @property
@@ -165,6 +184,11 @@ class ProtectSpec:
             f"Choose one of: {', '.join(EXISTING)}.",
         )
         refuse_unknown(self.backend)
+        refuse_unless(
+            self.engine in ENGINES,
+            f"--engine {self.engine!r} is unknown.",
+            f"Choose one of: {', '.join(ENGINES)}.",
+        )
         _refuse_unknown_labels(self.labels)
         if self.report is not None:
             refuse_report(self.report)
@@ -220,6 +244,7 @@ def count_clusters(labels: str) -> int | None:
 
 def _refuse_unknown_labels(labels: str) -> None:
     known = count_clusters(labels) is not None or labels in ("auto", "folders", "single")
+    known = known or labels.startswith(FIELD)
     if not known and not os.path.isfile(labels):  # noqa: PTH113 - False for a name too long
         raise BadSetting(
             f"--labels {labels!r} is neither a way to make classes nor a file that exists.",

@@ -1,0 +1,582 @@
+"""Data sets by URL: shards in, protected shards out, all else as it was; nothing unsafe is read."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import signal
+import subprocess
+import sys
+import tarfile
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from tue_cli.cli import app
+from tue_cli.config import ProtectSettings
+from tue_cli.dataset.remote import Place, expand, redact
+from tue_cli.dataset.shards import BadShard, read_tar, split_name
+from tue_cli.errors import BadSetting, ExitCode, TueError
+from tue_cli.events import Done, Failed, Note
+from tue_cli.noise import TueNoise
+from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
+from tue_cli.protect.protector import Protector
+from tue_cli.protect.request import ProtectSpec
+
+SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
+NAMES = ("cat", "dog", "cow")
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def draw(number: int, side: int = 40) -> bytes:
+    levels = np.random.default_rng(number).normal(128, 30, (side, side, 3)).clip(0, 255)
+    made = io.BytesIO()
+    Image.fromarray(levels.astype(np.uint8)).save(made, "PNG")
+    return made.getvalue()
+
+
+Members = list[tuple[str, bytes]]
+
+
+def make_tar(place: Path, members: Members) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with tarfile.open(place, "w") as tar:
+        for name, data in members:
+            about = tarfile.TarInfo(name)
+            about.size, about.mtime, about.uname = len(data), 1_700_000_000, "ann"
+            tar.addfile(about, io.BytesIO(data))
+    return place
+
+
+def list_members(first: int, count: int) -> Members:
+    members: Members = []
+    for number in range(first, first + count):
+        name = f"{number:04d}"
+        members += [
+            (f"{name}.png", draw(number)),
+            (f"{name}.cls", str(number % 3).encode()),
+            (f"{name}.seg.png", b"a mask"),
+        ]
+    return members
+
+
+def read_members(place: Path) -> dict[str, bytes]:
+    with tarfile.open(place) as tar:
+        return {m.name: tar.extractfile(m).read() for m in tar if m.isfile()}  # type: ignore[union-attr]
+
+
+def make_parquet(place: Path, rows: list[dict[str, Any]], **types: pa.DataType) -> Path:
+    place.parent.mkdir(parents=True, exist_ok=True)
+    told = {"info": {"features": {"label": {"names": list(NAMES), "_type": "ClassLabel"}}}}
+    kinds = {"image": IMAGE, "label": pa.int64(), "note": pa.string()} | types
+    schema = pa.schema(
+        [(name, kinds[name]) for name in rows[0]], metadata={"huggingface": json.dumps(told)}
+    )
+    pq.write_table(pa.Table.from_pylist(rows, schema), place, row_group_size=4)
+    return place
+
+
+def list_rows(count: int) -> list[dict[str, Any]]:
+    return [
+        {"image": {"bytes": draw(n), "path": f"{n}.png"}, "label": n % 3, "note": f"note {n}"}
+        for n in range(count)
+    ]
+
+
+@pytest.fixture
+def base(twin: Path) -> ProtectSpec:
+    return ProtectSpec((), settings=SHORT, weights=str(twin), backend="onnx", jobs=1)
+
+
+Run = Callable[..., tuple[list[Any], CollectionSummary]]
+
+
+@pytest.fixture
+def run(base: ProtectSpec, tmp_path: Path) -> Run:
+    def go(
+        source: object, output: object = None, **more: Any
+    ) -> tuple[list[Any], CollectionSummary]:
+        target = str(output or (tmp_path / "out").as_uri())
+        asked = CollectionSpec((str(source),), target, replace(base, **more))
+        events = list(protect_collection(asked))
+        done = events[-1]
+        assert isinstance(done, Done)
+        return events, done.result
+
+    return go
+
+
+def failures_of(events: list[Any]) -> list[tuple[str, str]]:
+    return [(event.path.as_posix(), event.reason) for event in events if isinstance(event, Failed)]
+
+
+def snapshot(folder: Path) -> dict[str, bytes]:
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+# What a shard becomes.
+
+
+@pytest.mark.slow
+def test_a_tar_keeps_all_members_but_its_pictures_which_are_protected_as_files_are(
+    run: Run, twin: Path, tmp_path: Path
+) -> None:
+    members = [("about/", b""), *list_members(0, 4), ("README.txt", b"hello")][1:]
+    source = make_tar(tmp_path / "in" / "part-0.tar", members)
+    events, result = run(source.parent.as_uri())
+    assert (result.shards, result.protected, result.failed) == (1, 4, 0), events
+    made = read_members(tmp_path / "out" / "part-0.tar")
+    assert list(made) == [name for name, _ in members]
+    plan = json.loads((tmp_path / "out" / ".tue" / "plan.json").read_text())
+    library = Protector(twin, settings=SHORT, backend="onnx", classes=plan["keys"])
+    for name, data in members:
+        if name.endswith(".png") and ".seg" not in name:
+            label = str(int(name[:4]) % 3)
+            assert made[name] == library.protect_file(data, label) != data
+        else:
+            assert made[name] == data
+    with tarfile.open(tmp_path / "out" / "part-0.tar") as tar:
+        assert {(m.uname, m.mtime) for m in tar} == {("ann", 1_700_000_000)}
+    (part,) = (tmp_path / "out" / ".tue" / "parts").iterdir()
+    rows = pq.read_table(part).to_pylist()
+    assert [row["path"] for row in rows] == [f"{n:04d}.png" for n in range(4)]
+    assert all(row["state"] == "protected" and row["largest"] > 0 for row in rows)
+
+
+@pytest.mark.slow
+def test_a_parquet_file_keeps_its_schema_and_its_other_columns(run: Run, tmp_path: Path) -> None:
+    source = make_parquet(tmp_path / "in" / "train-0.parquet", list_rows(9))
+    _, result = run(source.parent)
+    assert (result.shards, result.protected) == (1, 9)
+    before, after = pq.read_table(source), pq.read_table(tmp_path / "out" / "train-0.parquet")
+    assert after.schema.equals(before.schema, check_metadata=True)
+    assert after.drop_columns("image").equals(before.drop_columns("image"))
+    for old, new in zip(before["image"].to_pylist(), after["image"].to_pylist(), strict=True):
+        assert old["path"] == new["path"] and old["bytes"] != new["bytes"]
+    plan = json.loads((tmp_path / "out" / ".tue" / "plan.json").read_text())
+    assert set(plan["keys"]) == set(NAMES)
+
+
+@pytest.mark.slow
+def test_a_folder_of_pictures_becomes_a_folder_of_copies(run: Run, tmp_path: Path) -> None:
+    for number in range(6):
+        place = tmp_path / "in" / NAMES[number % 2] / f"{number}.png"
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(draw(number))
+    (tmp_path / "in" / "cat" / "notes.txt").write_text("x")
+    _, result = run((tmp_path / "in").as_uri())
+    assert result.protected == 6
+    made = {name for name in snapshot(tmp_path / "out") if not name.startswith(".tue/")}
+    assert made == {f"{NAMES[n % 2]}/{n}.png" for n in range(6)}
+    plan = json.loads((tmp_path / "out" / ".tue" / "plan.json").read_text())
+    assert set(plan["keys"]) == {"cat", "dog"}
+
+
+@pytest.mark.slow
+def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shards_stay(
+    run: Run, tmp_path: Path
+) -> None:
+    for number in range(3):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
+    run(tmp_path / "in", jobs=2)
+    first = snapshot(tmp_path / "out")
+    assert len([name for name in first if name.endswith(".tar")]) == 3
+    run(tmp_path / "in", (tmp_path / "other").as_uri(), jobs=1)
+    assert snapshot(tmp_path / "other") == first
+    (tmp_path / "out" / "1.tar").unlink()
+    events, result = run(tmp_path / "in")
+    assert (result.shards, result.already_done) == (0, 3)
+    # A shard that changed is made again, and its part of the manifest replaced.
+    make_tar(tmp_path / "in" / "1.tar", list_members(40, 5))
+    _, result = run(tmp_path / "in")
+    assert (result.shards, result.already_done, result.protected) == (1, 2, 5)
+    assert len(list((tmp_path / "out" / ".tue" / "parts").iterdir())) == 3
+    with pytest.raises(BadSetting, match="other settings: mark"):
+        run(tmp_path / "in", mark=True)
+
+
+# What goes wrong.
+
+
+@pytest.mark.slow
+def test_what_is_bad_is_told_in_a_line_and_the_rest_goes_on(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "in"
+    members = list_members(0, 4)
+    members[3] = ("0001.png", b"no picture")
+    members[7] = ("0002.txt", b"a caption, and no label")
+    make_tar(folder / "good.tar", members)
+    (folder / "noise.tar").write_bytes(b"no tar" * 400)
+    whole = make_tar(folder / "cut.tar", list_members(10, 4)).read_bytes()
+    (folder / "cut.tar").write_bytes(whole[: len(whole) // 2])
+    (folder / "packed.tar.gz").write_bytes(b"")
+    (folder / "noise.parquet").write_bytes(b"PAR1")
+    make_parquet(folder / "text.parquet", [{"note": "x", "label": 1}])
+    unlabelled = [{"image": row["image"], "note": "x"} for row in list_rows(2)]
+    make_parquet(folder / "unlabelled.parquet", unlabelled)
+    events, result = run(folder)
+    assert dict(failures_of(events)) == {
+        "good.tar/0001.png": "not-a-picture",
+        "good.tar/0002.png": "no-label",
+        "noise.tar": "not-a-tar",
+        "cut.tar": "not-a-tar",
+        "packed.tar.gz": "unsupported",
+        "noise.parquet": "not-parquet",
+        "text.parquet": "no-labels",
+        "unlabelled.parquet": "no-labels",
+    }
+    assert (result.shards, result.protected, result.failed) == (1, 2, 2)
+    # What could not be protected is not published: the whole sample is missing.
+    kept = read_members(tmp_path / "out" / "good.tar")
+    assert {name[:4] for name in kept} == {"0000", "0003"}
+    assert not list((tmp_path / "out").glob("*.parquet"))
+    _, again = run(folder)
+    assert (again.already_done, again.incomplete, again.shards_failed) == (1, 1, 6)
+
+
+def link(name: str, target: str, kind: bytes) -> tarfile.TarInfo:
+    about = tarfile.TarInfo(name)
+    about.type, about.linkname = kind, target
+    return about
+
+
+@pytest.mark.parametrize(
+    "about",
+    [
+        tarfile.TarInfo("../0.png"),
+        tarfile.TarInfo("/etc/0.png"),
+        tarfile.TarInfo("a\\..\\0.png"),
+        link("0.png", "/etc/passwd", tarfile.SYMTYPE),
+        link("0.png", "1.png", tarfile.LNKTYPE),
+        link("0.png", "", tarfile.CHRTYPE),
+        link("0.png", "", tarfile.FIFOTYPE),
+    ],
+    ids=lambda about: f"{about.name} {about.type.decode()}",
+)
+def test_unsafe_members_are_refused(about: tarfile.TarInfo) -> None:
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        tar.addfile(about)
+    made.seek(0)
+    with pytest.raises(BadShard) as caught:
+        list(read_tar(made, "auto"))
+    assert caught.value.reason == "unsafe"
+
+
+def test_a_tar_that_would_fill_the_memory_is_refused_before_it_does() -> None:
+    for kind, size in ((tarfile.REGTYPE, 1 << 40), (tarfile.XHDTYPE, 1 << 33)):
+        about = tarfile.TarInfo("0.png")
+        about.type, about.size = kind, size
+        bomb = io.BytesIO(about.tobuf(tarfile.GNU_FORMAT) + bytes(2048))
+        with pytest.raises(BadShard) as caught:
+            list(read_tar(bomb, "auto"))
+        assert caught.value.reason == "unsafe"
+
+
+@pytest.mark.parametrize("damage", [slice(1024, 1088), slice(1024, None)])
+def test_a_damaged_header_in_the_middle_is_not_taken_for_the_end(
+    damage: slice, tmp_path: Path
+) -> None:
+    whole = make_tar(tmp_path / "0.tar", [("0.txt", b"a"), ("1.txt", b"b")]).read_bytes()
+    data = bytearray(whole)
+    data[damage] = b"" if damage.stop is None else b"\xff" * 64
+    with pytest.raises(BadShard, match="no tar file, or a damaged one"):
+        list(read_tar(io.BytesIO(bytes(data)), "auto"))
+
+
+def test_the_picture_of_a_sample_is_the_member_with_the_plain_extension() -> None:
+    assert split_name("a.b/0001.seg.png") == ("a.b/0001", "seg.png")
+    made = io.BytesIO()
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        for name, data in (
+            ("0.jpg", b"picture"),
+            ("0.seg.png", b"mask"),
+            ("0.json", b'{"label": 7, "kind": "x"}'),
+            ("1.left.png", b"l"),
+            ("1.right.png", b"r"),
+        ):
+            about = tarfile.TarInfo(name)
+            about.size = len(data)
+            tar.addfile(about, io.BytesIO(data))
+    for labels, label in (("auto", "7"), ("field:kind", "x"), ("field:none", None)):
+        made.seek(0)
+        first, second = read_tar(made, labels)
+        assert first.names == ("0.jpg",) and first.label == label
+        assert second.names == ("1.left.png", "1.right.png") and second.label is None
+
+
+def test_no_text_tells_a_secret_of_a_url() -> None:
+    told = redact("GET https://ann:pw@host/a.tar?X-Amz-Signature=abc#x failed; s3://k:s@b/c")
+    assert told == "GET https://host/a.tar?… failed; s3://b/c"
+    place = Place("https://ann:pw@127.0.0.1:9/x?token=abc")
+    with pytest.raises(TueError) as caught:
+        place.list_files()
+    for text in (str(caught.value), repr(place), place.shown):
+        assert "pw" not in text and "abc" not in text
+
+
+def test_a_range_in_braces_names_files() -> None:
+    assert expand("https://h/a-{08..10}.tar") == [
+        f"https://h/a-{n}.tar" for n in ("08", "09", "10")
+    ]
+    with pytest.raises(BadSetting, match="names no file"):
+        expand("s3://b/{3..1}.tar")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (("ftp://h/x", "-o", "file:///tmp/x"), "ftp:// are not supported"),
+        (("file:///tmp/in", "-o", "https://h/x"), "can only be read"),
+        (("file:///tmp/in", "-o", "file:///tmp/in/out"), "lie within each other"),
+        (("file:///tmp/in",), "The output is not named"),
+        (("file:///tmp/in", "-o", "file:///tmp/x", "--watch"), "--watch is for folders"),
+        (("file:///tmp/in", "-o", "file:///tmp/x", "--labels", "cluster:3"), "cluster:3 is for"),
+        (("file:///tmp/in", "-o", "file:///tmp/x", "--address", "auto"), "Add --engine ray"),
+        (("file:///tmp/in", "-o", "file:///tmp/x", "--engine", "spark"), "'spark' is unknown"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_any_work(arguments: tuple[str, ...], said: str) -> None:
+    ran = CliRunner().invoke(app, ["protect", *arguments])
+    assert isinstance(ran.exception, BadSetting) and said in str(ran.exception)
+
+
+def test_an_output_that_is_not_ours_is_left_alone(run: Run, tmp_path: Path) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    make_tar(tmp_path / "out" / "theirs.tar", list_members(0, 1))
+    before = snapshot(tmp_path / "out")
+    with pytest.raises(BadSetting, match="is not empty"):
+        run(tmp_path / "in")
+    assert snapshot(tmp_path / "out") == before
+
+
+def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    events, result = run(tmp_path / "in", dry_run=True)
+    assert result.dry_run and result.shards == 1 and not (tmp_path / "out").exists()
+    assert not [event for event in events if isinstance(event, Note)]
+
+
+# Object storage, and Ray.
+
+
+@pytest.fixture(scope="module")
+def bucket() -> Iterator[str]:
+    """An S3 server on loopback with a bucket; the environment has its address, as users set it."""
+    moto = subprocess.Popen(
+        [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert moto.stdout is not None
+    address = ""
+    for line in moto.stdout:
+        if "Running on" in line:
+            address = line.split()[-1]
+            break
+    own = {
+        "AWS_ENDPOINT_URL": address,
+        "AWS_ACCESS_KEY_ID": "key-of-ann",
+        "AWS_SECRET_ACCESS_KEY": "secret-of-ann",
+        "AWS_DEFAULT_REGION": "us-east-1",
+        "AWS_EC2_METADATA_DISABLED": "true",
+    }
+    former = {name: os.environ.get(name) for name in own}
+    os.environ.update(own)
+    try:
+        import s3fs
+
+        s3fs.S3FileSystem.clear_instance_cache()
+        s3fs.S3FileSystem().mkdir("bucket")
+        yield "bucket"
+    finally:
+        moto.kill()
+        moto.wait()
+        moto.stdout.close()
+        for name, value in former.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
+
+
+def download(name: str) -> dict[str, bytes]:
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    system = s3fs.S3FileSystem()
+    found = system.find(name)
+    return {path.removeprefix(f"{name}/"): system.cat_file(path) for path in found}
+
+
+def upload(folder: Path, name: str) -> None:
+    import s3fs
+
+    for path in folder.iterdir():
+        s3fs.S3FileSystem().put_file(str(path), f"{name}/{path.name}")
+
+
+@pytest.mark.slow
+def test_a_bucket_gets_what_a_folder_gets(run: Run, bucket: str, tmp_path: Path) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 4))
+    make_parquet(tmp_path / "in" / "1.parquet", list_rows(5))
+    upload(tmp_path / "in", f"{bucket}/in")
+    run(f"s3://{bucket}/in", f"s3://{bucket}/out")
+    run(tmp_path / "in")
+    made, there = download(f"{bucket}/out"), snapshot(tmp_path / "out")
+    shards = {name for name in there if not name.startswith(".tue/")}
+    assert shards == {"0.tar", "1.parquet"}
+    assert {name: made[name] for name in shards} == {name: there[name] for name in shards}
+    told = b"".join(made.values())
+    assert b"secret-of-ann" not in told and b"key-of-ann" not in told
+    _, again = run(f"s3://{bucket}/in", f"s3://{bucket}/out")
+    assert (again.shards, again.already_done) == (0, 2)
+
+
+@pytest.mark.slow
+def test_a_missing_bucket_and_missing_credentials_end_a_run_before_any_work(
+    run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    with pytest.raises(TueError, match="bucket does not exist") as caught:
+        run("s3://nowhere/in")
+    assert caught.value.exit_code == ExitCode.ENVIRONMENT
+    with pytest.raises(TueError, match="bucket does not exist"):
+        run(tmp_path / "in", "s3://nowhere/out")
+    import s3fs
+
+    s3fs.S3FileSystem.clear_instance_cache()
+    monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+    monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+    with pytest.raises(TueError, match=r"credentials.* Set the credentials in the environment"):
+        run(f"s3://{bucket}/in")
+    s3fs.S3FileSystem.clear_instance_cache()
+
+
+@pytest.mark.slow
+def test_shards_are_read_over_http(run: Run, tmp_path: Path) -> None:
+    make_tar(tmp_path / "in" / "a-0.tar", list_members(0, 2))
+    make_tar(tmp_path / "in" / "a-1.tar", list_members(2, 2))
+    server = subprocess.Popen(
+        [sys.executable, "-u", "-m", "http.server", "0", "-b", "127.0.0.1"],
+        cwd=tmp_path / "in",
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+    )
+    try:
+        assert server.stdout is not None
+        port = server.stdout.readline().split("port ")[1].split()[0]
+        _, result = run(f"http://127.0.0.1:{port}/a-{{0..1}}.tar?token=abc")
+        assert result.shards == 2
+        assert {path.name for path in (tmp_path / "out").glob("*.tar")} == {"a-0.tar", "a-1.tar"}
+        assert b"abc" not in b"".join(snapshot(tmp_path / "out").values())
+    finally:
+        server.kill()
+        server.wait()
+        server.stdout.close() if server.stdout else None
+
+
+def command(source: str, output: str, twin: Path, *more: str) -> list[str]:
+    return [sys.executable, "-m", "tue_cli", "protect", source, "-o", output, "--weights",
+            str(twin), "--steps", "1", "--samples", "1", "--backend", "onnx", *more]  # fmt: skip
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(twin: Path, tmp_path: Path) -> None:
+    source = make_tar(tmp_path / "in" / "0.tar", list_members(0, 8)).parent
+    small = "import resource, signal, sys; signal.signal(signal.SIGXFSZ, signal.SIG_IGN); " \
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (9000, resource.RLIM_INFINITY)); " \
+        "from tue_cli.cli import main; main(sys.argv[1:])"  # fmt: skip
+    asked = command(source.as_uri(), (tmp_path / "out").as_uri(), twin, "--jobs", "1")
+    ran = subprocess.run(
+        [asked[0], "-c", small, *asked[3:]], capture_output=True, text=True, check=False
+    )
+    assert ran.returncode == ExitCode.ENVIRONMENT, ran.stderr
+    assert "File too large" in ran.stderr and "Finished shards are kept" in ran.stderr
+    assert not (tmp_path / "out" / "0.tar").exists()
+    ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert (tmp_path / "out" / "0.tar").exists()
+
+
+def find_ray_workers() -> list[int]:
+    """The processes of this user that Ray runs workers in."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdecimal():
+            try:
+                called = (entry / "cmdline").read_bytes()
+            except OSError:
+                continue
+            if called.startswith(b"ray::MapWorker"):
+                found.append(int(entry.name))
+    return found
+
+
+def wait_for(holds: Callable[[], Any], seconds: float = 120) -> Any:
+    end = time.monotonic() + seconds
+    while not (found := holds()):
+        assert time.monotonic() < end
+        time.sleep(0.05)
+    return found
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_killed(
+    run: Run, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(6):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    run(tmp_path / "in", (tmp_path / "local").as_uri())
+    output = tmp_path / "ray"
+    asked = command(
+        str(tmp_path / "in"), str(output), twin, "--engine", "ray", "--jobs", "2", "--json"
+    )
+    before = set(find_ray_workers())
+    driver = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    parts = output / ".tue" / "parts"
+    wait_for(lambda: parts.is_dir() and len(list(parts.iterdir())) >= 1)
+    driver.kill()
+    driver.communicate()
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    assert finished
+    # Ray's processes end with the driver's.
+    wait_for(lambda: not set(find_ray_workers()) - before)
+    driver = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    done = len(list(parts.iterdir()))
+    if done < 5:
+        wait_for(lambda: list((output / ".tue").glob("tue-scratch-*")))
+        for worker in set(find_ray_workers()) - before:
+            os.kill(worker, signal.SIGKILL)
+            break
+    said, problems = driver.communicate(timeout=200)
+    assert driver.returncode == 0, problems
+    events = [json.loads(line) for line in said.splitlines()]
+    assert events[-1]["event"] == "done"
+    assert events[-1]["already_done"] + events[-1]["shards"] == 6
+    assert {p: p.stat().st_mtime_ns for p in finished if p.exists()} == finished
+    assert snapshot(output) == snapshot(tmp_path / "local")
+
+
+def test_ray_and_fsspec_are_not_imported_for_a_folder(
+    small_photos: Path, twin: Path, tmp_path: Path
+) -> None:
+    code = (
+        "import sys\nfrom tue_cli.cli import app\n"
+        "try: app(sys.argv[1:])\n"
+        "except SystemExit as stop: assert not stop.code\n"
+        "found = {'ray', 'fsspec', 'pyarrow', 's3fs'} & set(sys.modules)\n"
+        "assert not found, found\n"
+    )
+    asked = command(str(small_photos), str(tmp_path / "out"), twin)
+    subprocess.run([sys.executable, "-c", code, *asked[3:]], check=True, capture_output=True)

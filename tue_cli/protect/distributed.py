@@ -1,0 +1,218 @@
+"""Where workers run: processes on this machine, or actors of a Ray cluster by Ray Data.
+
+Both take a stage, a class whose instance is called once for each item, and yield what it returns.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import multiprocessing
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from tue_cli.dataset.remote import explain
+from tue_cli.errors import TueError, require
+
+Item = Mapping[str, Any]
+Stage = Callable[..., Callable[[Item], Item]]
+AHEAD = 2
+"""Items that are handed out for each worker."""
+LOOPBACK = "127.0.0.1"
+OBJECTS = 256 << 20
+"""Bytes of Ray's store of objects on one machine; the items and outcomes are small."""
+
+
+class Workers:
+    """Processes on this machine, each of which computes on one thread."""
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.threads = 1
+
+    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield what `stage(**arguments)` returns for each item, as it is finished.
+
+        Raises:
+            TueError: a worker died.
+        """
+        context = multiprocessing.get_context("spawn")
+        pool = ProcessPoolExecutor(
+            min(self.count, max(1, len(items))),
+            context,
+            initializer=_begin,
+            initargs=(stage, dict(arguments)),
+        )
+        coming: set[Future[Item]] = set()
+        left = iter(items)
+        try:
+            while True:
+                while len(coming) < AHEAD * self.count and (item := next(left, None)) is not None:
+                    coming.add(pool.submit(_call, item))
+                if not coming:
+                    break
+                done, coming = wait(coming, return_when=FIRST_COMPLETED)
+                for future in done:
+                    yield future.result()
+        except BrokenProcessPool:
+            raise TueError(
+                "A worker died, perhaps because there was not enough memory.",
+                "Finished shards are kept. Run the same command again, with fewer --jobs.",
+            ) from None
+        finally:
+            if coming:  # they may be stopped anywhere: a shard appears whole or not at all
+                for process in multiprocessing.active_children():
+                    process.terminate()
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+_stage: Callable[[Item], Item] | None = None
+
+
+def _begin(stage: Stage, arguments: dict[str, Any]) -> None:
+    """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it."""
+    global _stage
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    _stage = stage(**arguments)
+
+
+def _call(item: Item) -> Item:
+    assert _stage is not None
+    return _stage(item)
+
+
+class RayWorkers:
+    """Actors of a Ray cluster, one for each GPU or processor; lost ones are replaced."""
+
+    def __init__(self, cluster: Any, count: int, device: str) -> None:
+        resources = cluster.cluster_resources()
+        processors, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
+        self._gpus = bool(gpus) and device.partition(":")[0] in ("auto", "cuda")
+        self.count = count or (gpus if self._gpus else processors)
+        # What decodes and encodes for a GPU are its share of the processors.
+        self.threads = max(1, processors // gpus) if self._gpus else 1
+
+    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
+        """Yield what `stage(**arguments)` returns for each item, as it is finished.
+
+        Raises:
+            TueError: Ray gave up.
+        """
+        import ray
+        from ray.data import ActorPoolStrategy
+
+        if not items:
+            return
+        rows = [{"item": json.dumps(item)} for item in items]
+        try:
+            # One block an item: it is what is handed out, and made again if its worker is lost.
+            made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
+                _RayStage,
+                batch_size=1,
+                compute=ActorPoolStrategy(size=min(self.count, len(rows))),
+                num_cpus=self.threads,
+                num_gpus=1 if self._gpus else None,
+                fn_constructor_kwargs={"stage": stage, "arguments": dict(arguments)},
+            )
+            for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
+                for text in batch["result"]:
+                    yield json.loads(str(text))
+        except ray.exceptions.RayError as error:
+            raise TueError(
+                f"Ray gave up: {explain(error)}.",
+                "Finished shards are kept. Run the same command again to continue.",
+            ) from None
+
+
+class _RayStage:
+    """A stage as Ray Data calls it: with batches of texts."""
+
+    def __init__(self, stage: Stage, arguments: dict[str, Any]) -> None:
+        self._stage = stage(**arguments)
+
+    def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
+        return {"result": [json.dumps(self._stage(json.loads(str(t)))) for t in batch["item"]]}
+
+
+@contextmanager
+def open_workers(engine: str, jobs: int, address: str | None, device: str) -> Iterator[Any]:
+    """Yield what runs workers: `Workers` for the engine `local`, `RayWorkers` for `ray`.
+
+    Args:
+        engine: `local` or `ray`.
+        jobs: how many workers; 0 for one per processor or GPU.
+        address: of a Ray cluster; None starts one on this machine, which nothing else can reach.
+        device: as `--device` says.
+
+    Raises:
+        TueError: Ray is not installed, or there is no cluster.
+    """
+    if engine == "local":
+        yield Workers(jobs or os.cpu_count() or 1)
+        return
+    require("ray")
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it logs goes to stderr
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    import ray
+
+    scratch: Path | None = None
+    own: dict[str, Any] = {"address": address}
+    if address is None:
+        scratch = Path(tempfile.mkdtemp(prefix="tue-ray-"))
+        own = {
+            "address": "local",
+            "num_cpus": jobs or None,
+            "include_dashboard": False,
+            "object_store_memory": OBJECTS,
+            "_node_ip_address": LOOPBACK,
+            "_temp_dir": str(scratch),
+        }
+    try:
+        try:
+            with _silence():
+                ray.init(**own, log_to_driver=False, logging_level=logging.CRITICAL)
+        except Exception as error:  # Ray's errors on starting have no class in common but this
+            raise TueError(
+                f"Ray cannot be used: {explain(error)}.",
+                "Check --address, and that the cluster has the same versions of Python and Ray.",
+            ) from None
+        _quiet(ray)
+        yield RayWorkers(ray, jobs, device)
+    finally:
+        ray.shutdown()
+        if scratch is not None:
+            shutil.rmtree(scratch, ignore_errors=True)
+
+
+@contextmanager
+def _silence() -> Iterator[None]:
+    """Let nothing to stderr: what Ray's libraries in C++ say there while it starts."""
+    kept, nowhere = os.dup(2), os.open(os.devnull, os.O_WRONLY)
+    try:
+        os.dup2(nowhere, 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+        os.close(nowhere)
+
+
+def _quiet(ray: Any) -> None:
+    """Leave stdout and stderr to the command."""
+    import ray.data
+
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars = False
+    context.print_on_execution_start = False
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)
+    # Ray prints to stdout that a worker was lost, and has no setting for it.
+    ray._private.worker.print_to_stdstream = lambda *_, **__: None
