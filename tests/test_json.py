@@ -21,6 +21,7 @@ from tue_cli.dataset.secret import SecretSummary
 from tue_cli.doctor import DoctorSummary
 from tue_cli.engine.onnx_graph.parity import Parity
 from tue_cli.events import SCHEMA, Checked, Done, Failed, Metric, Note, Saved, Skipped, Started
+from tue_cli.protect.collection import CollectionPlan, CollectionSummary, ShardRecord
 from tue_cli.protect.result import (
     CopyRecord,
     ProtectForecast,
@@ -41,8 +42,11 @@ RECORDS: dict[str, type] = {
     "started of tue check": CheckPlan,
     "started of tue verify": VerifyPlan,
     "started of tue train": TrainPlan,
+    "started of tue protect URL": CollectionPlan,
     "saved of tue protect": CopyRecord,
+    "saved of tue protect URL": ShardRecord,
     "done of tue protect": ProtectSummary,
+    "done of tue protect URL": CollectionSummary,
     "done of tue protect -n": ProtectForecast,
     "done of tue protect --watch": WatchSummary,
     "done of tue check": CheckSummary,

@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+from test_json import check_event
 from typer.testing import CliRunner
 
 from tue_cli.cli import app
@@ -232,7 +233,7 @@ def test_what_is_bad_is_told_in_a_line_and_the_rest_goes_on(run: Run, tmp_path: 
         "cut.tar": "not-a-tar",
         "packed.tar.gz": "unsupported",
         "noise.parquet": "not-parquet",
-        "text.parquet": "no-labels",
+        "text.parquet": "no-pictures",
         "unlabelled.parquet": "no-labels",
     }
     assert (result.shards, result.protected, result.failed) == (1, 2, 2)
@@ -562,6 +563,9 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     said, problems = driver.communicate(timeout=200)
     assert driver.returncode == 0, problems
     events = [json.loads(line) for line in said.splitlines()]
+    for event in events:
+        if event.get("title") != "Reading labels":
+            check_event(dict(event), "tue protect URL")
     assert events[-1]["event"] == "done"
     assert events[-1]["already_done"] + events[-1]["shards"] == 6
     assert {p: p.stat().st_mtime_ns for p in finished if p.exists()} == finished

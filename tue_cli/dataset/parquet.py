@@ -71,9 +71,13 @@ def list_parquet_labels(file: BinaryIO, labels: str) -> Iterator[str | None]:
 
 
 def _open_parquet(file: BinaryIO) -> Any:
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
-    parquet = pq.ParquetFile(file, pre_buffer=False)
+    try:
+        parquet = pq.ParquetFile(file, pre_buffer=False)
+    except (pa.ArrowException, OSError) as error:
+        raise _explain_parquet(error) from None
     for number in range(parquet.metadata.num_row_groups):
         if parquet.metadata.row_group(number).total_byte_size > MOST_GROUP:
             raise BadShard("unsafe", "A row group would take more than 4 GB of memory.")

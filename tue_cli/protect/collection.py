@@ -242,7 +242,8 @@ def _tell(
             record = ShardRecord(
                 outcome.path, outcome.protected, len(outcome.failed), outcome.seconds
             )
-            yield Saved(None, Path(outcome.path), outcome.bytes, record)
+            place = Path(outcome.path)
+            yield Saved(place, place, outcome.bytes, record)
         rate = result.protected / (time.monotonic() - began)
         pace = done / (time.monotonic() - began)
         yield Advanced(done, total, rate, (total - done) / pace)

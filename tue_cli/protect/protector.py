@@ -42,6 +42,24 @@ class Protector:
 
     The same picture, label, secret and settings give the same result, on any machine with the same
     kind of engine. Nothing is written.
+
+    Args:
+        weights: by name or file; None for the packaged weights.
+        settings: the method, its noise and seed; None for the defaults of `tue protect`.
+        radius: of the noise, in [0, 1], in place of the one in `settings`.
+        smooth: how much of the noise smooth areas get, in place of the one in `settings`.
+        classes: the code of each label, or the labels among which codes are shared out evenly;
+            other labels are refused. None: any label, whose code depends on it and the secret.
+        plan: an output of `tue protect`, or its manifest, with finished copies: the codes of
+            its classes are used, its weights must be the same, and `auto` goes on with its
+            engine. Not together with `classes`.
+        secret: as `tue secret export` writes it; None for the user's own.
+        format: of files: `keep`, `png`, `jpeg` or `webp`.
+        quality: of files in JPEG, WebP and AVIF, 1 to 100; None for the original's, or better.
+        strip: what to remove from files: `none`, `gps` or `metadata`.
+        mark: whether to write into a file's metadata that it is protected.
+        backend: `torch`, `onnx` or `auto`.
+        device: as `tue protect --device`.
     """
 
     def __init__(
@@ -61,25 +79,7 @@ class Protector:
         backend: str = "auto",
         device: str = "auto",
     ) -> None:
-        """Open weights and an engine, which takes seconds; keep the result for all pictures.
-
-        Args:
-            weights: by name or file; None for the packaged weights.
-            settings: the method, its noise and seed; None for the defaults of `tue protect`.
-            radius: of the noise, in [0, 1], in place of the one in `settings`.
-            smooth: how much of the noise smooth areas get, in place of the one in `settings`.
-            classes: the code of each label, or the labels among which codes are shared out evenly;
-                other labels are refused. None: any label, whose code depends on it and the secret.
-            plan: an output of `tue protect`, or its manifest, with finished copies: the codes of
-                its classes are used, its weights must be the same, and `auto` goes on with its
-                engine. Not together with `classes`.
-            secret: as `tue secret export` writes it; None for the user's own.
-            format: of files: `keep`, `png`, `jpeg` or `webp`.
-            quality: of files in JPEG, WebP and AVIF, 1 to 100; None for the original's, or better.
-            strip: what to remove from files: `none`, `gps` or `metadata`.
-            mark: whether to write into a file's metadata that it is protected.
-            backend: `torch`, `onnx` or `auto`.
-            device: as `tue protect --device`.
+        """Open weights and an engine, which takes seconds: one protector serves all pictures.
 
         Raises:
             TueError: a setting that cannot work, weights or a device that are not there, or no

@@ -57,8 +57,7 @@ class ProtectSpec:
     labels: str = setting(
         "auto",
         "What a class is: folders (each subfolder), single (all pictures), cluster:N (N groups of "
-        "similar pictures), FILE.csv (path,class); auto: folders, if there are several. Of shards: "
-        "auto, single or field:NAME, a column or a key.",
+        "similar pictures), FILE.csv (path,class); auto: folders, if there are several.",
         in_form=False,
     )
     key: str | None = setting(

@@ -105,6 +105,9 @@ class Worker:
         except MemoryError:
             problem = OutOfMemory()
             outcome = Outcome(shard.path, "failed", problem.reason, problem.message)
+        except Exception as error:  # whatever a damaged shard makes a reader raise
+            message = f"It cannot be protected: {type(error).__name__}: {explain(error)}."
+            outcome = Outcome(shard.path, "failed", "unreadable", message)
         return asdict(outcome)
 
     def _is_finished(self, shard: Shard) -> bool:
