@@ -222,15 +222,17 @@ def choose_looks(
     wanted = dict.fromkeys(new, each) if each else {}
     chosen: dict[str, set[str]] = {}
     left = dict(wanted)
-    by_label: dict[str, list[tuple[int, str]]] = {name: [] for name in wanted}
+    # Of equal counts by the path: what stands for the content is another in another store.
+    paths = {shard.mark: shard.path for shard in found.shards}
+    by_label: dict[str, list[tuple[int, str, str]]] = {name: [] for name in wanted}
     for mark, here in counts.items():
         for name in here.keys() & by_label.keys():
             best = by_label[name]
-            best.append((-here[name], mark))
+            best.append((-here[name], paths.get(mark, ""), mark))
             if len(best) > 2 * BEST:
                 by_label[name] = sorted(best)[:BEST]
     for name in wanted:
-        for _, mark in sorted(by_label[name]):
+        for _, _, mark in sorted(by_label[name]):
             if left[name] <= 0:
                 break
             if mark not in chosen:

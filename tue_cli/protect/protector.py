@@ -85,12 +85,7 @@ class Protector:
             TueError: a setting that cannot work, weights or a device that are not there, or no
                 secret.
         """
-        settings = settings or ProtectSettings()
-        if radius is not None:
-            noise: Any = settings.noise
-            settings = replace(settings, noise=replace(noise, radius=radius))
-        if smooth is not None:
-            settings = replace(settings, smooth=smooth)
+        settings = _change(settings or ProtectSettings(), radius, smooth)
         spec = ProtectSpec(
             paths=(),
             settings=settings,
@@ -217,6 +212,16 @@ class Protector:
         picture = codec.DecodedImage(pixels[..., :colours], beside, "PNG")
         digest = sha256(f"{pixels.shape}".encode() + pixels.tobytes())
         return self._copier.prepare(picture, digest, PurePath("copy.png"))
+
+
+def _change(
+    settings: ProtectSettings, radius: float | None, smooth: float | None
+) -> ProtectSettings:
+    """Return settings with what was given beside them."""
+    if radius is not None:
+        noise: Any = settings.noise
+        settings = replace(settings, noise=replace(noise, radius=radius))
+    return settings if smooth is None else replace(settings, smooth=smooth)
 
 
 def _take_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
