@@ -16,6 +16,7 @@ from benchmarks import protection as protection_benchmark
 from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.scale import write_scale
 from benchmarks.summary import format_table, summarize
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import STRENGTHS, VerifySettings
@@ -713,6 +714,7 @@ BLOCKS = {
     "verification": write_verification,
     "visibility": write_visibility,
     "runtimes": write_runtimes,
+    "scale": write_scale,
     "metadata": write_metadata,
 }
 

@@ -123,8 +123,8 @@ def build_command(
     source: str, output: str, arguments: argparse.Namespace, *options: str
 ) -> list[str]:
     """Return the command that protects shards."""
-    own = ["--weights", arguments.weights, "--device", "cpu", "--steps", str(arguments.steps)]
-    workers = ["--jobs", str(arguments.workers)]
+    own = ["--weights", arguments.weights, "--device", arguments.device]
+    workers = ["--jobs", str(arguments.workers), "--steps", str(arguments.steps)]
     return [*TUE, "protect", source, "-o", output, *own, *workers, *options, "--json", "-q"]
 
 
@@ -358,7 +358,7 @@ def measure_parts(arguments: argparse.Namespace, side: int) -> dict[str, Any]:
 
 def measure(arguments: argparse.Namespace) -> None:
     """Measure what was asked for and has no row yet."""
-    rows = script.open_rows(arguments, dtype="as the engine chooses")
+    rows = script.open_rows(arguments, dtype="as the engine chooses", device=arguments.device)
     about = {"weights": arguments.weights, "steps": arguments.steps}
     if "ray" in arguments.only:
         sizes = {"pictures": arguments.pictures, "shards": arguments.shards, "side": arguments.side}

@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import protection, script, unseen
+from benchmarks import protection, scale, script, unseen
 from benchmarks.codes import mix_codes
 from benchmarks.rows import RESULTS, Rows, make_key, read_rows
 from tue_cli.config import VictimSettings
@@ -313,3 +313,14 @@ def test_the_longest_training_counts_where_a_column_has_several() -> None:
     ]
     (row,) = unseen.average_columns(rows, "cifar10").values()
     assert (row["clean"], row["protected"]) == (0.8, 0.8)
+
+
+def test_the_model_of_a_large_data_set_ends_to_scale_where_workers_are_as_many_as_shards() -> None:
+    each = {name: {"mean": 0.01} for name in ("decode", "engine", "encode")}
+    row = {"seconds_each": each, "bytes_in": 5e4, "bytes_out": 5e4, "hardware": {"device": "cpu"}}
+    found = [scale.estimate(row, n, fixed=0, shards=100) for n in (1, 10, 100, 1000)]
+    # 10 million pictures of 30 ms, and 150 KB at 50 MB a second.
+    assert found[0].hours == pytest.approx(1e7 * (0.03 + 0.003) / 3600)
+    assert found[1].hours == pytest.approx(found[0].hours / 10)
+    assert found[3].hours == found[2].hours and found[3].busy == pytest.approx(0.1)
+    assert found[2].limit == "the processors" and "number of shards" in found[3].limit

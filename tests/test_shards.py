@@ -31,8 +31,10 @@ from tue_cli.errors import BadSetting, ExitCode, TueError
 from tue_cli.events import Done, Failed, Note
 from tue_cli.noise import TueNoise
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
+from tue_cli.protect.collection_plan import choose_looks
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
+from tue_cli.protect.sharding import Listing, Shard
 
 SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
 NAMES = ("cat", "dog", "cow")
@@ -205,6 +207,34 @@ def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shar
     assert len(list((tmp_path / "out" / ".tue" / "parts").iterdir())) == 3
     with pytest.raises(BadSetting, match="other settings: mark"):
         run(tmp_path / "in", mark=True)
+
+
+@pytest.mark.slow
+def test_new_shards_keep_the_codes_of_known_classes_and_get_one_for_a_new_class(
+    run: Run, tmp_path: Path, own_home: Path
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 6))
+    run(tmp_path / "in")
+    plan = tmp_path / "out" / ".tue" / "plan.json"
+    before = json.loads(plan.read_text())["keys"]
+    (own_home / "codes.jsonl").unlink()  # the output itself must know them
+    make_tar(tmp_path / "in" / "1.tar", [("9.png", draw(99)), ("9.json", b'{"label": "fox"}')])
+    _, result = run(tmp_path / "in")
+    assert (result.shards, result.already_done) == (1, 1)
+    after = json.loads(plan.read_text())["keys"]
+    assert after == {**before, "fox": after["fox"]}
+
+
+def test_classes_are_looked_at_in_few_shards_that_do_not_depend_on_their_order() -> None:
+    shards = [Shard(0, f"{n}", f"{n}.tar", "tar", n, "") for n in range(100)]
+    counts = {shard.mark: {"a": 10, "b": 90 - n} for n, shard in enumerate(shards)}
+    found = Listing(tuple(shards), (), 0)
+    told = choose_looks(found, counts, ["a", "b"])
+    assert told["wanted"] == {"a": 64, "b": 64}
+    assert 7 <= len(told["shards"]) <= 8
+    backwards = dict(reversed(counts.items()))
+    assert choose_looks(found, backwards, ["a", "b"]) == told
+    assert choose_looks(found, counts, [])["shards"] == []
 
 
 # What goes wrong.
@@ -507,6 +537,28 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(twin: Path, tmp_path:
     ran = subprocess.run(asked, capture_output=True, text=True, check=False)
     assert ran.returncode == 0, ran.stderr
     assert (tmp_path / "out" / "0.tar").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(twin: Path, tmp_path: Path) -> None:
+    for number in range(3):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    output = tmp_path / "out"
+    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1")
+    driver = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    for child in children:
+        if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
+            os.kill(int(child), signal.SIGKILL)
+    _, said = driver.communicate(timeout=100)
+    if driver.returncode:  # it may have been faster
+        assert driver.returncode == ExitCode.ENVIRONMENT and "A worker died" in said
+    ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+    assert ran.returncode == 0, ran.stderr
+    assert {path.name for path in output.glob("*.tar")} == {"0.tar", "1.tar", "2.tar"}
+    assert not list((output / ".tue").glob("tue-scratch-*"))
 
 
 def find_ray_workers() -> list[int]:

@@ -187,7 +187,7 @@ def _protect(
         )
         arguments = {"recipe": recipe, "threads": workers.threads}
         outcomes = workers.run(Worker, arguments, [asdict(shard) for shard in pending])
-        return (yield from _tell(outcomes, result, len(pending)))
+        return (yield from _tell(outcomes, result, found, len(pending)))
 
 
 def _select(recipe: Recipe, found: Listing, finished: set[str]) -> tuple[list[Shard], int, int]:
@@ -210,7 +210,7 @@ def _select(recipe: Recipe, found: Listing, finished: set[str]) -> tuple[list[Sh
 
 
 def _tell(
-    outcomes: Iterator[Mapping[str, Any]], result: CollectionSummary, total: int
+    outcomes: Iterator[Mapping[str, Any]], result: CollectionSummary, found: Listing, total: int
 ) -> Generator[Event, None, CollectionSummary]:
     """Yield what came of each shard, and return the sums.
 
@@ -218,13 +218,16 @@ def _tell(
         OutputProblem: a worker could not go on.
     """
     began = time.monotonic()
-    reasons: Counter[str] = Counter()
+    reasons = Counter(reason for _, reason, _ in found.refused)
+    # Their parts are of no interest to anybody.
+    folders = {shard.path for shard in found.shards if shard.kind == "folder"}
     for done, told in enumerate(outcomes, 1):
         outcome = Outcome(**told)
         if outcome.state == "fatal":
             raise OutputProblem(outcome.message, outcome.reason)
         for picture, reason, message in outcome.failed:
-            yield Failed(Path(outcome.path) / picture, reason, message)
+            place = Path(picture) if outcome.path in folders else Path(outcome.path) / picture
+            yield Failed(place, reason, message)
             reasons[reason] += 1
         if outcome.state == "failed":
             yield Failed(Path(outcome.path), outcome.reason, outcome.message)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Generator, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
@@ -172,12 +173,16 @@ def plan_codes(
         unknown = [s for s in found.shards if s.kind != "folder" and s.mark not in known.scanned]
         if unknown:
             yield Started("Reading labels", len(unknown), "shards")
+        began, pictures = time.monotonic(), 0
         told = workers.run(Scanner, {"recipe": recipe}, [asdict(shard) for shard in unknown])
         for done, one in enumerate(told, 1):
             if one["whole"]:
                 known.scanned.add(one["mark"])
             counts[one["mark"]] = one["counts"]
-            yield Advanced(done, len(unknown), 0.0)
+            pictures += sum(one["counts"].values())
+            spent = time.monotonic() - began
+            left = (len(unknown) - done) * spent / done
+            yield Advanced(done, len(unknown), pictures / spent, left)
     labels = {name for here in counts.values() for name in here}
     chosen = read_codes()
     marks = {name: mark_class(recipe.secret, weights.sha256, name) for name in labels}

@@ -11,6 +11,7 @@ import multiprocessing
 import os
 import shutil
 import signal
+import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -19,7 +20,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tue_cli.dataset.remote import explain
+from tue_cli.dataset.remote import explain, is_running
+from tue_cli.engine.select import _has_gpu
 from tue_cli.errors import TueError, require
 
 Item = Mapping[str, Any]
@@ -32,11 +34,14 @@ OBJECTS = 256 << 20
 
 
 class Workers:
-    """Processes on this machine, each of which computes on one thread."""
+    """Processes on this machine: one per processor that computes on one thread, or one on a GPU."""
 
-    def __init__(self, count: int) -> None:
-        self.count = count
-        self.threads = 1
+    def __init__(self, count: int, device: str) -> None:
+        kind, processors = device.partition(":")[0], os.cpu_count() or 1
+        has_gpu = kind in ("cuda", "mps", "directml") or (kind == "auto" and _has_gpu())
+        self.count = count or (1 if has_gpu else processors)
+        # What decodes and encodes for a GPU.
+        self.threads = max(1, processors // self.count) if has_gpu else 1
 
     def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
         """Yield what `stage(**arguments)` returns for each item, as it is finished.
@@ -44,7 +49,7 @@ class Workers:
         Raises:
             TueError: a worker died.
         """
-        context = multiprocessing.get_context("spawn")
+        context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
         pool = ProcessPoolExecutor(
             min(self.count, max(1, len(items))),
             context,
@@ -69,7 +74,7 @@ class Workers:
             ) from None
         finally:
             if coming:  # they may be stopped anywhere: a shard appears whole or not at all
-                for process in multiprocessing.active_children():
+                for process in set(multiprocessing.active_children()) - set(others):
                     process.terminate()
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -156,7 +161,7 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
         TueError: Ray is not installed, or there is no cluster.
     """
     if engine == "local":
-        yield Workers(jobs or os.cpu_count() or 1)
+        yield Workers(jobs, device)
         return
     require("ray")
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
@@ -167,7 +172,7 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
     scratch: Path | None = None
     own: dict[str, Any] = {"address": address}
     if address is None:
-        scratch = Path(tempfile.mkdtemp(prefix="tue-ray-"))
+        scratch = _make_scratch()
         own = {
             "address": "local",
             "num_cpus": jobs or None,
@@ -191,6 +196,16 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _make_scratch() -> Path:
+    """Return a new folder for Ray's own files; remove those of drivers that were killed."""
+    prefix = f"tue-ray-{socket.gethostname()}-"
+    for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
+        number = path.name.removeprefix(prefix).partition("-")[0]
+        if number.isdecimal() and not is_running(int(number)):
+            shutil.rmtree(path, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
 
 
 @contextmanager

@@ -1,0 +1,159 @@
+"""A model of a large data set: hours and cost on many workers, from what a picture was measured to
+take.
+
+    python -m benchmarks.scale
+
+It computes from the rows of `benchmarks.shards`: what a worker spends on a picture (`parts`), and
+what a run takes beside its workers (`ray`). Prices and the speed of a network are assumptions,
+named with the result. `benchmarks.readme` writes the table into docs/scale.md.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from benchmarks import script
+from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.summary import format_table
+
+PICTURES = 10_000_000
+SHARD = 10_000
+"""Pictures of a shard, about a gigabyte of photographs."""
+WORKERS = (8, 64, 512)
+DOLLARS = {"cpu": 0.05, "cuda": 2.50}
+"""An hour of one processor, or of one GPU with its processors: assumed."""
+NETWORK = 50e6
+"""Bytes a second that a worker reads or writes: assumed."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a data set takes on so many workers."""
+
+    workers: int
+    hours: float
+    dollars: float
+    busy: float
+    """The share of the time in which workers make shards."""
+    limit: str
+    """What keeps more workers from being faster."""
+
+
+def estimate(parts: Row, workers: int, *, fixed: float, shards: int | None = None) -> Estimate:
+    """Return what `PICTURES` take.
+
+    Args:
+        parts: a row of what a picture takes.
+        workers: how many.
+        fixed: seconds of a run beside its workers: starting, looking at classes, stopping.
+        shards: how many there are; None for as many as have `SHARD` pictures each.
+    """
+    shards = shards or math.ceil(PICTURES / SHARD)
+    each = sum(parts["seconds_each"][name]["mean"] for name in ("decode", "engine", "encode"))
+    moved = (parts["bytes_in"] + parts["bytes_out"]) / NETWORK
+    # The labels of tar files are read first, by all workers.
+    scan = parts["bytes_in"] * (PICTURES / shards) / NETWORK
+    shard = (each + moved) * (PICTURES / shards)
+    rounds = math.ceil(shards / workers)
+    seconds = fixed + rounds * (scan + shard)
+    made = shards * (scan + shard)
+    device = parts["hardware"]["device"].partition(":")[0]
+    idle = 1 - shards / (rounds * workers)
+    limit = "the processors" if device == "cpu" else "the GPUs"
+    if moved > each:
+        limit = "the network"
+    if idle > 0.1:
+        limit = f"the number of shards: {shards:,}"
+    return Estimate(
+        workers,
+        seconds / 3600,
+        seconds / 3600 * workers * DOLLARS[device],
+        made / (seconds * workers),
+        limit,
+    )
+
+
+def find_fixed(rows: Iterable[Row]) -> float:
+    """Return the seconds of a run through Ray beside its workers, by the rows of `ray`."""
+    found = [
+        row["wall_seconds"] - row["workers_busy_seconds"] / row["settings"]["workers"]
+        for row in rows
+        if row["cell"] == "shards: ray"
+    ]
+    return statistics.median(found) if found else 0.0
+
+
+def list_estimates(rows: list[Row]) -> list[tuple[Row, Estimate]]:
+    """Return the estimates for every size of pictures and kind of machine that was measured."""
+    fixed = find_fixed(rows)
+    return [
+        (row, estimate(row, workers, fixed=fixed))
+        for row in rows
+        if row["cell"] == "shards: parts"
+        for workers in WORKERS
+    ]
+
+
+def write_scale() -> str:
+    """Return the model as a table, with what it assumes."""
+    rows = list({row["key"]: row for row in read_rows(RESULTS / "shards.jsonl")}.values())
+    lines = [
+        (
+            f"{row['settings']['side']} × {row['settings']['side']}",
+            "GPU" if row["hardware"]["device"] != "cpu" else "one processor",
+            f"{found.workers:,}",
+            f"{found.hours:,.1f}",
+            f"{found.dollars:,.0f}",
+            f"{100 * found.busy:.0f} %",
+            found.limit,
+        )
+        for row, found in list_estimates(rows)
+    ]
+    head = ("pictures", "a worker is", "workers", "hours", "dollars", "busy", "limited by")
+    parts = [row for row in rows if row["cell"] == "shards: parts"]
+    spent = "; ".join(
+        f"{row['settings']['side']} pixels: "
+        + ", ".join(
+            f"{name} {1000 * row['seconds_each'][name]['mean']:.1f} ms"
+            for name in ("decode", "engine", "encode")
+        )
+        + f", {row['bytes_in'] / 1000:.0f} KB read, {row['bytes_out'] / 1000:.0f} KB written"
+        for row in parts
+    )
+    hardware = parts[0]["hardware"]
+    fixed, shards = find_fixed(rows), math.ceil(PICTURES / SHARD)
+    least = [estimate(row, shards, fixed=fixed).hours for row in parts]
+    ends = " and ".join(
+        f"{hours:.1f} hours at {row['settings']['side']} pixels"
+        for row, hours in zip(parts, least, strict=True)
+    )
+    return "\n".join(
+        [
+            format_table(head, lines),
+            "",
+            f"Computed, not measured, for {PICTURES:,} pictures in tar shards of {SHARD:,}, from "
+            f"what one picture takes on one thread of an {hardware['cpu']} (n = "
+            f"{', '.join(str(row['n']) for row in parts)}; {spent}). Assumed: "
+            f"{DOLLARS['cpu']:.2f} dollars for an hour of a processor, {DOLLARS['cuda']:.2f} for "
+            f"one of a GPU, and {NETWORK / 1e6:.0f} MB per second for each worker. A run takes "
+            f"{fixed:.0f} s to start and stop. *Busy* is the share of the paid time in "
+            "which workers make shards.",
+            "",
+            f"It scales until there are as many workers as shards: {shards:,} workers take {ends}, "
+            "and more would wait, since a shard is made by one worker. Smaller shards move that "
+            "limit. A row for GPUs appears once a machine with one has run `python -m "
+            "benchmarks.shards --only parts --device cuda`.",
+        ]
+    )
+
+
+def main() -> None:
+    """Print the table."""
+    script.say(write_scale())
+
+
+if __name__ == "__main__":
+    main()
