@@ -9,9 +9,9 @@ import json
 import logging
 import multiprocessing
 import os
+import secrets
 import shutil
 import signal
-import socket
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
@@ -164,9 +164,7 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
         yield Workers(jobs, device)
         return
     require("ray")
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it logs goes to stderr
-    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    _prepare_environment(is_own=address is None)
     import ray
 
     scratch: Path | None = None
@@ -198,9 +196,28 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
             shutil.rmtree(scratch, ignore_errors=True)
 
 
+def _prepare_environment(*, is_own: bool) -> None:
+    """Set what Ray reads from the environment when it is imported and started.
+
+    Its processes of this machine trust each other by a token. A cluster of our own (`is_own`) gets
+    a new one, which Ray would otherwise write into the home folder; another has one already.
+    """
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it logs goes to stderr
+    os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+    if is_own:
+        os.environ.setdefault("RAY_AUTH_TOKEN", secrets.token_hex(32))
+    has_token = {"RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH"} & os.environ.keys()
+    if has_token or os.path.exists(os.path.expanduser("~/.ray/auth_token")):  # noqa: PTH110, PTH111
+        os.environ.setdefault("RAY_AUTH_MODE", "token")
+
+
 def _make_scratch() -> Path:
-    """Return a new folder for Ray's own files; remove those of drivers that were killed."""
-    prefix = f"tue-ray-{socket.gethostname()}-"
+    """Return a new folder for Ray's own files; remove those of drivers that were killed.
+
+    Its name is short: Ray makes sockets in it, whose paths may have 107 characters.
+    """
+    prefix = "tue-ray-"
     for path in Path(tempfile.gettempdir()).glob(f"{prefix}*"):
         number = path.name.removeprefix(prefix).partition("-")[0]
         if number.isdecimal() and not is_running(int(number)):
