@@ -140,19 +140,26 @@ def _read_class_names(schema: Any, column: str) -> list[str] | None:
     return names if isinstance(names, list) and all(isinstance(n, str) for n in names) else None
 
 
+def read_layout(file: BinaryIO) -> tuple[Any, str]:
+    """Return the schema of a Parquet file and how it is compressed.
+
+    Raises:
+        BadShard: no Parquet, or a damaged one.
+    """
+    parquet = _open_parquet(file)
+    packed = "snappy"
+    if parquet.metadata.num_row_groups and parquet.metadata.num_columns:
+        packed = parquet.metadata.row_group(0).column(0).compression.lower()
+    return parquet.schema_arrow, "none" if packed == "uncompressed" else packed
+
+
 class ParquetWriter:
     """Writes a Parquet file with the schema, metadata and compression of the original."""
 
-    def __init__(self, place: Path, source: BinaryIO) -> None:
+    def __init__(self, place: Path, schema: Any, compression: str) -> None:
         import pyarrow.parquet as pq
 
-        parquet = _open_parquet(source)
-        self._schema = parquet.schema_arrow
-        packed = "snappy"
-        if parquet.metadata.num_row_groups and parquet.metadata.num_columns:
-            packed = parquet.metadata.row_group(0).column(0).compression.lower()
-        packed = "none" if packed == "uncompressed" else packed
-        self._parquet = pq.ParquetWriter(place, self._schema, compression=packed)
+        self._parquet = pq.ParquetWriter(place, schema, compression=compression)
         self._rows: list[Any] = []
         self._bytes = 0
 

@@ -132,6 +132,11 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     target = Place(to_url(asked.output).rstrip("/"))
     refuse_places(sources, target)
     weights = choose_weights(spec)
+    refuse_unless(
+        spec.key is None or spec.key in weights.card.classes,
+        f"--key must be a class of the weights {weights.name}, not {spec.key!r}.",
+        f"Choose one of: {', '.join(weights.card.classes)}.",
+    )
     found = list_shards(sources, spec)
     if not found.shards and not found.refused:
         raise NothingToDo(

@@ -52,8 +52,11 @@ class Known:
 
 
 def to_url(text: str) -> str:
-    """Return a URL as it is, and a path as one."""
-    return text if is_url(text) else Path(text).absolute().as_uri()
+    """Return a URL as it is, and a path as one; fsspec takes its characters as they are."""
+    if is_url(text):
+        return text
+    path = Path(text).absolute().as_posix()
+    return f"file://{path}" if path.startswith("/") else f"file:///{path}"
 
 
 def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
@@ -202,11 +205,6 @@ def plan_codes(
     order = partial(order_codes, recipe.secret, weights.card.classes)
     codes = assign_codes(labels, weights.card.classes, known.keys, order, remembered, near)
     if spec.key is not None:
-        refuse_unless(
-            spec.key in weights.card.classes,
-            f"--key must be a class of the weights {weights.name}, not {spec.key!r}.",
-            f"Choose one of: {', '.join(weights.card.classes)}.",
-        )
         codes = dict.fromkeys(labels, spec.key)
     else:
         keep_codes({marks[name]: code for name, code in codes.items()})

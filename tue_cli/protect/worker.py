@@ -99,7 +99,7 @@ class Worker:
             outcome = Outcome(shard.path, "failed", error.reason, error.message)
         except TueError as error:
             outcome = Outcome(shard.path, "fatal", error.remedy, error.message)
-        except OSError as error:  # those of sources are told apart in `_read`
+        except OSError as error:  # of the output: those of sources are translated
             message = f"The output cannot be written: {explain(error)}."
             outcome = Outcome(shard.path, "fatal", _MAKE_ROOM, message)
         except MemoryError:
@@ -144,12 +144,8 @@ class Worker:
         samples = read_samples(self._recipe, shard)
         while True:
             began = time.monotonic()
-            try:
+            with _translate_reading():
                 sample = next(samples, None)
-            except (BadShard, TueError, MemoryError):
-                raise
-            except Exception as error:  # what a store raises has no class in common but this
-                raise BadShard("unreadable", f"It cannot be read: {explain(error)}.") from None
             spent["read"] += time.monotonic() - began
             if sample is None:
                 return
@@ -164,9 +160,11 @@ class Worker:
                 yield tar
         else:
             with (
+                _translate_reading(),
                 self._recipe.sources[shard.source].open(shard.name) as file,
-                parquet.ParquetWriter(scratch, file) as rows,
             ):
+                layout = parquet.read_layout(file)
+            with parquet.ParquetWriter(scratch, *layout) as rows:
                 yield rows
 
     def _copy_group(
@@ -318,6 +316,17 @@ class _One:
         self.delta: Any = None
         self.record: dict[str, Any] = {}
         self.problem: ImageProblem | None = None
+
+
+@contextmanager
+def _translate_reading() -> Iterator[None]:
+    """Turn what a store raises while a shard is read into a problem of the shard."""
+    try:
+        yield
+    except (BadShard, TueError, MemoryError):
+        raise
+    except Exception as error:  # the stores' errors have no class in common but this
+        raise BadShard("unreadable", f"It cannot be read: {explain(error)}.") from None
 
 
 def _group(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
