@@ -382,6 +382,23 @@ def test_what_cannot_work_is_refused_before_any_work(arguments: tuple[str, ...],
     assert isinstance(ran.exception, BadSetting) and said in str(ran.exception)
 
 
+def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:
+    code = (
+        "import sys\n"
+        "class Absent:\n"
+        "    def find_spec(self, name, path=None, target=None):\n"
+        "        if name in ('gcsfs', 's3fs'): raise ModuleNotFoundError(name=name)\n"
+        "sys.meta_path.insert(0, Absent())\n"
+        "from tue_cli.cli import main\n"
+        "main(sys.argv[1:])\n"
+    )
+    for source, install in (("s3://b/in", "'tue-cli[ray]'"), ("gs://b/in", "gcsfs")):
+        asked = [sys.executable, "-c", code, "protect", source, "-o", "file:///tmp/x"]
+        ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+        assert ran.returncode == ExitCode.ENVIRONMENT
+        assert f"pip install {install}" in " ".join(ran.stderr.split())
+
+
 def test_an_output_that_is_not_ours_is_left_alone(run: Run, tmp_path: Path) -> None:
     make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
     make_tar(tmp_path / "out" / "theirs.tar", list_members(0, 1))

@@ -27,6 +27,7 @@ EXTRAS: dict[str, tuple[str, ...]] = {
     "export": ("onnx",),
     "heic": ("pillow_heif",),
     "jxl": ("pillow_jxl",),
+    "ray": ("fsspec", "pyarrow", "ray", "s3fs"),
 }
 """Extras of the package, and the modules that each brings."""
 RUNTIMES = ("onnxruntime", "onnxruntime-gpu", "onnxruntime-directml")

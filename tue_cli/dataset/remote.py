@@ -20,7 +20,7 @@ from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
 from tue_cli.dataset.output import WORK
-from tue_cli.errors import BadSetting, OutputProblem, TueError, is_installed
+from tue_cli.errors import BadSetting, OutputProblem, TueError, require
 from tue_cli.text import escape
 
 PROTOCOLS: Final = {
@@ -86,20 +86,13 @@ class Place:
     url: str
 
     def __post_init__(self) -> None:
-        """Raise BadSetting for a URL of another kind, TueError where its package is missing."""
+        """Raise BadSetting for a URL of another kind, PackageMissing without its package."""
         if self.protocol not in PROTOCOLS:
             raise BadSetting(
                 f"URLs that begin with {self.protocol}:// are not supported.",
                 f"Use one of: {', '.join(PROTOCOLS)}.",
             )
-        package = PROTOCOLS[self.protocol]
-        for name in ("fsspec", package):
-            if not is_installed(name):
-                needs = "'tue-cli[ray]'" if name in ("fsspec", "s3fs", "aiohttp") else name
-                raise TueError(
-                    f"{self.protocol}:// needs the package {name}, which is not installed.",
-                    f"Install it with: pip install {needs}",
-                )
+        require("fsspec", PROTOCOLS[self.protocol])
 
     def __repr__(self) -> str:
         return f"Place({self.shown!r})"

@@ -13,7 +13,7 @@ from tue_cli.config import METHODS
 from tue_cli.dataset.output import WORK
 from tue_cli.dataset.remote import Place, expand
 from tue_cli.dataset.shards import FIELD
-from tue_cli.errors import NothingToDo, OutputProblem, refuse_unless
+from tue_cli.errors import NothingToDo, OutputProblem, refuse_unless, require
 from tue_cli.events import Advanced, Done, Event, Failed, Job, Note, Saved, Started
 from tue_cli.protect.collection_plan import (
     Known,
@@ -128,6 +128,7 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     began = time.monotonic()
     asked.validate()
     spec = asked.spec
+    require("fsspec", "pyarrow")
     sources = tuple(Place(to_url(url)) for given in asked.sources for url in expand(given))
     target = Place(to_url(asked.output).rstrip("/"))
     refuse_places(sources, target)
