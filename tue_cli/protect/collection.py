@@ -157,7 +157,10 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     # Before any work, so that an output that cannot be written is known by now.
     known = known or Known()
     write_plan(target, known)
-    result = yield from _protect(recipe, found, known, finished, weights)
+    try:
+        result = yield from _protect(recipe, found, known, finished, weights)
+    finally:
+        target.clear_scratch()  # of workers that were stopped
     result = replace(result, seconds=round(time.monotonic() - began, 3))
     yield Done(result, tuple(_describe(result)))
 
