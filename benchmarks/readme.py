@@ -16,7 +16,7 @@ from benchmarks import protection as protection_benchmark
 from benchmarks import unseen as unseen_benchmark
 from benchmarks import visibility as visibility_benchmark
 from benchmarks.rows import RESULTS, Row, read_rows
-from benchmarks.scale import write_scale
+from benchmarks.scale import write_scale, write_shards
 from benchmarks.summary import format_table, summarize
 from tue_cli.attacks.registry import ATTACKS
 from tue_cli.config import STRENGTHS, VerifySettings
@@ -715,6 +715,7 @@ BLOCKS = {
     "visibility": write_visibility,
     "runtimes": write_runtimes,
     "scale": write_scale,
+    "shards": write_shards,
     "metadata": write_metadata,
 }
 
