@@ -104,7 +104,6 @@ def test_transparent_pixels_and_the_alpha_channel_stay_as_they_are(library: Prot
     [
         (np.zeros((4, 4, 5), np.uint8), "mode"),
         (np.zeros((4, 4, 3), np.float32), "mode"),
-        (np.full((40, 40, 3), 255, np.uint8), "unchanged"),
     ],
 )
 def test_what_cannot_be_protected_is_refused_with_a_reason(
@@ -113,6 +112,24 @@ def test_what_cannot_be_protected_is_refused_with_a_reason(
     with pytest.raises(ImageProblem) as caught:
         library.protect(array, "a")
     assert caught.value.reason == reason
+
+
+def test_a_white_picture_has_no_place_for_noise_and_comes_back_as_it_is(
+    library: Protector,
+) -> None:
+    white = np.full((40, 40, 3), 255, np.uint8)
+    assert np.array_equal(library.protect(white, "a"), white)
+
+
+def test_a_strength_is_as_strong_as_the_command_s(twin: Path) -> None:
+    subtle, strong = (
+        Protector(twin, strength=name, secret=SECRET, backend="onnx").protect(draw(5), "a")
+        for name in ("subtle", "strong")
+    )
+    change = [np.abs(made.astype(int) - draw(5)).mean() for made in (subtle, strong)]
+    assert change[1] > 1.5 * change[0] > 0
+    with pytest.raises(BadSetting, match="no strength"):
+        Protector(twin, strength="gentle", secret=SECRET)
 
 
 def test_classes_share_the_codes_and_other_labels_are_refused(twin: Path) -> None:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from tue_cli.config import ProtectSettings
+from tue_cli.config import STRENGTHS, ProtectSettings
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import read_manifest, sha256
 from tue_cli.dataset.match import MARKED
@@ -45,7 +45,8 @@ class Protector:
 
     Args:
         weights: by name or file; None for the packaged weights.
-        settings: the method, its noise and seed; None for the defaults of `tue protect`.
+        strength: `subtle`, `normal` or `strong`.
+        settings: the method, its noise and seed; None for those of the strength.
         radius: of the noise, in [0, 1], in place of the one in `settings`.
         smooth: how much of the noise smooth areas get, in place of the one in `settings`.
         classes: the code of each label, or the labels among which codes are shared out evenly;
@@ -66,6 +67,7 @@ class Protector:
         self,
         weights: str | Path | None = None,
         *,
+        strength: str = "normal",
         settings: ProtectSettings | None = None,
         radius: float | None = None,
         smooth: float | None = None,
@@ -85,7 +87,12 @@ class Protector:
             TueError: a setting that cannot work, weights or a device that are not there, or no
                 secret.
         """
-        settings = _change(settings or ProtectSettings(), radius, smooth)
+        refuse_unless(
+            strength in STRENGTHS,
+            f"There is no strength {strength!r}.",
+            f"Choose one of: {', '.join(STRENGTHS)}.",
+        )
+        settings = _change(settings or STRENGTHS[strength], radius, smooth)
         spec = ProtectSpec(
             paths=(),
             settings=settings,
