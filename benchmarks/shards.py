@@ -42,7 +42,7 @@ from tue_cli.dataset.secret import parse_secret
 from tue_cli.images import codec
 from tue_cli.protect.context import BATCH
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import open_copier
+from tue_cli.protect.sharding import open_alone
 
 CLASSES = 10
 QUALITY = 90
@@ -189,7 +189,7 @@ def protect_plainly(places: Sequence[Path], weights: str, steps: int) -> None:
     noise: Any = ProtectSettings().noise
     settings = ProtectSettings(noise=type(noise)(steps=steps))
     spec = ProtectSpec((), settings=settings, weights=weights, device="cpu")
-    copier = open_copier(spec, parse_secret(SECRET, "benchmark"))
+    copier = open_alone(spec, parse_secret(SECRET, "benchmark"))
     codes = copier.weights.card.classes
     for place in places:
         held = []

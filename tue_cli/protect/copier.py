@@ -15,6 +15,7 @@ from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.secret import Secret
 from tue_cli.engine.canvas import Canvas, make_canvas, perturb_canvases
+from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import DeviceUnavailable
 from tue_cli.images import codec, encode, mark, resize
@@ -23,10 +24,13 @@ from tue_cli.images.quality import Quality, compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.images.strip import strip
 from tue_cli.images.visibility import describe_share, find_worst_tile, measure_share
-from tue_cli.protect.context import ALGORITHM
+from tue_cli.protect.context import ALGORITHM, BATCH
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import CopyRecord
 from tue_cli.weights import Weights
+
+MANY = 1_000_000
+"""How many pictures are taken to come where nobody knows: the engine for many serves them."""
 
 
 @dataclass(frozen=True)
@@ -125,6 +129,30 @@ class Copier:
         if marks:
             encoded = mark.complete(encoded)
         return Copy(encoded, compare(picture.pixels, encoded.decoded.pixels))
+
+
+def open_copier(
+    spec: ProtectSpec, weights: Weights, secret: Secret, former: str | None = None
+) -> Copier:
+    """Open an engine for pictures that nobody has counted.
+
+    `former` is the kind of engine that made what is there already.
+
+    Raises:
+        TueError: as `choose_engine` says.
+    """
+    engine = choose_engine(
+        weights,
+        spec.settings.method,
+        spec.settings.noise,
+        seed=spec.settings.seed,
+        backend=spec.backend,
+        device=spec.device,
+        batch=BATCH,
+        pictures=MANY,
+        former=former,
+    )
+    return Copier(spec, weights, engine, secret)
 
 
 def describe_copy(

@@ -18,7 +18,6 @@ from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.manifest import read_manifest, sha256
 from tue_cli.dataset.match import MARKED
 from tue_cli.dataset.secret import Secret, describe_problem, parse_secret, read_secret
-from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Floats
 from tue_cli.errors import BadSetting, ImageProblem, refuse_unless
 from tue_cli.images import codec, mark, sniff
@@ -26,15 +25,12 @@ from tue_cli.images.coding import choose_kind, convert_mode
 from tue_cli.images.deep import Pixels
 from tue_cli.protect.codes import assign_codes, order_codes
 from tue_cli.protect.context import BATCH, choose_weights
-from tue_cli.protect.copier import Copier, Prepared
+from tue_cli.protect.copier import Prepared, open_copier
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.text import escape
 from tue_cli.weights import Weights
 
 I = TypeVar("I", Image.Image, NDArray[np.uint8])  # noqa: E741 - an image
-
-MANY = 1_000_000
-"""How many pictures a `Protector` is taken to have before it: the engine for many serves it."""
 
 
 class Protector:
@@ -87,12 +83,7 @@ class Protector:
             TueError: a setting that cannot work, weights or a device that are not there, or no
                 secret.
         """
-        refuse_unless(
-            strength in STRENGTHS,
-            f"There is no strength {strength!r}.",
-            f"Choose one of: {', '.join(STRENGTHS)}.",
-        )
-        settings = _change(settings or STRENGTHS[strength], radius, smooth)
+        settings = _choose_settings(strength, settings, radius, smooth)
         spec = ProtectSpec(
             paths=(),
             settings=settings,
@@ -116,18 +107,7 @@ class Protector:
             classes, former = _read_plan(Path(plan), found)
         own = _find_secret(secret)
         self._codes = _assign_codes(classes, found, own)
-        engine = choose_engine(
-            found,
-            settings.method,
-            settings.noise,
-            seed=settings.seed,
-            backend=backend,
-            device=device,
-            batch=BATCH,
-            pictures=MANY,
-            former=former,
-        )
-        self._copier = Copier(spec, found, engine, own)
+        self._copier = open_copier(spec, found, own, former)
         self._turn = threading.Lock()
 
     @property
@@ -221,10 +201,16 @@ class Protector:
         return self._copier.prepare(picture, digest, PurePath("copy.png"))
 
 
-def _change(
-    settings: ProtectSettings, radius: float | None, smooth: float | None
+def _choose_settings(
+    strength: str, settings: ProtectSettings | None, radius: float | None, smooth: float | None
 ) -> ProtectSettings:
-    """Return settings with what was given beside them."""
+    """Return the settings that were given, or of the strength, with what was given beside them."""
+    refuse_unless(
+        strength in STRENGTHS,
+        f"There is no strength {strength!r}.",
+        f"Choose one of: {', '.join(STRENGTHS)}.",
+    )
+    settings = settings or STRENGTHS[strength]
     if radius is not None:
         noise: Any = settings.noise
         settings = replace(settings, noise=replace(noise, radius=radius))

@@ -26,14 +26,12 @@ from tue_cli.dataset.labels import OWNER, list_top_folders
 from tue_cli.dataset.remote import Place, Stored
 from tue_cli.dataset.secret import Secret
 from tue_cli.dataset.shards import Sample
-from tue_cli.engine.select import choose_engine
 from tue_cli.errors import ImageProblem, TueError, refuse_unless
 from tue_cli.images import codec, resize
 from tue_cli.protect.codes import average_odds
 from tue_cli.protect.context import BATCH, choose_weights
-from tue_cli.protect.copier import Copier
+from tue_cli.protect.copier import Copier, open_copier
 from tue_cli.protect.plan import change_suffix, explain_taken
-from tue_cli.protect.protector import MANY
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.storage.reading import is_below
 from tue_cli.text import escape
@@ -119,28 +117,17 @@ class Outcome:
     """By part of the work: read, decode, engine, encode, write."""
 
 
-def open_copier(spec: ProtectSpec, secret: Secret, former: str | None = None) -> Copier:
+def open_alone(spec: ProtectSpec, secret: Secret, former: str | None = None) -> Copier:
     """Open weights and an engine on one thread.
 
     Raises:
         TueError: as `choose_weights` and `choose_engine` say.
     """
     os.environ["OMP_NUM_THREADS"] = "1"
-    weights = choose_weights(spec)
-    engine = choose_engine(
-        weights,
-        spec.settings.method,
-        spec.settings.noise,
-        seed=spec.settings.seed,
-        backend=spec.backend,
-        device=spec.device,
-        batch=BATCH,
-        pictures=MANY,
-        former=former,
-    )
+    copier = open_copier(spec, choose_weights(spec), secret, former)
     if "torch" in sys.modules:
         sys.modules["torch"].set_num_threads(1)
-    return Copier(spec, weights, engine, secret)
+    return copier
 
 
 class Scanner:
@@ -179,7 +166,7 @@ class Looker:
             told: `shards`, in which to look, and `wanted`, how many pictures of which class.
         """
         try:
-            copier = open_copier(self._recipe.spec, self._recipe.secret, self._former)
+            copier = open_alone(self._recipe.spec, self._recipe.secret, self._former)
             near = self._measure(copier, told) if told["wanted"] else {}
         except TueError as error:
             return {"problem": [error.message, error.remedy]}

@@ -26,7 +26,7 @@ from tue_cli.images.coding import choose_kind
 from tue_cli.protect.context import BATCH, LARGE
 from tue_cli.protect.copier import Prepared, describe_copy
 from tue_cli.protect.plan import change_suffix
-from tue_cli.protect.sharding import PARTS, Outcome, Recipe, Shard, open_copier, read_samples
+from tue_cli.protect.sharding import PARTS, Outcome, Recipe, Shard, open_alone, read_samples
 from tue_cli.text import escape
 
 HELD = 1 << 28
@@ -63,7 +63,7 @@ class Worker:
         self._problem: TueError | None = None
         recipe.target.clear_scratch()
         try:
-            self._copier = open_copier(recipe.spec, recipe.secret, recipe.run["engine"])
+            self._copier = open_alone(recipe.spec, recipe.secret, recipe.run["engine"])
             self._refuse_difference()
         except TueError as error:
             self._problem = error
