@@ -19,6 +19,8 @@ from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import format_table
 
 PICTURES = 10_000_000
+FULL = 20_000
+"""Pictures that `benchmarks.shards` measures unless told otherwise; with fewer, it is a trial."""
 SHARD = 10_000
 """Pictures of a shard, about a gigabyte of photographs."""
 WORKERS = (8, 64, 512)
@@ -121,6 +123,7 @@ def write_scale() -> str:
         for row in parts
     )
     hardware = parts[0]["hardware"]
+    load = max(row["hardware"]["load_before"][0] for row in parts)
     fixed, shards = find_fixed(rows), math.ceil(PICTURES / SHARD)
     least = [estimate(row, shards, fixed=fixed).hours for row in parts]
     ends = " and ".join(
@@ -133,7 +136,8 @@ def write_scale() -> str:
             "",
             f"Computed, not measured, for {PICTURES:,} pictures in tar shards of {SHARD:,}, from "
             f"what one picture takes on one thread of an {hardware['cpu']} (n = "
-            f"{', '.join(str(row['n']) for row in parts)}; {spent}). Assumed: "
+            f"{', '.join(str(row['n']) for row in parts)}; load {load:.1f} before, on "
+            f"{hardware['cores']} processors; {spent}). Assumed: "
             f"{DOLLARS['cpu']:.2f} dollars for an hour of a processor, {DOLLARS['cuda']:.2f} for "
             f"one of a GPU, and {NETWORK / 1e6:.0f} MB per second for each worker. A run takes "
             f"{fixed:.0f} s to start and stop. *Busy* is the share of the paid time in "
@@ -147,6 +151,24 @@ def write_scale() -> str:
     )
 
 
+def describe_trial(found: Row) -> str:
+    """Return how little was measured, and what else the machine did."""
+    hardware, asked = found["hardware"], found["settings"]
+    small = "a small trial" if asked["pictures"] < FULL else "one run"
+    load = hardware["load_before"][0]
+    busy = load > 0.5
+    return (
+        f"These figures come from {small} with {asked['pictures']:,} pictures (n = 1) on a machine "
+        f"with {hardware['cores']} processors"
+        + (
+            f" that was busy with other work: its load was {load:.1f} before the trial. They say "
+            "little about speed on a machine that does nothing else."
+            if busy
+            else "."
+        )
+    )
+
+
 def write_shards() -> str:
     """Return how fast Ray is, and how often a kill lost nothing."""
     rows = list({row["key"]: row for row in read_rows(RESULTS / "shards.jsonl")}.values())
@@ -156,6 +178,8 @@ def write_shards() -> str:
     )
     asked, memory = found["settings"], found["memory"]
     lines = [
+        describe_trial(found),
+        "",
         f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
         f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
         f"{asked['workers']} workers: {found['over_plain']:.2f} times the speed of as many plain "

@@ -6,11 +6,13 @@ import io
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import tarfile
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -39,6 +41,20 @@ from tue_cli.protect.sharding import Listing, Shard
 SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
 NAMES = ("cat", "dog", "cow")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+
+
+def has_loopback() -> bool:
+    with socket.socket() as heard:
+        try:
+            heard.bind(("127.0.0.1", 0))
+        except OSError:
+            return False
+    return True
+
+
+PATIENCE = 300
+"""Seconds that a test waits for another process, at most: the machine may be busy."""
+needs_loopback = pytest.mark.skipif(not has_loopback(), reason="nothing can listen on 127.0.0.1")
 
 
 def draw(number: int, side: int = 40) -> bytes:
@@ -428,11 +444,16 @@ def bucket() -> Iterator[str]:
         text=True,
     )
     assert moto.stdout is not None
-    address = ""
+    said = []
     for line in moto.stdout:
+        said.append(line)
         if "Running on" in line:
-            address = line.split()[-1]
             break
+    else:
+        moto.wait()
+        moto.stdout.close()
+        pytest.fail("The S3 server did not start: " + "".join(said))
+    address = said[-1].split()[-1]
     own = {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "key-of-ann",
@@ -473,6 +494,7 @@ def upload(folder: Path, name: str) -> None:
 
 
 @pytest.mark.slow
+@needs_loopback
 def test_a_bucket_gets_what_a_folder_gets(run: Run, bucket: str, tmp_path: Path) -> None:
     make_tar(tmp_path / "in" / "0.tar", list_members(0, 4))
     make_parquet(tmp_path / "in" / "1.parquet", list_rows(5))
@@ -490,6 +512,7 @@ def test_a_bucket_gets_what_a_folder_gets(run: Run, bucket: str, tmp_path: Path)
 
 
 @pytest.mark.slow
+@needs_loopback
 def test_a_missing_bucket_and_missing_credentials_end_a_run_before_any_work(
     run: Run, bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -510,6 +533,7 @@ def test_a_missing_bucket_and_missing_credentials_end_a_run_before_any_work(
 
 
 @pytest.mark.slow
+@needs_loopback
 def test_shards_are_read_over_http(run: Run, tmp_path: Path) -> None:
     make_tar(tmp_path / "in" / "a-0.tar", list_members(0, 2))
     make_tar(tmp_path / "in" / "a-1.tar", list_members(2, 2))
@@ -556,20 +580,44 @@ def test_a_full_disk_ends_the_run_and_the_next_one_goes_on(twin: Path, tmp_path:
     assert (tmp_path / "out" / "0.tar").exists()
 
 
+def find_children(process: int) -> Path:
+    """Where Linux, as most are built, lists a process's children."""
+    return Path(f"/proc/{process}/task/{process}/children")
+
+
+Start = Callable[..., subprocess.Popen[str]]
+
+
+@pytest.fixture
+def start() -> Iterator[Start]:
+    """Starts commands; those that a failed test leaves are killed."""
+    with ExitStack() as stack:
+
+        def go(asked: list[str], stdout: int | None = None) -> subprocess.Popen[str]:
+            driver = subprocess.Popen(asked, stdout=stdout, stderr=subprocess.PIPE, text=True)
+            stack.enter_context(driver)
+            stack.callback(driver.kill)
+            return driver
+
+        yield go
+
+
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
-def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(twin: Path, tmp_path: Path) -> None:
+@pytest.mark.skipif(not find_children(os.getpid()).exists(), reason="finds workers in /proc")
+def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(
+    start: Start, twin: Path, tmp_path: Path
+) -> None:
     for number in range(3):
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
     output = tmp_path / "out"
     asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1")
-    driver = subprocess.Popen(asked, stderr=subprocess.PIPE, text=True)
+    driver = start(asked)
     wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
-    children = Path(f"/proc/{driver.pid}/task/{driver.pid}/children").read_text().split()
+    children = find_children(driver.pid).read_text().split()
     for child in children:
         if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
             os.kill(int(child), signal.SIGKILL)
-    _, said = driver.communicate(timeout=100)
+    _, said = driver.communicate(timeout=PATIENCE)
     if driver.returncode:  # it may have been faster
         assert driver.returncode == ExitCode.ENVIRONMENT and "A worker died" in said
     ran = subprocess.run(asked, capture_output=True, text=True, check=False)
@@ -592,8 +640,8 @@ def find_ray_workers() -> list[int]:
     return found
 
 
-def wait_for(holds: Callable[[], Any], seconds: float = 120) -> Any:
-    end = time.monotonic() + seconds
+def wait_for(holds: Callable[[], Any]) -> Any:
+    end = time.monotonic() + PATIENCE
     while not (found := holds()):
         assert time.monotonic() < end
         time.sleep(0.05)
@@ -601,9 +649,10 @@ def wait_for(holds: Callable[[], Any], seconds: float = 120) -> Any:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="looks into /proc")
+@needs_loopback
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="finds workers in /proc")
 def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_killed(
-    run: Run, twin: Path, tmp_path: Path
+    run: Run, start: Start, twin: Path, tmp_path: Path
 ) -> None:
     for number in range(6):
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
@@ -613,7 +662,7 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
         str(tmp_path / "in"), str(output), twin, "--engine", "ray", "--jobs", "2", "--json"
     )
     before = set(find_ray_workers())
-    driver = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver = start(asked, subprocess.PIPE)
     parts = output / ".tue" / "parts"
     wait_for(lambda: parts.is_dir() and len(list(parts.iterdir())) >= 1)
     driver.kill()
@@ -622,14 +671,14 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     assert finished
     # Ray's processes end with the driver's.
     wait_for(lambda: not set(find_ray_workers()) - before)
-    driver = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    driver = start(asked, subprocess.PIPE)
     done = len(list(parts.iterdir()))
     if done < 5:
         wait_for(lambda: list((output / ".tue").glob("tue-scratch-*")))
         for worker in set(find_ray_workers()) - before:
             os.kill(worker, signal.SIGKILL)
             break
-    said, problems = driver.communicate(timeout=200)
+    said, problems = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, problems
     events = [json.loads(line) for line in said.splitlines()]
     for event in events:
