@@ -26,6 +26,7 @@ from tue_cli.events import Advanced, AnyEvent, Done, Failed, Metric, Note, Saved
 from tue_cli.noise import TueNoise
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.run import protect
+from tue_cli.report.write import SHOWN
 from tue_cli.verify.request import VerifySpec, parse_victims
 from tue_cli.verify.restored import choose_recipe
 from tue_cli.verify.result import VerifyPlan, VerifyResult
@@ -532,7 +533,8 @@ def test_a_report_holds_no_picture_from_outside_the_folders(
     Image.new("RGB", (32, 32), (1, 2, 3)).save(secret)
 
     def point_outside(manifest: dict[str, Any]) -> None:
-        for record in manifest["pictures"][::34]:  # each that the page would show
+        pictures = sorted(manifest["pictures"], key=lambda record: -record["delta_e"])
+        for record in pictures[:SHOWN]:
             record["source"] = "../secret.png"
             record["source_sha256"] = sha256(secret)
 
