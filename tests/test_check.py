@@ -189,6 +189,22 @@ def test_recompression_leaves_a_share_of_the_protection(
     assert result.states == {"recompressed": 2, "missing": 4} and result.measured == 2
 
 
+@pytest.mark.parametrize("quality", [30, 75])
+def test_noise_under_the_mask_is_measured_too(
+    quality: int, made: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    photos, copies, site = made / "photos", tmp_path / "copies", tmp_path / "site"
+    spec = ProtectSpec((photos,), copies, weights=str(tiny_weights), device="cpu", jobs=2)
+    list(protect(spec))
+    (site / "everyday").mkdir(parents=True)
+    for source in (copies / "everyday" / "cat.png", photos / "everyday" / "coffee.jpg"):
+        with Image.open(source) as image:
+            image.save(site / "everyday" / f"{source.stem}.jpg", quality=quality)
+    outcomes, _, _ = looked(CheckSpec(site, photos, copies))
+    assert 0.8 < left_in(outcomes["everyday/cat.png"]) < 1.1
+    assert abs(left_in(outcomes["everyday/coffee.jpg"])) < 0.15
+
+
 def test_finer_recompression_leaves_more(site: Path, made: Path) -> None:
     left = []
     for quality in (20, 50, 90):

@@ -16,10 +16,12 @@ from onnx import numpy_helper
 from tue_cli.config import METHODS
 from tue_cli.core.batches import Images
 from tue_cli.core.sampling import draw_starts
+from tue_cli.engine.canvas import Canvas, perturb_canvases
 from tue_cli.engine.onnx import OnnxEngine
 from tue_cli.engine.onnx_graph.step import build_step_graph
 from tue_cli.engine.torch import ComputeDevice, Engine, TorchEngine, choose_device
 from tue_cli.errors import BadSetting, DeviceUnavailable, ExitCode, WeightsProblem
+from tue_cli.images.visibility import reduce_mask
 from tue_cli.noise import EmNoise, Noise, SampledNoise, TueNoise
 from tue_cli.weights import Weights, build
 
@@ -266,6 +268,20 @@ def test_onnx_runtime_makes_the_noise_that_torch_makes(
         ours = engine(tiny, method, few, dtype=ONNX, seed=3).perturb(*batch, mask)
         theirs = engine(tiny, method, few, seed=3).perturb(*batch, mask)
         assert (np.abs(ours - theirs) < 1e-6).mean() >= least
+
+
+def test_the_noise_of_pictures_is_made_under_their_masks(
+    tiny: Weights, batch: tuple[NDArray[Any], NDArray[Any], list[int]]
+) -> None:
+    pixels, keys, seeds = batch
+    made, size = engine(tiny, noise=TueNoise(steps=2)), pixels.shape[-1]
+    mask = np.random.default_rng(0).integers(0, 256, (2, 40, 60)).astype(np.uint8)
+    mask[1] = np.minimum(*mask)
+    small = np.stack([reduce_mask(mask, size)] * len(pixels))
+    for given, expected in ((mask, small), (None, None)):
+        canvases = [Canvas(one, given) for one in pixels]
+        found = perturb_canvases(made, canvases, keys.tolist(), seeds)
+        assert np.array_equal(found, made.perturb(pixels, keys, seeds, expected))
 
 
 @every_dtype

@@ -21,15 +21,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from tue_cli.config import TRAININGS, AdversarySettings, ProtectSettings, TrainSettings
 from tue_cli.dataset.discover import Item
 from tue_cli.dataset.manifest import MANIFEST, read_manifest, sha256
+from tue_cli.dataset.match import find_known_copies
 from tue_cli.engine.canvas import Canvas
 from tue_cli.errors import BadSetting, DeviceUnavailable, NothingToDo, OutputProblem, WeightsProblem
 from tue_cli.events import AnyEvent, Done, Failed, Metric, Note, Saved, Skipped, Started
 from tue_cli.images.codec import DecodedImage, decode
+from tue_cli.images.mark import has_mark
 from tue_cli.noise import EmNoise, LspNoise, TapNoise, TueNoise
 from tue_cli.protect.context import ALGORITHM, BATCH, KEYS
 from tue_cli.protect.copier import Prepared
@@ -512,6 +514,47 @@ def test_alpha_and_extreme_shapes_pass(tmp_path: Path, tiny_weights: Path) -> No
         after = np.asarray(Image.open(tmp_path / "out" / place.name)).astype(int)
         assert (before[..., 3] == after[..., 3]).all()
         assert 0 < np.abs(before - after).max() <= 8
+
+
+@pytest.fixture
+def drawings(tmp_path: Path) -> Path:
+    """One picture that is flat all over, and one of a few thin lines on a light colour."""
+    folder = tmp_path / "drawings"
+    folder.mkdir()
+    Image.new("RGB", (64, 64), (200, 60, 40)).save(folder / "flat.png")
+    lines = Image.new("RGB", (192, 128), (230, 220, 190))
+    for place in range(20, 180, 40):
+        ImageDraw.Draw(lines).line((place, 10, place + 30, 120), (60, 70, 90), 3)
+    lines.resize((96, 64), Image.Resampling.LANCZOS).save(folder / "lines.png")
+    return folder
+
+
+def test_a_picture_that_hides_no_noise_gets_a_copy_that_is_not_called_protected(
+    drawings: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    run(spec_of(drawings, tmp_path / "out", tiny_weights, mark=True))
+    made = {record["path"]: record for record in read_manifest(tmp_path / "out")["pictures"]}
+    assert made["flat.png"]["largest"] == 0 and made["lines.png"]["largest"] > 0
+    for name, said, marked in (
+        ("flat.png", "not protected", False),
+        ("lines.png", "weakly protected", True),
+    ):
+        assert [note for note in made[name]["notes"] if note.startswith(said)]
+        copy = decode((tmp_path / "out" / name).read_bytes())
+        assert has_mark(copy.metadata.xmp) == marked
+
+
+def test_an_original_is_no_copy_where_its_copy_is_its_equal(
+    drawings: Path, tmp_path: Path, tiny_weights: Path
+) -> None:
+    run(spec_of(drawings, tmp_path / "out", tiny_weights))
+    shutil.copy(tmp_path / "out" / "flat.png", drawings / "flat.png")
+    known = find_known_copies([tmp_path / "out"], {})
+    digests = {name: sha256(tmp_path / "out" / name) for name in ("flat.png", "lines.png")}
+    told = {name: known.explain(drawings / name, digest) for name, digest in digests.items()}
+    assert told["flat.png"] is None and told["lines.png"] is not None
+    again = done(run(spec_of(drawings, tmp_path / "other", tiny_weights)))
+    assert (again.protected, again.already_protected) == (2, 0)
 
 
 def test_a_bad_picture_does_not_widen_what_is_loaded_ahead(tmp_path: Path) -> None:

@@ -405,6 +405,19 @@ def test_the_difference_is_ten_times_the_change_and_clipped(tmp_path: Path) -> N
     assert difference[-1, -1].tolist() == [255, 0, 128]
 
 
+def test_a_large_picture_is_shown_where_its_change_is_seen_and_not_scaled(tmp_path: Path) -> None:
+    before = np.tile(ASTRONAUT, (6, 7, 1))
+    height, width, _ = before.shape
+    after = before.copy()
+    after[height - 150 : height - 50, width - 150 : width - 50] //= 2
+    views = make_thumbnails(saved(tmp_path / "a.png", before), saved(tmp_path / "b.png", after), {})
+    with Image.open(io.BytesIO(views.difference)) as image:
+        assert image.size == (SIDE, SIDE)
+    shown = opened(views.before)
+    distance = np.abs(shown.astype(int) - before[-SIDE:, -SIDE:])
+    assert distance.mean() < 4  # a JPEG of these very pixels
+
+
 def test_views_are_small_and_keep_no_metadata(tmp_path: Path) -> None:
     large = np.tile(ASTRONAUT, (6, 7, 1))
     files = saved(tmp_path / "a.jpg", large), saved(tmp_path / "b.jpg", large)

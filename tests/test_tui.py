@@ -237,6 +237,7 @@ def test_a_folder_is_protected_by_mouse_alone(photos: Path, tmp_path: Path) -> N
         strength = await on_screen(pilot, StrengthScreen)
         await until(pilot, lambda: "about" in seen(app))
         assert "--labels single" in strength.write_command()
+        assert strength.query(Field).first().question.name == "strength"
         await pilot.click("#next")
         await on_screen(pilot, ResultScreen)
         await pilot.click("#again")

@@ -10,11 +10,14 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
+from tue_cli.config import ProtectSettings
 from tue_cli.core.pgd import Term, make_gradient, pgd
+from tue_cli.engine.canvas import make_canvas
 from tue_cli.images import visibility
 from tue_cli.images.resize import add_upsampled
-from tue_cli.images.visibility import Mask, find_worst_tile, reduce_mask
+from tue_cli.images.visibility import Mask, find_worst_tile, measure_share, reduce_mask
 from tue_cli.mask import apply_mask, mask_gradient
+from tue_cli.noise import TueNoise
 
 RADIUS = 8 / 255
 Levels = NDArray[np.uint8]
@@ -81,6 +84,26 @@ def test_the_outlines_of_a_drawing_get_no_more_than_a_smooth_area() -> None:
     assert compute_mask(pixels, 0.25)[0].max() == 63 and not compute_mask(pixels, 0.25)[1].any()
     pixels[:, 20:] = draw_texture(128, 30)[:, :108]
     assert compute_mask(pixels, 0.25)[0].max() == 255
+
+
+def test_gray_pixels_of_a_picture_with_colours_get_no_noise_in_chroma() -> None:
+    pixels = draw_texture(96, 30)
+    pixels[:, 48:] = pixels[:, 48:, :1]
+    mask = compute_mask(pixels, 0)
+    assert mask[0, :, 60:].mean() > 200 and not mask[1, :, 48:].any()
+    assert mask[1, :, :40].mean() > 200
+
+
+def test_a_larger_radius_gives_no_more_levels_where_contrast_hides_no_more() -> None:
+    waves = 6 * np.sin(np.mgrid[:256, :256].sum(0) / 4)
+    grain = np.random.default_rng(0).normal(128, 0.8, (256, 256))
+    pixels = (waves + grain)[..., None].repeat(3, 2).astype(np.uint8)
+    told = []
+    for radius in (8 / 255, 16 / 255):
+        settings = ProtectSettings(noise=TueNoise(radius=radius), smooth=0.0)
+        share = measure_share(make_canvas(pixels, 32, settings).mask)
+        told.append(share * radius * 255)
+    assert told[0] == pytest.approx(told[1], rel=0.05) and told[0] > 1
 
 
 def test_a_black_and_white_picture_gets_no_noise_in_chroma() -> None:
