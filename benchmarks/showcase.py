@@ -14,19 +14,11 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from tue_cli.images.visibility import Tile, find_worst_tile
+from tue_cli.images.visibility import find_worst_tile
 
 ROOT = Path(__file__).parent.parent
 PHOTOS = ("space/astronaut.jpg", "everyday/cat.png", "everyday/coffee.jpg")
 SIDE, GAP, HEAD = 300, 8, 28
-
-
-def cut_square(pixels: np.ndarray, tile: Tile) -> np.ndarray:
-    """Cut SIDE x SIDE pixels out around a tile, not scaled."""
-    height, width, _ = pixels.shape
-    top = min(max(0, tile.top + (tile.side - SIDE) // 2), height - SIDE)
-    left = min(max(0, tile.left + (tile.side - SIDE) // 2), width - SIDE)
-    return pixels[top : top + SIDE, left : left + SIDE]
 
 
 def main() -> None:
@@ -39,9 +31,9 @@ def main() -> None:
             before = np.asarray(Image.open(ROOT / "assets" / "photos" / name).convert("RGB"))
             after = np.asarray(Image.open(Path(folder) / name).convert("RGB"))
             change = 128 + 10 * (after.astype(int) - before)
-            tile = find_worst_tile(before, after)
+            part = find_worst_tile(before, after).surround(before.shape, SIDE)
             views = (before, after, change.clip(0, 255).astype(np.uint8))
-            rows.append([cut_square(view, tile) for view in views])
+            rows.append([view[part] for view in views])
     width, height = 3 * SIDE + 2 * GAP, HEAD + len(rows) * (SIDE + GAP) - GAP
     sheet = Image.new("RGB", (width, height), "white")
     draw = ImageDraw.Draw(sheet)

@@ -28,6 +28,7 @@ from benchmarks.rows import Row
 from benchmarks.summary import format_table, summarize
 from tue_cli.images import codec
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
+from tue_cli.images.visibility import Tile
 from tue_cli.weights import load
 
 ARMS = ("--strength subtle", "", "--strength strong", "--radius 16 --smooth 0.5", "--smooth 1")
@@ -74,18 +75,16 @@ def draw_sheets(source: Path, output: Path, folder: Path, name: str) -> None:
             draw.text((left, top), title, "black", font)
             for column, file in enumerate((source / entry["source"], output / entry["path"])):
                 shown = codec.decode(codec.read(file)).shown
-                crop = Image.fromarray(cut_tile(shown, entry["worst_tile"]))
+                crop = Image.fromarray(
+                    cut_tile(shown, Tile(entry["delta_e"], *entry["worst_tile"]))
+                )
                 sheet.paste(crop, (left + column * CROP, top + HEAD))
         sheet.save(folder / f"{name}-{number:02}.png")
 
 
-def cut_tile(pixels: Pixels, tile: Sequence[int]) -> NDArray[np.uint8]:
-    """Return the pixels (H, W, 3) around a tile: left, top and side."""
-    left, top, side = tile
-    height, width = pixels.shape[:2]
-    first = max(0, min(top + side // 2 - CROP // 2, height - CROP))
-    start = max(0, min(left + side // 2 - CROP // 2, width - CROP))
-    part = reduce_to_8_bits(pixels[first : first + CROP, start : start + CROP])
+def cut_tile(pixels: Pixels, tile: Tile) -> NDArray[np.uint8]:
+    """Return the pixels (H, W, 3) around a tile."""
+    part = reduce_to_8_bits(pixels[tile.surround(pixels.shape, CROP)])
     return np.ascontiguousarray(np.broadcast_to(part, (*part.shape[:2], 3)))
 
 

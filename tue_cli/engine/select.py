@@ -93,7 +93,7 @@ def choose_backend(
     kind = device.partition(":")[0]
     if kind == "directml":
         return "onnx"
-    if kind in ("cuda", "mps") or (kind == "auto" and _has_gpu()):
+    if kind in ("cuda", "mps") or (kind == "auto" and has_gpu()):
         return "torch"
     many = pictures * weights.card.width**2 >= MANY * 16**2
     return "torch" if many and _has_bfloat16() else "onnx"
@@ -107,7 +107,7 @@ def _has_graph(weights: Weights) -> bool:
     return True
 
 
-def _has_gpu() -> bool:
+def has_gpu() -> bool:
     """Say whether there is a GPU that torch may know how to use."""
     if sys.platform == "darwin":
         return platform.machine() == "arm64"

@@ -21,7 +21,7 @@ from tue_cli.images import codec
 from tue_cli.images.codec import DecodedImage
 from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.images.orientation import apply_orientation, make_image, read_orientation
-from tue_cli.images.visibility import Tile, find_worst_tile
+from tue_cli.images.visibility import find_worst_tile
 from tue_cli.text import escape
 
 Part = tuple[slice, slice]
@@ -70,7 +70,7 @@ def make_thumbnails(original: Path, copy: Path, record: dict[str, Any]) -> Thumb
             f"It has {old.shape[1]} × {old.shape[0]} pixels, its copy {new.shape[1]} × "
             f"{new.shape[0]}.",
         )
-    part = _choose_part(find_worst_tile(old, new), old.shape[0], old.shape[1])
+    part = find_worst_tile(old, new).surround(old.shape, SIDE)
     return Thumbnails(
         name=escape(record.get("path") or copy.name),
         before=_render_view(before, part),
@@ -125,15 +125,6 @@ def _draw_difference(before: Pixels, after: Pixels) -> NDArray[np.uint8]:
         change = (after[rows].astype(np.int16) - before[rows]) * GAIN + MIDDLE
         amplified[rows] = change.clip(0, 255)
     return amplified
-
-
-def _choose_part(tile: Tile, height: int, width: int) -> Part:
-    """Return the rows and columns around a tile that fit into a view."""
-    places = []
-    for start, length in ((tile.top, height), (tile.left, width)):
-        first = min(max(0, start + (tile.side - SIDE) // 2), max(0, length - SIDE))
-        places.append(slice(first, min(first + SIDE, length)))
-    return places[0], places[1]
 
 
 def _render_view(picture: DecodedImage, part: Part) -> bytes:

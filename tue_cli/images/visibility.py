@@ -78,6 +78,14 @@ class Tile:
     side: int
     """In pixels of the picture as it is stored."""
 
+    def surround(self, shape: tuple[int, ...], side: int) -> tuple[slice, slice]:
+        """Return the rows and columns of a square around it, within a picture (H, W, ...)."""
+        parts = []
+        for start, most in ((self.top, shape[0]), (self.left, shape[1])):
+            first = min(max(0, start + (self.side - side) // 2), max(0, most - side))
+            parts.append(slice(first, min(first + side, most)))
+        return parts[0], parts[1]
+
 
 def compute_mask(pixels: Pixels, size: int, smooth: float, levels: float) -> Mask:
     """Return the share of the noise that each pixel gets.

@@ -75,6 +75,27 @@ class RunContext:
         return self.journal.output
 
 
+def open_engine(spec: ProtectSpec, weights: Weights, pictures: int, former: str | None) -> Engine:
+    """Open the engine for a number of pictures.
+
+    `former` is the kind of engine that made what is there already.
+
+    Raises:
+        TueError: as `choose_engine` says.
+    """
+    return choose_engine(
+        weights,
+        spec.settings.method,
+        spec.settings.noise,
+        seed=spec.settings.seed,
+        backend=spec.backend,
+        device=spec.device,
+        batch=BATCH,
+        pictures=pictures,
+        former=former,
+    )
+
+
 @contextmanager
 def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     """Check what was asked for, find the pictures, and open all that a run works with.
@@ -88,17 +109,8 @@ def open_run(spec: ProtectSpec) -> Iterator[RunContext]:
     output = spec.output or choose_default_output(spec.paths)
     found = discover.discover(spec.paths, output, spec.selection)
     weights = choose_weights(spec)
-    engine = choose_engine(
-        weights,
-        spec.settings.method,
-        spec.settings.noise,
-        seed=spec.settings.seed,
-        backend=spec.backend,
-        device=spec.device,
-        batch=BATCH,
-        pictures=len(found.items),
-        former=read_former_run(output).get("engine"),
-    )
+    former = read_former_run(output).get("engine")
+    engine = open_engine(spec, weights, len(found.items), former)
     originals = discover.find_source_folders(found.items)
     modes = find_folder_modes((item.source, item.relative) for item in found.items)
     journal = Journal(

@@ -15,7 +15,6 @@ from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.secret import Secret
 from tue_cli.engine.canvas import Canvas, make_canvas, perturb_canvases
-from tue_cli.engine.select import choose_engine
 from tue_cli.engine.torch import Engine, Floats
 from tue_cli.errors import DeviceUnavailable
 from tue_cli.images import codec, encode, mark, resize
@@ -24,7 +23,7 @@ from tue_cli.images.quality import Quality, compare
 from tue_cli.images.residual import collect_facts, measure_small_rms
 from tue_cli.images.strip import strip
 from tue_cli.images.visibility import describe_share, find_worst_tile, measure_share
-from tue_cli.protect.context import ALGORITHM, BATCH
+from tue_cli.protect.context import ALGORITHM, open_engine
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import CopyRecord
 from tue_cli.weights import Weights
@@ -141,17 +140,7 @@ def open_copier(
     Raises:
         TueError: as `choose_engine` says.
     """
-    engine = choose_engine(
-        weights,
-        spec.settings.method,
-        spec.settings.noise,
-        seed=spec.settings.seed,
-        backend=spec.backend,
-        device=spec.device,
-        batch=BATCH,
-        pictures=MANY,
-        former=former,
-    )
+    engine = open_engine(spec, weights, MANY, former)
     return Copier(spec, weights, engine, secret)
 
 

@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.dataset.remote import explain, is_running
-from tue_cli.engine.select import _has_gpu
+from tue_cli.engine.select import has_gpu
 from tue_cli.errors import TueError, require
 
 Item = Mapping[str, Any]
@@ -38,10 +38,10 @@ class Workers:
 
     def __init__(self, count: int, device: str) -> None:
         kind, processors = device.partition(":")[0], os.cpu_count() or 1
-        has_gpu = kind in ("cuda", "mps", "directml") or (kind == "auto" and _has_gpu())
-        self.count = count or (1 if has_gpu else processors)
+        on_gpu = kind in ("cuda", "mps", "directml") or (kind == "auto" and has_gpu())
+        self.count = count or (1 if on_gpu else processors)
         # What decodes and encodes for a GPU.
-        self.threads = max(1, processors // self.count) if has_gpu else 1
+        self.threads = max(1, processors // self.count) if on_gpu else 1
 
     def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
         """Yield what `stage(**arguments)` returns for each item, as it is finished.
