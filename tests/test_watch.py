@@ -105,6 +105,11 @@ class Command:
     def says(self, text: str) -> Callable[[], bool]:
         return lambda: text in self.err.read_text() + self.out.read_text()
 
+    def stop(self) -> int:
+        """Press Ctrl-C a moment after the last words were shown, as people do."""
+        time.sleep(0.5)
+        return self.interrupt()
+
     def interrupt(self) -> int:
         self.process.send_signal(signal.SIGINT)
         return self.process.wait(LONGEST)
@@ -143,7 +148,7 @@ def test_a_new_picture_is_protected_and_ctrl_c_ends_an_idle_watch(
     command.wait_for(lambda: (output / "more" / "below" / "late.jpg").exists())
     command.wait_for(lambda: command.out.read_text().count("Protected 1 picture") == 4)
     command.wait_for(lambda: not (output / WORK).exists())
-    assert command.interrupt() == ExitCode.OK
+    assert command.stop() == ExitCode.OK
     assert command.out.read_text().splitlines()[-1] == "Stopped watching."
     said = command.err.read_text()
     assert "Traceback" not in said
@@ -177,7 +182,7 @@ def test_json_has_the_events_of_each_run_and_then_the_sum(
     command.wait_for(command.says("Watching"))
     shutil.copy(CAT, inbox / "cat.png")
     command.wait_for(lambda: command.out.read_text().count('"done"') == 2)
-    assert command.interrupt() == 0
+    assert command.stop() == ExitCode.OK
     events = [json.loads(line) for line in command.out.read_text().splitlines()]
     told = [event["event"] for event in events if event["event"] != "note"]
     assert told == ["started", "saved", "done"] * 2 + ["done"]
@@ -185,6 +190,28 @@ def test_json_has_the_events_of_each_run_and_then_the_sum(
 
 
 # --- in this process ----------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_ctrl_c_when_all_copies_are_written_ends_the_watch_and_not_a_run(
+    inbox: Path, spec: ProtectSpec, in_time: None
+) -> None:
+    job = watch(spec)
+    until(job, is_over)
+    result = job.throw(KeyboardInterrupt())
+    assert isinstance(result, Done) and result.said == ("Stopped watching.",)
+    assert isinstance(result.result, WatchSummary) and result.result.protected == 1
+    assert not (spec.output or inbox).joinpath(WORK).exists()
+
+
+@pytest.mark.slow
+def test_ctrl_c_before_all_copies_are_written_interrupts_the_run(
+    inbox: Path, spec: ProtectSpec, in_time: None
+) -> None:
+    job = watch(spec)
+    until(job, lambda event: isinstance(event, Started))
+    with pytest.raises(KeyboardInterrupt):
+        job.throw(KeyboardInterrupt())
 
 
 @pytest.mark.slow

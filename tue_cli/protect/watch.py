@@ -12,7 +12,7 @@ from typing import NoReturn
 
 from tue_cli.dataset.discover import make_absolute
 from tue_cli.errors import BadSetting, NothingToDo, OutputBusy, TueError, refuse_unless
-from tue_cli.events import Done, Event, Job, Note
+from tue_cli.events import Done, Event, Job, Note, Started
 from tue_cli.images.codec import SUFFIXES
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.result import ProtectForecast, ProtectSummary, WatchSummary
@@ -32,29 +32,26 @@ Signature = tuple[int, int] | None
 
 
 def watch(spec: ProtectSpec) -> Job[ProtectForecast | ProtectSummary | WatchSummary]:
-    """Protect pictures run by run, yielding the events of each; Ctrl-C between two ends it.
+    """Protect pictures run by run, yielding the events of each; Ctrl-C ends it.
 
     The output is not locked between two runs.
 
     Raises:
         TueError: as `protect` does, but for what only a change in the folders may mend.
-        KeyboardInterrupt: in the middle of a run.
+        KeyboardInterrupt: while pictures are protected, or before the first run has begun to.
     """
     _refuse(spec)
     began, rounds = time.monotonic(), _Rounds(spec)
-    is_idle = True
     try:
         with closing(_Changes(spec.paths)) as changes:
             wanted: frozenset[Path] | None = None  # all
             while True:
-                is_idle = False
                 is_over, patience = yield from rounds.run(wanted, changes.unsettled)
-                is_idle = True
                 found = changes.wait(patience)
                 if rounds.is_begun:
                     wanted = found | (frozenset() if is_over or wanted is None else wanted)
     except KeyboardInterrupt:
-        if not is_idle:
+        if rounds.is_busy:
             raise
     result = replace(rounds.result, seconds=round(time.monotonic() - began, 3))
     yield Done(result, ("Stopped watching.",))
@@ -68,6 +65,8 @@ class _Rounds:
         self._told: set[str] = set()
         self.is_begun = False
         """Whether a run has looked at all pictures."""
+        self.is_busy = True
+        """Whether something is left undone if it ends now."""
         self.result = WatchSummary(runs=0, protected=0, failed=0, seconds=0.0)
 
     def run(
@@ -92,7 +91,10 @@ class _Rounds:
                     if isinstance(event, Note):
                         yield from self._tell_once(event)
                         continue
+                    if isinstance(event, Started):
+                        self.is_busy = True
                     if isinstance(event, Done) and isinstance(event.result, ProtectSummary):
+                        self.is_busy = False
                         self._count(event.result)
                     yield event
             self.is_begun = True
@@ -107,6 +109,7 @@ class _Rounds:
                 yield from self._tell_once(Note(f"{error.message} Waiting until it has finished."))
             else:
                 yield Note(f"Nothing was protected. {error.message} {error.remedy}")
+        self.is_busy = False
         folders = ", ".join(map(escape, self._spec.paths))
         yield from self._tell_once(Note(f"Watching {folders} for new pictures. Ctrl-C stops."))
         return is_over, patience
