@@ -7,10 +7,28 @@ and tensors of torch alike.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 LUMA: Final = (0.299, 0.587, 0.114)
 """The weights of red, green and blue in grayscale (ITU-R 601, as JPEG and Pillow have it)."""
+RED_GREEN: Final = 0.5
+"""The share of the chroma from green to red, Cr, of that from yellow to blue, Cb. A cast of pink or
+green is seen at half the strength of a blue one (CIEDE2000)."""
+CHROMA: Final = (
+    tuple(RED_GREEN * (float(channel == 0) - LUMA[channel]) for channel in range(3)),
+    tuple(
+        -(
+            RED_GREEN * LUMA[0] * (float(channel == 0) - LUMA[channel])
+            + LUMA[2] * (float(channel == 2) - LUMA[channel])
+        )
+        / LUMA[1]
+        for channel in range(3)
+    ),
+    tuple(float(channel == 2) - LUMA[channel] for channel in range(3)),
+)
+"""The chroma of noise: a row for each of its channels, of the weights of those of the noise. Its
+luma is 0."""
 
 
 def apply_mask(delta: Any, mask: Any) -> Any:
@@ -18,24 +36,27 @@ def apply_mask(delta: Any, mask: Any) -> Any:
 
     Args:
         delta: noise in any unit.
-        mask: (N, 2, H, W), the shares of luma and chroma, in [0, 1]. As long as the share of chroma
-            is the smaller one, no value grows.
+        mask: (N, 2, H, W), the shares of luma and chroma, in [0, 1].
     """
     luma, chroma = mask[:, :1], mask[:, 1:]
-    return chroma * delta + (luma - chroma) * _compute_luma(delta)
+    light = luma * _mix(LUMA, delta)
+    left = delta * 0
+    for channel, weights in enumerate(CHROMA):
+        left[:, channel : channel + 1] = light + chroma * _mix(weights, delta)
+    return left
 
 
 def mask_gradient(gradient: Any, mask: Any) -> Any:
     """Return the gradient with respect to noise from that with respect to `apply_mask` of it."""
     luma, chroma = mask[:, :1], mask[:, 1:]
-    total = (luma - chroma) * (gradient[:, :1] + gradient[:, 1:2] + gradient[:, 2:])
-    weighted = gradient * 0
-    for channel, weight in enumerate(LUMA):
-        weighted[:, channel : channel + 1] = weight * total
-    return chroma * gradient + weighted
+    light = luma * _mix((1.0, 1.0, 1.0), gradient)
+    masked = gradient * 0
+    for channel, weights in enumerate(zip(*CHROMA, strict=True)):
+        masked[:, channel : channel + 1] = LUMA[channel] * light + chroma * _mix(weights, gradient)
+    return masked
 
 
-def _compute_luma(delta: Any) -> Any:
-    """Return the luma of noise, (N, 1, H, W)."""
-    red, green, blue = (LUMA[channel] * delta[:, channel : channel + 1] for channel in range(3))
+def _mix(weights: Sequence[float], planes: Any) -> Any:
+    """Return the weighted sum of channels (N, 3, H, W), (N, 1, H, W)."""
+    red, green, blue = (weights[channel] * planes[:, channel : channel + 1] for channel in range(3))
     return red + green + blue

@@ -2,8 +2,8 @@
 
 What varies hides noise, smooth areas do not (contrast masking): most of all if it varies at the
 scale of the noise. Near black and white the eye tells levels apart best. Stains of colour show
-most, so chroma gets noise only as far as there is colour. An outline hides nothing: the area beside
-it is flat.
+most, so chroma gets noise only as far as there is colour, and texture finer than the noise does not
+count for it. An outline hides nothing: the area beside it is flat.
 """
 
 from __future__ import annotations
@@ -114,9 +114,8 @@ def compute_mask(pixels: Pixels, size: int, smooth: float, levels: float) -> Mas
         light = strip @ np.array(LUMA, np.float32) if strip.shape[2] == 3 else strip[..., 0]
         grain = _measure_contrast(light, WIDE)
         shares = _compute_shares(light, hidden, grain, smooth, levels)
-        tint = _rise(_measure_depth(strip), NEUTRAL, TINTED - NEUTRAL)
-        for plane, share in zip(mask, (shares, shares * tint), strict=True):
-            plane[top : top + STRIP] = np.rint(255 * share[rows])
+        shares[1] *= _rise(_measure_depth(strip), NEUTRAL, TINTED - NEUTRAL)
+        mask[:, top : top + STRIP] = np.rint(255 * shares[:, rows])
         seen = np.minimum(light, 255 - light)[rows] > ENDS + RISE / 2
         flat += int((seen & (grain[rows] < GRAIN / 2)).sum())
         middle += int(seen.sum())
@@ -213,13 +212,17 @@ def _enlarge(plane: Image.Image, size: tuple[int, int], first: int, last: int) -
 def _compute_shares(
     light: Floats, hidden: Floats, grain: Floats, smooth: float, levels: float
 ) -> Floats:
-    """Return the share of the noise that each pixel (h, w) gets, by its luma in 0..255."""
+    """Return the shares of luma and chroma that each pixel gets, (2, h, w), by its luma in 0..255.
+
+    Texture finer than the noise hides its luma, but not its chroma.
+    """
     texture = uniform_filter(_measure_contrast(light, NEAR), NEAR)
-    amount = np.maximum(BY_CONTRAST * hidden, BY_TEXTURE * (texture - FLAT))
-    share: Floats = np.clip(amount / np.float32(levels), np.float32(smooth), 1)
-    share *= _rise(grain, 0, GRAIN)
-    share *= _rise(light, ENDS, RISE) * _rise(255 - light, ENDS, RISE)
-    return share
+    coarse = BY_CONTRAST * hidden
+    amounts = np.stack([np.maximum(coarse, BY_TEXTURE * (texture - FLAT)), coarse])
+    shares: Floats = np.clip(amounts / np.float32(levels), np.float32(smooth), 1)
+    shares *= _rise(grain, 0, GRAIN)
+    shares *= _rise(light, ENDS, RISE) * _rise(255 - light, ENDS, RISE)
+    return shares
 
 
 def _measure_depth(pixels: NDArray[Any]) -> NDArray[Any]:
