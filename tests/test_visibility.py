@@ -16,7 +16,7 @@ from tue_cli.engine.canvas import make_canvas
 from tue_cli.images import visibility
 from tue_cli.images.resize import add_upsampled
 from tue_cli.images.visibility import Mask, find_worst_tile, measure_share, reduce_mask
-from tue_cli.mask import apply_mask, mask_gradient
+from tue_cli.mask import LUMA, apply_mask, mask_gradient
 from tue_cli.noise import TueNoise
 
 RADIUS = 8 / 255
@@ -179,20 +179,29 @@ def test_colour_gets_noise_in_colour() -> None:
 
 
 def test_a_large_picture_is_judged_at_a_smaller_size_in_strips_without_seams() -> None:
-    pixels = np.tile(draw_texture(100, 30), (23, 11, 1))
+    pixels = np.tile(draw_texture(100, 30), (23, 13, 1))[:, :1280]
     mask = compute_mask(pixels, 0)
-    assert mask.shape == (2, 2300 // 2, 1100 // 2)
+    assert mask.shape == (2, 2300 // 2, 1280 // 2)
     small = np.asarray(Image.fromarray(pixels).reduce(2))
     assert np.abs(compute_mask(small, 0).astype(int) - mask).max() <= 1
     assert add_upsampled(draw_noise(0), pixels, RADIUS, mask).shape == pixels.shape
     # The strips of a mask are those of the whole.
     top = compute_mask(small[:700], 0)
-    assert np.array_equal(top[:, :690], compute_mask(small, 0)[:, :690])
+    assert np.array_equal(top[:, :660], compute_mask(small, 0)[:, :660])
 
 
 def test_16_bits_have_the_mask_of_8_bits() -> None:
     pixels = draw_texture(64, 30)
     assert np.array_equal(compute_mask(pixels.astype(np.uint16) * 257, 0), compute_mask(pixels, 0))
+
+
+def test_texture_finer_than_the_noise_hides_its_luma_and_not_its_chroma() -> None:
+    fine = draw_texture(512, 10)
+    coarse = np.asarray(Image.fromarray(draw_texture(32, 30)).resize((512, 512)))
+    luma, chroma = compute_mask(fine, 0).mean((1, 2))
+    assert chroma < 0.5 * luma
+    luma, chroma = compute_mask(coarse, 0).mean((1, 2))
+    assert chroma > 0.8 * luma > 0
 
 
 def test_a_square_has_the_mean_share_of_what_it_covers() -> None:
@@ -209,7 +218,17 @@ def test_no_value_of_the_noise_grows_where_chroma_has_a_smaller_share() -> None:
     luma = random.uniform(0, 1, (4, 1, 8, 8))
     mask = np.concatenate([luma, luma * random.uniform(0, 1, luma.shape)], axis=1)
     assert (np.abs(apply_mask(delta, mask)) <= luma + 1e-12).all()
-    assert np.allclose(apply_mask(delta, np.ones_like(mask)), delta)
+    gray = np.broadcast_to(delta[:, :1], delta.shape)
+    assert np.allclose(apply_mask(gray, np.ones_like(mask)), gray)
+
+
+def test_a_cast_of_pink_or_green_gets_less_than_half_of_what_a_blue_one_gets() -> None:
+    whole = np.ones((1, 2, 1, 1))
+    blue, pink = np.zeros((1, 3, 1, 1)), np.zeros((1, 3, 1, 1))
+    blue[0, 1:, 0, 0] = -LUMA[2] / LUMA[1], 1  # without luma
+    pink[0, :2, 0, 0] = 1, -LUMA[0] / LUMA[1]
+    assert np.allclose(apply_mask(blue, whole), blue)
+    assert np.allclose(apply_mask(pink, whole), 0.4 * pink)
 
 
 def test_gradients_are_taken_through_the_mask() -> None:

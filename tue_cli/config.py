@@ -98,7 +98,9 @@ class Method:
 
 
 METHODS: dict[str, Method] = {
-    "tue": Method("Fang et al. 2023", ("tue", "em", "rem"), "linf", TueNoise(), True),
+    "tue": Method(
+        "Fang et al. 2023", ("tue", "em", "rem"), "linf", TueNoise(radius=12 / 255), True
+    ),
     "em": Method("Huang et al. 2021", ("em", "tue", "rem"), "linf", EmNoise(), True),
     "rem": Method("Fu et al. 2022", ("rem",), "linf", RemNoise(), True),
     "tap": Method("Fowl et al. 2021", ("clean",), "linf", TapNoise()),
@@ -107,7 +109,8 @@ METHODS: dict[str, Method] = {
     "cuda": Method("Sadasivan et al. 2023", (), "none", CudaNoise()),
     "uc": Method("Zhang et al. 2023", ("uc",), "linf", UcNoise()),
 }
-"""The protection methods, by name, with their defaults; what makes the noise is in `methods/`."""
+"""The protection methods, by name, with their defaults: as published, but for the radius of tue,
+8/255 in the paper, which has no mask. What makes the noise is in `methods/`."""
 
 TRAINING_NOISE: Mapping[str, Noise] = {
     **{name: METHODS[name].noise if name in METHODS else Noise() for name in RECIPES},
@@ -230,9 +233,9 @@ class ProtectSettings:
 
 
 STRENGTHS: dict[str, ProtectSettings] = {
-    "subtle": ProtectSettings(noise=TueNoise(radius=5 / 255)),
+    "subtle": ProtectSettings(noise=TueNoise(radius=8 / 255)),
     "normal": ProtectSettings(),
-    "strong": ProtectSettings(noise=TueNoise(radius=12 / 255)),
+    "strong": ProtectSettings(noise=TueNoise(radius=20 / 255)),
 }
 """Presets of `tue protect`. The noise is that of tue; other methods keep theirs, as published."""
 

@@ -12,9 +12,9 @@ from typing import Any, Final
 
 LUMA: Final = (0.299, 0.587, 0.114)
 """The weights of red, green and blue in grayscale (ITU-R 601, as JPEG and Pillow have it)."""
-RED_GREEN: Final = 0.5
-"""The share of the chroma from green to red, Cr, of that from yellow to blue, Cb. A cast of pink or
-green is seen at half the strength of a blue one (CIEDE2000)."""
+RED_GREEN: Final = 0.4
+"""How much of the chroma from green to red, Cr, is kept beside that from yellow to blue, Cb. Of as
+many levels, a cast of pink or green is seen twice as well as a blue one (CIEDE2000)."""
 CHROMA: Final = (
     tuple(RED_GREEN * (float(channel == 0) - LUMA[channel]) for channel in range(3)),
     tuple(

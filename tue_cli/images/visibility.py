@@ -35,8 +35,8 @@ CELLS: Final = 2
 """Cells a side of the windows at that scale."""
 NEAR, WIDE = 3, 7
 """Pixels a side of the windows for texture and for grain, odd."""
-BY_CONTRAST: Final = 0.8
-"""Levels of noise for each level of contrast at the scale of the noise."""
+BY_CONTRAST, IN_CHROMA = 0.8, 0.7
+"""Levels of noise, in luma and in chroma, for each level of contrast at the scale of the noise."""
 BY_TEXTURE, FLAT = 2.0, 0.7
 """Levels of noise for each level of contrast of the texture, beyond what compression leaves."""
 NEUTRAL, TINTED = 0.5, 2.5
@@ -217,8 +217,8 @@ def _compute_shares(
     Texture finer than the noise hides its luma, but not its chroma.
     """
     texture = uniform_filter(_measure_contrast(light, NEAR), NEAR)
-    coarse = BY_CONTRAST * hidden
-    amounts = np.stack([np.maximum(coarse, BY_TEXTURE * (texture - FLAT)), coarse])
+    luma = np.maximum(BY_CONTRAST * hidden, BY_TEXTURE * (texture - FLAT))
+    amounts = np.stack([luma, IN_CHROMA * hidden])
     shares: Floats = np.clip(amounts / np.float32(levels), np.float32(smooth), 1)
     shares *= _rise(grain, 0, GRAIN)
     shares *= _rise(light, ENDS, RISE) * _rise(255 - light, ENDS, RISE)
