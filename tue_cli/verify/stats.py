@@ -124,7 +124,8 @@ class Row:
     def explain_doubt(self, chance: float) -> str:
         """Return why no number may be given for this attacker; nothing where one may."""
         clean, floor = self.clean.estimate(), self.floor.estimate()
-        if clean.value - floor.value < LEARNED * (1 - floor.value):
+        gap = clean.value - floor.value
+        if gap <= 0 or gap < LEARNED * (1 - floor.value):
             return (
                 f"victims trained on the originals learned hardly more than {self.floor_name} "
                 f"({clean.value:.0%} against {floor.value:.0%})"
