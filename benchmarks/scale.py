@@ -145,8 +145,8 @@ def write_scale() -> str:
             "",
             f"It scales until there are as many workers as shards: {shards:,} workers take {ends}, "
             "and any more would be idle, since a shard is made by one worker. With smaller "
-            "shards, the limit is higher. A row for GPUs appears once a machine with one has run `python -m "
-            "benchmarks.shards --only parts --device cuda`.",
+            "shards, the limit is higher. A row for GPUs appears once a machine with one has run "
+            "`python -m benchmarks.shards --only parts --device cuda`.",
         ]
     )
 
