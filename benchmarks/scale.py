@@ -144,9 +144,9 @@ def write_scale() -> str:
             "which workers make shards.",
             "",
             f"It scales until there are as many workers as shards: {shards:,} workers take {ends}, "
-            "and more would wait, since a shard is made by one worker. Smaller shards move that "
-            "limit. A row for GPUs appears once a machine with one has run `python -m "
-            "benchmarks.shards --only parts --device cuda`.",
+            "and any more would be idle, since a shard is made by one worker. With smaller "
+            "shards, the limit is higher. A row for GPUs appears once a machine with one has run "
+            "`python -m benchmarks.shards --only parts --device cuda`.",
         ]
     )
 
@@ -162,7 +162,7 @@ def describe_trial(found: Row) -> str:
         f"with {hardware['cores']} processors"
         + (
             f" that was busy with other work: its load was {load:.1f} before the trial. They say "
-            "little about speed on a machine that does nothing else."
+            "little about the speed of an idle machine."
             if busy
             else "."
         )
@@ -183,7 +183,7 @@ def write_shards() -> str:
         f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
         f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
         f"{asked['workers']} workers: {found['over_plain']:.2f} times the speed of as many plain "
-        "processes without S3, with all that it takes to start "
+        "processes without S3, starting included "
         f"({found['wall_seconds'] / 60:.1f} min; n = 1).",
         f"- {found['equal_shards']} of {asked['shards']} shards are, byte for byte, those that one "
         "machine writes without Ray.",

@@ -132,7 +132,7 @@ def test_earlier_outputs_inside_the_input_are_ignored(tmp_path: Path) -> None:
     plant(tmp_path / "in", f"half/{WORK}/journal.jsonl")
     found = discover([tmp_path / "in"], tmp_path / "out")
     assert places(found) == ["a.jpg"]
-    assert reasons(found) == dict.fromkeys(["done", "half"], "already-protected output")
+    assert reasons(found) == dict.fromkeys(["done", "half"], "folder: already protected")
 
 
 def test_symlinks_to_files_and_folders_are_followed(tmp_path: Path) -> None:

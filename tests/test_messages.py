@@ -13,6 +13,8 @@ from test_options import SPECS
 from typer.testing import CliRunner
 
 from tue_cli.cli import app
+from tue_cli.dataset.remote import Place
+from tue_cli.errors import ExitCode, TueError
 from tue_cli.fields import list_questions
 
 PACKAGE = Path(__file__).parent.parent / "tue_cli"
@@ -84,3 +86,20 @@ def test_every_option_of_protect_is_on_the_panel_of_those_who_need_it(
     assert places == sorted(places)
     assert text.index("--labels") < places[1] < text.index("--seed") < places[2]
     assert places[2] < text.index("--inner-steps")
+
+
+def test_a_run_without_pictures_says_nothing_of_whom_its_copies_hinder(tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("no picture")
+    ran = CliRunner().invoke(
+        app, ["protect", str(tmp_path / "notes.txt"), "-o", str(tmp_path / "out")]
+    )
+    assert ran.exit_code == ExitCode.SOME_FAILED
+    assert "does not have the extension of a picture" in " ".join(ran.output.split())
+    assert "hinder" not in ran.output
+
+
+def test_what_a_file_url_lacks_is_said_without_credentials(tmp_path: Path) -> None:
+    with pytest.raises(TueError) as caught:
+        Place((tmp_path / "none.tar").as_uri()).list_files()
+    assert caught.value.message.endswith("cannot be read: there is no such file or folder.")
+    assert caught.value.remedy == "Check the URL."

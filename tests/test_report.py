@@ -224,7 +224,9 @@ def test_the_first_screen_says_who_is_stopped_slowed_and_not(pair: Thumbnails) -
         in text
     )
     assert (
-        "protection of 80 % or more" in text and "30 to 80 %" in text and "less than 30 %" in text
+        "lower end of the protection: 80 % or more" in text
+        and "30 to 80 %" in text
+        and "less than 30 %" in text
     )
 
 

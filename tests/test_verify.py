@@ -247,7 +247,7 @@ def test_a_control_that_learned_nothing_leaves_no_number(
     settings = replace(QUICK, seen=400)
     _, result = run(replace(spec, protected=output, original=originals, settings=settings))
     assert result.status == "inconclusive" and result.weakest is None
-    assert "victims of the originals learned hardly more than chance" in result.headline
+    assert "victims trained on the originals learned hardly more than chance" in result.headline
     assert result.attacks[0].protection is None
 
 
@@ -661,7 +661,7 @@ def test_where_nothing_can_be_said_no_limit_is_reached(
         (("--fail-under", "101"), "0 to 100"),
         (("--fail-under", "-1"), "0 to 100"),
         (("--budget", "0s"), "is not a time"),
-        (("--budget", "soon"), "is not a time"),
+        (("--budget", "soon"), "is not a time, and none of quick, standard, full"),
         (("--attacks", "nosuch"), "is unknown"),
         (("--attacks", ""), "is unknown"),
         (("--victim", "nosuch.pth"), "pretrained, probe, or FILE.safetensors"),

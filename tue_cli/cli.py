@@ -42,7 +42,7 @@ class _Commands(TyperGroup):
 app = typer.Typer(
     name="tue",
     cls=_Commands,
-    help="Make copies of your pictures that look the same but are hard to learn from.",
+    help="Make copies of your pictures that look almost the same but are hard to learn from.",
     no_args_is_help=False,
     pretty_exceptions_show_locals=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -73,7 +73,7 @@ class PackageMissing(TueError):
 
     def __init__(self, package: str) -> None:
         super().__init__(
-            f"This needs the package {package}, which is not installed.",
+            f"The package {package} is not installed.",
             f"Install it with: pip install {_INSTALL.get(package, package)}",
         )
 

@@ -158,7 +158,7 @@ class RemNoise(SampledNoise):
     )
     inner_steps: int = setting(
         10,
-        "rem: gradient steps of the inner adversary; 0 makes it the method SEM.",
+        "rem: gradient steps of the inner adversary; 0 is the method SEM.",
         panel=RESEARCH,
         source="Fu et al. 2022",
     )

@@ -185,7 +185,7 @@ def load(name: str | None = None) -> Weights:
             return read(path, name=path.stem)
     raise WeightsProblem(
         f"There are no weights {name!r}.",
-        f"Name a file, or one of {', '.join(shipped['weights'])}; tue also looks in "
+        f"Name a file, or one of these weights: {', '.join(shipped['weights'])}. tue also looks in "
         f"{', '.join(map(str, list_folders())) or '$TUE_WEIGHTS'}.",
     )
 

@@ -146,7 +146,7 @@ def _walk(root: Path, below: Path, output: Path, selection: Selection) -> Iterat
         if here in above:
             yield _Entry("ignored", folder, place, "symlink loop")
         elif folder != root and is_output(folder):
-            yield _Entry("ignored", folder, place, "already-protected output")
+            yield _Entry("ignored", folder, place, "folder: already protected")
         else:
             for path in paths:
                 entry = _inspect(path, place / path.name)
@@ -178,7 +178,7 @@ def _inspect(path: Path, relative: Path, *, named: bool = False) -> _Entry:
             return _Entry("picture", path, relative)
         if not named:
             return _Entry("ignored", path, relative, "not a picture")
-        reason, message = "unsupported", "The name of the file does not end like a picture's."
+        reason, message = "unsupported", "The file does not have the extension of a picture."
     elif not (is_picture or named or reason == "unreadable"):
         return _Entry("ignored", path, relative, "not a regular file")
     return _Entry("refused", path, relative, reason, message)

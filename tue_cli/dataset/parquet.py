@@ -86,7 +86,7 @@ def _open_parquet(file: BinaryIO) -> Any:
 
 def _explain_parquet(error: Exception) -> BadShard:
     said = " ".join(str(error).split())[:160].rstrip(".")
-    return BadShard("not-parquet", f"It is no Parquet file, or a damaged one: {escape(said)}.")
+    return BadShard("not-parquet", f"This is not a Parquet file, or it is damaged: {escape(said)}.")
 
 
 def _find_image_column(schema: Any) -> str:
@@ -102,11 +102,11 @@ def _find_image_column(schema: Any) -> str:
     found = found or [f.name for f in schema if f.name == "image" and _is_binary(f.type)]
     columns = ", ".join(map(escape, schema.names[:12]))
     if not found:
-        raise BadShard("no-pictures", f"It has no column of pictures. Its columns are: {columns}.")
+        raise BadShard("no-pictures", f"No column has pictures. The columns are: {columns}.")
     if len(found) > 1:
         raise BadShard(
             "no-pictures",
-            f"It has several columns of pictures: {', '.join(map(escape, found))}.",
+            f"Several columns have pictures: {', '.join(map(escape, found))}.",
         )
     return str(found[0])
 
@@ -123,7 +123,7 @@ def _find_label_column(schema: Any, labels: str) -> str:
     if found is None:
         raise BadShard(
             "no-labels",
-            f"It has no column {escape(wanted[0])}. Its columns are: "
+            f"There is no column {escape(wanted[0])}. The columns are: "
             f"{', '.join(map(escape, schema.names[:12]))}. Name one with --labels {FIELD}NAME, or "
             "use --labels single.",
         )

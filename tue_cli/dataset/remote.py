@@ -65,6 +65,8 @@ def redact(text: str) -> str:
 def explain(error: BaseException) -> str:
     """Return what went wrong with a URL, in one line and without secrets."""
     said = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.filename and error.strerror:
+        said = error.strerror  # the text has the path and a number too
     return escape(redact(" ".join(said.split()))[:300]).rstrip(".")
 
 
@@ -143,7 +145,7 @@ class Place:
             found = found or system.find(root, detail=True)
             is_local = self.protocol == "file"
             if not found and is_local and not may_miss and not system.exists(root):
-                raise FileNotFoundError("there is no such folder")
+                raise FileNotFoundError("there is no such file or folder")
         except Exception as error:
             raise self.explain_read(error) from None
         stored = []
@@ -267,9 +269,10 @@ class Place:
 
     def explain_read(self, error: Exception) -> TueError:
         """Return the error to raise where the place cannot be read."""
-        return TueError(
-            f"{self.shown} cannot be read: {explain(error)}.", f"Check the URL. {_IN_ENVIRONMENT}"
+        remedy = (
+            "Check the URL." if self.protocol == "file" else f"Check the URL. {_IN_ENVIRONMENT}"
         )
+        return TueError(f"{self.shown} cannot be read: {explain(error)}.", remedy)
 
     def _explain_write(self, name: str, error: Exception) -> OutputProblem:
         return OutputProblem(

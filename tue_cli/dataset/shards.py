@@ -76,13 +76,15 @@ class _StrictInfo(tarfile.TarInfo):
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]
             raise  # two blocks of zeros, the true end
         except tarfile.HeaderError as error:
-            raise BadShard("not-a-tar", f"It is no tar file, or a damaged one: {error}.") from None
+            raise BadShard(
+                "not-a-tar", f"This is not a tar file, or it is damaged: {error}."
+            ) from None
 
     def _proc_member(self, tar: tarfile.TarFile) -> Any:
         """Refuse what would be read into memory whole, whatever its size."""
         is_plain = self.type in (*tarfile.REGULAR_TYPES, tarfile.DIRTYPE)
         if not is_plain and self.size > MOST_HEADER:
-            raise BadShard("unsafe", "It has a header of more than a megabyte.")
+            raise BadShard("unsafe", "A header is larger than a megabyte.")
         return super()._proc_member(tar)  # type: ignore[misc]
 
 
@@ -100,7 +102,7 @@ def read_tar(file: BinaryIO, labels: str) -> Iterator[Sample]:
         with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictInfo) as tar:
             yield from _group(_read_members(tar), labels)
     except (tarfile.TarError, EOFError) as error:
-        raise BadShard("not-a-tar", f"It is no tar file, or a damaged one: {error}.") from None
+        raise BadShard("not-a-tar", f"This is not a tar file, or it is damaged: {error}.") from None
 
 
 def _read_members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes]]:
@@ -143,7 +145,7 @@ def _group(members: Iterator[tuple[tarfile.TarInfo, bytes]], labels: str) -> Ite
             held, size = [], 0
         current, size = name, size + len(data)
         if size > MOST_SAMPLE:
-            raise BadShard("unsafe", f"The members of {escape(name)} are too large together.")
+            raise BadShard("unsafe", f"The sample {escape(name)} is too large.")
         held.append((member, data))
     if held:
         yield _make_sample(current, held, labels)

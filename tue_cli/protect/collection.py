@@ -150,7 +150,10 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     recipe = Recipe(sources, target, spec, open_secret(keep=not spec.dry_run))
     yield from (Failed(Path(path), reason, message) for path, reason, message in found.refused)
     if found.ignored:
-        yield Note(f"{format_count(found.ignored, 'file')} beside shards not looked at.")
+        yield Note(
+            f"{format_count(found.ignored, 'file')} ignored (not a shard, nor a picture in a "
+            "source without shards)."
+        )
     if spec.dry_run:
         yield _forecast(recipe, found, known, finished, weights)
         return
@@ -290,13 +293,15 @@ def _describe(result: CollectionSummary) -> Iterator[str]:
     if result.shards and result.already_done:
         yield f"Already done: {format_count(result.already_done, 'shard')}."
     if result.failed:
-        yield f"Left out, since they could not be protected: {result.failed:,} pictures."
+        yield (
+            f"Left out, because they could not be protected: "
+            f"{format_count(result.failed, 'picture')}."
+        )
     if result.shards_failed:
         yield f"Not protected: {format_count(result.shards_failed, 'shard')}."
     if result.incomplete:
         yield (
-            f"Finished before without some of the pictures: "
-            f"{format_count(result.incomplete, 'shard')}. The manifest in {WORK}/{PARTS} has the "
-            "reasons."
+            f"Finished before, but without some of their pictures: "
+            f"{format_count(result.incomplete, 'shard')}. The manifest in {WORK}/{PARTS} says why."
         )
     yield f"Shards: {escape(result.output)}"

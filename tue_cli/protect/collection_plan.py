@@ -86,8 +86,8 @@ def open_secret(*, keep: bool) -> Secret:
     except OSError as error:
         raise TueError(
             describe_problem(error),
-            "A data set needs one secret that lasts: make your home folder writable, or import one "
-            "with `tue secret import FILE`.",
+            "A data set needs a secret that lasts. Make your data folder writable, or set "
+            "XDG_DATA_HOME to another folder.",
         ) from error
 
 

@@ -132,7 +132,7 @@ class RayWorkers:
                     yield json.loads(str(text))
         except ray.exceptions.RayError as error:
             raise TueError(
-                f"Ray gave up: {explain(error)}.",
+                f"Ray stopped: {explain(error)}.",
                 "Finished shards are kept. Run the same command again to continue.",
             ) from None
 

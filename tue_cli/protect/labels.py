@@ -254,7 +254,7 @@ def refuse_overflow(values: Floats, weights: Weights) -> None:
     """Raise WeightsProblem where the surrogate's features or logits are not finite."""
     if not np.isfinite(values).all():
         raise WeightsProblem(
-            f"The weights {weights.name} compute numbers that are not finite: their own are "
-            "too large.",
+            f"With the weights {weights.name}, networks compute numbers that are not finite, "
+            "because the weights are too large.",
             "Choose other weights with --weights, or train some with `tue train`.",
         )

@@ -231,8 +231,8 @@ def _take_pixels(image: Image.Image | NDArray[np.uint8]) -> NDArray[np.uint8]:
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] > 4 or not pixels.size:
         raise ImageProblem(
             "mode",
-            f"An array of {pixels.dtype} of the shape {pixels.shape} is no picture; give uint8 of "
-            "(H, W) or (H, W, C).",
+            f"An array of {pixels.dtype} with the shape {pixels.shape} is not a picture. Use uint8 "
+            "and the shape (H, W) or (H, W, C).",
         )
     return np.ascontiguousarray(pixels)
 

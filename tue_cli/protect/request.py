@@ -63,7 +63,7 @@ class ProtectSpec:
     key: str | None = setting(
         None,
         "Code of the class, if there is only one: the class of the weights that its pictures are "
-        "made to look like. Default: by the name of the class.",
+        "made to look like. Default: chosen by your secret and the name of the class.",
         panel=ADVANCED,
     )
     strength: str = setting(
@@ -100,7 +100,7 @@ class ProtectSpec:
     )
     existing: str = setting(
         "skip",
-        "What to do with copies that exist: skip, overwrite, or stop with an error.",
+        "What to do if copies exist: skip them, overwrite them, or error (refuse to start).",
         choices=EXISTING,
     )
     retry_failed: bool = setting(
@@ -132,7 +132,7 @@ class ProtectSpec:
     )
     engine: str = setting(
         "local",
-        "Where shards by URL are protected: local, or ray (many machines).",
+        "Where data sets by URL are protected: local (on this machine), or ray (on many).",
         choices=ENGINES,
         panel=ADVANCED,
         in_form=False,

@@ -56,7 +56,7 @@ def protect(
         yield from tell_found(run if wants is None else _narrow(run, wants))
         notes: list[str] = []
         labelled = yield from label_items(run, spec.labels, notes.append)
-        scope = describe_scope({item.label for item in labelled.items})
+        scope = describe_scope({i.label for i in labelled.items}) if labelled.items else ()
         yield from (Note(text) for text in (*notes, *scope))
         if spec.dry_run:
             codes = yield from choose_codes(run, labelled.items)

@@ -272,7 +272,7 @@ def list_shards(sources: Sequence[Place], spec: ProtectSpec) -> Listing:
             elif kind is not None:
                 units.append(Shard(number, file.name, path, kind, file.size, file.version))
             elif path.lower().endswith(_PACKED):
-                message = "The tar file is compressed; unpack it to .tar first."
+                message = "The tar file is compressed; decompress it first."
                 refused.append((path, "unsupported", message))
             elif PurePosixPath(path).suffix.lower() in codec.SUFFIXES and file.name:
                 pictures.append(file)
@@ -287,7 +287,7 @@ def list_shards(sources: Sequence[Place], spec: ProtectSpec) -> Listing:
     twice = [path for path, count in Counter(unit.path for unit in units).items() if count > 1]
     refuse_unless(
         not twice,
-        f"Several inputs have a shard of the name {escape(twice[0] if twice else '')}.",
+        f"Several inputs have a shard named {escape(twice[0] if twice else '')}.",
         "Protect them one after the other, into different outputs.",
     )
     return Listing(tuple(units), tuple(refused), ignored)

@@ -247,7 +247,7 @@ def _resolve(folder: Path) -> Path:
 def _explain_watch_error(error: Exception) -> NoReturn:
     raise TueError(
         f"The folder cannot be watched: {error}.",
-        "Set WATCHFILES_FORCE_POLLING=1 to look at all files again and again instead.",
+        "Set WATCHFILES_FORCE_POLLING=1, so that tue looks for changes itself.",
     ) from error
 
 

@@ -73,14 +73,14 @@ class Worker:
         weights, wanted = self._copier.weights, self._recipe.run["weights"]["sha256"]
         if weights.sha256 != wanted:
             raise TueError(
-                f"The weights {weights.name} of a worker are others than those of the run.",
+                f"The weights {weights.name} of a worker differ from those of the run.",
                 "Put the same file at the same path on every machine.",
             )
         kind = self._copier.engine.kind
         if kind != self._recipe.run["engine"]:
             raise TueError(
                 f"A worker computes with {escape(kind)}, the run with "
-                f"{escape(self._recipe.run['engine'])}; their bytes would differ.",
+                f"{escape(self._recipe.run['engine'])}; the bytes of their copies would differ.",
                 "Use machines of one kind, or name --backend and --device.",
             )
 
@@ -211,9 +211,7 @@ class Worker:
         spec = self._recipe.spec
         try:
             if not one.data:
-                raise ImageProblem(
-                    "not-a-picture", "There is no picture, or one that is too large."
-                )
+                raise ImageProblem("not-a-picture", "The picture is empty, or too large.")
             one.code = self._find_code(one.sample.label)
             sniff.refuse_raw(PurePosixPath(one.name).suffix, one.data)
             picture = codec.decode(one.data)

@@ -13,7 +13,7 @@ STOPPED: Final = 80
 SLOWED: Final = 30
 """It is slowed where the interval lies here or above, and not stopped where it does not."""
 GROUPS: Final = {
-    "stopped": ("Stopped", f"protection of {STOPPED} % or more"),
+    "stopped": ("Stopped", f"lower end of the protection: {STOPPED} % or more"),
     "slowed": ("Slowed", f"{SLOWED} to {STOPPED} %"),
     "free": ("Not stopped", f"less than {SLOWED} %"),
 }

@@ -34,7 +34,7 @@ from tue_cli.tui.verifying import VerifyScreen
 WELCOME = """\
 Choose a folder of pictures in the tree, or type its path.
 
-tue copies the pictures. The copies look the same, but teach a model much less. The originals are \
+tue copies the pictures. They look almost the same, but teach a model much less. The originals are \
 only read, and nothing is written before step 4.
 
 v  Verify how well copies are protected

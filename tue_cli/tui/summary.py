@@ -79,7 +79,7 @@ def format_scan(found: ScanSummary) -> Content:
         words = [f"{REASONS.get(reason, reason)} ({count:,})" for reason, count in refused.items()]
         rows.append(((f"Cannot be protected: {', '.join(words)}", "$warning"),))
     if ignored := found.ignored:
-        words = [f"{reason} ({count:,})" for reason, count in ignored.items()]
+        words = [f"{why.removeprefix('folder: ')} ({n:,})" for why, n in ignored.items()]
         rows.append(((f"Skipped: {', '.join(words)}", "$foreground-muted"),))
     rows += [(), _format_classes(found.classes)]
     rows += [((line, "$warning"),) for line in describe_scope(found.classes)]

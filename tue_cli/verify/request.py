@@ -84,7 +84,13 @@ class VerifySpec:
             "It is the number of victims of each kind.",
         )
         if self.budget not in BUDGETS:
-            read_duration(self.budget)
+            try:
+                read_duration(self.budget)
+            except BadSetting as error:
+                names = ", ".join(BUDGETS)
+                raise BadSetting(
+                    f"--budget {self.budget!r} is not a time, and none of {names}.", error.remedy
+                ) from None
         refuse_unless(
             "std" in settings.attacks,
             "--attacks lacks std, standard training, with which the others are compared.",

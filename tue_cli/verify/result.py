@@ -284,8 +284,9 @@ def describe_question(attack: AttackResult, classes: int) -> str:
     assert attack.others is not None
     return (
         f"your class is one of {classes}, and its recall is what counts: after {attack.title}, "
-        f"victims of the originals recognize {attack.clean.mean:.0%} of its pictures, those of the "
-        f"copies {attack.protected.mean:.0%}. Of the other classes' pictures, they recognize "
+        f"victims trained on the originals recognize {attack.clean.mean:.0%} of its pictures, "
+        f"those trained on the copies {attack.protected.mean:.0%}. Of the other "
+        "classes' pictures, they recognize "
         f"{attack.others.clean:.0%} and {attack.others.protected:.0%}"
     )
 

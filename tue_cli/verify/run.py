@@ -208,8 +208,8 @@ def _leave_out_victims(spec: VerifySpec) -> Generator[Event, None, VerifySpec]:
         idle = [name for name in spec.settings.attacks if not is_tried(name, kept[0], kept)]
         if idle:
             yield Note(
-                f"Omitted: {', '.join(idle)}. A probe computes the features of each picture once, "
-                "so its batches cannot be changed."
+                f"The attackers {', '.join(idle)} are omitted: they change pictures during "
+                "training, but a probe computes the features of each picture only once."
             )
     return replace(spec, settings=replace(spec.settings, victims=kept))
 

@@ -124,21 +124,28 @@ class Row:
     def explain_doubt(self, chance: float) -> str:
         """Return why no number may be given for this attacker; nothing where one may."""
         clean, floor = self.clean.estimate(), self.floor.estimate()
-        if clean.low <= floor.high or clean.value - floor.value < LEARNED * (1 - floor.value):
+        gap = clean.value - floor.value
+        if gap <= 0 or gap < LEARNED * (1 - floor.value):
             return (
-                f"victims of the originals learned hardly more than {self.floor_name} "
+                f"victims trained on the originals learned hardly more than {self.floor_name} "
                 f"({clean.value:.0%} against {floor.value:.0%})"
+            )
+        if clean.low <= floor.high:
+            return (
+                "victims trained on the originals may have learned no more than "
+                f"{self.floor_name}: they reached {clean.value:.0%} ({100 * clean.low:.0f} to "
+                f"{100 * clean.high:.0f}), against {floor.value:.0%}"
             )
         if self.overall is not None and self.overall - chance < LEARNED * (1 - chance):
             return (
-                "victims of the originals learned hardly more than chance: they recognize "
+                "victims trained on the originals learned hardly more than chance: they recognize "
                 f"{clean.value:.0%} of your class, but {self.overall:.0%} on average over all "
                 f"classes (chance: {chance:.0%})"
             )
         if self.standard is not None and clean.value - chance < TAUGHT * (self.standard - chance):
             return (
-                f"victims of the originals reached {clean.value:.0%}, but {self.standard:.0%} in "
-                "standard training"
+                f"victims trained on the originals reached {clean.value:.0%}, but "
+                f"{self.standard:.0%} in standard training"
             )
         if self.fitted is not None and self.fitted < chance + FITTED * (1 - chance):
             return (

@@ -266,7 +266,8 @@ def compute_embedding(
         "classes": list(arms.classes),
         "clean": rows[: len(places)],
         "protected": rows[len(places) :],
-        "title": f"t-SNE of the features of a victim of the originals, {len(places)} pictures",
+        "title": "t-SNE of the features of a victim trained on the originals; "
+        f"{len(places)} pictures",
     }
 
 
