@@ -77,7 +77,7 @@ def test_json_is_one_object_a_line(folder: Path, tmp_path: Path, tiny_weights: P
     ran = tue("protect", str(folder), "--json", "--smooth", "1", *quick)
     events = [json.loads(line) for line in ran.stdout.splitlines()]
     assert [e["event"] for e in events] == ["note", "started", "saved", "saved", "done"]
-    assert events[2]["largest"] == 8
+    assert events[2]["largest"] == 12
     assert Path(events[2]["path"]).is_file() and Path(events[2]["source"]).is_file()
     assert events[-1]["protected"] == 2 and events[-1]["engine_seconds"] > 0
 
@@ -196,7 +196,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
 
 
 BOUNDS = {
-    "tue": b"radius: 8/255\n",
+    "tue": b"radius: 12/255\n",
     "em": b"radius: 8/255\n",
     "rem": b"radius: 8/255\n",
     "tap": b"radius: 8/255\n",

@@ -144,13 +144,13 @@ def describe_share(share: float) -> Iterator[str]:
     """Yield a note where a picture gets little of the noise, as drawings do."""
     if not share:
         yield (
-            "not protected, because no area hides noise: all is flat, black or white; --smooth 1 "
-            "adds noise that shows"
+            "not protected, because no area hides noise: all is flat, black or white. --smooth 1 "
+            "adds noise that can be seen"
         )
     elif share < LITTLE:
         yield (
             "weakly protected, because flat areas, black and white get no noise: "
-            f"{share:.0%} of the noise is left"
+            f"only {share:.0%} of it is added"
         )
 
 
