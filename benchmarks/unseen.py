@@ -89,7 +89,8 @@ CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10
 """Classes that are told apart, where rows do not say."""
-RADIUS = 8
+RADIUS = round(255 * ProtectSettings().noise.radius)
+"""Of the random noise, in levels: that of the defaults."""
 
 Kept = dict[str, dict[tuple[int, int], Row]]
 """The rows of a column: by arm, by ten and seed."""
@@ -553,6 +554,8 @@ def _measure_column(
             "victim": format_victim(trial.victim),
             "weights_sha256": None if arm in CONTROLS else load(parse_way(arm).weights).sha256,
         }
+        if arm == "random":
+            settings["radius"] = RADIUS
         if args.classes != TEN:
             settings["classes"] = args.classes
         if column.attack == filters.LEARNED:

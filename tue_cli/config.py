@@ -225,7 +225,7 @@ class ProtectSettings:
     )
     smooth: float = setting(
         0.25,
-        "How much of the noise smooth areas get, such as skies: 0 to 1. Default: the strength's.",
+        "How much of the noise smooth areas get, such as skies: 0 to 1.",
         panel=ADVANCED,
         source="docs/notes.md",
     )
