@@ -154,8 +154,9 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     if spec.dry_run:
         yield _forecast(recipe, found, known, finished, weights)
         return
-    # Before any work, so that an output that cannot be written is known by now.
-    known = known or Known()
+    # Before any work, so that an output that cannot be written is known by now. Where all is made
+    # anew, codes that were chosen for other weights or by --key are too.
+    known = Known() if known is None or spec.existing == "overwrite" else known
     write_plan(target, known)
     try:
         result = yield from _protect(recipe, found, known, finished, weights)
@@ -248,6 +249,7 @@ def _tell(
                 result,
                 shards=result.shards + is_new,
                 already_done=result.already_done + (not is_new),
+                incomplete=result.incomplete + (outcome.state == "incomplete"),
                 protected=result.protected + outcome.protected,
                 failed=result.failed + len(outcome.failed),
             )

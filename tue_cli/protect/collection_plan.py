@@ -26,6 +26,7 @@ from tue_cli.dataset.secret import (
     read_codes,
     read_secret,
 )
+from tue_cli.dataset.shards import FIELD
 from tue_cli.errors import BadSetting, TueError, refuse_unless
 from tue_cli.events import Advanced, Event, Started
 from tue_cli.protect.codes import LOOKED_AT, MOST_LOOKED_AT, assign_codes, order_codes
@@ -52,9 +53,10 @@ class Known:
 
 
 def to_url(text: str) -> str:
-    """Return a URL as it is, and a path as one; fsspec takes its characters as they are."""
+    """Return a URL as fsspec takes it, and a path as one; their characters stay as they are."""
     if is_url(text):
-        return text
+        protocol, middle, rest = text.partition("://")
+        return f"{protocol.lower()}{middle}{rest}"
     path = Path(text).absolute().as_posix()
     return f"file://{path}" if path.startswith("/") else f"file:///{path}"
 
@@ -66,11 +68,9 @@ def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
         f"{target.shown} can only be read.",
         "Choose another output with -o: s3://, gs://, az:// or file://.",
     )
-    inner = f"{target.url}/"
     for source in sources:
-        outer = f"{source.url.rstrip('/')}/"
         refuse_unless(
-            not inner.startswith(outer) and not outer.startswith(inner),
+            not source.contains(target) and not target.contains(source),
             f"The output {target.shown} and the input {source.shown} lie within each other.",
             "Choose another output with -o.",
         )
@@ -123,7 +123,13 @@ def write_plan(target: Place, known: Known) -> None:
         "keys": known.keys,
         "scanned": sorted(known.scanned),
     }
-    target.write(PLAN, json.dumps(told, indent=1).encode())
+    data = json.dumps(told, indent=1).encode()
+    refuse_unless(
+        len(data) <= MOST_STATE,
+        f"The data set has {len(known.keys):,} classes, too many for one plan.",
+        f"Name a column of labels with --labels {FIELD}NAME, or use --labels single.",
+    )
+    target.write(PLAN, data)
 
 
 def refuse_output(target: Place, known: Known | None, spec: ProtectSpec, weights: Weights) -> None:

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -29,6 +30,8 @@ Stage = Callable[..., Callable[[Item], Item]]
 AHEAD = 2
 """Items that are handed out for each worker."""
 LOOPBACK = "127.0.0.1"
+RETRIES = 8
+"""How often a shard is handed out again after its worker died: it may be what kills them."""
 OBJECTS = 256 << 20
 """Bytes of Ray's store of objects on one machine; the items and outcomes are small."""
 
@@ -83,10 +86,20 @@ _stage: Callable[[Item], Item] | None = None
 
 
 def _begin(stage: Stage, arguments: dict[str, Any]) -> None:
-    """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it."""
+    """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it, or
+    that its parent was killed.
+    """
     global _stage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _stage = stage(**arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(item: Item) -> Item:
@@ -125,6 +138,7 @@ class RayWorkers:
                 compute=ActorPoolStrategy(size=min(self.count, len(rows))),
                 num_cpus=self.threads,
                 num_gpus=1 if self._gpus else None,
+                max_task_retries=RETRIES,
                 fn_constructor_kwargs={"stage": stage, "arguments": dict(arguments)},
             )
             for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
