@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -349,9 +350,13 @@ def test_a_sparse_file_is_refused_before_its_map_is_read(headers: dict[str, str]
 
 @pytest.mark.parametrize(
     ("headers", "reason"),
-    [({"path": "../0.png"}, "unsafe"), ({"size": str(1 << 45)}, "unsafe"), ({"size": "-5"}, "not-a-tar")],
+    [
+        ({"path": "../0.png"}, "unsafe"),
+        ({"size": str(1 << 45)}, "unsafe"),
+        ({"size": "-5"}, "not-a-tar"),
+    ],
     ids=str,
-)  # fmt: skip
+)
 def test_further_headers_of_a_member_are_not_trusted(headers: dict[str, str], reason: str) -> None:
     about = tarfile.TarInfo("0.png")
     about.pax_headers = headers
@@ -604,10 +609,10 @@ def test_a_folder_may_be_called_like_the_parts_of_the_one_that_it_is_in(
 def test_a_parquet_file_may_have_nested_dictionary_and_null_columns(
     run: Run, tmp_path: Path
 ) -> None:
-    rows: list[dict[str, Any]] = [
-        {**row, "label": NAMES[n % 3], "boxes": [{"x": n, "of": [1.5, None]}] * (n % 3), "none": None}
-        for n, row in enumerate(list_rows(9))
-    ]  # fmt: skip
+    rows: list[dict[str, Any]] = list_rows(9)
+    for number, row in enumerate(rows):
+        boxes = [{"x": number, "of": [1.5, None]}] * (number % 3)
+        row.update(label=NAMES[number % 3], boxes=boxes, none=None)
     rows[2]["image"] = None
     rows[5]["image"] = {"bytes": None, "path": "elsewhere.png"}
     rows[7]["label"] = None
@@ -744,6 +749,71 @@ def test_a_missing_bucket_and_missing_credentials_end_a_run_before_any_work(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def guarded(bucket: str) -> Iterator[str]:
+    """The bucket, whose server asks who one is."""
+
+    def ask_after(count: str) -> None:
+        address, plain = os.environ["AWS_ENDPOINT_URL"], {"Content-Type": "text/plain"}
+        asked = urllib.request.Request(f"{address}/moto-api/reset-auth", count.encode(), plain)
+        urllib.request.urlopen(asked).close()
+
+    ask_after("0")
+    yield bucket
+    ask_after("inf")
+
+
+@pytest.mark.slow
+@needs_loopback
+def test_wrong_credentials_end_a_run_before_any_work(
+    guarded: str, twin: Path, tmp_path: Path
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    here, there = (tmp_path / "in").as_uri(), f"s3://{guarded}/x"
+    for source, output in ((there, (tmp_path / "out").as_uri()), (here, there)):
+        asked = command(source, output, twin)
+        ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+        said = " ".join(ran.stderr.split())
+        assert ran.returncode == ExitCode.ENVIRONMENT and f"{there} cannot be read" in said
+        assert "Set the credentials in the environment" in said and "Reading labels" not in said
+        assert "of-ann" not in ran.stdout + ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@needs_loopback
+def test_a_write_that_is_rejected_ends_the_run_and_loses_nothing(
+    run: Run, bucket: str, tmp_path: Path
+) -> None:
+    import boto3
+
+    for number in range(2):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
+    store, target = boto3.client("s3"), f"{bucket}/rejected"
+
+    def deny(name: str) -> None:
+        place = f"arn:aws:s3:::{target}/{name}"
+        rule = {"Effect": "Deny", "Action": "s3:PutObject", "Resource": place, "Principal": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+        store.put_bucket_policy(Bucket=bucket, Policy=policy)
+
+    deny("1.tar")
+    try:
+        with pytest.raises(OutputProblem, match=r"1\.tar cannot be written.* Finished shards are"):
+            run(tmp_path / "in", f"s3://{target}")
+        assert "1.tar" not in download(target)
+        deny("0.tar")  # it is finished, and not written again
+        _, result = run(tmp_path / "in", f"s3://{target}")
+    finally:
+        store.delete_bucket_policy(Bucket=bucket)
+    assert (result.shards, result.already_done) == (1, 1)
+    run(tmp_path / "in")
+    made, whole = download(target), snapshot(tmp_path / "out")
+    assert {name: made[name] for name in ("0.tar", "1.tar")} == {
+        name: whole[name] for name in ("0.tar", "1.tar")
+    }
+
+
 @pytest.mark.slow
 @needs_loopback
 def test_shards_are_read_over_http(run: Run, tmp_path: Path) -> None:
@@ -839,6 +909,30 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in output.glob("*.tar")} == {"0.tar", "1.tar", "2.tar"}
     assert not list((output / ".tue").glob("tue-scratch-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_children(os.getpid()).exists(), reason="finds workers in /proc")
+def test_workers_end_when_the_process_that_started_them_is_killed(
+    start: Start, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(6):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    output = tmp_path / "out"
+    driver = start(command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1"))
+    wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    children = find_children(driver.pid).read_text().split()
+    driver.kill()
+    driver.wait()
+
+    def is_gone(child: str) -> bool:
+        try:
+            return not Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            return True
+
+    assert children
+    wait_for(lambda: all(map(is_gone, children)))
 
 
 def find_ray_workers() -> list[int]:

@@ -30,8 +30,6 @@ Stage = Callable[..., Callable[[Item], Item]]
 AHEAD = 2
 """Items that are handed out for each worker."""
 LOOPBACK = "127.0.0.1"
-RETRIES = 8
-"""How often a shard is handed out again after its worker died: it may be what kills them."""
 OBJECTS = 256 << 20
 """Bytes of Ray's store of objects on one machine; the items and outcomes are small."""
 
@@ -138,7 +136,6 @@ class RayWorkers:
                 compute=ActorPoolStrategy(size=min(self.count, len(rows))),
                 num_cpus=self.threads,
                 num_gpus=1 if self._gpus else None,
-                max_task_retries=RETRIES,
                 fn_constructor_kwargs={"stage": stage, "arguments": dict(arguments)},
             )
             for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
