@@ -207,7 +207,7 @@ def test_a_folder_of_pictures_becomes_a_folder_of_copies(run: Run, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shards_stay(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, own_home: Path
 ) -> None:
     for number in range(3):
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
@@ -226,6 +226,9 @@ def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shar
     assert len(list((tmp_path / "out" / ".tue" / "parts").iterdir())) == 3
     with pytest.raises(BadSetting, match="other settings: mark"):
         run(tmp_path / "in", mark=True)
+    (own_home / "secret").unlink()  # as on another machine, where a new one is made
+    with pytest.raises(BadSetting, match="other settings: secret"):
+        run(tmp_path / "in")
 
 
 @pytest.mark.slow
@@ -885,6 +888,52 @@ def start() -> Iterator[Start]:
             return driver
 
         yield go
+
+
+@pytest.mark.slow
+def test_what_the_command_prints_as_json_is_what_the_page_says(
+    start: Start, twin: Path, tmp_path: Path
+) -> None:
+    latin = "caf\udce9"
+    members = [(f"{latin}.png", b"no picture"), (f"{latin}.cls", b"1"), *list_members(0, 2)]
+    make_tar(tmp_path / "in" / "0.tar", members)
+    (tmp_path / "in" / "1.tar").write_bytes(b"no tar" * 400)
+    asked = command((tmp_path / "in").as_uri(), (tmp_path / "out").as_uri(), twin, "--json")
+    driver = start(asked, subprocess.PIPE)
+    said, problems = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == ExitCode.SOME_FAILED, problems
+    events = [json.loads(line) for line in said.splitlines()]
+    for event in events:
+        if event.get("title") != "Reading labels":
+            check_event(dict(event), "tue protect URL")
+    found = [(e["event"], e.get("path", "").encode("utf-8", "backslashreplace")) for e in events]
+    assert found[0] == ("started", b"") and found[-1] == ("done", b"")
+    assert {place for kind, place in found if kind == "failed"} == {
+        rb"0.tar/caf\udce9.png", b"1.tar"
+    }  # fmt: skip
+    assert (events[-1]["protected"], events[-1]["failed"], events[-1]["shards_failed"]) == (2, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_run_goes_on_with_the_same_command(
+    start: Start, run: Run, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    output = tmp_path / "stopped"
+    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1")
+    driver = start(asked)
+    wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=PATIENCE)
+    if driver.returncode:  # it may have been faster
+        assert driver.returncode == ExitCode.INTERRUPTED and "Traceback" not in said, said
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    subprocess.run(asked, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    run(tmp_path / "in", (tmp_path / "whole").as_uri())
+    assert snapshot(output) == snapshot(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -138,7 +138,7 @@ def _read_members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes
 
 def _refuse_more(tar: tarfile.TarFile) -> None:
     """Raise BadShard where more follows the end, as in two tars in one file: it would be lost."""
-    while block := tar.fileobj.read(1 << 16):  # type: ignore[union-attr]
+    while block := tar.fileobj.read(1 << 16):
         if block.strip(b"\0"):
             raise BadShard(
                 "not-a-tar", "More follows the end of the tar file: it is damaged, or several."

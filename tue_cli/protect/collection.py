@@ -146,8 +146,8 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
         )
     known = read_plan(target)
     finished = target.list_own(PARTS) if known else set()
-    refuse_output(target, known, spec, weights)
     recipe = Recipe(sources, target, spec, open_secret(keep=not spec.dry_run))
+    refuse_output(recipe, known, weights)
     yield from (Failed(Path(path), reason, message) for path, reason, message in found.refused)
     if found.ignored:
         yield Note(f"{format_count(found.ignored, 'file')} beside shards not looked at.")
@@ -269,7 +269,9 @@ def _forecast(
 ) -> Done[CollectionSummary]:
     """Return the end of a dry run."""
     if known and known.run:
-        recipe = replace(recipe, run=describe_collection(recipe.spec, weights, known.run["engine"]))
+        kind = known.run["engine"]
+        run = describe_collection(recipe.spec, weights, recipe.secret, kind)
+        recipe = replace(recipe, run=run)
     pending, before, _ = _select(recipe, found, finished)
     result = CollectionSummary(
         len(pending), before, len(found.refused), 0, 0, {}, recipe.target.shown, 0.0, 0, True

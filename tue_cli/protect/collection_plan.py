@@ -132,8 +132,9 @@ def write_plan(target: Place, known: Known) -> None:
     target.write(PLAN, data)
 
 
-def refuse_output(target: Place, known: Known | None, spec: ProtectSpec, weights: Weights) -> None:
+def refuse_output(recipe: Recipe, known: Known | None, weights: Weights) -> None:
     """Raise BadSetting for an output that holds what is not ours, or was made otherwise."""
+    spec, target = recipe.spec, recipe.target
     if spec.existing == "overwrite":
         return
     if known is None:
@@ -149,9 +150,8 @@ def refuse_output(target: Place, known: Known | None, spec: ProtectSpec, weights
         "Use --existing skip to keep them, or choose another output with -o.",
     )
     if known.run:
-        _refuse_changes(
-            target, known.run, {**describe_collection(spec, weights, known.run["engine"])}
-        )
+        run = describe_collection(spec, weights, recipe.secret, known.run["engine"])
+        _refuse_changes(target, known.run, run)
 
 
 def _refuse_changes(target: Place, former: dict[str, Any], now: dict[str, Any]) -> None:
@@ -163,11 +163,14 @@ def _refuse_changes(target: Place, former: dict[str, Any], now: dict[str, Any]) 
         )
 
 
-def describe_collection(spec: ProtectSpec, weights: Weights, kind: str) -> dict[str, Any]:
-    """Return what decides the copies' bytes, as it is recorded."""
+def describe_collection(
+    spec: ProtectSpec, weights: Weights, secret: Secret, kind: str
+) -> dict[str, Any]:
+    """Return what decides the copies' bytes, as it is recorded; of the secret its fingerprint."""
     told = describe_run(spec, weights, kind)
     said = {name: value for name, value in told.items() if name not in ("tool", "algorithm")}
-    plain: dict[str, Any] = json.loads(json.dumps({**said, "labels": spec.labels, "key": spec.key}))
+    said |= {"labels": spec.labels, "key": spec.key, "secret": secret.fingerprint}
+    plain: dict[str, Any] = json.loads(json.dumps(said))
     return plain
 
 
@@ -204,7 +207,7 @@ def plan_codes(
     (seen,) = workers.run(Looker, arguments, [where])
     if "problem" in seen:
         raise TueError(*seen["problem"])
-    run = describe_collection(spec, weights, seen["kind"])
+    run = describe_collection(spec, weights, recipe.secret, seen["kind"])
     if known.run and spec.existing == "skip":
         _refuse_changes(target, known.run, run)
     near = {name: np.array(values, np.float32) for name, values in seen["near"].items()}
