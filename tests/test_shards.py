@@ -40,6 +40,7 @@ from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, writ
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
+from tue_cli.protect.worker import group_items
 
 SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
 NAMES = ("cat", "dog", "cow")
@@ -571,6 +572,14 @@ def test_names_keep_all_but_the_extension_and_two_copies_never_have_one_name(
     (part,) = (tmp_path / "out" / ".tue" / "parts").iterdir()
     told = pq.read_table(part)["path"].to_pylist()
     assert told == ["./0.webp", None, None, "caf\\udce9.webp"]
+
+
+def test_pictures_are_held_decoded_as_far_as_there_is_memory_for_them() -> None:
+    made = io.BytesIO()
+    Image.new("1", (8000, 8000)).save(made, "PNG")  # a file of a few kilobytes
+    few = [made.getvalue()] * 3 + [draw(0)] * 40
+    groups = group_items(few, lambda data: [data])
+    assert [len(group) for group in groups] == [1, 1, 1, 32, 8]
 
 
 @pytest.mark.slow

@@ -116,7 +116,9 @@ class Worker:
         rows: list[dict[str, Any]] = []
         with target.make_scratch() as scratch:
             with self._open_writer(shard, scratch) as writer:
-                for group in _group(self._read(shard, outcome), lambda sample: sample.pictures):
+                for group in group_items(
+                    self._read(shard, outcome), lambda sample: sample.pictures
+                ):
                     self._copy_group(group, writer, rows, outcome)
             if not rows:
                 raise BadShard("no-pictures", "It contains no pictures.")
@@ -166,7 +168,7 @@ class Worker:
         """Protect and write samples; one with a picture that cannot be protected is left out."""
         every = [[_One(sample, n) for n in range(len(sample.pictures))] for sample in group]
         # One sample may have more pictures than are to be held decoded at once.
-        for ones in _group((one for held in every for one in held), lambda one: [one.data]):
+        for ones in group_items((one for held in every for one in held), lambda one: [one.data]):
             with _count(outcome, "decode"):
                 self._map(self._prepare, ones)
             ready = [one for one in ones if one.ready is not None]
@@ -330,7 +332,7 @@ def _translate_reading() -> Iterator[None]:
         raise BadShard("unreadable", f"It cannot be read: {explain(error)}.") from None
 
 
-def _group(
+def group_items(
     items: Iterable[T], list_pictures: Callable[[T], Sequence[bytes | None]]
 ) -> Iterator[list[T]]:
     """Yield items in groups whose pictures fill a batch of the engine, or the memory for one."""
