@@ -576,7 +576,7 @@ def test_names_keep_all_but_the_extension_and_two_copies_never_have_one_name(
 
 def test_pictures_are_held_decoded_as_far_as_there_is_memory_for_them() -> None:
     made = io.BytesIO()
-    Image.new("1", (8000, 8000)).save(made, "PNG")  # a file of a few kilobytes
+    Image.new("L", (8000, 8000)).save(made, "PNG")  # a file of a few kilobytes
     few = [made.getvalue()] * 3 + [draw(0)] * 40
     groups = group_items(few, lambda data: [data])
     assert [len(group) for group in groups] == [1, 1, 1, 32, 8]

@@ -45,9 +45,6 @@ class _FolderWriter:
             self._target.write(name, data)
 
 
-_MAKE_ROOM = "Finished shards are kept. Make room, and run the same command again."
-
-
 class Worker:
     """Protects shards, one after the other; what it holds in memory does not grow with them."""
 
@@ -94,7 +91,8 @@ class Worker:
             outcome = Outcome(shard.path, "fatal", error.remedy, error.message)
         except OSError as error:  # of the output: those of sources are translated
             message = f"The output cannot be written: {explain(error)}."
-            outcome = Outcome(shard.path, "fatal", _MAKE_ROOM, message)
+            remedy = "Finished shards are kept. Make room, and run the same command again."
+            outcome = Outcome(shard.path, "fatal", remedy, message)
         except MemoryError:
             problem = OutOfMemory()
             outcome = Outcome(shard.path, "failed", problem.reason, problem.message)
