@@ -13,6 +13,8 @@ Small JPEGs in tar shards lie in an S3 server (moto's) on loopback.
   again if need be. All that it leaves is compared with what a whole run of one machine leaves.
 
 Each row is written once it is known, and not measured again; `--work` keeps the shards, too.
+Nothing else may run on the machine: Ray gives its workers a low priority (niceness 15), so other
+work slows them more than the plain processes.
 """
 
 from __future__ import annotations
