@@ -191,7 +191,8 @@ def write_shards() -> str:
         f"its life {memory['late_over_early']:.2f} times that of the second.",
     ]
     for kind in ("worker", "driver"):
-        cut = [r for r in rows if r["cell"] == "shards: kill" and r["settings"]["kind"] == kind]
+        kills = [row for row in rows if row["cell"] == "shards: kill" and row["killed"]]
+        cut = [row for row in kills if row["settings"]["kind"] == kind]
         kept = sum(r["equal"] and r["finished_stayed"] and not r["code"] for r in cut)
         again = ", and the command given again" if kind == "driver" else ""
         lines.append(

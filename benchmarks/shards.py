@@ -1,13 +1,20 @@
 """Data sets in object storage: how fast, how flat in memory, and whether kills lose anything.
 
-    python -m benchmarks.shards --weights NAME
+    python -m benchmarks.shards --weights NAME --work FOLDER [--only plain,ray,parts,kills]
 
-Small JPEGs in tar shards lie in an S3 server (moto's) on loopback. `plain`: as many single-threaded
-processes as there are workers protect local shards in a plain loop, without S3, a manifest or a
-plan. `ray`: `tue protect s3://… --engine ray` does so with as many workers; its shards are compared
-with those of one machine, and the memory of its workers is watched. `kills`: a worker is killed, or
-the driver, and the run is started again if need be; the shards are compared with those of a whole
-run. `parts`: what a picture takes, by part of the work; `benchmarks.scale` makes a model of it.
+Small JPEGs in tar shards lie in an S3 server (moto's) on loopback.
+
+- `plain`: as many single-threaded processes as there are workers protect local shards in a plain
+  loop, without S3, a manifest or a plan.
+- `ray`: `tue protect s3://… --engine ray` does so with as many workers. Its shards are compared
+  with those of one machine, and its memory is watched. It needs the row of `plain`.
+- `parts`: what a picture takes, by part of the work; `benchmarks.scale` makes a model of it.
+- `kills`: a worker is killed, or the driver, while shards go from S3 to S3, and the run is started
+  again if need be. All that it leaves is compared with what a whole run of one machine leaves.
+
+Each row is written once it is known, and not measured again; `--work` keeps the shards, too.
+Nothing else may run on the machine: Ray gives its workers a low priority (niceness 15), so other
+work slows them more than the plain processes.
 """
 
 from __future__ import annotations
@@ -22,10 +29,11 @@ import signal
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +56,12 @@ CLASSES = 10
 QUALITY = 90
 LOOK = 0.5
 """Seconds between two looks at the memory of workers."""
+POINTS = 12
+"""Of the curve of a worker's memory."""
+ATTEMPTS = 5
+"""How often a run is tried again that was over before the kill."""
+KILL_PICTURES = 40
+"""Of a shard of a run that is killed."""
 PARTS = ("read", "decode", "engine", "encode", "write")
 
 
@@ -85,8 +99,13 @@ def make_shards(folder: Path, shards: int, pictures: int, side: int) -> Path:
 
 
 @contextmanager
-def serve_bucket(folder: Path) -> Iterator[tuple[dict[str, str], Any]]:
-    """Yield the environment of an S3 server on loopback that has the shards, and its files."""
+def serve_bucket(folder: Path) -> Iterator[Any]:
+    """Yield a client of an S3 server on loopback that has the shards in bucket/in.
+
+    The environment has the server's address. The bucket keeps every version of an object.
+    """
+    import boto3
+
     server = subprocess.Popen(
         [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", "0"],
         stdout=subprocess.PIPE,
@@ -97,26 +116,37 @@ def serve_bucket(folder: Path) -> Iterator[tuple[dict[str, str], Any]]:
     address = next(line.split()[-1] for line in server.stdout if "Running on" in line)
     # What it says of every request must not fill the pipe.
     drain = subprocess.Popen(["cat"], stdin=server.stdout, stdout=subprocess.DEVNULL)
-    own = {
+    os.environ |= {
         "AWS_ENDPOINT_URL": address,
         "AWS_ACCESS_KEY_ID": "key",
         "AWS_SECRET_ACCESS_KEY": "secret",
         "AWS_DEFAULT_REGION": "us-east-1",
         "AWS_EC2_METADATA_DISABLED": "true",
     }
-    os.environ.update(own)
     try:
-        import s3fs
-
-        system = s3fs.S3FileSystem(skip_instance_cache=True, use_listings_cache=False)
-        system.mkdir("bucket")
+        store = boto3.client("s3")
+        store.create_bucket(Bucket="bucket")
+        store.put_bucket_versioning(Bucket="bucket", VersioningConfiguration={"Status": "Enabled"})
         for path in sorted(folder.glob("*.tar")):
-            system.put_file(str(path), f"bucket/in/{path.name}")
-        yield own, system
+            store.upload_file(str(path), "bucket", f"in/{path.name}")
+        yield store
     finally:
         server.kill()
         server.wait()
         drain.wait()
+
+
+def list_versions(store: Any, folder: str) -> dict[str, tuple[str, str]]:
+    """Return the ETag and the version of each object below a folder of the bucket."""
+    pages = store.get_paginator("list_object_versions").paginate(
+        Bucket="bucket", Prefix=f"{folder}/"
+    )
+    return {
+        found["Key"].removeprefix(f"{folder}/"): (found["ETag"], found["VersionId"])
+        for page in pages
+        for found in page.get("Versions", ())
+        if found["IsLatest"]
+    }
 
 
 def build_command(
@@ -129,26 +159,25 @@ def build_command(
 
 
 def run_command(command: Sequence[str]) -> tuple[list[dict[str, Any]], float, dict[str, Any]]:
-    """Run a command; return its events, its wall time and what its workers' memory was."""
+    """Run a command; return its events, its wall time and how much memory it and its workers had.
+
+    Raises SystemExit with what the command said where it did not end with 0.
+    """
     began = time.monotonic()
-    process = subprocess.Popen(
-        command, env=build_environment(1), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-    watched: list[tuple[float, int, int]] = []
-    os.set_blocking(process.stdout.fileno(), False)  # type: ignore[union-attr]
-    said = ""
-    while process.poll() is None:
-        with suppress(TypeError, BlockingIOError):
-            said += process.stdout.read() or ""  # type: ignore[union-attr]
-        for worker in find_workers():
-            with suppress(OSError, StopIteration, ValueError):
-                watched.append((time.monotonic() - began, worker, read_memory(worker)))
-        time.sleep(LOOK)
-    said += process.stdout.read() or ""  # type: ignore[union-attr]
-    wall = time.monotonic() - began
-    if process.returncode:
-        raise SystemExit(f"{command} ended with {process.returncode}:\n{process.communicate()[1]}")
-    return [json.loads(line) for line in said.splitlines()], wall, describe_memory(watched)
+    watched: list[tuple[int, int]] = []
+    with tempfile.TemporaryFile("w+") as said, tempfile.TemporaryFile("w+") as problems:
+        process = subprocess.Popen(command, env=build_environment(1), stdout=said, stderr=problems)
+        while process.poll() is None:
+            for number in (process.pid, *find_workers()):
+                with suppress(OSError, StopIteration, ValueError):
+                    watched.append((number, read_memory(number)))
+            time.sleep(LOOK)
+        wall = time.monotonic() - began
+        said.seek(0)
+        problems.seek(0)
+        if process.returncode:
+            raise SystemExit(f"{command} ended with {process.returncode}:\n{problems.read()}")
+        return [json.loads(line) for line in said], wall, describe_memory(process.pid, watched)
 
 
 def find_workers() -> list[int]:
@@ -167,21 +196,28 @@ def read_memory(process: int) -> int:
     return 1024 * next(int(line.split()[1]) for line in lines if line.startswith("RssAnon"))
 
 
-def describe_memory(watched: Sequence[tuple[float, int, int]]) -> dict[str, Any]:
-    """Return each worker's largest memory in the second and in the last quarter of its life."""
-    by_worker: dict[int, list[int]] = {}
-    for _, worker, used in watched:
-        by_worker.setdefault(worker, []).append(used)
-    long = [seen for seen in by_worker.values() if len(seen) >= 12]
-    early = [max(seen[len(seen) // 4 : len(seen) // 2]) for seen in long]
-    late = [max(seen[3 * len(seen) // 4 :]) for seen in long]
-    if not long:
-        return {"workers": 0}
-    return {
-        "workers": len(long),
-        "peak_mib": round(max(map(max, long)) / 2**20, 1),
-        "late_over_early": round(max(b / a for a, b in zip(early, late, strict=True)), 3),
-    }
+def describe_memory(driver: int, watched: Sequence[tuple[int, int]]) -> dict[str, Any]:
+    """Return the memory of the driver and of the workers that lived long, in MiB.
+
+    `late_over_early` is the largest ratio of a worker's most memory in the last quarter of its life
+    to that in the second; `curve` is that of the worker that was seen most often.
+    """
+    by_process: dict[int, list[float]] = {}
+    for number, used in watched:
+        by_process.setdefault(number, []).append(round(used / 2**20, 1))
+    own = by_process.pop(driver, [0.0])
+    long = [seen for seen in by_process.values() if len(seen) >= 12]
+    told: dict[str, Any] = {"workers": len(long), "driver_peak_mib": max(own)}
+    if long:
+        early = [max(seen[len(seen) // 4 : len(seen) // 2]) for seen in long]
+        late = [max(seen[3 * len(seen) // 4 :]) for seen in long]
+        longest = max(long, key=len)
+        told |= {
+            "peak_mib": max(map(max, long)),
+            "late_over_early": round(max(b / a for a, b in zip(early, late, strict=True)), 3),
+            "curve_mib": [longest[place * len(longest) // POINTS] for place in range(POINTS)],
+        }
+    return told
 
 
 def protect_plainly(places: Sequence[Path], weights: str, steps: int) -> None:
@@ -234,102 +270,108 @@ def measure_plain(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
     return {"wall_seconds": round(wall, 2), "pictures_a_second": arguments.pictures / wall}
 
 
-def measure_ray(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+def measure_ray(
+    arguments: argparse.Namespace, folder: Path, plain: dict[str, Any]
+) -> dict[str, Any]:
     """Return how long Ray takes through S3, and whether its shards are those of one machine."""
-    plain = measure_plain(arguments, folder)
     local = arguments.work / "local"
-    events, _, _ = run_command(build_command(folder.as_uri(), local.as_uri(), arguments))
-    with serve_bucket(folder) as (_, system):
+    run_command(build_command(folder.as_uri(), local.as_uri(), arguments))
+    with serve_bucket(folder) as store:
         command = build_command("s3://bucket/in", "s3://bucket/out", arguments, "--engine", "ray")
         events, wall, memory = run_command(command)
-        equal = [
-            system.cat_file(f"bucket/out/{path.name}") == path.read_bytes()
-            for path in sorted(local.glob("*.tar"))
-        ]
+        made = {
+            name: store.get_object(Bucket="bucket", Key=f"out/{name}")["Body"].read()
+            for name in list_versions(store, "out")
+            if name.endswith(".tar")
+        }
+    whole = {path.name: path.read_bytes() for path in local.glob("*.tar")}
     rate = arguments.pictures / wall
-    spent: Counter[str] = Counter()
-    for event in events:
-        if event["event"] == "saved":
-            spent.update(event["seconds"])
-    busy = sum(spent.values())
+    saved = [event for event in events if event["event"] == "saved"]
     return {
-        "plain": plain,
+        "plain": {name: plain[name] for name in ("wall_seconds", "pictures_a_second", "when")},
         "wall_seconds": round(wall, 2),
         "pictures_a_second": rate,
         "over_plain": round(rate / plain["pictures_a_second"], 3),
         # Of the time in which shards are made, without starting, reading labels and stopping.
-        "workers_busy_seconds": round(busy, 2),
-        "equal_shards": sum(equal),
+        "workers_busy_seconds": round(sum(sum(event["seconds"].values()) for event in saved), 2),
+        "protected": sum(event["protected"] for event in saved),
+        "equal_shards": sum(made.get(name) == data for name, data in whole.items()),
+        "other_shards": len(made.keys() - whole.keys()),
         "memory": memory,
     }
 
 
 def measure_kill(
-    arguments: argparse.Namespace, folder: Path, kind: str, seed: int
+    arguments: argparse.Namespace, store: Any, kind: str, seed: int, attempt: int
 ) -> dict[str, Any]:
     """Kill a worker or the driver of a run at a random moment; return how it ended."""
-    chance = random.Random(seed)
-    output = arguments.work / f"killed-{kind}-{seed}"
-    command = build_command(folder.as_uri(), output.as_uri(), arguments, "--engine", "ray")
-    parts = output / ".tue" / "parts"
-    after = chance.randrange(0, max(1, arguments.kill_shards - 1))
+    chance = random.Random(f"{kind} {seed} {attempt}")
+    folder = f"killed-{kind}-{seed}-{attempt}"
+    command = build_command("s3://bucket/in", f"s3://bucket/{folder}", arguments, "--engine", "ray")
+    # From 0, which is while labels are read.
+    after, pause = chance.randrange(arguments.kill_shards), 2 * chance.random()
     process = subprocess.Popen(
         command, env=build_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
-
-    def is_time() -> bool:
-        finished = len(list(parts.iterdir())) if parts.is_dir() else 0
-        return finished >= after and bool(list((output / ".tue").glob("tue-scratch-*")))
-
-    while process.poll() is None and not is_time():
-        time.sleep(0.01)
-    time.sleep(chance.random() * 0.3)
-    killed = process.poll() is None
-    finished = {path: path.stat().st_mtime_ns for path in parts.glob("*")} if killed else {}
-    if kind == "driver":
-        process.kill()
-    elif found := find_workers():
+    while process.poll() is None:
+        if find_workers() and len(list_finished(store, folder)) >= after:
+            break
+        time.sleep(0.05)
+    time.sleep(pause)
+    finished = list_finished(store, folder)
+    victims = [process.pid] if kind == "driver" else find_workers()
+    killed = process.poll() is None and bool(victims)
+    if killed:
         with suppress(ProcessLookupError):
-            os.kill(chance.choice(found), signal.SIGKILL)
+            os.kill(chance.choice(victims), signal.SIGKILL)
     code = process.wait()
-    if kind == "driver":
+    if kind == "driver" and killed:
         while find_workers():
             time.sleep(0.1)
-        code = subprocess.run(
-            command, env=build_environment(1), capture_output=True, check=False
-        ).returncode
-    stayed = all(path.exists() and path.stat().st_mtime_ns == at for path, at in finished.items())
+        again = subprocess.run(command, env=build_environment(1), capture_output=True, check=False)
+        code = again.returncode
+    left = list_versions(store, folder)
+    whole = list_versions(store, "whole")
     return {
         "killed": killed,
-        "after_shards": after,
+        "after_shards": len(finished),
         "code": code,
-        "finished_stayed": stayed,
-        "equal": read_shards(output) == read_shards(arguments.work / "whole"),
+        "finished_stayed": all(left.get(name) == found for name, found in finished.items()),
+        "equal": {n: tag for n, (tag, _) in left.items()} == {n: t for n, (t, _) in whole.items()},
     }
 
 
-def read_shards(output: Path) -> dict[str, str]:
-    """Return the digest of every file of an output, of its manifest too."""
-    files = (path for path in output.rglob("*") if path.is_file() and "scratch" not in path.name)
-    return {path.relative_to(output).as_posix(): sha256(path) for path in files}
+def list_finished(store: Any, folder: str) -> dict[str, tuple[str, str]]:
+    """Return the finished shards of an output, those with a part of the manifest, and versions."""
+    found = list_versions(store, folder)
+    parts = [name.removeprefix(".tue/parts/") for name in found if name.startswith(".tue/parts/")]
+    return {name: found[name] for part in parts if (name := part.rsplit(".", 2)[0]) in found}
 
 
 def measure_kills(arguments: argparse.Namespace, rows: Rows) -> None:
     """Kill workers and drivers, each as often as was asked for."""
-    folder = make_shards(
-        arguments.work / "small", arguments.kill_shards, 40 * arguments.kill_shards, 48
-    )
-    run_command(build_command(folder.as_uri(), (arguments.work / "whole").as_uri(), arguments))
-    for kind in ("worker", "driver"):
-        for seed in range(arguments.kills):
-            about = {"kind": kind, "shards": arguments.kill_shards, "steps": arguments.steps}
-            settings = {**about, "seed": seed, "weights": arguments.weights}
-            if rows.is_missing("shards: kill", settings):
-                began = time.monotonic()
-                found = measure_kill(arguments, folder, kind, seed)
-                seconds = round(time.monotonic() - began, 1)
-                rows.add("shards: kill", settings, seed=seed, n=1, seconds=seconds, **found)
-                script.say(f"kill of a {kind}, seed {seed}: {found}")
+    about = {"shards": arguments.kill_shards, "steps": arguments.steps, "through": "S3"}
+    settings = [
+        {**about, "kind": kind, "seed": seed, "weights": arguments.weights}
+        for seed in range(arguments.kills)
+        for kind in ("worker", "driver")
+    ]
+    missing = [asked for asked in settings if rows.is_missing("shards: kill", asked)]
+    if not missing:
+        return
+    pictures = KILL_PICTURES * arguments.kill_shards
+    folder = make_shards(arguments.work / "small", arguments.kill_shards, pictures, 48)
+    with serve_bucket(folder) as store:
+        run_command(build_command("s3://bucket/in", "s3://bucket/whole", arguments))
+        for asked in missing:
+            began = time.monotonic()
+            for attempt in range(ATTEMPTS):
+                found = measure_kill(arguments, store, asked["kind"], asked["seed"], attempt)
+                if found["killed"]:
+                    break
+            seconds = round(time.monotonic() - began, 1)
+            rows.add("shards: kill", asked, seed=asked["seed"], n=1, seconds=seconds, **found)
+            script.say(f"kill of a {asked['kind']}, seed {asked['seed']}: {found}")
 
 
 def measure_parts(arguments: argparse.Namespace, side: int) -> dict[str, Any]:
@@ -360,30 +402,38 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure what was asked for and has no row yet."""
     rows = script.open_rows(arguments, dtype="as the engine chooses", device=arguments.device)
     about = {"weights": arguments.weights, "steps": arguments.steps}
-    if "ray" in arguments.only:
-        sizes = {"pictures": arguments.pictures, "shards": arguments.shards, "side": arguments.side}
-        settings = {**about, **sizes, "workers": arguments.workers}
-        if rows.is_missing("shards: ray", settings):
-            folder = make_shards(arguments.work / "in", *sizes_of(arguments))
-            began = time.monotonic()
-            found = measure_ray(arguments, folder)
-            seconds = round(time.monotonic() - began, 1)
-            rows.add(
-                "shards: ray", settings, seed=0, n=arguments.pictures, seconds=seconds, **found
-            )
-            script.say(f"Ray: {found}")
+    sizes = {"pictures": arguments.pictures, "shards": arguments.shards, "side": arguments.side}
+    whole = {**about, **sizes, "workers": arguments.workers}
+    if "plain" in arguments.only and rows.is_missing("shards: plain", whole):
+        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        add_row(rows, "plain", whole, arguments.pictures, lambda: measure_plain(arguments, folder))
+    if "ray" in arguments.only and rows.is_missing("shards: ray", whole):
+        plain = rows.find("shards: plain", whole)
+        if plain is None:
+            raise SystemExit("There is no row of `plain` with these settings; add it to --only.")
+        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        add_row(
+            rows, "ray", whole, arguments.pictures, lambda: measure_ray(arguments, folder, plain)
+        )
     if "parts" in arguments.only:
         for side in script.parse_numbers(arguments.sides):
             settings = {**about, "side": side, "pictures": arguments.part_pictures}
             if rows.is_missing("shards: parts", settings):
-                began = time.monotonic()
-                found = measure_parts(arguments, side)
-                seconds = round(time.monotonic() - began, 1)
                 n = arguments.part_pictures
-                rows.add("shards: parts", settings, seed=0, n=n, seconds=seconds, **found)
-                script.say(f"parts at {side}: {found}")
+                add_row(rows, "parts", settings, n, partial(measure_parts, arguments, side))
     if "kills" in arguments.only:
         measure_kills(arguments, rows)
+
+
+def add_row(
+    rows: Rows, name: str, settings: dict[str, Any], n: int, act: Callable[[], dict[str, Any]]
+) -> None:
+    """Measure, write the row and tell it."""
+    began = time.monotonic()
+    found = act()
+    seconds = round(time.monotonic() - began, 1)
+    rows.add(f"shards: {name}", settings, seed=0, n=n, seconds=seconds, **found)
+    script.say(f"{name}: {found}")
 
 
 def sizes_of(arguments: argparse.Namespace) -> tuple[int, int, int]:
@@ -395,7 +445,7 @@ def main() -> None:
     parser = script.make_parser(__doc__, "shards")
     add = parser.add_argument
     add("--weights", default="cifar10")
-    add("--only", type=lambda text: text.split(","), default=["ray", "parts", "kills"])
+    add("--only", type=lambda text: text.split(","), default=["plain", "ray", "parts", "kills"])
     add("--pictures", type=int, default=20_000)
     add("--shards", type=int, default=40)
     add("--side", type=int, default=64)

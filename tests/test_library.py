@@ -77,6 +77,22 @@ def test_one_picture_is_protected_alike_alone_in_a_batch_and_in_any_thread(
     assert all(map(np.array_equal, together, alone))
 
 
+def test_eight_threads_write_the_bytes_that_one_does(
+    library: Protector, small_photos: Path
+) -> None:
+    files = [path.read_bytes() for path in sorted(small_photos.rglob("*")) if path.is_file()] * 4
+    labels = [f"account {number}" for number in range(len(files))]
+    alone = list(map(library.protect_file, files, labels))
+    with ThreadPoolExecutor(8) as pool:
+        assert list(pool.map(library.protect_file, files, labels)) == alone
+
+
+def test_every_picture_of_a_batch_needs_a_label(library: Protector) -> None:
+    for labels in (["a"], ["a", "b", "c"]):
+        with pytest.raises(BadSetting, match="2 pictures"):
+            library.protect_batch([draw(1), draw(2)], labels)
+
+
 def test_an_array_and_a_picture_of_pillow_get_the_same_noise_and_keep_their_kind(
     library: Protector,
 ) -> None:

@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tarfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
@@ -28,15 +29,18 @@ from typer.testing import CliRunner
 from tue_cli.cli import app
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.remote import Place, expand, redact
+from tue_cli.dataset.secret import make_secret
 from tue_cli.dataset.shards import BadShard, read_tar, split_name
-from tue_cli.errors import BadSetting, ExitCode, TueError
+from tue_cli.errors import BadSetting, ExitCode, OutputProblem, TueError
 from tue_cli.events import Done, Failed, Note
 from tue_cli.noise import TueNoise
+from tue_cli.protect import collection_plan
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
-from tue_cli.protect.collection_plan import choose_looks
+from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, write_plan
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import Listing, Shard
+from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
+from tue_cli.protect.worker import group_items
 
 SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
 NAMES = ("cat", "dog", "cow")
@@ -204,7 +208,7 @@ def test_a_folder_of_pictures_becomes_a_folder_of_copies(run: Run, tmp_path: Pat
 
 @pytest.mark.slow
 def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shards_stay(
-    run: Run, tmp_path: Path
+    run: Run, tmp_path: Path, own_home: Path
 ) -> None:
     for number in range(3):
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
@@ -223,6 +227,9 @@ def test_the_bytes_do_not_depend_on_how_many_workers_there_are_and_finished_shar
     assert len(list((tmp_path / "out" / ".tue" / "parts").iterdir())) == 3
     with pytest.raises(BadSetting, match="other settings: mark"):
         run(tmp_path / "in", mark=True)
+    (own_home / "secret").unlink()  # as on another machine, where a new one is made
+    with pytest.raises(BadSetting, match="other settings: secret"):
+        run(tmp_path / "in")
 
 
 @pytest.mark.slow
@@ -320,6 +327,71 @@ def test_unsafe_members_are_refused(about: tarfile.TarInfo) -> None:
     assert caught.value.reason == "unsafe"
 
 
+def pack(about: tarfile.TarInfo, data: bytes = b"") -> bytes:
+    made = io.BytesIO()
+    about.size = len(data)
+    with tarfile.open(fileobj=made, mode="w") as tar:
+        tar.addfile(about, io.BytesIO(data))
+    return made.getvalue()
+
+
+@pytest.mark.parametrize(
+    "headers",
+    [
+        {"GNU.sparse.map": "0,1,5,2", "GNU.sparse.size": "9"},
+        {"GNU.sparse.map": "x"},
+        {"GNU.sparse.size": "9"},
+        {"GNU.sparse.major": "1", "GNU.sparse.minor": "0", "GNU.sparse.name": "0.png"},
+    ],
+    ids=str,
+)
+def test_a_sparse_file_is_refused_before_its_map_is_read(headers: dict[str, str]) -> None:
+    about = tarfile.TarInfo("0.png")
+    about.pax_headers = headers
+    with pytest.raises(BadShard, match="a sparse file"):
+        list(read_tar(io.BytesIO(pack(about, b"9999999\n" + b"1" * 4096)), "auto"))
+
+
+@pytest.mark.parametrize(
+    ("headers", "reason"),
+    [
+        ({"path": "../0.png"}, "unsafe"),
+        ({"size": str(1 << 45)}, "unsafe"),
+        ({"size": "-5"}, "not-a-tar"),
+    ],
+    ids=str,
+)
+def test_further_headers_of_a_member_are_not_trusted(headers: dict[str, str], reason: str) -> None:
+    about = tarfile.TarInfo("0.png")
+    about.pax_headers = headers
+    with pytest.raises(BadShard) as caught:
+        list(read_tar(io.BytesIO(pack(about, b"x")), "auto"))
+    assert caught.value.reason == reason
+
+
+def test_headers_that_never_end_are_a_damaged_tar() -> None:
+    about = tarfile.TarInfo("0.png")
+    about.type = tarfile.XHDTYPE
+    header = pack(about, b"13 comment=a\n")[:1024]
+    with pytest.raises(BadShard) as caught:
+        list(read_tar(io.BytesIO(header * 3000 + bytes(1024)), "auto"))
+    assert caught.value.reason == "not-a-tar"
+
+
+@pytest.mark.parametrize("between", [b"", bytes(512)], ids=["two tars", "a block of zeros"])
+def test_what_follows_the_end_of_a_tar_is_not_lost_in_silence(between: bytes) -> None:
+    first, second = (pack(tarfile.TarInfo(f"{n}.png"), b"x") for n in range(2))
+    whole = (first[:1024] + between + second) if between else first + second
+    with pytest.raises(BadShard, match="More follows the end"):
+        list(read_tar(io.BytesIO(whole), "auto"))
+
+
+def test_a_text_too_long_for_a_name_is_no_label() -> None:
+    for length, label in ((1000, "a" * 1000), (1001, None)):
+        found = read_tar(io.BytesIO(pack(tarfile.TarInfo("0.cls"), b"a" * length)), "auto")
+        assert next(iter(found)).label == label
+
+
 def test_a_tar_that_would_fill_the_memory_is_refused_before_it_does() -> None:
     for kind, size in ((tarfile.REGTYPE, 1 << 40), (tarfile.XHDTYPE, 1 << 33)):
         about = tarfile.TarInfo("0.png")
@@ -365,6 +437,8 @@ def test_the_picture_of_a_sample_is_the_member_with_the_plain_extension() -> Non
 def test_no_text_tells_a_secret_of_a_url() -> None:
     told = redact("GET https://ann:pw@host/a.tar?X-Amz-Signature=abc#x failed; s3://k:s@b/c")
     assert told == "GET https://host/a.tar?… failed; s3://b/c"
+    for url in ("https://ann:it's-pw@h/a", "s3://key:se/pw@h/a", "https://ann:p?pw@h/a"):
+        assert "pw" not in redact(f"{url} failed"), url
     place = Place("https://ann:pw@127.0.0.1:9/x?token=abc")
     with pytest.raises(TueError) as caught:
         place.list_files()
@@ -429,6 +503,161 @@ def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
     events, result = run(tmp_path / "in", dry_run=True)
     assert result.dry_run and result.shards == 1 and not (tmp_path / "out").exists()
     assert not [event for event in events if isinstance(event, Note)]
+
+
+def test_the_output_is_not_the_input_however_it_is_spelled(run: Run, tmp_path: Path) -> None:
+    source = make_tar(tmp_path / "in" / "0.tar", list_members(0, 1)).parent
+    before = snapshot(source)
+    (tmp_path / "link").symlink_to(source)
+    for output in ("in/../in", "link", "link/inner", "."):
+        for existing in ("skip", "overwrite"):
+            with pytest.raises(BadSetting, match="lie within each other"):
+                run(source, tmp_path / output, existing=existing)
+    with pytest.raises(BadSetting, match="lie within each other"):
+        run(source.as_uri(), f"FILE://{source}")
+    assert snapshot(source) == before
+
+
+def test_nothing_is_written_through_a_link_out_of_the_output(tmp_path: Path) -> None:
+    (tmp_path / "theirs").mkdir()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "a").symlink_to(tmp_path / "theirs")
+    with pytest.raises(OutputProblem, match="a link leads out of the output"):
+        Place((tmp_path / "out").as_uri()).write("a/0.tar", b"x")
+    assert not list((tmp_path / "theirs").iterdir())
+
+
+def test_a_pipe_in_a_folder_is_no_picture(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "0.png")
+    (tmp_path / "1.png").write_bytes(draw(1))
+    (tmp_path / "2.png").symlink_to("1.png")
+    assert [file.name for file in Place(tmp_path.as_uri()).list_files()] == ["1.png"]
+
+
+def test_a_file_that_cannot_be_read_does_not_stop_the_others(
+    base: ProtectSpec, tmp_path: Path
+) -> None:
+    (tmp_path / "0.png").mkdir()
+    (tmp_path / "1.png").write_bytes(draw(1))
+    place = Place(tmp_path.as_uri())
+    recipe = Recipe((place,), place, base, make_secret())
+    files = (("0.png", 9, "a"), ("1.png", 9, "a"))
+    bad, good = read_samples(recipe, Shard(0, "", "0", "folder", 18, "", files))
+    assert bad.problem is not None and "Is a directory" in bad.problem.message
+    assert good.pictures == (draw(1),) and good.problem is None
+
+
+def test_more_classes_than_a_plan_holds_are_refused_when_it_is_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection_plan, "MOST_STATE", 1000)
+    place = Place(tmp_path.as_uri())
+    with pytest.raises(BadSetting, match="100 classes, too many"):
+        write_plan(place, Known(keys={f"class {n}": "a" for n in range(100)}))
+    assert read_plan(place) is None
+
+
+@pytest.mark.slow
+def test_names_keep_all_but_the_extension_and_two_copies_never_have_one_name(
+    run: Run, tmp_path: Path
+) -> None:
+    latin = "caf\udce9"  # a byte that is no UTF-8
+    names = ("./0.png", "./0.cls", "1.png", "1.bmp", "1.cls", f"{latin}.png", f"{latin}.cls")
+    members = [(name, b"7" if name.endswith("cls") else draw(n)) for n, name in enumerate(names)]
+    make_tar(tmp_path / "in" / "0.tar", members)
+    events, result = run(tmp_path / "in", format="webp")
+    assert failures_of(events) == [("0.tar/1.png", "in-the-way"), ("0.tar/1.bmp", "in-the-way")]
+    made = list(read_members(tmp_path / "out" / "0.tar"))
+    assert made == ["./0.webp", "./0.cls", f"{latin}.webp", f"{latin}.cls"]
+    (part,) = (tmp_path / "out" / ".tue" / "parts").iterdir()
+    told = pq.read_table(part)["path"].to_pylist()
+    assert told == ["./0.webp", None, None, "caf\\udce9.webp"]
+
+
+def test_pictures_are_held_decoded_as_far_as_there_is_memory_for_them() -> None:
+    made = io.BytesIO()
+    Image.new("L", (8000, 8000)).save(made, "PNG")  # a file of a few kilobytes
+    few = [made.getvalue()] * 3 + [draw(0)] * 40
+    groups = group_items(few, lambda data: [data])
+    assert [len(group) for group in groups] == [1, 1, 1, 32, 8]
+
+
+@pytest.mark.slow
+def test_a_sample_may_have_more_pictures_than_a_batch(run: Run, tmp_path: Path) -> None:
+    members = [(f"0.{n:02d}.png", draw(n)) for n in range(40)]
+    make_tar(tmp_path / "in" / "0.tar", [*members, ("0.cls", b"7"), *list_members(50, 2)])
+    _, result = run(tmp_path / "in")
+    assert (result.protected, result.failed) == (42, 0)
+    made = read_members(tmp_path / "out" / "0.tar")
+    assert all(made[name] != data for name, data in members)
+
+
+@pytest.mark.slow
+def test_codes_of_other_settings_are_not_those_of_a_run_that_overwrites(
+    run: Run, tmp_path: Path
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 6))
+    run(tmp_path / "in", key="a", labels="single")
+    run(tmp_path / "in", existing="overwrite")
+    plan = json.loads((tmp_path / "out" / ".tue" / "plan.json").read_text())
+    assert plan["keys"].keys() == {"0", "1", "2"} and len(set(plan["keys"].values())) == 3
+    _, again = run(tmp_path / "in")
+    assert (again.shards, again.already_done) == (0, 1)
+
+
+@pytest.mark.slow
+def test_a_folder_may_be_called_like_the_parts_of_the_one_that_it_is_in(
+    run: Run, tmp_path: Path
+) -> None:
+    for name in ("0.png", "pictures/1.png", "00000/2.png"):
+        place = tmp_path / "in" / name
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(draw(ord(name[-5])))
+    _, result = run(tmp_path / "in")
+    assert (result.shards, result.protected) == (3, 3)
+
+
+@pytest.mark.slow
+def test_a_parquet_file_may_have_nested_dictionary_and_null_columns(
+    run: Run, tmp_path: Path
+) -> None:
+    rows: list[dict[str, Any]] = list_rows(9)
+    for number, row in enumerate(rows):
+        boxes = [{"x": number, "of": [1.5, None]}] * (number % 3)
+        row.update(label=NAMES[number % 3], boxes=boxes, none=None)
+    rows[2]["image"] = None
+    rows[5]["image"] = {"bytes": None, "path": "elsewhere.png"}
+    rows[7]["label"] = None
+    box = pa.struct([("x", pa.int32()), ("of", pa.list_(pa.float32()))])
+    kinds = {
+        "label": pa.dictionary(pa.int8(), pa.string()),
+        "boxes": pa.list_(box),
+        "none": pa.null(),
+    }
+    source = make_parquet(tmp_path / "in" / "0.parquet", rows, **kinds)
+    events, result = run(source.parent)
+    assert (result.protected, result.failed) == (6, 3)
+    assert [reason for _, reason in failures_of(events)] == [
+        "not-a-picture", "not-a-picture", "no-label",
+    ]  # fmt: skip
+    before, after = pq.read_table(source), pq.read_table(tmp_path / "out" / "0.parquet")
+    assert after.schema.equals(before.schema, check_metadata=True)
+    kept = before.take([0, 1, 3, 4, 6, 8]).drop_columns("image").to_pylist()
+    assert after.drop_columns("image").to_pylist() == kept
+
+
+@pytest.mark.slow
+def test_two_runs_at_once_into_one_output_write_what_one_does(
+    run: Run, start: Start, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(3):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
+    run(tmp_path / "in", tmp_path / "one")
+    asked = command(str(tmp_path / "in"), (tmp_path / "both").as_uri(), twin, "--jobs", "1")
+    for driver in [start(asked), start(asked)]:
+        _, said = driver.communicate(timeout=PATIENCE)
+        assert driver.returncode == 0, said
+    assert snapshot(tmp_path / "both") == snapshot(tmp_path / "one")
 
 
 # Object storage, and Ray.
@@ -532,6 +761,71 @@ def test_a_missing_bucket_and_missing_credentials_end_a_run_before_any_work(
     s3fs.S3FileSystem.clear_instance_cache()
 
 
+@pytest.fixture
+def guarded(bucket: str) -> Iterator[str]:
+    """The bucket, whose server asks who one is."""
+
+    def ask_after(count: str) -> None:
+        address, plain = os.environ["AWS_ENDPOINT_URL"], {"Content-Type": "text/plain"}
+        asked = urllib.request.Request(f"{address}/moto-api/reset-auth", count.encode(), plain)
+        urllib.request.urlopen(asked).close()
+
+    ask_after("0")
+    yield bucket
+    ask_after("inf")
+
+
+@pytest.mark.slow
+@needs_loopback
+def test_wrong_credentials_end_a_run_before_any_work(
+    guarded: str, twin: Path, tmp_path: Path
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    here, there = (tmp_path / "in").as_uri(), f"s3://{guarded}/x"
+    for source, output in ((there, (tmp_path / "out").as_uri()), (here, there)):
+        asked = command(source, output, twin)
+        ran = subprocess.run(asked, capture_output=True, text=True, check=False)
+        said = " ".join(ran.stderr.split())
+        assert ran.returncode == ExitCode.ENVIRONMENT and f"{there} cannot be read" in said
+        assert "Set the credentials in the environment" in said and "Reading labels" not in said
+        assert "of-ann" not in ran.stdout + ran.stderr
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.slow
+@needs_loopback
+def test_a_write_that_is_rejected_ends_the_run_and_loses_nothing(
+    run: Run, bucket: str, tmp_path: Path
+) -> None:
+    import boto3
+
+    for number in range(2):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(4 * number, 4))
+    store, target = boto3.client("s3"), f"{bucket}/rejected"
+
+    def deny(name: str) -> None:
+        place = f"arn:aws:s3:::{target}/{name}"
+        rule = {"Effect": "Deny", "Action": "s3:PutObject", "Resource": place, "Principal": "*"}
+        policy = json.dumps({"Version": "2012-10-17", "Statement": [rule]})
+        store.put_bucket_policy(Bucket=bucket, Policy=policy)
+
+    deny("1.tar")
+    try:
+        with pytest.raises(OutputProblem, match=r"1\.tar cannot be written.* Finished shards are"):
+            run(tmp_path / "in", f"s3://{target}")
+        assert "1.tar" not in download(target)
+        deny("0.tar")  # it is finished, and not written again
+        _, result = run(tmp_path / "in", f"s3://{target}")
+    finally:
+        store.delete_bucket_policy(Bucket=bucket)
+    assert (result.shards, result.already_done) == (1, 1)
+    run(tmp_path / "in")
+    made, whole = download(target), snapshot(tmp_path / "out")
+    assert {name: made[name] for name in ("0.tar", "1.tar")} == {
+        name: whole[name] for name in ("0.tar", "1.tar")
+    }
+
+
 @pytest.mark.slow
 @needs_loopback
 def test_shards_are_read_over_http(run: Run, tmp_path: Path) -> None:
@@ -551,6 +845,9 @@ def test_shards_are_read_over_http(run: Run, tmp_path: Path) -> None:
         assert result.shards == 2
         assert {path.name for path in (tmp_path / "out").glob("*.tar")} == {"a-0.tar", "a-1.tar"}
         assert b"abc" not in b"".join(snapshot(tmp_path / "out").values())
+        with pytest.raises(TueError, match="cannot be read: there is nothing") as caught:
+            run(f"http://127.0.0.1:{port}/a-2.tar?token=abc")
+        assert caught.value.exit_code == ExitCode.ENVIRONMENT and "abc" not in str(caught.value)
     finally:
         server.kill()
         server.wait()
@@ -603,6 +900,52 @@ def start() -> Iterator[Start]:
 
 
 @pytest.mark.slow
+def test_what_the_command_prints_as_json_is_what_the_page_says(
+    start: Start, twin: Path, tmp_path: Path
+) -> None:
+    latin = "caf\udce9"
+    members = [(f"{latin}.png", b"no picture"), (f"{latin}.cls", b"1"), *list_members(0, 2)]
+    make_tar(tmp_path / "in" / "0.tar", members)
+    (tmp_path / "in" / "1.tar").write_bytes(b"no tar" * 400)
+    asked = command((tmp_path / "in").as_uri(), (tmp_path / "out").as_uri(), twin, "--json")
+    driver = start(asked, subprocess.PIPE)
+    said, problems = driver.communicate(timeout=PATIENCE)
+    assert driver.returncode == ExitCode.SOME_FAILED, problems
+    events = [json.loads(line) for line in said.splitlines()]
+    for event in events:
+        if event.get("title") != "Reading labels":
+            check_event(dict(event), "tue protect URL")
+    found = [(e["event"], e.get("path", "").encode("utf-8", "backslashreplace")) for e in events]
+    assert found[0] == ("started", b"") and found[-1] == ("done", b"")
+    assert {place for kind, place in found if kind == "failed"} == {
+        rb"0.tar/caf\udce9.png", b"1.tar"
+    }  # fmt: skip
+    assert (events[-1]["protected"], events[-1]["failed"], events[-1]["shards_failed"]) == (2, 1, 1)
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
+def test_an_interrupted_run_goes_on_with_the_same_command(
+    start: Start, run: Run, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    output = tmp_path / "stopped"
+    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1")
+    driver = start(asked)
+    wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=PATIENCE)
+    if driver.returncode:  # it may have been faster
+        assert driver.returncode == ExitCode.INTERRUPTED and "Traceback" not in said, said
+    finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
+    subprocess.run(asked, check=True, capture_output=True)
+    assert {path: path.stat().st_mtime_ns for path in finished} == finished
+    run(tmp_path / "in", (tmp_path / "whole").as_uri())
+    assert snapshot(output) == snapshot(tmp_path / "whole")
+
+
+@pytest.mark.slow
 @pytest.mark.skipif(not find_children(os.getpid()).exists(), reason="finds workers in /proc")
 def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(
     start: Start, twin: Path, tmp_path: Path
@@ -624,6 +967,30 @@ def test_a_killed_process_ends_the_run_and_the_next_one_goes_on(
     assert ran.returncode == 0, ran.stderr
     assert {path.name for path in output.glob("*.tar")} == {"0.tar", "1.tar", "2.tar"}
     assert not list((output / ".tue").glob("tue-scratch-*"))
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not find_children(os.getpid()).exists(), reason="finds workers in /proc")
+def test_workers_end_when_the_process_that_started_them_is_killed(
+    start: Start, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(6):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    output = tmp_path / "out"
+    driver = start(command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1"))
+    wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    children = find_children(driver.pid).read_text().split()
+    driver.kill()
+    driver.wait()
+
+    def is_gone(child: str) -> bool:
+        try:
+            return not Path(f"/proc/{child}/cmdline").read_bytes()
+        except OSError:
+            return True
+
+    assert children
+    wait_for(lambda: all(map(is_gone, children)))
 
 
 def find_ray_workers() -> list[int]:

@@ -14,7 +14,7 @@ MOST_GROUP: Final = 1 << 32
 """Bytes of a row group, unpacked."""
 ROWS_READ: Final = 32
 ROWS_WRITTEN, BYTES_WRITTEN = 100, 1 << 26
-"""A row group is written at so many rows or bytes of pictures, whichever comes first."""
+"""A row group is written at so many rows or bytes, whichever comes first."""
 
 
 def read_parquet(file: BinaryIO, labels: str) -> Iterator[Sample]:
@@ -187,7 +187,7 @@ class ParquetWriter:
         columns = [*one.columns]
         columns[place] = pa.array([value], kind)
         self._rows.append(pa.RecordBatch.from_arrays(columns, schema=one.schema))
-        self._bytes += len(data)
+        self._bytes += self._rows[-1].nbytes
         if len(self._rows) >= ROWS_WRITTEN or self._bytes >= BYTES_WRITTEN:
             self._flush()
 
@@ -221,9 +221,14 @@ def write_part(place: Path, rows: Sequence[dict[str, Any]], about: Mapping[str, 
     }
     schema = pa.schema([*kinds.items(), ("more", text)])
     told = [
-        {name: value for name, value in row.items() if name in kinds}
+        {name: _spell(value) for name, value in row.items() if name in kinds}
         | {"more": json.dumps({name: v for name, v in row.items() if name not in kinds})}
         for row in rows
     ]
     schema = schema.with_metadata({"tue": json.dumps(about, sort_keys=True)})
     pq.write_table(pa.Table.from_pylist(told, schema), place)
+
+
+def _spell(value: Any) -> Any:
+    """Return a text with the bytes spelled out that are no UTF-8, as names of files may have."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value

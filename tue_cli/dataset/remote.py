@@ -38,7 +38,11 @@ PROTOCOLS: Final = {
 READ_ONLY: Final = ("http", "https")
 _IN_ENVIRONMENT: Final = "Set the credentials in the environment, as for the provider's own tools."
 
-_URL: Final = re.compile(r"\b([a-z][a-z0-9+.-]*)://([^\s'\"<>]*)", re.I)
+# The user and password may have any character but spaces. What has a colon before some @ is taken
+# for them, so that a place may be hidden, but no password is told.
+_URL: Final = re.compile(
+    r"\b([a-z][a-z0-9+.-]*://)(?:[^\s@]*:\S*@|[^\s/?#@]*@)?([^\s'\"<>?#]*)([?#][^\s'\"<>]*)?", re.I
+)
 _RANGE: Final = re.compile(r"\{(\d+)\.\.(\d+)\}")
 _SCRATCH: Final = f"tue-scratch-{socket.gethostname()}-"
 MOST_NAMED: Final = 1_000_000
@@ -52,20 +56,15 @@ def is_url(text: str) -> bool:
 
 def redact(text: str) -> str:
     """Return a text without what may be a secret in its URLs: user, password, query, fragment."""
-
-    def clean(found: re.Match[str]) -> str:
-        place = re.split(r"[?#]", found[2], maxsplit=1)
-        host, slash, path = place[0].partition("/")
-        hidden = "?…" if len(place) > 1 else ""
-        return f"{found[1]}://{host.rpartition('@')[2]}{slash}{path}{hidden}"
-
-    return _URL.sub(clean, text)
+    return _URL.sub(lambda found: f"{found[1]}{found[2]}{'?…' if found[3] else ''}", text)
 
 
 def explain(error: BaseException) -> str:
     """Return what went wrong with a URL, in one line and without secrets."""
     said = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.filename and error.strerror:
+    if isinstance(error, FileNotFoundError) and is_url(said):
+        said = "there is nothing"
+    elif isinstance(error, OSError) and error.filename and error.strerror:
         said = error.strerror  # the text has the path and a number too
     return escape(redact(" ".join(said.split()))[:300]).rstrip(".")
 
@@ -123,6 +122,14 @@ class Place:
             raise TueError(f"{self.shown} cannot be opened: {explain(error)}.") from None
         return system, root if self.protocol in READ_ONLY else root.rstrip("/")
 
+    def contains(self, other: Place) -> bool:
+        """Say whether another place is this one or lies in it, whatever their URLs look like."""
+        (system, root), (others, inner) = self._opened, other._opened
+        if self.protocol == "file":
+            root, inner = os.path.realpath(root), os.path.realpath(inner)
+        is_below = inner == root or inner.startswith(f"{root.rstrip('/')}/")
+        return type(system) is type(others) and is_below
+
     def _locate(self, name: str) -> str:
         return f"{self._opened[1]}/{name}" if name else self._opened[1]
 
@@ -152,7 +159,8 @@ class Place:
         for path, about in found.items():
             name = "" if path == root else path.removeprefix(root).lstrip("/")
             is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
-            if not is_hidden and not about.get("islink"):
+            is_plain = about.get("type", "file") == "file" and not about.get("islink")
+            if is_plain and not is_hidden:
                 stored.append(Stored(name, about.get("size") or 0, _find_version(about)))
         return sorted(stored, key=lambda file: file.name)
 
@@ -174,10 +182,20 @@ class Place:
         return {path.removeprefix(root).lstrip("/") for path in found}
 
     def exists(self, name: str) -> bool:
-        """Say whether there is such a file now; raise OSError where that cannot be known."""
+        """Say whether there is such a file now.
+
+        Raises:
+            TueError: that cannot be known.
+        """
         system, _ = self._opened
-        system.invalidate_cache()
-        return bool(system.exists(self._locate(name)))
+        try:
+            system.invalidate_cache()
+            system.info(self._locate(name))
+        except FileNotFoundError:
+            return False
+        except Exception as error:
+            raise self.explain_read(error) from None
+        return True
 
     @contextmanager
     def open(self, name: str) -> Iterator[BinaryIO]:
@@ -225,6 +243,8 @@ class Place:
                 raise self._explain_write(WORK, error) from None
         scratch = folder / f"{_SCRATCH}{os.getpid()}-{secrets.token_hex(8)}"
         try:
+            if self.protocol != "file":  # it lies among the files of others
+                scratch.touch(0o600, exist_ok=False)
             yield scratch
         finally:
             with suppress(OSError):
@@ -256,6 +276,9 @@ class Place:
                 return
             place = Path(self._locate(name))
             place.parent.mkdir(parents=True, exist_ok=True)
+            root = os.path.realpath(self._opened[1])
+            if not Path(os.path.realpath(place.parent)).is_relative_to(root):
+                raise OSError("a link leads out of the output")
             with scratch.open("rb") as file:
                 os.fsync(file.fileno())
             scratch.replace(place)
@@ -263,9 +286,17 @@ class Place:
             raise self._explain_write(name, error) from None
 
     def remove(self, name: str) -> None:
-        """Remove a file of tue's own, if it is there."""
-        with suppress(FileNotFoundError):
+        """Remove a file of tue's own, if it is there.
+
+        Raises:
+            OutputProblem: it cannot be removed.
+        """
+        try:
             self._opened[0].rm_file(self._locate(name))
+        except FileNotFoundError:
+            pass
+        except Exception as error:
+            raise self._explain_write(name, error) from None
 
     def explain_read(self, error: Exception) -> TueError:
         """Return the error to raise where the place cannot be read."""

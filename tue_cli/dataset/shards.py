@@ -29,6 +29,8 @@ MOST_HEADER: Final = 1 << 20
 """Bytes of a long name or of the further headers of a tar's member."""
 MOST_SAMPLE: Final = 2 * codec.MAX_BYTES
 """Bytes of all members of a sample."""
+MOST_LABEL: Final = 1_000
+"""Characters of a label."""
 
 
 class BadShard(Exception):
@@ -52,6 +54,8 @@ class Sample:
     label: str | None
     rest: Any
     """All of it, for the writer."""
+    problem: ImageProblem | None = None
+    """Why its picture could not be read."""
 
 
 class Writer(Protocol):
@@ -87,6 +91,12 @@ class _StrictInfo(tarfile.TarInfo):
             raise BadShard("unsafe", "A header is larger than a megabyte.")
         return super()._proc_member(tar)  # type: ignore[misc]
 
+    def _refuse_sparse(self, *_: object) -> Any:
+        """Refuse a sparse file before its map is read, which may be of any length."""
+        raise BadShard("unsafe", "A member is a sparse file.")
+
+    _proc_sparse = _proc_gnusparse_00 = _proc_gnusparse_01 = _proc_gnusparse_10 = _refuse_sparse
+
 
 def read_tar(file: BinaryIO, labels: str) -> Iterator[Sample]:
     """Yield the samples of a tar file in their order.
@@ -101,7 +111,8 @@ def read_tar(file: BinaryIO, labels: str) -> Iterator[Sample]:
     try:
         with tarfile.open(fileobj=file, mode="r|", tarinfo=_StrictInfo) as tar:
             yield from _group(_read_members(tar), labels)
-    except (tarfile.TarError, EOFError) as error:
+            _refuse_more(tar)
+    except (tarfile.TarError, EOFError, ValueError, RecursionError) as error:
         raise BadShard("not-a-tar", f"This is not a tar file, or it is damaged: {error}.") from None
 
 
@@ -115,8 +126,8 @@ def _read_members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes
         if member.isdir():
             yield member, b""
             continue
-        if not member.isreg() or member.issparse():
-            raise BadShard("unsafe", f"{escape(member.name)} is a link, a device or a sparse file.")
+        if not member.isreg():
+            raise BadShard("unsafe", f"{escape(member.name)} is a link or a device.")
         if member.size > codec.MAX_BYTES:
             raise BadShard("unsafe", f"{escape(member.name)} is larger than a picture can be.")
         opened = tar.extractfile(member)
@@ -125,6 +136,15 @@ def _read_members(tar: tarfile.TarFile) -> Iterator[tuple[tarfile.TarInfo, bytes
         if len(data) != member.size:
             raise BadShard("not-a-tar", "The tar file is incomplete: its end is missing.")
         yield member, data
+
+
+def _refuse_more(tar: tarfile.TarFile) -> None:
+    """Raise BadShard where more follows the end, as in two tars in one file: it would be lost."""
+    while block := tar.fileobj.read(1 << 16):
+        if block.strip(b"\0"):
+            raise BadShard(
+                "not-a-tar", "More follows the end of the tar file: it is damaged, or several."
+            )
 
 
 def split_name(name: str) -> tuple[str, str]:
@@ -187,9 +207,10 @@ def _find_tar_label(members: dict[str, bytes], labels: str) -> str | None:
 
 def format_label(value: Any) -> str | None:
     """Return a label as the name of a class; None for what is none."""
-    if isinstance(value, bool | int | str):
-        return normalize_name(str(value).strip()) or None
-    return None
+    if not isinstance(value, bool | int | str):
+        return None
+    label = normalize_name(str(value).strip())
+    return label if 0 < len(label) <= MOST_LABEL else None
 
 
 class TarWriter:

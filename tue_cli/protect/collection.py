@@ -146,8 +146,8 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
         )
     known = read_plan(target)
     finished = target.list_own(PARTS) if known else set()
-    refuse_output(target, known, spec, weights)
     recipe = Recipe(sources, target, spec, open_secret(keep=not spec.dry_run))
+    refuse_output(recipe, known, weights)
     yield from (Failed(Path(path), reason, message) for path, reason, message in found.refused)
     if found.ignored:
         yield Note(
@@ -157,8 +157,9 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     if spec.dry_run:
         yield _forecast(recipe, found, known, finished, weights)
         return
-    # Before any work, so that an output that cannot be written is known by now.
-    known = known or Known()
+    # Before any work, so that an output that cannot be written is known by now. Where all is made
+    # anew, codes that were chosen for other weights or by --key are too.
+    known = Known() if known is None or spec.existing == "overwrite" else known
     write_plan(target, known)
     try:
         result = yield from _protect(recipe, found, known, finished, weights)
@@ -251,6 +252,7 @@ def _tell(
                 result,
                 shards=result.shards + is_new,
                 already_done=result.already_done + (not is_new),
+                incomplete=result.incomplete + (outcome.state == "incomplete"),
                 protected=result.protected + outcome.protected,
                 failed=result.failed + len(outcome.failed),
             )
@@ -270,7 +272,9 @@ def _forecast(
 ) -> Done[CollectionSummary]:
     """Return the end of a dry run."""
     if known and known.run:
-        recipe = replace(recipe, run=describe_collection(recipe.spec, weights, known.run["engine"]))
+        kind = known.run["engine"]
+        run = describe_collection(recipe.spec, weights, recipe.secret, kind)
+        recipe = replace(recipe, run=run)
     pending, before, _ = _select(recipe, found, finished)
     result = CollectionSummary(
         len(pending), before, len(found.refused), 0, 0, {}, recipe.target.shown, 0.0, 0, True

@@ -26,6 +26,7 @@ from tue_cli.dataset.secret import (
     read_codes,
     read_secret,
 )
+from tue_cli.dataset.shards import FIELD
 from tue_cli.errors import BadSetting, TueError, refuse_unless
 from tue_cli.events import Advanced, Event, Started
 from tue_cli.protect.codes import LOOKED_AT, MOST_LOOKED_AT, assign_codes, order_codes
@@ -52,9 +53,10 @@ class Known:
 
 
 def to_url(text: str) -> str:
-    """Return a URL as it is, and a path as one; fsspec takes its characters as they are."""
+    """Return a URL as fsspec takes it, and a path as one; their characters stay as they are."""
     if is_url(text):
-        return text
+        protocol, middle, rest = text.partition("://")
+        return f"{protocol.lower()}{middle}{rest}"
     path = Path(text).absolute().as_posix()
     return f"file://{path}" if path.startswith("/") else f"file:///{path}"
 
@@ -66,11 +68,9 @@ def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
         f"{target.shown} can only be read.",
         "Choose another output with -o: s3://, gs://, az:// or file://.",
     )
-    inner = f"{target.url}/"
     for source in sources:
-        outer = f"{source.url.rstrip('/')}/"
         refuse_unless(
-            not inner.startswith(outer) and not outer.startswith(inner),
+            not source.contains(target) and not target.contains(source),
             f"The output {target.shown} and the input {source.shown} lie within each other.",
             "Choose another output with -o.",
         )
@@ -123,11 +123,18 @@ def write_plan(target: Place, known: Known) -> None:
         "keys": known.keys,
         "scanned": sorted(known.scanned),
     }
-    target.write(PLAN, json.dumps(told, indent=1).encode())
+    data = json.dumps(told, indent=1).encode()
+    refuse_unless(
+        len(data) <= MOST_STATE,
+        f"The data set has {len(known.keys):,} classes, too many for one plan.",
+        f"Name a column of labels with --labels {FIELD}NAME, or use --labels single.",
+    )
+    target.write(PLAN, data)
 
 
-def refuse_output(target: Place, known: Known | None, spec: ProtectSpec, weights: Weights) -> None:
+def refuse_output(recipe: Recipe, known: Known | None, weights: Weights) -> None:
     """Raise BadSetting for an output that holds what is not ours, or was made otherwise."""
+    spec, target = recipe.spec, recipe.target
     if spec.existing == "overwrite":
         return
     if known is None:
@@ -143,9 +150,8 @@ def refuse_output(target: Place, known: Known | None, spec: ProtectSpec, weights
         "Use --existing skip to keep them, or choose another output with -o.",
     )
     if known.run:
-        _refuse_changes(
-            target, known.run, {**describe_collection(spec, weights, known.run["engine"])}
-        )
+        run = describe_collection(spec, weights, recipe.secret, known.run["engine"])
+        _refuse_changes(target, known.run, run)
 
 
 def _refuse_changes(target: Place, former: dict[str, Any], now: dict[str, Any]) -> None:
@@ -157,11 +163,14 @@ def _refuse_changes(target: Place, former: dict[str, Any], now: dict[str, Any]) 
         )
 
 
-def describe_collection(spec: ProtectSpec, weights: Weights, kind: str) -> dict[str, Any]:
-    """Return what decides the copies' bytes, as it is recorded."""
+def describe_collection(
+    spec: ProtectSpec, weights: Weights, secret: Secret, kind: str
+) -> dict[str, Any]:
+    """Return what decides the copies' bytes, as it is recorded; of the secret its fingerprint."""
     told = describe_run(spec, weights, kind)
     said = {name: value for name, value in told.items() if name not in ("tool", "algorithm")}
-    plain: dict[str, Any] = json.loads(json.dumps({**said, "labels": spec.labels, "key": spec.key}))
+    said |= {"labels": spec.labels, "key": spec.key, "secret": secret.fingerprint}
+    plain: dict[str, Any] = json.loads(json.dumps(said))
     return plain
 
 
@@ -198,7 +207,7 @@ def plan_codes(
     (seen,) = workers.run(Looker, arguments, [where])
     if "problem" in seen:
         raise TueError(*seen["problem"])
-    run = describe_collection(spec, weights, seen["kind"])
+    run = describe_collection(spec, weights, recipe.secret, seen["kind"])
     if known.run and spec.existing == "skip":
         _refuse_changes(target, known.run, run)
     near = {name: np.array(values, np.float32) for name, values in seen["near"].items()}

@@ -13,6 +13,7 @@ import secrets
 import shutil
 import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -83,10 +84,20 @@ _stage: Callable[[Item], Item] | None = None
 
 
 def _begin(stage: Stage, arguments: dict[str, Any]) -> None:
-    """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it."""
+    """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it, or
+    that its parent was killed.
+    """
     global _stage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     _stage = stage(**arguments)
+
+
+def _end_with_parent() -> None:
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _call(item: Item) -> Item:

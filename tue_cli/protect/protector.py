@@ -152,8 +152,13 @@ class Protector:
 
         Raises:
             ImageProblem: another mode or shape.
-            BadSetting: a label that is not among the classes.
+            BadSetting: a label that is not among the classes, or not one for each picture.
         """
+        refuse_unless(
+            len(images) == len(labels),
+            f"There are {len(images):,} pictures, but {len(labels):,} labels.",
+            "Give one label for each picture.",
+        )
         codes = [self.find_code(label) for label in labels]
         made: list[I] = []
         for start in range(0, len(images), BATCH):

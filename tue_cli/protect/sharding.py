@@ -104,14 +104,13 @@ class Outcome:
 
     path: str
     state: str
-    """`done`, `finished` (before), `failed`, or `fatal`: the run cannot go on."""
+    """`done`; `finished` or, without some pictures, `incomplete` (before); `failed`; or `fatal`:
+    the run cannot go on."""
     reason: str = ""
     message: str = ""
     protected: int = 0
     failed: list[tuple[str, str, str]] = field(default_factory=list)
     """Picture, reason and message of each that could not be protected."""
-    kept: int = 0
-    """Pictures that were protected copies by their mark, and stay as they are."""
     bytes: int = 0
     seconds: dict[str, float] = field(default_factory=dict)
     """By part of the work: read, decode, engine, encode, write."""
@@ -222,8 +221,14 @@ def read_samples(recipe: Recipe, shard: Shard) -> Iterator[Sample]:
 
 def _read_folder(source: Place, shard: Shard) -> Iterator[Sample]:
     for name, size, label in shard.files:
-        data = source.read(name, codec.MAX_BYTES) if size <= codec.MAX_BYTES else b""
-        yield Sample(name, (data,), (name,), label, None)
+        data, problem = None, None
+        try:
+            data = source.read(name, codec.MAX_BYTES) if size <= codec.MAX_BYTES else None
+        except OSError as error:
+            if source.protocol != "file":  # the store may be back when the command is run again
+                raise
+            problem = ImageProblem("unreadable", f"The file cannot be read: {error.strerror}.")
+        yield Sample(name, (data,), (name,), label, None, problem)
 
 
 @dataclass(frozen=True)
@@ -315,7 +320,7 @@ def _list_parts(
     for top, held in groups.items():
         for start in range(0, len(held), PART):
             few = held[start : start + PART]
-            path = f"{top or 'pictures'}-{start // PART:05d}"
+            path = f"{top}/{start // PART:05d}".lstrip("/")
             files = tuple((name, size, label) for name, size, label, _ in few)
             versions = hashlib.sha256(json.dumps([entry[3] for entry in few]).encode()).hexdigest()
             size = sum(entry[1] for entry in few)

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 import time
-from collections import defaultdict
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
 from pathlib import Path, PurePosixPath
-from typing import Any, Self
+from typing import Any, TypeVar
 
 from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.labels import OWNER
@@ -25,13 +25,13 @@ from tue_cli.images import codec, mark, sniff
 from tue_cli.images.coding import choose_kind
 from tue_cli.protect.context import BATCH, LARGE
 from tue_cli.protect.copier import Prepared, describe_copy
-from tue_cli.protect.plan import change_suffix
+from tue_cli.protect.plan import change_suffix, explain_taken
 from tue_cli.protect.sharding import PARTS, Outcome, Recipe, Shard, open_alone, read_samples
 from tue_cli.text import escape
 
 HELD = 1 << 28
 """A group of samples is closed at so many bytes."""
-_PARTS_OF_WORK = ("decode", "engine", "encode", "write")
+T = TypeVar("T")
 
 
 class _FolderWriter:
@@ -40,18 +40,9 @@ class _FolderWriter:
     def __init__(self, target: Place) -> None:
         self._target = target
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        pass
-
     def write(self, sample: Sample, copies: Sequence[tuple[bytes, str]]) -> None:
         for data, name in copies:
             self._target.write(name, data)
-
-
-_MAKE_ROOM = "Finished shards are kept. Make room, and run the same command again."
 
 
 class Worker:
@@ -91,9 +82,8 @@ class Worker:
         try:
             if self._problem is not None:
                 raise self._problem
-            if not shard.again and self._is_finished(shard):
-                outcome.state = "finished"
-            else:
+            outcome.state = self._find_state(shard)
+            if outcome.state == "done":
                 self._protect(shard, outcome)
         except BadShard as error:
             outcome = Outcome(shard.path, "failed", error.reason, error.message)
@@ -101,7 +91,8 @@ class Worker:
             outcome = Outcome(shard.path, "fatal", error.remedy, error.message)
         except OSError as error:  # of the output: those of sources are translated
             message = f"The output cannot be written: {explain(error)}."
-            outcome = Outcome(shard.path, "fatal", _MAKE_ROOM, message)
+            remedy = "Finished shards are kept. Make room, and run the same command again."
+            outcome = Outcome(shard.path, "fatal", remedy, message)
         except MemoryError:
             problem = OutOfMemory()
             outcome = Outcome(shard.path, "failed", problem.reason, problem.message)
@@ -110,43 +101,45 @@ class Worker:
             outcome = Outcome(shard.path, "failed", "unreadable", message)
         return asdict(outcome)
 
-    def _is_finished(self, shard: Shard) -> bool:
-        """Say whether the shard is there: another worker that died may have written it."""
-        names = (self._recipe.name_part(shard, failed) for failed in (0, 1))
-        return any(self._recipe.target.exists(f"{WORK}/{PARTS}/{name}") for name in names)
+    def _find_state(self, shard: Shard) -> str:
+        """Return `done` for a shard that is to be made; another worker, which died, may have."""
+        for failed, state in enumerate(() if shard.again else ("finished", "incomplete")):
+            name = self._recipe.name_part(shard, failed)
+            if self._recipe.target.exists(f"{WORK}/{PARTS}/{name}"):
+                return state
+        return "done"
 
     def _protect(self, shard: Shard, outcome: Outcome) -> None:
-        target, spent = self._recipe.target, defaultdict[str, float](float)
+        target = self._recipe.target
         rows: list[dict[str, Any]] = []
         with target.make_scratch() as scratch:
             with self._open_writer(shard, scratch) as writer:
-                for group in _group(self._read(shard, spent)):
-                    self._copy_group(group, writer, rows, outcome, spent)
+                for group in group_items(
+                    self._read(shard, outcome), lambda sample: sample.pictures
+                ):
+                    self._copy_group(group, writer, rows, outcome)
             if not rows:
                 raise BadShard("no-pictures", "It contains no pictures.")
-            began = time.monotonic()
             if shard.kind != "folder":
                 outcome.bytes = scratch.stat().st_size
-                target.put(scratch, shard.path)
+                with _count(outcome, "write"):
+                    target.put(scratch, shard.path)
         # Last, since it says that the shard is finished.
         name = self._recipe.name_part(shard, len(outcome.failed))
-        with target.make_scratch() as scratch:
+        with _count(outcome, "write"), target.make_scratch() as scratch:
             parquet.write_part(scratch, rows, {"run": self._recipe.run, "shard": asdict(shard)})
             target.put(scratch, f"{WORK}/{PARTS}/{name}")
-        for stale in shard.stale:
-            if stale != name:
-                target.remove(f"{WORK}/{PARTS}/{stale}")
-        spent["write"] += time.monotonic() - began
-        outcome.seconds = {part: round(value, 4) for part, value in spent.items()}
+            for stale in shard.stale:
+                if stale != name:
+                    target.remove(f"{WORK}/{PARTS}/{stale}")
+        outcome.seconds = {part: round(value, 4) for part, value in outcome.seconds.items()}
 
-    def _read(self, shard: Shard, spent: defaultdict[str, float]) -> Iterator[Sample]:
+    def _read(self, shard: Shard, outcome: Outcome) -> Iterator[Sample]:
         """Yield the samples, and count how long reading takes."""
         samples = read_samples(self._recipe, shard)
         while True:
-            began = time.monotonic()
-            with _translate_reading():
+            with _count(outcome, "read"), _translate_reading():
                 sample = next(samples, None)
-            spent["read"] += time.monotonic() - began
             if sample is None:
                 return
             yield sample
@@ -168,39 +161,35 @@ class Worker:
                 yield rows
 
     def _copy_group(
-        self,
-        group: Sequence[Sample],
-        writer: Any,
-        rows: list[dict[str, Any]],
-        outcome: Outcome,
-        spent: defaultdict[str, float],
+        self, group: Sequence[Sample], writer: Any, rows: list[dict[str, Any]], outcome: Outcome
     ) -> None:
         """Protect and write samples; one with a picture that cannot be protected is left out."""
-        times = [time.monotonic()]
         every = [[_One(sample, n) for n in range(len(sample.pictures))] for sample in group]
-        ones = [one for held in every for one in held]
-        self._map(self._prepare, ones)
-        times.append(time.monotonic())
-        ready = [one for one in ones if one.ready is not None]
+        # One sample may have more pictures than are to be held decoded at once.
+        for ones in group_items((one for held in every for one in held), lambda one: [one.data]):
+            with _count(outcome, "decode"):
+                self._map(self._prepare, ones)
+            ready = [one for one in ones if one.ready is not None]
+            with _count(outcome, "engine"):
+                self._perturb(ready)
+            with _count(outcome, "encode"):
+                self._map(self._finish, ready)
+        for sample, held in zip(group, every, strict=True):
+            _refuse_same_names(held)
+            problems = [one for one in held if one.problem is not None]
+            if not problems:
+                with _count(outcome, "write"):
+                    writer.write(sample, [(one.data, one.name) for one in held])
+            _tell(held, problems, rows, outcome)
+
+    def _perturb(self, ready: Sequence[_One]) -> None:
+        """Make the noise of pictures."""
         if ready:
             found = self._copier.perturb(
                 [one.ready for one in ready if one.ready], [one.code for one in ready]
             )
             for one, delta in zip(ready, found, strict=True):
                 one.delta = delta
-        times.append(time.monotonic())
-        self._map(self._finish, ready)
-        times.append(time.monotonic())
-        for sample, held in zip(group, every, strict=True):
-            problems = [one for one in held if one.problem is not None]
-            if not problems:
-                writer.write(sample, [(one.data, one.name) for one in held])
-            self._tell(sample, held, problems, rows, outcome)
-        times.append(time.monotonic())
-        for part, first, last in zip(
-            ("decode", "engine", "encode", "write"), times, times[1:], strict=False
-        ):
-            spent[part] += last - first
 
     def _map(self, act: Callable[[_One], None], ones: Sequence[_One]) -> None:
         for _ in (self._pool.map if self._pool else map)(act, ones):
@@ -210,6 +199,8 @@ class Worker:
         """Decode a picture, or find out why it cannot be protected."""
         spec = self._recipe.spec
         try:
+            if one.sample.problem is not None:
+                raise one.sample.problem
             if not one.data:
                 raise ImageProblem("not-a-picture", "The picture is empty, or too large.")
             one.code = self._find_code(one.sample.label)
@@ -218,14 +209,12 @@ class Worker:
             if mark.has_mark(picture.metadata.xmp):
                 one.is_kept = True
                 return
-            name = (
-                change_suffix(PurePosixPath(one.name), spec.format).as_posix() if one.name else ""
-            )
-            place = PurePosixPath(
-                name or f"copy.{choose_kind(picture.format, spec.format).lower()}"
-            )
+            kind = choose_kind(picture.format, spec.format).lower()
+            place = change_suffix(PurePosixPath(one.name or f"copy.{kind}"), spec.format)
             one.ready = self._copier.prepare(picture, sha256(one.data), place)
-            one.name = name
+            if one.name:
+                # No more than that, for a sample's members belong together by the rest of it.
+                one.name = one.name.removesuffix(PurePosixPath(one.name).suffix) + place.suffix
         except ImageProblem as error:
             one.problem = error
         except MemoryError:
@@ -240,7 +229,7 @@ class Worker:
                 one.ready,
                 copy,
                 path=one.name or one.sample.name,
-                source=one.sample.names[one.place] or one.sample.name,
+                source=one.source,
                 label="" if one.sample.label is None else one.sample.label,
                 key=one.code,
             )
@@ -272,34 +261,6 @@ class Worker:
             )
         return self._recipe.keys[label]
 
-    def _tell(
-        self,
-        sample: Sample,
-        held: Sequence[_One],
-        problems: Sequence[_One],
-        rows: list[dict[str, Any]],
-        outcome: Outcome,
-    ) -> None:
-        """Add what came of a sample's pictures to the manifest's part and the outcome."""
-        for one in held:
-            name = one.sample.names[one.place] or sample.name
-            if problems:
-                problem = one.problem or problems[0].problem
-                assert problem is not None
-                reason, message = problem.reason, problem.message
-                outcome.failed.append((name, reason, message))
-                rows.append(
-                    {"state": "failed", "source": name, "reason": reason, "message": message}
-                )
-            elif one.is_kept:
-                outcome.kept += 1
-                rows.append(
-                    {"state": "kept", "source": name, "reason": MARKED[0], "message": MARKED[1]}
-                )
-            else:
-                outcome.protected += 1
-                rows.append({"state": "protected", **one.record})
-
 
 class _One:
     """A picture on its way through a worker."""
@@ -308,12 +269,52 @@ class _One:
         self.sample, self.place = sample, place
         self.data: bytes = sample.pictures[place] or b""
         self.name = sample.names[place]
+        self.source = self.name or sample.name
         self.code = ""
         self.is_kept = False
         self.ready: Prepared | None = None
         self.delta: Any = None
         self.record: dict[str, Any] = {}
         self.problem: ImageProblem | None = None
+
+
+def _tell(
+    held: Sequence[_One], problems: Sequence[_One], rows: list[dict[str, Any]], outcome: Outcome
+) -> None:
+    """Add what came of a sample's pictures to the manifest's part and the outcome."""
+    for one in held:
+        if problems:
+            problem = one.problem or problems[0].problem
+            assert problem is not None
+            told = {"reason": problem.reason, "message": problem.message}
+            outcome.failed.append((one.source, problem.reason, problem.message))
+            rows.append({"state": "failed", "source": one.source, **told})
+        elif one.is_kept:
+            told = {"reason": MARKED[0], "message": MARKED[1]}
+            rows.append({"state": "kept", "source": one.source, **told})
+        else:
+            outcome.protected += 1
+            rows.append({"state": "protected", **one.record})
+
+
+def _refuse_same_names(held: Sequence[_One]) -> None:
+    """Refuse the pictures of a sample that got a name that another has, too."""
+    names = Counter(one.name.lower() for one in held)
+    for one in held:
+        is_new = one.name != one.sample.names[one.place]
+        if is_new and names[one.name.lower()] > 1:
+            one.problem = one.problem or explain_taken()
+
+
+@contextmanager
+def _count(outcome: Outcome, part: str) -> Iterator[None]:
+    """Count the seconds that a part of the work takes."""
+    began = time.monotonic()
+    try:
+        yield
+    finally:
+        spent = time.monotonic() - began
+        outcome.seconds[part] = outcome.seconds.get(part, 0.0) + spent
 
 
 @contextmanager
@@ -327,13 +328,15 @@ def _translate_reading() -> Iterator[None]:
         raise BadShard("unreadable", f"It cannot be read: {explain(error)}.") from None
 
 
-def _group(samples: Iterable[Sample]) -> Iterator[list[Sample]]:
-    """Yield samples in groups that fill a batch of the engine, or as much memory as there is."""
-    group: list[Sample] = []
+def group_items(
+    items: Iterable[T], list_pictures: Callable[[T], Sequence[bytes | None]]
+) -> Iterator[list[T]]:
+    """Yield items in groups whose pictures fill a batch of the engine, or the memory for one."""
+    group: list[T] = []
     count = held = pixels = 0
-    for sample in samples:
-        group.append(sample)
-        for data in sample.pictures:
+    for item in items:
+        group.append(item)
+        for data in list_pictures(item):
             count += 1
             held += len(data or b"")
             with suppress(ImageProblem):
