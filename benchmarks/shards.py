@@ -33,6 +33,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -223,7 +224,7 @@ def describe_memory(driver: int, watched: Sequence[tuple[int, int]]) -> dict[str
 def protect_plainly(places: Sequence[Path], weights: str, steps: int) -> None:
     """Protect the pictures of local shards in a plain loop, and keep nothing."""
     noise: Any = ProtectSettings().noise
-    settings = ProtectSettings(noise=type(noise)(steps=steps))
+    settings = ProtectSettings(noise=replace(noise, steps=steps))
     spec = ProtectSpec((), settings=settings, weights=weights, device="cpu")
     copier = open_alone(spec, parse_secret(SECRET, "benchmark"))
     codes = copier.weights.card.classes
