@@ -18,7 +18,7 @@ from typing import Any
 from tue_cli.weights import Weights, build, load
 
 TUE = (sys.executable, "-m", "tue_cli")
-PAPERS = ("--gray", "0", "--smooth", "1")
+PAPERS = ("--radius", "8", "--gray", "0", "--smooth", "1")
 """Options of `tue protect` for the paper's noise."""
 SECRET = f"tue-secret-1 {'7e' * 32}\n"
 """The secret of every user who runs a command under test."""

@@ -139,7 +139,8 @@ def copy_pictures(
 def protect_pictures(arm: Arm, pictures: Path, arguments: argparse.Namespace) -> Path:
     """Return the copies of the training pictures, made by `tue protect` if they are not there."""
     # The paper's noise, if the arm does not say otherwise: the later option counts.
-    options = [*PAPERS, *arm.options, "--seed", str(arguments.protect_seed)]
+    paper = ("--smooth", "1") if "--method" in arm.options else PAPERS
+    options = [*paper, *arm.options, "--seed", str(arguments.protect_seed)]
     decided = {
         "pictures": pictures.name,
         "weights": load(arm.weights).sha256,

@@ -120,7 +120,7 @@ def list_commands(photos: Row, memory: Row) -> str:
         for name, title in (("onnx", "ONNX Runtime"), ("torch", "torch"))
     }
     return (
-        f"- `tue protect --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
+        f"- `tue protect --radius 8 --gray 0 --smooth 1` on 100 photographs of about 500 × 375: "
         f"{photos['wall_seconds']['median']:.1f} s on one thread, "
         f"{100 * photos['outside_engine_of_process']['median']:.0f} % of it outside the engine, "
         f"mostly while starting (n = {photos['wall_seconds']['n']}).\n"
@@ -175,7 +175,7 @@ def describe_rem(row: Row) -> str:
     )
 
 
-EARLIER = ", protected with `--gray 0 --smooth 1` and the least similar codes,"
+EARLIER = ", protected with `--radius 8 --gray 0 --smooth 1` and the least similar codes,"
 """What is said of a figure of the noise that was once the default."""
 
 
@@ -271,7 +271,7 @@ def write_runtimes() -> str:
         f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are within one "
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times that with "
         "torch.",
-        f"- One photograph (`--gray 0 --smooth 1`) of {start['photograph'].replace('x', '×')}, "
+        f"- One photograph (`--radius 8 --gray 0 --smooth 1`) of {start['photograph'].replace('x', '×')}, "
         f"from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
         f"Runtime and {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
     ]

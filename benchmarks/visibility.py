@@ -31,7 +31,7 @@ from tue_cli.images.deep import Pixels, reduce_to_8_bits
 from tue_cli.images.visibility import Tile
 from tue_cli.weights import load
 
-ARMS = ("--strength subtle", "", "--strength strong", "--radius 16 --smooth 0.5", "--smooth 1")
+ARMS = ("--strength subtle", "", "--strength strong", "--radius 8 --smooth 1")
 SETS = ("photographs", "illustrations")
 SEEN = (1.0, 2.0, 4.0)
 """Differences, as `find_worst_tile` measures them, above which copies are counted."""
