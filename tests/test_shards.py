@@ -37,6 +37,7 @@ from tue_cli.noise import TueNoise
 from tue_cli.protect import collection_plan
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
 from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, write_plan
+from tue_cli.protect.distributed import open_workers
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
@@ -470,6 +471,18 @@ def test_a_range_in_braces_names_files() -> None:
 def test_what_cannot_work_is_refused_before_any_work(arguments: tuple[str, ...], said: str) -> None:
     ran = CliRunner().invoke(app, ["protect", *arguments])
     assert isinstance(ran.exception, BadSetting) and said in str(ran.exception)
+
+
+def test_a_cluster_that_does_not_answer_is_told_at_once() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}"):
+        with (
+            pytest.raises(TueError, match=rf"No Ray cluster answers at {address}"),
+            open_workers("ray", 1, address, "cpu"),
+        ):
+            pass
 
 
 def test_a_missing_package_is_named_with_the_command_that_installs_it() -> None:

@@ -12,6 +12,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -29,6 +30,8 @@ Item = Mapping[str, Any]
 Stage = Callable[..., Callable[[Item], Item]]
 AHEAD = 2
 """Items that are handed out for each worker."""
+ANSWER_SECONDS = 10.0
+"""After so long, nothing answers at an address."""
 LOOPBACK = "127.0.0.1"
 OBJECTS = 256 << 20
 """Bytes of Ray's store of objects on one machine; the items and outcomes are small."""
@@ -175,6 +178,7 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
         yield Workers(jobs, device)
         return
     require("ray")
+    _refuse_silence(address)
     _prepare_environment(is_own=address is None)
     import ray
 
@@ -205,6 +209,20 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
         ray.shutdown()
         if scratch is not None:
             shutil.rmtree(scratch, ignore_errors=True)
+
+
+def _refuse_silence(address: str | None) -> None:
+    """Raise TueError if nothing answers at an address with a port; Ray would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not host or not port.isdecimal():  # such as `auto`
+        return
+    try:
+        socket.create_connection((host, int(port)), ANSWER_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise TueError(
+            f"No Ray cluster answers at {address}: {explain(error)}.",
+            "Check --address: it is that of the head node, with the port, usually 6379.",
+        ) from None
 
 
 def _prepare_environment(*, is_own: bool) -> None:
