@@ -271,8 +271,8 @@ def write_runtimes() -> str:
         f"{same['settings']['steps']} steps {100 * same['levels_within_one']:.1f} % are within one "
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times that with "
         "torch.",
-        f"- One photograph (`--radius 8 --gray 0 --smooth 1`) of {start['photograph'].replace('x', '×')}, "
-        f"from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
+        "- One photograph (`--radius 8 --gray 0 --smooth 1`) of "
+        f"{start['photograph'].replace('x', '×')}, from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
         f"Runtime and {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
     ]
     widths = sorted(speed["widths"].items(), key=lambda item: int(item[0]))

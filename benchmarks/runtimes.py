@@ -4,8 +4,8 @@
 
 - agreement: on pictures of `--data`, after one step and after `--steps`: equal entries, levels
   within one of each other, and the surrogate's loss on the written pictures.
-- start: `tue protect --radius 8 --gray 0 --smooth 1` of one photograph by either engine, as whole processes,
-  in turns.
+- start: `tue protect --radius 8 --gray 0 --smooth 1` of one photograph by either engine, as whole
+  processes, in turns.
 - speed: pictures a second at `--steps` steps at the weights' width and at 64 (fresh nets), by the
   ONNX engine, the torch engine in float32 and in its own precision, and torch eager with frozen
   parameters and nothing else (float32, NCHW, batch norms as they are). Turns are taken.

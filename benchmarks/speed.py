@@ -14,8 +14,8 @@ Sections, all unless some are named:
   for each of the samples an adversary, and the gradient there sent back through the shift. The
   engine's shift and the adversary's start are one draw a batch, and it has bfloat16 where the
   processor has; that is part of the ratio.
-- photos: `tue protect --radius 8 --gray 0 --smooth 1` on the photographs in DIR, and the share of its time
-  outside the engine.
+- photos: `tue protect --radius 8 --gray 0 --smooth 1` on the photographs in DIR, and the share of
+  its time outside the engine.
 - memory: peak resident memory for 1,000 photographs against that for 100.
 - help: `tue --help` in a fresh process, and which heavy modules it imports.
 
