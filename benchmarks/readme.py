@@ -272,8 +272,9 @@ def write_runtimes() -> str:
         f"level, and the surrogate's loss is {same['loss']['onnx_over_torch']:.3f} times that with "
         "torch.",
         "- One photograph (`--radius 8 --gray 0 --smooth 1`) of "
-        f"{start['photograph'].replace('x', '×')}, from the start of the command to its end: {seconds['onnx']['median']:.1f} s with ONNX "
-        f"Runtime and {seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
+        f"{start['photograph'].replace('x', '×')}, from the start of the command to its end: "
+        f"{seconds['onnx']['median']:.1f} s with ONNX Runtime and "
+        f"{seconds['torch']['median']:.1f} s with torch (n = {seconds['onnx']['n']}).",
     ]
     widths = sorted(speed["widths"].items(), key=lambda item: int(item[0]))
     titles = {
