@@ -15,7 +15,13 @@ from tue_cli.core.pgd import Term, make_gradient, pgd
 from tue_cli.engine.canvas import make_canvas
 from tue_cli.images import visibility
 from tue_cli.images.resize import add_upsampled
-from tue_cli.images.visibility import Mask, find_worst_tile, measure_share, reduce_mask
+from tue_cli.images.visibility import (
+    Mask,
+    describe_share,
+    find_worst_tile,
+    measure_share,
+    reduce_mask,
+)
 from tue_cli.mask import LUMA, apply_mask, mask_gradient
 from tue_cli.noise import TueNoise
 
@@ -86,6 +92,21 @@ def test_the_outlines_of_a_drawing_get_no_more_than_a_smooth_area() -> None:
     assert compute_mask(pixels, 0.25)[0].max() == 255
 
 
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_photograph_on_black_or_white_is_not_taken_for_a_drawing(ground: int) -> None:
+    pixels = draw_texture(128, 30)
+    pixels[:, :96] = ground
+    mask = compute_mask(pixels, 0.25)
+    assert mask[:, :, 108:].mean() > 150 and not mask[:, :, :90].any()
+
+
+def test_a_mask_has_no_seams_where_its_strips_meet() -> None:
+    pixels = np.tile(draw_texture(160, 0.5), (4, 1, 1))
+    whole, part = compute_mask(pixels, 0.9), compute_mask(pixels[100:], 0.9)
+    assert whole[0].std() > 10
+    assert np.abs(whole[:, 130:].astype(int) - part[:, 30:]).max() <= 1
+
+
 def test_gray_pixels_of_a_picture_with_colours_get_no_noise_in_chroma() -> None:
     pixels = draw_texture(96, 30)
     pixels[:, 48:] = pixels[:, 48:, :1]
@@ -133,6 +154,35 @@ def test_a_large_picture_s_tile_is_told_in_its_own_pixels() -> None:
     tile = find_worst_tile(before, after)
     assert tile.side == 32 * 3
     assert 1200 <= tile.top <= 1404 and 500 <= tile.left <= 704
+
+
+@pytest.mark.parametrize("shape", [(257, 301), (900, 1601)])
+def test_the_worst_tile_lies_within_the_picture(shape: tuple[int, int]) -> None:
+    before = np.full((*shape, 3), 128, np.uint8)
+    after = before.copy()
+    after[-40:, -40:] += 9
+    tile = find_worst_tile(before, after)
+    assert tile.top + tile.side == shape[0] and tile.left + tile.side == shape[1]
+
+
+def test_grain_is_forgiven_and_a_stain_is_not() -> None:
+    before = np.full((96, 96, 3), (120, 140, 160), np.uint8)
+    stain, grain = before.copy(), before.copy()
+    stain[24:48, 48:72, 0] += 6
+    grain[..., 0] += np.uint8(12) * (np.indices((96, 96)).sum(0) % 2).astype(np.uint8)
+    grain[..., 0] -= 6
+    tile = find_worst_tile(before, stain)
+    assert (tile.top, tile.left, tile.side) == (24, 48, 24)
+    assert find_worst_tile(before, grain).delta_e < 0.5 * tile.delta_e
+
+
+def test_what_is_left_of_the_noise_is_told() -> None:
+    assert [*describe_share(1.0, True)] == [*describe_share(0.15, True)] == []
+    (little,) = describe_share(0.149, True)
+    (least,) = describe_share(0.004, True)
+    assert "only 15%" in little and "less than 1%" in least
+    assert "--smooth 1" in next(describe_share(0.0, False))
+    assert "--radius" in next(describe_share(0.3, False))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 500, 1), (40, 5, 3)])
