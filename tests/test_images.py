@@ -211,6 +211,12 @@ def test_shrink_gives_a_square_in_zero_to_one(shape: tuple[int, int, int]) -> No
     assert small.mean() == pytest.approx(pixels.mean() / 255, abs=0.02)
 
 
+def test_the_square_of_16_bits_is_that_of_8() -> None:
+    for pixels in (ASTRONAUT[:96, :128], np.full((40, 60, 1), 255, np.uint8)):
+        deep = resize_to_square(pixels.astype(np.uint16) * 257, 32)
+        assert deep.max() <= 1 and np.abs(deep - resize_to_square(pixels, 32)).max() < 1 / 255
+
+
 def test_shrink_of_the_same_size_changes_nothing() -> None:
     pixels = ASTRONAUT[:32, :32]
     assert np.allclose(resize_to_square(pixels, 32), pixels.transpose(2, 0, 1) / 255)

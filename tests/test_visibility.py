@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tue_cli.config import ProtectSettings
+from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.core.pgd import Term, make_gradient, pgd
 from tue_cli.engine.canvas import make_canvas
 from tue_cli.images import visibility
@@ -125,6 +126,16 @@ def test_a_larger_radius_gives_no_more_levels_where_contrast_hides_no_more() -> 
         share = measure_share(make_canvas(pixels, 32, settings).mask)
         told.append(share * radius * 255)
     assert told[0] == pytest.approx(told[1], rel=0.05) and told[0] > 1
+
+
+@pytest.mark.parametrize(("method", "levels"), [("tue", 12), ("em", 8), ("lsp", 8), ("cuda", 8)])
+def test_a_canvas_has_the_mask_of_its_method_s_noise_and_size(method: str, levels: int) -> None:
+    pixels = draw_texture(300, 10)
+    settings = ProtectSettings(method=method, noise=METHODS[method].noise, smooth=0.6)
+    mask = make_canvas(pixels, 64, settings).mask
+    assert mask is not None
+    assert np.array_equal(mask, visibility.compute_mask(pixels, 64, 0.6, levels))
+    assert make_canvas(pixels, 64, replace(settings, smooth=1.0)).mask is None
 
 
 def test_a_black_and_white_picture_gets_no_noise_in_chroma() -> None:
@@ -262,14 +273,18 @@ def test_a_square_has_the_mean_share_of_what_it_covers() -> None:
     assert np.allclose(small[0], 0.5, atol=0.01) and not small[1].any()
 
 
-def test_no_value_of_the_noise_grows_where_chroma_has_a_smaller_share() -> None:
-    random = np.random.default_rng(0)
-    delta = random.uniform(-1, 1, (4, 3, 8, 8))
-    luma = random.uniform(0, 1, (4, 1, 8, 8))
-    mask = np.concatenate([luma, luma * random.uniform(0, 1, luma.shape)], axis=1)
-    assert (np.abs(apply_mask(delta, mask)) <= luma + 1e-12).all()
-    gray = np.broadcast_to(delta[:, :1], delta.shape)
-    assert np.allclose(apply_mask(gray, np.ones_like(mask)), gray)
+def test_the_mask_makes_no_value_larger_but_green_by_a_little_which_the_radius_cuts() -> None:
+    corners = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), -1).reshape(8, 3, 1, 1)
+    for luma, chroma in ((1.0, 1.0), (0.6, 0.6), (0.5, 0.3), (0.4, 0.0)):
+        mask = np.broadcast_to(np.array([luma, chroma]).reshape(2, 1, 1), (8, 2, 1, 1))
+        left = np.abs(apply_mask(corners, mask)) / luma
+        assert left[:, ::2].max() <= 1 + 1e-12 and left[:, 1].max() < 1.07
+    pixels, whole = np.full((4, 4, 3), 128, np.uint8), np.full((2, 4, 4), 255, np.uint8)
+    for corner in corners:
+        copy = add_upsampled((corner * RADIUS).astype(np.float32), pixels, RADIUS, whole)
+        assert np.abs(copy.astype(int) - 128).max() <= 8
+    gray = np.random.default_rng(0).uniform(-1, 1, (4, 1, 8, 8)).repeat(3, 1)
+    assert np.allclose(apply_mask(gray, np.ones((4, 2, 8, 8))), gray)
 
 
 def test_a_cast_of_pink_or_green_gets_less_than_half_of_what_a_blue_one_gets() -> None:
