@@ -183,13 +183,10 @@ def find_worst_tile(before: Pixels, after: Pixels) -> Tile:
     means = uniform_filter(seen, side)[first : first + height - side + 1]
     means = means[:, first : first + width - side + 1]
     top, left = np.unravel_index(means.argmax(), means.shape)
-    worst, side = float(means[top, left]), side * factor
+    worst, whole = float(means[top, left]), side * factor
     # The last pixels of what was reduced stand for fewer of the picture's.
-    top, left = (
-        min(int(start) * factor, whole - side)
-        for start, whole in zip((top, left), before.shape[:2], strict=True)
-    )
-    return Tile(worst, left, top, side)
+    below, beside = (length - whole for length in before.shape[:2])
+    return Tile(worst, min(int(left) * factor, beside), min(int(top) * factor, below), whole)
 
 
 def _reduce(pixels: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:
