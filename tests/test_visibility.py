@@ -188,6 +188,7 @@ def test_grain_is_forgiven_and_a_stain_is_not() -> None:
 
 
 def test_what_is_left_of_the_noise_is_told() -> None:
+    assert measure_share(np.stack([np.full((4, 4), k, np.uint8) for k in (255, 0)])) == 1
     assert [*describe_share(1.0, True)] == [*describe_share(0.15, True)] == []
     (little,) = describe_share(0.149, True)
     (least,) = describe_share(0.004, True)
