@@ -188,6 +188,12 @@ def test_a_delta_of_the_pictures_size_is_added_as_it_is() -> None:
     assert np.array_equal(lifted.astype(int) - 100, levels.transpose(1, 2, 0))
 
 
+def test_the_noise_of_16_bits_is_as_strong_as_that_of_8() -> None:
+    delta = np.full((3, 4, 4), 4 / 255, np.float32)
+    lifted = add_upsampled(delta, np.full((20, 30, 3), 30000, np.uint16), RADIUS)
+    assert (lifted == 30000 + 4 * 257).all()
+
+
 @pytest.mark.parametrize("size", [32, 400])
 def test_a_tall_picture_has_no_seams(size: int) -> None:
     delta = np.random.default_rng(0).normal(0, 0.02, (3, size, size)).astype(np.float32)
@@ -209,6 +215,12 @@ def test_shrink_gives_a_square_in_zero_to_one(shape: tuple[int, int, int]) -> No
     assert small.shape == (3, 32, 32) and small.dtype == np.float32
     assert small.min() >= 0 and small.max() <= 1
     assert small.mean() == pytest.approx(pixels.mean() / 255, abs=0.02)
+
+
+def test_the_square_of_16_bits_is_that_of_8() -> None:
+    for pixels in (ASTRONAUT[:96, :128], np.full((40, 60, 1), 255, np.uint8)):
+        deep = resize_to_square(pixels.astype(np.uint16) * 257, 32)
+        assert deep.max() <= 1 and np.abs(deep - resize_to_square(pixels, 32)).max() < 1 / 255
 
 
 def test_shrink_of_the_same_size_changes_nothing() -> None:

@@ -544,6 +544,20 @@ def test_a_picture_that_hides_no_noise_gets_a_copy_that_is_not_called_protected(
         assert has_mark(copy.metadata.xmp) == marked
 
 
+def test_a_picture_whose_noise_is_rounded_away_is_not_called_protected(
+    tmp_path: Path, tiny_weights: Path
+) -> None:
+    grain = np.random.default_rng(0).normal((120, 140, 170), 0.25, (64, 64, 3))
+    Image.fromarray(np.rint(grain).astype(np.uint8)).save(tmp_path / "sky.png")
+    settings = ProtectSettings(noise=TueNoise(radius=1 / 255, steps=1))
+    spec = spec_of(tmp_path / "sky.png", tmp_path / "out", tiny_weights, mark=True)
+    run(replace(spec, settings=settings))
+    (record,) = read_manifest(tmp_path / "out")["pictures"]
+    assert record["largest"] == 0
+    assert [note for note in record["notes"] if note.startswith("not protected")]
+    assert not has_mark(decode((tmp_path / "out" / "sky.png").read_bytes()).metadata.xmp)
+
+
 def test_an_original_is_no_copy_where_its_copy_is_its_equal(
     drawings: Path, tmp_path: Path, tiny_weights: Path
 ) -> None:

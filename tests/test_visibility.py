@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -10,12 +11,18 @@ import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
 
-from tue_cli.config import ProtectSettings
+from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.core.pgd import Term, make_gradient, pgd
 from tue_cli.engine.canvas import make_canvas
 from tue_cli.images import visibility
 from tue_cli.images.resize import add_upsampled
-from tue_cli.images.visibility import Mask, find_worst_tile, measure_share, reduce_mask
+from tue_cli.images.visibility import (
+    Mask,
+    describe_share,
+    find_worst_tile,
+    measure_share,
+    reduce_mask,
+)
 from tue_cli.mask import LUMA, apply_mask, mask_gradient
 from tue_cli.noise import TueNoise
 
@@ -86,6 +93,21 @@ def test_the_outlines_of_a_drawing_get_no_more_than_a_smooth_area() -> None:
     assert compute_mask(pixels, 0.25)[0].max() == 255
 
 
+@pytest.mark.parametrize("ground", [0, 255])
+def test_a_photograph_on_black_or_white_is_not_taken_for_a_drawing(ground: int) -> None:
+    pixels = draw_texture(128, 30)
+    pixels[:, :96] = ground
+    mask = compute_mask(pixels, 0.25)
+    assert mask[:, :, 108:].mean() > 150 and not mask[:, :, :90].any()
+
+
+def test_a_mask_has_no_seams_where_its_strips_meet() -> None:
+    pixels = np.tile(draw_texture(160, 0.5), (4, 1, 1))
+    whole, part = compute_mask(pixels, 0.9), compute_mask(pixels[100:], 0.9)
+    assert whole[0].std() > 10
+    assert np.abs(whole[:, 130:].astype(int) - part[:, 30:]).max() <= 1
+
+
 def test_gray_pixels_of_a_picture_with_colours_get_no_noise_in_chroma() -> None:
     pixels = draw_texture(96, 30)
     pixels[:, 48:] = pixels[:, 48:, :1]
@@ -104,6 +126,16 @@ def test_a_larger_radius_gives_no_more_levels_where_contrast_hides_no_more() -> 
         share = measure_share(make_canvas(pixels, 32, settings).mask)
         told.append(share * radius * 255)
     assert told[0] == pytest.approx(told[1], rel=0.05) and told[0] > 1
+
+
+@pytest.mark.parametrize(("method", "levels"), [("tue", 12), ("em", 8), ("lsp", 8), ("cuda", 8)])
+def test_a_canvas_has_the_mask_of_its_method_s_noise_and_size(method: str, levels: int) -> None:
+    pixels = draw_texture(300, 10)
+    settings = ProtectSettings(method=method, noise=METHODS[method].noise, smooth=0.6)
+    mask = make_canvas(pixels, 64, settings).mask
+    assert mask is not None
+    assert np.array_equal(mask, visibility.compute_mask(pixels, 64, 0.6, levels))
+    assert make_canvas(pixels, 64, replace(settings, smooth=1.0)).mask is None
 
 
 def test_a_black_and_white_picture_gets_no_noise_in_chroma() -> None:
@@ -133,6 +165,36 @@ def test_a_large_picture_s_tile_is_told_in_its_own_pixels() -> None:
     tile = find_worst_tile(before, after)
     assert tile.side == 32 * 3
     assert 1200 <= tile.top <= 1404 and 500 <= tile.left <= 704
+
+
+@pytest.mark.parametrize("shape", [(257, 301), (900, 1601)])
+def test_the_worst_tile_lies_within_the_picture(shape: tuple[int, int]) -> None:
+    before = np.full((*shape, 3), 128, np.uint8)
+    after = before.copy()
+    after[-40:, -40:] += 9
+    tile = find_worst_tile(before, after)
+    assert tile.top + tile.side == shape[0] and tile.left + tile.side == shape[1]
+
+
+def test_grain_is_forgiven_and_a_stain_is_not() -> None:
+    before = np.full((96, 96, 3), (120, 140, 160), np.uint8)
+    stain, grain = before.copy(), before.copy()
+    stain[24:48, 48:72, 0] += 6
+    grain[..., 0] += np.uint8(12) * (np.indices((96, 96)).sum(0) % 2).astype(np.uint8)
+    grain[..., 0] -= 6
+    tile = find_worst_tile(before, stain)
+    assert (tile.top, tile.left, tile.side) == (24, 48, 24)
+    assert find_worst_tile(before, grain).delta_e < 0.5 * tile.delta_e
+
+
+def test_what_is_left_of_the_noise_is_told() -> None:
+    assert measure_share(np.stack([np.full((4, 4), k, np.uint8) for k in (255, 0)])) == 1
+    assert [*describe_share(1.0, True)] == [*describe_share(0.15, True)] == []
+    (little,) = describe_share(0.149, True)
+    (least,) = describe_share(0.004, True)
+    assert "only 15%" in little and "less than 1%" in least
+    assert "--smooth 1" in next(describe_share(0.0, False))
+    assert "--radius" in next(describe_share(0.3, False))
 
 
 @pytest.mark.parametrize("shape", [(1, 1, 3), (3, 500, 1), (40, 5, 3)])
@@ -212,14 +274,18 @@ def test_a_square_has_the_mean_share_of_what_it_covers() -> None:
     assert np.allclose(small[0], 0.5, atol=0.01) and not small[1].any()
 
 
-def test_no_value_of_the_noise_grows_where_chroma_has_a_smaller_share() -> None:
-    random = np.random.default_rng(0)
-    delta = random.uniform(-1, 1, (4, 3, 8, 8))
-    luma = random.uniform(0, 1, (4, 1, 8, 8))
-    mask = np.concatenate([luma, luma * random.uniform(0, 1, luma.shape)], axis=1)
-    assert (np.abs(apply_mask(delta, mask)) <= luma + 1e-12).all()
-    gray = np.broadcast_to(delta[:, :1], delta.shape)
-    assert np.allclose(apply_mask(gray, np.ones_like(mask)), gray)
+def test_the_mask_makes_no_value_larger_but_green_by_a_little_which_the_radius_cuts() -> None:
+    corners = np.stack(np.meshgrid(*[[-1.0, 1.0]] * 3), -1).reshape(8, 3, 1, 1)
+    for luma, chroma in ((1.0, 1.0), (0.6, 0.6), (0.5, 0.3), (0.4, 0.0)):
+        mask = np.broadcast_to(np.array([luma, chroma]).reshape(2, 1, 1), (8, 2, 1, 1))
+        left = np.abs(apply_mask(corners, mask)) / luma
+        assert left[:, ::2].max() <= 1 + 1e-12 and left[:, 1].max() < 1.07
+    pixels, whole = np.full((4, 4, 3), 128, np.uint8), np.full((2, 4, 4), 255, np.uint8)
+    for corner in corners:
+        copy = add_upsampled((corner * RADIUS).astype(np.float32), pixels, RADIUS, whole)
+        assert np.abs(copy.astype(int) - 128).max() <= 8
+    gray = np.random.default_rng(0).uniform(-1, 1, (4, 1, 8, 8)).repeat(3, 1)
+    assert np.allclose(apply_mask(gray, np.ones((4, 2, 8, 8))), gray)
 
 
 def test_a_cast_of_pink_or_green_gets_less_than_half_of_what_a_blue_one_gets() -> None:

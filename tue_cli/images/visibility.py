@@ -140,17 +140,22 @@ def measure_share(mask: Mask | None) -> float:
     return 1.0 if mask is None else float(mask[0].mean()) / 255
 
 
-def describe_share(share: float) -> Iterator[str]:
-    """Yield a note where a picture gets little of the noise, as drawings do."""
+def describe_share(share: float, added: bool) -> Iterator[str]:
+    """Yield a note where a picture gets little of the noise, as drawings do, or `added` none."""
     if not share:
         yield (
             "not protected, because no area hides noise: all is flat, black or white. --smooth 1 "
             "adds noise that can be seen"
         )
+    elif not added:
+        yield (
+            "not protected, because its noise is less than half a level everywhere, and no pixel "
+            "changes. A larger --radius adds more"
+        )
     elif share < LITTLE:
         yield (
             "weakly protected, because flat areas, black and white get no noise: "
-            f"only {share:.0%} of it is added"
+            f"{'less than 1%' if share < 0.01 else f'only {share:.0%}'} of it is added"
         )
 
 
@@ -178,8 +183,10 @@ def find_worst_tile(before: Pixels, after: Pixels) -> Tile:
     means = uniform_filter(seen, side)[first : first + height - side + 1]
     means = means[:, first : first + width - side + 1]
     top, left = np.unravel_index(means.argmax(), means.shape)
-    worst = float(means[top, left])
-    return Tile(worst, int(left) * factor, int(top) * factor, side * factor)
+    worst, whole = float(means[top, left]), side * factor
+    # The last pixels of what was reduced stand for fewer of the picture's.
+    below, beside = (length - whole for length in before.shape[:2])
+    return Tile(worst, min(int(left) * factor, beside), min(int(top) * factor, below), whole)
 
 
 def _reduce(pixels: NDArray[np.uint8], largest: int) -> NDArray[np.uint8]:

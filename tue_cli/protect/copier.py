@@ -47,6 +47,8 @@ class Copy:
 
     encoded: encode.Encoded
     quality: Quality
+    added: bool
+    """Whether noise changed any pixel."""
 
 
 @dataclass(frozen=True)
@@ -116,18 +118,19 @@ class Copier:
         Raises:
             ImageProblem: its format cannot hold it.
         """
-        spec, picture, share = self.spec, ready.picture, measure_share(ready.canvas.mask)
-        marks = spec.mark and share > 0  # a picture without any noise is not protected
-        # Nothing here holds the protected pixels, so that `encode` can let them go.
+        spec, picture = self.spec, ready.picture
+        protected = [self.add(ready, delta)]
+        added = not np.array_equal(protected[0], picture.pixels)
+        marks = spec.mark and added  # a picture without any noise is not protected
         encoded = encode.encode(
             mark.prepare(picture) if marks else picture,
-            self.add(ready, delta),
+            protected.pop(),  # nothing here holds them, so that `encode` can let them go
             format=spec.format,
             quality=spec.quality,
         )
         if marks:
             encoded = mark.complete(encoded)
-        return Copy(encoded, compare(picture.pixels, encoded.decoded.pixels))
+        return Copy(encoded, compare(picture.pixels, encoded.decoded.pixels), added)
 
 
 def open_copier(
@@ -150,6 +153,7 @@ def describe_copy(
     """Return what was done to one picture, measured on its copy."""
     encoded, quality, picture = copy.encoded, copy.quality, ready.picture
     worst = find_worst_tile(picture.shown, encoded.decoded.shown)
+    share = measure_share(ready.canvas.mask)
     return CopyRecord(
         path=path,
         source=source,
@@ -169,7 +173,7 @@ def describe_copy(
         delta_e=round(worst.delta_e, 2),
         worst_tile=(worst.left, worst.top, worst.side),
         small_rms=round(measure_small_rms(picture, encoded.decoded), 3),
-        notes=(*picture.notes, *encoded.notes, *describe_share(measure_share(ready.canvas.mask))),
+        notes=(*picture.notes, *encoded.notes, *describe_share(share, copy.added)),
     )
 
 
