@@ -116,6 +116,14 @@ def test_gray_pixels_of_a_picture_with_colours_get_no_noise_in_chroma() -> None:
     assert mask[1, :, :40].mean() > 200
 
 
+def test_gray_pixels_among_colours_stay_gray_in_a_picture_that_is_judged_smaller() -> None:
+    pixels = draw_texture(1100, 30)
+    pixels[::3] = pixels[::3, :, :1]
+    moved = change(pixels)
+    assert np.ptp(moved[::3], axis=2).max() == 0
+    assert np.ptp(moved[1::3], axis=2).max() > 4
+
+
 def test_a_larger_radius_gives_no_more_levels_where_contrast_hides_no_more() -> None:
     waves = 6 * np.sin(np.mgrid[:256, :256].sum(0) / 4)
     grain = np.random.default_rng(0).normal(128, 0.8, (256, 256))
