@@ -300,10 +300,10 @@ class Place:
 
     def explain_read(self, error: Exception) -> TueError:
         """Return the error to raise where the place cannot be read."""
-        remedy = (
-            "Check the URL." if self.protocol == "file" else f"Check the URL. {_IN_ENVIRONMENT}"
+        remedy = "" if self.protocol == "file" else f" {_IN_ENVIRONMENT}"
+        return TueError(
+            f"{self.shown} cannot be read: {explain(error)}.", "Check the URL." + remedy
         )
-        return TueError(f"{self.shown} cannot be read: {explain(error)}.", remedy)
 
     def _explain_write(self, name: str, error: Exception) -> OutputProblem:
         return OutputProblem(
@@ -346,7 +346,5 @@ def is_running(number: int) -> bool:
 
 
 def _find_version(about: dict[str, Any]) -> str:
-    for name in ("ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified"):
-        if about.get(name):
-            return str(about[name])
-    return str(about.get("LastModified") or "")
+    names = ("ETag", "etag", "md5Hash", "content_md5", "mtime", "last_modified", "LastModified")
+    return next((str(about[name]) for name in names if about.get(name)), "")

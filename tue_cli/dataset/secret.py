@@ -346,6 +346,5 @@ def describe_problem(error: OSError) -> str:
 def _explain_problem(error: OSError) -> TueError:
     return TueError(
         describe_problem(error),
-        "Make sure that your data folder can be read and written, and that its disk has space, or "
-        "set XDG_DATA_HOME to another folder.",
+        "Make sure that it can be read and written, or set XDG_DATA_HOME to another folder.",
     )
