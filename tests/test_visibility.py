@@ -124,6 +124,14 @@ def test_gray_pixels_among_colours_stay_gray_in_a_picture_that_is_judged_smaller
     assert np.ptp(moved[1::3], axis=2).max() > 4
 
 
+def test_black_and_white_stay_so_in_a_drawing_that_is_judged_smaller() -> None:
+    pixels = np.asarray(Image.fromarray(draw_line_art()).resize((2500, 2000)))
+    moved = change(pixels)
+    for level in (0, 255):
+        assert not moved[(pixels == level).all(axis=2)].any()
+    assert moved.any()
+
+
 def test_a_larger_radius_gives_no_more_levels_where_contrast_hides_no_more() -> None:
     waves = 6 * np.sin(np.mgrid[:256, :256].sum(0) / 4)
     grain = np.random.default_rng(0).normal(128, 0.8, (256, 256))

@@ -80,8 +80,11 @@ def add_upsampled(
         levels = np.stack([_enlarge(p, rows, pixels, Image.Resampling.BICUBIC) for p in noise])
         if shares:
             kept = np.stack([_enlarge(p, rows, pixels, Image.Resampling.BILINEAR) for p in shares])
-            if channels == 3:  # gray pixels stay gray, though the mask may be a smaller one
-                kept[1] *= np.ptp(pixels[rows], axis=2) > 0
+            # The mask may be a smaller one; black and white stay so in any case, and gray does.
+            low, high = pixels[rows].min(axis=2), pixels[rows].max(axis=2)
+            kept *= (low < most) & (high > 0)
+            if channels == 3:
+                kept[1] *= low < high
             levels = apply_mask(levels[None], kept[None] / np.float32(255))[0]
         if channels == 1:
             levels = levels.mean(axis=0, keepdims=True)
