@@ -84,7 +84,7 @@ from tue_cli.verify.stats import FITTED, LEARNED, TAUGHT
 from tue_cli.verify.trials import build_groups
 from tue_cli.weights import load
 
-COLUMNS = "std,std/64,gray,jpeg10,jpeg50,jpeg75,resize,blur,part50,std/vgg16,std/densenet121"
+COLUMNS = "std,gray,jpeg10,jpeg50"
 CONTROLS = ("clean", "random", "floor")
 """Arms without weights; `floor` is the clean half alone, where half is protected."""
 TEN = 10

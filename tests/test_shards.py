@@ -33,7 +33,6 @@ from tue_cli.dataset.secret import make_secret
 from tue_cli.dataset.shards import BadShard, read_tar, split_name
 from tue_cli.errors import BadSetting, ExitCode, OutputProblem, TueError
 from tue_cli.events import Done, Failed, Note
-from tue_cli.noise import TueNoise
 from tue_cli.protect import collection_plan
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
 from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, write_plan
@@ -43,7 +42,8 @@ from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
 from tue_cli.protect.worker import group_items
 
-SHORT = ProtectSettings(noise=TueNoise(steps=1, samples=1))
+USUAL: Any = ProtectSettings().noise
+SHORT = ProtectSettings(noise=replace(USUAL, steps=1, samples=1))
 NAMES = ("cat", "dog", "cow")
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 

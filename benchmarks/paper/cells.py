@@ -98,7 +98,7 @@ def make_arm(budget: BenchSettings, name: str, net: str, **changes: Any) -> Arm:
         kind = "" if name == "clean" else "random"
         return Arm(name, kind, make_published_noise(), None, budget.seed)
     sigma = changes.pop("sigma", TrainSettings().sigma)
-    noise = METHODS[method].noise
+    noise = make_published_noise() if method == "tue" else METHODS[method].noise
     own = {field.name: getattr(noise, field.name) for field in fields(noise)}
     wanted = own | {
         "gray_ratio": 0.0,
