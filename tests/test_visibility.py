@@ -10,6 +10,7 @@ import pytest
 import torch
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw
+from skimage.color import deltaE_ciede2000, rgb2lab
 
 from tue_cli.config import METHODS, ProtectSettings
 from tue_cli.core.pgd import Term, make_gradient, pgd
@@ -302,6 +303,14 @@ def test_the_mask_makes_no_value_larger_but_green_by_a_little_which_the_radius_c
         assert np.abs(copy.astype(int) - 128).max() <= 8
     gray = np.random.default_rng(0).uniform(-1, 1, (4, 1, 8, 8)).repeat(3, 1)
     assert np.allclose(apply_mask(gray, np.ones((4, 2, 8, 8))), gray)
+
+
+def test_a_cast_of_pink_or_green_is_seen_twice_as_well_as_a_blue_one() -> None:
+    gray = np.full((1, 1, 3), 128.0)
+    casts = ((8, -8, 8), (-8, 8, -8), (0, -8 * LUMA[2] / LUMA[1], 8))  # the last without luma
+    measure: Any = deltaE_ciede2000
+    seen = [measure(rgb2lab(gray / 255), rgb2lab((gray + cast) / 255)).item() for cast in casts]
+    assert min(seen[:2]) > 1.9 * seen[2]
 
 
 def test_a_cast_of_pink_or_green_gets_less_than_half_of_what_a_blue_one_gets() -> None:

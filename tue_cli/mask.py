@@ -15,18 +15,10 @@ LUMA: Final = (0.299, 0.587, 0.114)
 RED_GREEN: Final = 0.4
 """How much of the chroma from green to red, Cr, is kept beside that from yellow to blue, Cb. Of as
 many levels, a cast of pink or green is seen twice as well as a blue one (CIEDE2000)."""
-CHROMA: Final = (
-    tuple(RED_GREEN * (float(channel == 0) - LUMA[channel]) for channel in range(3)),
-    tuple(
-        -(
-            RED_GREEN * LUMA[0] * (float(channel == 0) - LUMA[channel])
-            + LUMA[2] * (float(channel == 2) - LUMA[channel])
-        )
-        / LUMA[1]
-        for channel in range(3)
-    ),
-    tuple(float(channel == 2) - LUMA[channel] for channel in range(3)),
-)
+_RED = tuple(RED_GREEN * ((channel == 0) - LUMA[channel]) for channel in range(3))
+_BLUE = tuple((channel == 2) - LUMA[channel] for channel in range(3))
+_GREEN = tuple(-(LUMA[0] * r + LUMA[2] * b) / LUMA[1] for r, b in zip(_RED, _BLUE, strict=True))
+CHROMA: Final = (_RED, _GREEN, _BLUE)
 """The chroma of noise: a row for each of its channels, of the weights of those of the noise. Its
 luma is 0."""
 
