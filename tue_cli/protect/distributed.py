@@ -1,6 +1,7 @@
 """Where workers run: processes on this machine, or actors of a Ray cluster by Ray Data.
 
-Both take a stage, a class whose instance is called once for each item, and yield what it returns.
+Both call a stage once for each item, and yield what it returns. A stage is a function; or a class,
+of which each worker makes one instance with the arguments, which stays until the last item.
 """
 
 from __future__ import annotations
@@ -19,15 +20,16 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from tue_cli.dataset.remote import explain, is_running
 from tue_cli.engine.select import has_gpu
 from tue_cli.errors import TueError, require
 
 Item = Mapping[str, Any]
-Stage = Callable[..., Callable[[Item], Item]]
+Stage = Callable[..., Any]
 AHEAD = 2
 """Items that are handed out for each worker."""
 ANSWER_SECONDS = 10.0
@@ -48,7 +50,7 @@ class Workers:
         self.threads = max(1, processors // self.count) if on_gpu else 1
 
     def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
-        """Yield what `stage(**arguments)` returns for each item, as it is finished.
+        """Yield what a stage returns for each item, as it is finished.
 
         Raises:
             TueError: a worker died.
@@ -83,6 +85,12 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
+def _open_stage(stage: Stage, arguments: Item) -> Callable[[Item], Item]:
+    """Return what is called with each item."""
+    opened = stage(**arguments) if isinstance(stage, type) else partial(stage, **arguments)
+    return cast("Callable[[Item], Item]", opened)
+
+
 _stage: Callable[[Item], Item] | None = None
 
 
@@ -93,7 +101,7 @@ def _begin(stage: Stage, arguments: dict[str, Any]) -> None:
     global _stage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _stage = stage(**arguments)
+    _stage = _open_stage(stage, arguments)
 
 
 def _end_with_parent() -> None:
@@ -120,26 +128,31 @@ class RayWorkers:
         self.threads = max(1, processors // gpus) if self._gpus else 1
 
     def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
-        """Yield what `stage(**arguments)` returns for each item, as it is finished.
+        """Yield what a stage returns for each item, as it is finished.
 
         Raises:
             TueError: Ray gave up.
         """
         import ray
-        from ray.data import ActorPoolStrategy
+        from ray.data import ActorPoolStrategy, TaskPoolStrategy
 
         if not items:
             return
         rows = [{"item": json.dumps(item)} for item in items]
+        count, told = min(self.count, len(rows)), {"stage": stage, "arguments": dict(arguments)}
+        # Tasks start sooner than actors, but what they make does not stay.
+        is_class = isinstance(stage, type)
+        call: Any = _RayStage if is_class else _call_stage
         try:
             # One block an item: it is what is handed out, and made again if its worker is lost.
             made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                _RayStage,
+                call,
                 batch_size=1,
-                compute=ActorPoolStrategy(size=min(self.count, len(rows))),
+                compute=ActorPoolStrategy(size=count) if is_class else TaskPoolStrategy(count),
                 num_cpus=self.threads,
                 num_gpus=1 if self._gpus else None,
-                fn_constructor_kwargs={"stage": stage, "arguments": dict(arguments)},
+                fn_constructor_kwargs=told if is_class else None,
+                fn_kwargs=None if is_class else told,
             )
             for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
                 for text in batch["result"]:
@@ -152,13 +165,18 @@ class RayWorkers:
 
 
 class _RayStage:
-    """A stage as Ray Data calls it: with batches of texts."""
+    """A stage as Ray Data's actors call it: with batches of texts."""
 
-    def __init__(self, stage: Stage, arguments: dict[str, Any]) -> None:
-        self._stage = stage(**arguments)
+    def __init__(self, stage: Stage, arguments: Item) -> None:
+        self._stage = _open_stage(stage, arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         return {"result": [json.dumps(self._stage(json.loads(str(t)))) for t in batch["item"]]}
+
+
+def _call_stage(batch: dict[str, Any], stage: Stage, arguments: Item) -> dict[str, Any]:
+    """Call a stage as Ray Data's tasks do."""
+    return _RayStage(stage, arguments)(batch)
 
 
 @contextmanager

@@ -129,77 +129,73 @@ def open_alone(spec: ProtectSpec, secret: Secret, former: str | None = None) -> 
     return copier
 
 
-class Scanner:
-    """Counts the pictures of each label in a shard."""
+def count_labels(told: Mapping[str, Any], *, recipe: Recipe) -> dict[str, Any]:
+    """Return how many pictures of each label a shard has.
 
-    def __init__(self, recipe: Recipe) -> None:
-        self._recipe = recipe
-
-    def __call__(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the counts by label; what is wrong with the shard is told when it is protected."""
-        shard, labels = Shard.read(told), self._recipe.spec.labels
-        counts: Counter[str] = Counter()
-        is_whole = False
-        with suppress(Exception), self._recipe.sources[shard.source].open(shard.name) as file:
-            if shard.kind == "parquet":
-                found = parquet.list_parquet_labels(file, labels)
-                counts.update(label for label in found if label is not None)
-            else:
-                for sample in shards.read_tar(file, labels):
-                    if sample.pictures and sample.label is not None:
-                        counts[sample.label] += len(sample.pictures)
-            is_whole = True
-        return {"mark": shard.mark, "whole": is_whole, "counts": counts}
+    What is wrong with the shard is told when it is protected.
+    """
+    shard, labels = Shard.read(told), recipe.spec.labels
+    counts: Counter[str] = Counter()
+    is_whole = False
+    with suppress(Exception), recipe.sources[shard.source].open(shard.name) as file:
+        if shard.kind == "parquet":
+            found = parquet.list_parquet_labels(file, labels)
+            counts.update(label for label in found if label is not None)
+        else:
+            for sample in shards.read_tar(file, labels):
+                if sample.pictures and sample.label is not None:
+                    counts[sample.label] += len(sample.pictures)
+        is_whole = True
+    return {"mark": shard.mark, "whole": is_whole, "counts": counts}
 
 
-class Looker:
-    """Opens an engine, and measures how near new classes are to every code."""
+def inspect_classes(
+    told: Mapping[str, Any], *, recipe: Recipe, former: str | None
+) -> dict[str, Any]:
+    """Return an engine's kind and description, and by new class how near it is to every code, (K,).
 
-    def __init__(self, recipe: Recipe, former: str | None) -> None:
-        self._recipe, self._former = recipe, former
+    Args:
+        told: `shards`, in which to look, and `wanted`, how many pictures of which class.
+        recipe: of the run.
+        former: the kind of engine of former runs.
+    """
+    try:
+        copier = open_alone(recipe.spec, recipe.secret, former)
+        near = _measure_nearness(copier, recipe, told) if told["wanted"] else {}
+    except TueError as error:
+        return {"problem": [error.message, error.remedy]}
+    return {
+        "kind": copier.engine.kind,
+        "description": copier.engine.description,
+        "near": {name: values.tolist() for name, values in near.items()},
+    }
 
-    def __call__(self, told: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the engine's kind and description, and by class its nearness, (K,).
 
-        Args:
-            told: `shards`, in which to look, and `wanted`, how many pictures of which class.
-        """
-        try:
-            copier = open_alone(self._recipe.spec, self._recipe.secret, self._former)
-            near = self._measure(copier, told) if told["wanted"] else {}
-        except TueError as error:
-            return {"problem": [error.message, error.remedy]}
-        return {
-            "kind": copier.engine.kind,
-            "description": copier.engine.description,
-            "near": {name: values.tolist() for name, values in near.items()},
-        }
-
-    def _measure(self, copier: Copier, told: Mapping[str, Any]) -> dict[str, Any]:
-        wanted: Counter[str] = Counter(told["wanted"])
-        labels: list[str] = []
-        smalls = []
-        for shard in map(Shard.read, told["shards"]):
-            here = set(wanted) & set(told["labels"][shard.mark])
-            with suppress(Exception):
-                for sample in read_samples(self._recipe, shard):
-                    for data in sample.pictures:
-                        if data is None or wanted[sample.label or ""] <= 0:
-                            continue
-                        with suppress(ImageProblem, MemoryError):
-                            shown = codec.decode(data).shown
-                            smalls.append(resize.resize_to_square(shown, copier.weights.card.size))
-                            labels.append(sample.label or "")
-                            wanted[sample.label or ""] -= 1
-                    if all(wanted[label] <= 0 for label in here):
-                        break
-        if not smalls:
-            return {}
-        logits = [
-            copier.engine.logits(np.stack(smalls[place : place + BATCH]))
-            for place in range(0, len(smalls), BATCH)
-        ]
-        return average_odds(labels, np.concatenate(logits), copier.weights)
+def _measure_nearness(copier: Copier, recipe: Recipe, told: Mapping[str, Any]) -> dict[str, Any]:
+    wanted: Counter[str] = Counter(told["wanted"])
+    labels: list[str] = []
+    smalls = []
+    for shard in map(Shard.read, told["shards"]):
+        here = set(wanted) & set(told["labels"][shard.mark])
+        with suppress(Exception):
+            for sample in read_samples(recipe, shard):
+                for data in sample.pictures:
+                    if data is None or wanted[sample.label or ""] <= 0:
+                        continue
+                    with suppress(ImageProblem, MemoryError):
+                        shown = codec.decode(data).shown
+                        smalls.append(resize.resize_to_square(shown, copier.weights.card.size))
+                        labels.append(sample.label or "")
+                        wanted[sample.label or ""] -= 1
+                if all(wanted[label] <= 0 for label in here):
+                    break
+    if not smalls:
+        return {}
+    logits = [
+        copier.engine.logits(np.stack(smalls[place : place + BATCH]))
+        for place in range(0, len(smalls), BATCH)
+    ]
+    return average_odds(labels, np.concatenate(logits), copier.weights)
 
 
 def read_samples(recipe: Recipe, shard: Shard) -> Iterator[Sample]:
