@@ -59,6 +59,8 @@ LOOK = 0.5
 """Seconds between two looks at the memory of workers."""
 POINTS = 12
 """Of the curve of a worker's memory."""
+ANY_WORKER = b"ray::Map"
+"""With this begin the titles of the processes in which Ray protects shards or reads labels."""
 ATTEMPTS = 5
 """How often a run is tried again that was over before the kill."""
 KILL_PICTURES = 40
@@ -181,12 +183,12 @@ def run_command(command: Sequence[str]) -> tuple[list[dict[str, Any]], float, di
         return [json.loads(line) for line in said], wall, describe_memory(process.pid, watched)
 
 
-def find_workers() -> list[int]:
-    """Return the processes in which Ray runs workers."""
+def find_workers(title: bytes = b"ray::MapWorker") -> list[int]:
+    """Return the processes in which Ray protects shards, or those with another title."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "cmdline").read_bytes().startswith(b"ray::MapWorker"):
+            if (entry / "cmdline").read_bytes().startswith(title):
                 found.append(int(entry.name))
     return found
 
@@ -303,36 +305,44 @@ def measure_ray(
 
 
 def measure_kill(
-    arguments: argparse.Namespace, store: Any, kind: str, seed: int, attempt: int
+    arguments: argparse.Namespace,
+    store: Any,
+    whole: dict[str, tuple[str, str]],
+    kind: str,
+    seed: int,
+    attempt: int,
 ) -> dict[str, Any]:
-    """Kill a worker or the driver of a run at a random moment; return how it ended."""
+    """Kill a worker or the driver of a run at a random moment; return how it ended.
+
+    `whole` is what a run leaves that nothing happens to.
+    """
     chance = random.Random(f"{kind} {seed} {attempt}")
     folder = f"killed-{kind}-{seed}-{attempt}"
     command = build_command("s3://bucket/in", f"s3://bucket/{folder}", arguments, "--engine", "ray")
-    # From 0, which is while labels are read.
-    after, pause = chance.randrange(arguments.kill_shards), 2 * chance.random()
+    # From 0, which is while labels are read; two workers finish the last two shards together.
+    after, pause = chance.randrange(arguments.kill_shards - 1), 2 * chance.random()
     process = subprocess.Popen(
         command, env=build_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     while process.poll() is None:
-        if find_workers() and len(list_finished(store, folder)) >= after:
+        if find_workers(ANY_WORKER) and len(list_finished(store, folder)) >= after:
             break
         time.sleep(0.05)
     time.sleep(pause)
     finished = list_finished(store, folder)
-    victims = [process.pid] if kind == "driver" else find_workers()
-    killed = process.poll() is None and bool(victims)
+    victims = [process.pid] if kind == "driver" else find_workers(ANY_WORKER)
+    is_under_way = process.poll() is None and len(finished) < arguments.kill_shards
+    killed = is_under_way and bool(victims)
     if killed:
         with suppress(ProcessLookupError):
             os.kill(chance.choice(victims), signal.SIGKILL)
     code = process.wait()
     if kind == "driver" and killed:
-        while find_workers():
+        while find_workers(ANY_WORKER):
             time.sleep(0.1)
         again = subprocess.run(command, env=build_environment(1), capture_output=True, check=False)
         code = again.returncode
     left = list_versions(store, folder)
-    whole = list_versions(store, "whole")
     return {
         "killed": killed,
         "after_shards": len(finished),
@@ -364,15 +374,19 @@ def measure_kills(arguments: argparse.Namespace, rows: Rows) -> None:
     folder = make_shards(arguments.work / "small", arguments.kill_shards, pictures, 48)
     with serve_bucket(folder) as store:
         run_command(build_command("s3://bucket/in", "s3://bucket/whole", arguments))
-        for asked in missing:
-            began = time.monotonic()
+        whole = list_versions(store, "whole")
+    for asked in missing:
+        began = time.monotonic()
+        # A new server for each, since the server keeps in memory all that it was ever sent.
+        with serve_bucket(folder) as store:
             for attempt in range(ATTEMPTS):
-                found = measure_kill(arguments, store, asked["kind"], asked["seed"], attempt)
+                kind, seed = asked["kind"], asked["seed"]
+                found = measure_kill(arguments, store, whole, kind, seed, attempt)
                 if found["killed"]:
                     break
-            seconds = round(time.monotonic() - began, 1)
-            rows.add("shards: kill", asked, seed=asked["seed"], n=1, seconds=seconds, **found)
-            script.say(f"kill of a {asked['kind']}, seed {asked['seed']}: {found}")
+        seconds = round(time.monotonic() - began, 1)
+        rows.add("shards: kill", asked, seed=asked["seed"], n=1, seconds=seconds, **found)
+        script.say(f"kill of a {asked['kind']}, seed {asked['seed']}: {found}")
 
 
 def measure_parts(arguments: argparse.Namespace, side: int) -> dict[str, Any]:
