@@ -13,19 +13,20 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
+from typing import Any
 
 from benchmarks import script
 from benchmarks.rows import RESULTS, Row, read_rows
 from benchmarks.summary import format_table
 
 PICTURES = 10_000_000
-FULL = 20_000
-"""Pictures that `benchmarks.shards` measures unless told otherwise; with fewer, it is a trial."""
 SHARD = 10_000
 """Pictures of a shard, about a gigabyte of photographs."""
 WORKERS = (8, 64, 512)
 DOLLARS = {"cpu": 0.05, "cuda": 2.50}
 """An hour of one processor, or of one GPU with its processors: assumed."""
+BESIDE = 8
+"""Processors of a GPU's worker, which decode and encode: assumed."""
 NETWORK = 50e6
 """Bytes a second that a worker reads or writes: assumed."""
 
@@ -63,7 +64,7 @@ def estimate(parts: Row, workers: int, *, fixed: float, shards: int | None = Non
     made = shards * (scan + shard)
     device = parts["hardware"]["device"].partition(":")[0]
     idle = 1 - shards / (rounds * workers)
-    limit = "the processors" if device == "cpu" else "the GPUs"
+    limit = "the GPUs" if _has_real_gpu(parts) else "the processors"
     if moved > each:
         limit = "the network"
     if idle > 0.1:
@@ -86,30 +87,55 @@ def find_fixed(rows: Iterable[Row]) -> float:
 
 
 def list_estimates(rows: list[Row]) -> list[tuple[Row, Estimate]]:
-    """Return the estimates for every size of pictures and kind of machine that was measured."""
+    """Return the estimates for every size of pictures and kind of machine that was measured.
+
+    Where no GPU was, they are for GPUs that make noise in no time: no GPU can be faster.
+    """
     fixed = find_fixed(rows)
-    return [
-        (row, estimate(row, workers, fixed=fixed))
-        for row in rows
-        if row["cell"] == "shards: parts"
-        for workers in WORKERS
-    ]
+    parts = [row for row in rows if row["cell"] == "shards: parts"]
+    if all(row["hardware"]["device"] == "cpu" for row in parts):
+        parts += [imagine_gpu(row) for row in parts]
+    return [(row, estimate(row, workers, fixed=fixed)) for row in parts for workers in WORKERS]
+
+
+def imagine_gpu(parts: Row) -> Row:
+    """Return what a picture takes where a GPU makes noise in no time."""
+    each = parts["seconds_each"]
+    spent = {name: {"mean": each[name]["mean"] / BESIDE} for name in ("decode", "encode")}
+    return {
+        **parts,
+        "seconds_each": {**spent, "engine": {"mean": 0.0}},
+        "hardware": {**parts["hardware"], "device": "cuda"},
+    }
+
+
+def _describe_worker(parts: Row) -> str:
+    if parts["hardware"]["device"] == "cpu":
+        return "one processor"
+    speed = "" if _has_real_gpu(parts) else ", infinitely fast,"
+    return f"a GPU{speed} with {BESIDE} processors"
+
+
+def _has_real_gpu(parts: Row) -> bool:
+    """Say whether noise was made on a GPU, and not by `imagine_gpu`."""
+    return parts["hardware"]["device"] != "cpu" and bool(parts["seconds_each"]["engine"]["mean"])
 
 
 def write_scale() -> str:
     """Return the model as a table, with what it assumes."""
     rows = list({row["key"]: row for row in read_rows(RESULTS / "shards.jsonl")}.values())
+    estimates = list_estimates(rows)
     lines = [
         (
             f"{row['settings']['side']} × {row['settings']['side']}",
-            "GPU" if row["hardware"]["device"] != "cpu" else "one processor",
+            _describe_worker(row),
             f"{found.workers:,}",
-            f"{found.hours:,.1f}",
+            f"{found.hours:,.1f}" if found.hours >= 1 else f"{found.hours:.2f}",
             f"{found.dollars:,.0f}",
             f"{100 * found.busy:.0f} %",
             found.limit,
         )
-        for row, found in list_estimates(rows)
+        for row, found in estimates
     ]
     head = ("pictures", "a worker is", "workers", "hours", "dollars", "busy", "limited by")
     parts = [row for row in rows if row["cell"] == "shards: parts"]
@@ -130,6 +156,12 @@ def write_scale() -> str:
         f"{hours:.1f} hours at {row['settings']['side']} pixels"
         for row, hours in zip(parts, least, strict=True)
     )
+    bounds = ""
+    if not any(_has_real_gpu(row) for row, _ in estimates):
+        bounds = (
+            " No GPU was measured. The rows of GPUs are a bound: what a run takes if the noise "
+            "takes no time at all, and a GPU's processors only decode and encode."
+        )
     return "\n".join(
         [
             format_table(head, lines),
@@ -141,55 +173,52 @@ def write_scale() -> str:
             f"{DOLLARS['cpu']:.2f} dollars for an hour of a processor, {DOLLARS['cuda']:.2f} for "
             f"one of a GPU, and {NETWORK / 1e6:.0f} MB per second for each worker. A run takes "
             f"{fixed:.0f} s to start and stop. *Busy* is the share of the paid time in "
-            "which workers make shards.",
+            f"which workers make shards.{bounds}",
             "",
             f"It scales until there are as many workers as shards: {shards:,} workers take {ends}, "
             "and any more would be idle, since a shard is made by one worker. With smaller "
-            "shards, the limit is higher. A row for GPUs appears once a machine with one has run "
-            "`python -m benchmarks.shards --only parts --device cuda`.",
+            "shards, the limit is higher. For real rows of GPUs, run "
+            "`python -m benchmarks.shards --only parts --device cuda` on a machine with one.",
         ]
     )
 
 
-def describe_trial(found: Row) -> str:
-    """Return how little was measured, and what else the machine did."""
-    hardware, asked = found["hardware"], found["settings"]
-    small = "a small trial" if asked["pictures"] < FULL else "one run"
-    load = hardware["load_before"][0]
-    busy = load > 0.5
-    return (
-        f"These figures come from {small} with {asked['pictures']:,} pictures (n = 1) on a machine "
-        f"with {hardware['cores']} processors"
-        + (
-            f" that was busy with other work: its load was {load:.1f} before the trial. They say "
-            "little about the speed of an idle machine."
-            if busy
-            else "."
-        )
-    )
+def list_trials(rows: Iterable[Row]) -> list[Row]:
+    """Return the last of the largest runs through Ray on each kind of machine, the newest first."""
+    trials: dict[tuple[Any, ...], Row] = {}
+    for row in rows:
+        if row["cell"] == "shards: ray":
+            hardware, size = row["hardware"], row["settings"]["pictures"]
+            kind = (hardware["cpu"], tuple(hardware["bfloat16_by"]), hardware["device"])
+            if kind not in trials or size >= trials[kind]["settings"]["pictures"]:
+                trials[kind] = row
+    return sorted(trials.values(), key=lambda row: str(row["when"]), reverse=True)
+
+
+def describe_trial(found: Row) -> list[str]:
+    """Return how fast Ray was on one kind of machine, and what else was seen."""
+    asked, memory, hardware = found["settings"], found["memory"], found["hardware"]
+    has_bfloat16 = "with" if hardware["bfloat16_by"] else "without"
+    return [
+        f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
+        f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
+        f"{asked['workers']} workers, on {hardware['cores']} processors of an {hardware['cpu']} "
+        f"{has_bfloat16} bfloat16 arithmetic: {found['pictures_a_second']:.0f} pictures a second, "
+        f"starting included ({found['wall_seconds'] / 60:.1f} min; n = 1). As many plain processes "
+        f"without S3 make {found['plain']['pictures_a_second']:.0f}, so Ray has "
+        f"{found['over_plain']:.2f} times their speed.",
+        f"  {found['equal_shards']} of the {asked['shards']} shards are, byte for byte, those that "
+        f"one machine writes without Ray. A worker's memory was {memory['peak_mib']:.0f} MiB at "
+        f"most, and in the last quarter of its life {memory['late_over_early']:.2f} times that of "
+        "the second.",
+    ]
 
 
 def write_shards() -> str:
     """Return how fast Ray is, and how often a kill lost nothing."""
-    rows = list({row["key"]: row for row in read_rows(RESULTS / "shards.jsonl")}.values())
-    found = max(
-        (row for row in rows if row["cell"] == "shards: ray"),
-        key=lambda row: row["settings"]["pictures"],
-    )
-    asked, memory = found["settings"], found["memory"]
-    lines = [
-        describe_trial(found),
-        "",
-        f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
-        f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
-        f"{asked['workers']} workers: {found['over_plain']:.2f} times the speed of as many plain "
-        "processes without S3, starting included "
-        f"({found['wall_seconds'] / 60:.1f} min; n = 1).",
-        f"- {found['equal_shards']} of {asked['shards']} shards are, byte for byte, those that one "
-        "machine writes without Ray.",
-        f"- Memory of a worker: {memory['peak_mib']:.0f} MiB at most, and in the last quarter of "
-        f"its life {memory['late_over_early']:.2f} times that of the second.",
-    ]
+    every = list(read_rows(RESULTS / "shards.jsonl"))
+    rows = list({row["key"]: row for row in every}.values())
+    lines = [line for row in list_trials(every) for line in describe_trial(row)]
     for kind in ("worker", "driver"):
         kills = [row for row in rows if row["cell"] == "shards: kill" and row["killed"]]
         cut = [row for row in kills if row["settings"]["kind"] == kind]

@@ -324,3 +324,13 @@ def test_the_model_of_a_large_data_set_ends_to_scale_where_workers_are_as_many_a
     assert found[1].hours == pytest.approx(found[0].hours / 10)
     assert found[3].hours == found[2].hours and found[3].busy == pytest.approx(0.1)
     assert found[2].limit == "the processors" and "number of shards" in found[3].limit
+
+
+def test_a_gpu_that_was_not_measured_spares_the_noise_but_not_decoding_and_encoding() -> None:
+    each = {"decode": {"mean": 0.03}, "engine": {"mean": 1.0}, "encode": {"mean": 0.05}}
+    row = {"seconds_each": each, "bytes_in": 0, "bytes_out": 0, "hardware": {"device": "cpu"}}
+    found = scale.estimate(scale.imagine_gpu(row), 1, fixed=0)
+    # Eight processors share the 80 ms.
+    assert found.hours == pytest.approx(1e7 * 0.01 / 3600)
+    assert found.dollars == pytest.approx(found.hours * scale.DOLLARS["cuda"])
+    assert found.limit == "the processors"
