@@ -1070,6 +1070,40 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     assert snapshot(output) == snapshot(tmp_path / "local")
 
 
+@pytest.mark.slow
+@needs_loopback
+def test_no_item_waits_for_a_busy_actor_while_another_is_idle(tmp_path: Path) -> None:
+    script = """
+import os, sys, time
+from tue_cli.protect.distributed import open_workers
+
+def main():
+    class Late:
+        def __init__(self, place):
+            try:
+                open(place, "x").close()
+            except FileExistsError:
+                time.sleep(2)
+
+        def __call__(self, item):
+            time.sleep(6)
+            return {"worker": os.getpid()}
+
+    with open_workers("ray", 2, None, "cpu") as workers:
+        found = list(workers.run(Late, {"place": sys.argv[1]}, [{}, {}]))
+    print(len({told["worker"] for told in found}))
+
+main()
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", script, str(tmp_path / "first")],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ran.stdout == "2\n", ran.stderr
+
+
 def test_ray_and_fsspec_are_not_imported_for_a_folder(
     small_photos: Path, twin: Path, tmp_path: Path
 ) -> None:

@@ -143,12 +143,14 @@ class RayWorkers:
         # Tasks start sooner than actors, but what they make does not stay.
         is_class = isinstance(stage, type)
         call: Any = _RayStage if is_class else _call_stage
+        # One at a time, so that no item waits for a busy actor while another actor is idle.
+        actors = ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1)
         try:
             # One block an item: it is what is handed out, and made again if its worker is lost.
             made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 call,
                 batch_size=1,
-                compute=ActorPoolStrategy(size=count) if is_class else TaskPoolStrategy(count),
+                compute=actors if is_class else TaskPoolStrategy(count),
                 num_cpus=self.threads,
                 num_gpus=1 if self._gpus else None,
                 fn_constructor_kwargs=told if is_class else None,
