@@ -55,7 +55,7 @@ from tue_cli.protect.sharding import open_alone
 
 CLASSES = 10
 QUALITY = 90
-LOOK = 0.5
+LOOK = 2.0
 """Seconds between two looks at the memory of workers."""
 POINTS = 12
 """Of the curve of a worker's memory."""
