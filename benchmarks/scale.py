@@ -195,18 +195,43 @@ def list_trials(rows: Iterable[Row]) -> list[Row]:
     return sorted(trials.values(), key=lambda row: str(row["when"]), reverse=True)
 
 
-def describe_trial(found: Row) -> list[str]:
-    """Return how fast Ray was on one kind of machine, and what else was seen."""
+def find_local(trial: Row, rows: Iterable[Row]) -> Row | None:
+    """Return the last run without S3 and Ray on the kind of machine and with the settings of one
+    through them.
+    """
+    same = [
+        row
+        for row in rows
+        if (row["cell"], row["settings"]) == ("shards: local", trial["settings"])
+        and row["hardware"]["cpu"] == trial["hardware"]["cpu"]
+        and row["hardware"]["bfloat16_by"] == trial["hardware"]["bfloat16_by"]
+    ]
+    return same[-1] if same else None
+
+
+def describe_trial(found: Row, local: Row | None) -> list[str]:
+    """Return how fast Ray was on one kind of machine, and what else was seen.
+
+    `local` is the same without S3 and Ray, where that was measured.
+    """
     asked, memory, hardware = found["settings"], found["memory"], found["hardware"]
+    beside = ""
+    if local is not None:
+        ratio = found["pictures_a_second"] / local["pictures_a_second"]
+        beside = (
+            f" The same command without S3 and Ray makes {local['pictures_a_second']:.1f}: Ray has "
+            f"{ratio:.2f} times its speed."
+        )
     has_bfloat16 = "with" if hardware["bfloat16_by"] else "without"
     return [
         f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
         f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
         f"{asked['workers']} workers, on {hardware['cores']} processors of an {hardware['cpu']} "
-        f"{has_bfloat16} bfloat16 arithmetic: {found['pictures_a_second']:.0f} pictures a second, "
-        f"starting included ({found['wall_seconds'] / 60:.1f} min; n = 1). As many plain processes "
-        f"without S3 make {found['plain']['pictures_a_second']:.0f}, so Ray has "
-        f"{found['over_plain']:.2f} times their speed.",
+        f"{has_bfloat16} bfloat16 arithmetic: {found['pictures_a_second']:.1f} pictures a second, "
+        f"starting included ({found['wall_seconds'] / 60:.1f} min; n = 1).{beside} As many "
+        "processes in a bare loop, which has no S3, measures no copy and writes no manifest, make "
+        f"{found['plain']['pictures_a_second']:.1f}: Ray has {found['over_plain']:.2f} times their "
+        "speed.",
         f"  {found['equal_shards']} of the {asked['shards']} shards are, byte for byte, those that "
         f"one machine writes without Ray. A worker's memory was {memory['peak_mib']:.0f} MiB at "
         f"most, and in the last quarter of its life {memory['late_over_early']:.2f} times that of "
@@ -218,7 +243,9 @@ def write_shards() -> str:
     """Return how fast Ray is, and how often a kill lost nothing."""
     every = list(read_rows(RESULTS / "shards.jsonl"))
     rows = list({row["key"]: row for row in every}.values())
-    lines = [line for row in list_trials(every) for line in describe_trial(row)]
+    lines = [
+        line for row in list_trials(every) for line in describe_trial(row, find_local(row, every))
+    ]
     for kind in ("worker", "driver"):
         kills = [row for row in rows if row["cell"] == "shards: kill" and row["killed"]]
         cut = [row for row in kills if row["settings"]["kind"] == kind]

@@ -1,11 +1,12 @@
 """Data sets in object storage: how fast, how flat in memory, and whether kills lose anything.
 
-    python -m benchmarks.shards --weights NAME --work FOLDER [--only plain,ray,parts,kills]
+    python -m benchmarks.shards --weights NAME --work FOLDER [--only plain,local,ray,parts,kills]
 
 Small JPEGs in tar shards lie in an S3 server (moto's) on loopback.
 
 - `plain`: as many single-threaded processes as there are workers protect local shards in a plain
-  loop, without S3, a manifest or a plan.
+  loop, without S3, a manifest or a plan, and do not measure the copies.
+- `local`: `tue protect file://…` does so with as many processes, without S3 and Ray.
 - `ray`: `tue protect s3://… --engine ray` does so with as many workers. Its shards are compared
   with those of one machine, and its memory is watched. It needs the row of `plain`.
 - `parts`: what a picture takes, by part of the work; `benchmarks.scale` makes a model of it.
@@ -25,6 +26,7 @@ import json
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import subprocess
 import sys
@@ -65,6 +67,7 @@ ATTEMPTS = 5
 """How often a run is tried again that was over before the kill."""
 KILL_PICTURES = 40
 """Of a shard of a run that is killed."""
+ALL = ("plain", "local", "ray", "parts", "kills")
 PARTS = ("read", "decode", "engine", "encode", "write")
 
 
@@ -273,6 +276,14 @@ def measure_plain(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]
     return {"wall_seconds": round(wall, 2), "pictures_a_second": arguments.pictures / wall}
 
 
+def measure_local(arguments: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Return how long `tue protect` takes for all shards without S3 and Ray."""
+    local = arguments.work / "local"
+    shutil.rmtree(local, ignore_errors=True)
+    _, wall, _ = run_command(build_command(folder.as_uri(), local.as_uri(), arguments))
+    return {"wall_seconds": round(wall, 2), "pictures_a_second": arguments.pictures / wall}
+
+
 def measure_ray(
     arguments: argparse.Namespace, folder: Path, plain: dict[str, Any]
 ) -> dict[str, Any]:
@@ -422,6 +433,9 @@ def measure(arguments: argparse.Namespace) -> None:
     if "plain" in arguments.only and rows.is_missing("shards: plain", whole):
         folder = make_shards(arguments.work / "in", *sizes_of(arguments))
         add_row(rows, "plain", whole, arguments.pictures, lambda: measure_plain(arguments, folder))
+    if "local" in arguments.only and rows.is_missing("shards: local", whole):
+        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        add_row(rows, "local", whole, arguments.pictures, lambda: measure_local(arguments, folder))
     if "ray" in arguments.only and rows.is_missing("shards: ray", whole):
         plain = rows.find("shards: plain", whole)
         if plain is None:
@@ -460,7 +474,7 @@ def main() -> None:
     parser = script.make_parser(__doc__, "shards")
     add = parser.add_argument
     add("--weights", default="cifar10")
-    add("--only", type=lambda text: text.split(","), default=["plain", "ray", "parts", "kills"])
+    add("--only", type=lambda text: text.split(","), default=list(ALL))
     add("--pictures", type=int, default=20_000)
     add("--shards", type=int, default=40)
     add("--side", type=int, default=64)
