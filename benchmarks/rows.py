@@ -56,7 +56,7 @@ class Rows:
         self.path = path
         files = sorted(done.glob("*.jsonl")) if done else []
         self._earlier = _index_rows(row for file in files for row in read_rows(file))
-        self._facts = {**(facts or {}), "commit": find_commit(), "sources": hash_sources()}
+        self.facts = {**(facts or {}), "commit": find_commit(), "sources": hash_sources()}
         self._size = -1
         self._written: list[Row] = []
         self._found: dict[str, Row] = {}
@@ -99,7 +99,7 @@ class Rows:
             "n": n,
             "seconds": seconds,
             "when": time.strftime("%Y-%m-%dT%H:%M:%S"),
-            **self._facts,
+            **self.facts,
         }
         self.path.parent.mkdir(parents=True, exist_ok=True)
         line = json.dumps(row, sort_keys=True) + "\n"
@@ -135,6 +135,12 @@ def hash_sources() -> str:
         state.update(f"{path.relative_to(folder).as_posix()}\n".encode())
         state.update(path.read_bytes())
     return state.hexdigest()[:16]
+
+
+def identify_machine(row: Mapping[str, Any]) -> tuple[Any, ...]:
+    """Return what tells kinds of machines apart, for rows that are compared with each other."""
+    hardware = row["hardware"]
+    return tuple(str(hardware[name]) for name in ("cpu", "cores", "bfloat16_by", "device"))
 
 
 def describe_hardware(*, threads: int, dtype: str, device: str = "cpu") -> Row:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from benchmarks import script
-from benchmarks.rows import RESULTS, Row, read_rows
+from benchmarks.rows import RESULTS, Row, identify_machine, read_rows
 from benchmarks.summary import format_table
 
 PICTURES = 10_000_000
@@ -64,7 +64,8 @@ def estimate(parts: Row, workers: int, *, fixed: float, shards: int | None = Non
     made = shards * (scan + shard)
     device = parts["hardware"]["device"].partition(":")[0]
     idle = 1 - shards / (rounds * workers)
-    limit = "the GPUs" if _has_real_gpu(parts) else "the processors"
+    engine = parts["seconds_each"]["engine"]["mean"]
+    limit = "the GPUs" if device != "cpu" and engine > each / 2 else "the processors"
     if moved > each:
         limit = "the network"
     if idle > 0.1:
@@ -78,12 +79,17 @@ def estimate(parts: Row, workers: int, *, fixed: float, shards: int | None = Non
     )
 
 
-def find_fixed(rows: Iterable[Row]) -> float:
-    """Return the seconds of a run through Ray beside its workers, by the largest of `ray`."""
-    found = [row for row in rows if row["cell"] == "shards: ray"]
-    largest = max(found, key=lambda row: row["settings"]["pictures"])
-    busy = largest["workers_busy_seconds"] / largest["settings"]["workers"]
-    return float(largest["wall_seconds"] - busy)
+def find_fixed(parts: Row, rows: Iterable[Row]) -> float:
+    """Return the seconds of a run through Ray beside its workers.
+
+    It is a run on the kind of machine on which the parts were measured, or else the newest.
+    """
+    trials = list_trials(rows)
+    same = [row for row in trials if identify_machine(row) == identify_machine(parts)]
+    found = (same or trials)[0]
+    return float(
+        found["wall_seconds"] - found["workers_busy_seconds"] / found["settings"]["workers"]
+    )
 
 
 def list_estimates(rows: list[Row]) -> list[tuple[Row, Estimate]]:
@@ -91,8 +97,8 @@ def list_estimates(rows: list[Row]) -> list[tuple[Row, Estimate]]:
 
     Where no GPU was, they are for GPUs that make noise in no time: no GPU can be faster.
     """
-    fixed = find_fixed(rows)
     parts = [row for row in rows if row["cell"] == "shards: parts"]
+    fixed = find_fixed(parts[0], rows)
     if all(row["hardware"]["device"] == "cpu" for row in parts):
         parts += [imagine_gpu(row) for row in parts]
     return [(row, estimate(row, workers, fixed=fixed)) for row in parts for workers in WORKERS]
@@ -106,24 +112,22 @@ def imagine_gpu(parts: Row) -> Row:
         **parts,
         "seconds_each": {**spent, "engine": {"mean": 0.0}},
         "hardware": {**parts["hardware"], "device": "cuda"},
+        "imagined": True,
     }
 
 
 def _describe_worker(parts: Row) -> str:
-    if parts["hardware"]["device"] == "cpu":
+    hardware = parts["hardware"]
+    if hardware["device"] == "cpu":
         return "one processor"
-    speed = "" if _has_real_gpu(parts) else ", infinitely fast,"
-    return f"a GPU{speed} with {BESIDE} processors"
-
-
-def _has_real_gpu(parts: Row) -> bool:
-    """Say whether noise was made on a GPU, and not by `imagine_gpu`."""
-    return parts["hardware"]["device"] != "cpu" and bool(parts["seconds_each"]["engine"]["mean"])
+    if "imagined" in parts:
+        return f"an infinitely fast GPU with {BESIDE} processors"
+    return f"a GPU with {hardware['cores']} processors"
 
 
 def write_scale() -> str:
     """Return the model as a table, with what it assumes."""
-    rows = list({row["key"]: row for row in read_rows(RESULTS / "shards.jsonl")}.values())
+    rows = read_latest()
     estimates = list_estimates(rows)
     lines = [
         (
@@ -150,17 +154,17 @@ def write_scale() -> str:
     )
     hardware = parts[0]["hardware"]
     load = max(row["hardware"]["load_before"][0] for row in parts)
-    fixed, shards = find_fixed(rows), math.ceil(PICTURES / SHARD)
+    fixed, shards = find_fixed(parts[0], rows), math.ceil(PICTURES / SHARD)
     least = [estimate(row, shards, fixed=fixed).hours for row in parts]
     ends = " and ".join(
-        f"{hours:.1f} hours at {row['settings']['side']} pixels"
+        f"{hours:.2f} hours at {row['settings']['side']} pixels"
         for row, hours in zip(parts, least, strict=True)
     )
     bounds = ""
-    if not any(_has_real_gpu(row) for row, _ in estimates):
+    if any("imagined" in row for row, _ in estimates):
         bounds = (
-            " No GPU was measured. The rows of GPUs are a bound: what a run takes if the noise "
-            "takes no time at all, and a GPU's processors only decode and encode."
+            " No GPU was measured. The GPU rows are a bound: what a run takes if the noise takes "
+            "no time at all, and the processors beside a GPU only decode and encode."
         )
     return "\n".join(
         [
@@ -177,10 +181,16 @@ def write_scale() -> str:
             "",
             f"It scales until there are as many workers as shards: {shards:,} workers take {ends}, "
             "and any more would be idle, since a shard is made by one worker. With smaller "
-            "shards, the limit is higher. For real rows of GPUs, run "
+            "shards, the limit is higher. To measure a GPU, run "
             "`python -m benchmarks.shards --only parts --device cuda` on a machine with one.",
         ]
     )
+
+
+def read_latest() -> list[Row]:
+    """Return the last row of each kind, of each kind of machine."""
+    rows = read_rows(RESULTS / "shards.jsonl")
+    return list({(row["key"], identify_machine(row)): row for row in rows}.values())
 
 
 def list_trials(rows: Iterable[Row]) -> list[Row]:
@@ -188,23 +198,19 @@ def list_trials(rows: Iterable[Row]) -> list[Row]:
     trials: dict[tuple[Any, ...], Row] = {}
     for row in rows:
         if row["cell"] == "shards: ray":
-            hardware, size = row["hardware"], row["settings"]["pictures"]
-            kind = (hardware["cpu"], tuple(hardware["bfloat16_by"]), hardware["device"])
-            if kind not in trials or size >= trials[kind]["settings"]["pictures"]:
-                trials[kind] = row
+            former = trials.get(identify_machine(row), row)
+            if row["settings"]["pictures"] >= former["settings"]["pictures"]:
+                trials[identify_machine(row)] = row
     return sorted(trials.values(), key=lambda row: str(row["when"]), reverse=True)
 
 
 def find_local(trial: Row, rows: Iterable[Row]) -> Row | None:
-    """Return the last run without S3 and Ray on the kind of machine and with the settings of one
-    through them.
-    """
+    """Return the last `local` row with a trial's settings on its kind of machine, or None."""
     same = [
         row
         for row in rows
         if (row["cell"], row["settings"]) == ("shards: local", trial["settings"])
-        and row["hardware"]["cpu"] == trial["hardware"]["cpu"]
-        and row["hardware"]["bfloat16_by"] == trial["hardware"]["bfloat16_by"]
+        and identify_machine(row) == identify_machine(trial)
     ]
     return same[-1] if same else None
 
@@ -219,19 +225,20 @@ def describe_trial(found: Row, local: Row | None) -> list[str]:
     if local is not None:
         ratio = found["pictures_a_second"] / local["pictures_a_second"]
         beside = (
-            f" The same command without S3 and Ray makes {local['pictures_a_second']:.1f}: Ray has "
-            f"{ratio:.2f} times its speed."
+            f" The same command without S3 and Ray makes {local['pictures_a_second']:.1f}; Ray "
+            f"reaches {ratio:.2f} times that speed."
         )
     has_bfloat16 = "with" if hardware["bfloat16_by"] else "without"
     return [
         f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
         f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
         f"{asked['workers']} workers, on {hardware['cores']} processors of an {hardware['cpu']} "
-        f"{has_bfloat16} bfloat16 arithmetic: {found['pictures_a_second']:.1f} pictures a second, "
-        f"starting included ({found['wall_seconds'] / 60:.1f} min; n = 1).{beside} As many "
-        "processes in a bare loop, which has no S3, measures no copy and writes no manifest, make "
-        f"{found['plain']['pictures_a_second']:.1f}: Ray has {found['over_plain']:.2f} times their "
-        "speed.",
+        f"{has_bfloat16} bfloat16 arithmetic (load {hardware['load_before'][0]:.1f} before): "
+        f"{found['pictures_a_second']:.1f} pictures a second, starting included "
+        f"({found['wall_seconds'] / 60:.1f} min; n = 1).{beside} As many processes in a bare loop, "
+        "which has no S3, measures no copy and writes no manifest, make "
+        f"{found['plain']['pictures_a_second']:.1f}; Ray reaches {found['over_plain']:.2f} times "
+        "that speed.",
         f"  {found['equal_shards']} of the {asked['shards']} shards are, byte for byte, those that "
         f"one machine writes without Ray. A worker's memory was {memory['peak_mib']:.0f} MiB at "
         f"most, and in the last quarter of its life {memory['late_over_early']:.2f} times that of "
@@ -241,13 +248,18 @@ def describe_trial(found: Row, local: Row | None) -> list[str]:
 
 def write_shards() -> str:
     """Return how fast Ray is, and how often a kill lost nothing."""
-    every = list(read_rows(RESULTS / "shards.jsonl"))
-    rows = list({row["key"]: row for row in every}.values())
+    rows = read_latest()
     lines = [
-        line for row in list_trials(every) for line in describe_trial(row, find_local(row, every))
+        line for row in list_trials(rows) for line in describe_trial(row, find_local(row, rows))
     ]
     for kind in ("worker", "driver"):
-        kills = [row for row in rows if row["cell"] == "shards: kill" and row["killed"]]
+        kills = [
+            row
+            for row in rows
+            if row["cell"] == "shards: kill"
+            and row["killed"]
+            and row["after_shards"] < row["settings"]["shards"]
+        ]
         cut = [row for row in kills if row["settings"]["kind"] == kind]
         kept = sum(r["equal"] and r["finished_stayed"] and not r["code"] for r in cut)
         again = ", and the command given again" if kind == "driver" else ""

@@ -6,7 +6,8 @@ Small JPEGs in tar shards lie in an S3 server (moto's) on loopback.
 
 - `plain`: as many single-threaded processes as there are workers protect local shards in a plain
   loop, without S3, a manifest or a plan, and do not measure the copies.
-- `local`: `tue protect file://…` does so with as many processes, without S3 and Ray.
+- `local`: `tue protect file://…` protects the same shards with as many processes, without S3 and
+  Ray.
 - `ray`: `tue protect s3://… --engine ray` does so with as many workers. Its shards are compared
   with those of one machine, and its memory is watched. It needs the row of `plain`.
 - `parts`: what a picture takes, by part of the work; `benchmarks.scale` makes a model of it.
@@ -45,7 +46,7 @@ from PIL import Image
 
 from benchmarks import script
 from benchmarks.command import SECRET, TUE, build_environment
-from benchmarks.rows import Rows
+from benchmarks.rows import Rows, identify_machine
 from benchmarks.summary import summarize
 from tue_cli.config import ProtectSettings
 from tue_cli.dataset.manifest import sha256
@@ -62,7 +63,7 @@ LOOK = 2.0
 POINTS = 12
 """Of the curve of a worker's memory."""
 ANY_WORKER = b"ray::Map"
-"""With this begin the titles of the processes in which Ray protects shards or reads labels."""
+"""Prefix of the titles of the processes in which Ray protects shards or reads labels."""
 ATTEMPTS = 5
 """How often a run is tried again that was over before the kill."""
 KILL_PICTURES = 40
@@ -177,7 +178,8 @@ def run_command(command: Sequence[str]) -> tuple[list[dict[str, Any]], float, di
             for number in (process.pid, *find_workers()):
                 with suppress(OSError, StopIteration, ValueError):
                     watched.append((number, read_memory(number)))
-            time.sleep(LOOK)
+            with suppress(subprocess.TimeoutExpired):
+                process.wait(LOOK)
         wall = time.monotonic() - began
         said.seek(0)
         problems.seek(0)
@@ -186,12 +188,12 @@ def run_command(command: Sequence[str]) -> tuple[list[dict[str, Any]], float, di
         return [json.loads(line) for line in said], wall, describe_memory(process.pid, watched)
 
 
-def find_workers(title: bytes = b"ray::MapWorker") -> list[int]:
-    """Return the processes in which Ray protects shards, or those with another title."""
+def find_workers(prefix: bytes = b"ray::MapWorker") -> list[int]:
+    """Return the processes whose titles begin so; by default those that protect shards."""
     found = []
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):
-            if (entry / "cmdline").read_bytes().startswith(title):
+            if (entry / "cmdline").read_bytes().startswith(prefix):
                 found.append(int(entry.name))
     return found
 
@@ -325,13 +327,15 @@ def measure_kill(
 ) -> dict[str, Any]:
     """Kill a worker or the driver of a run at a random moment; return how it ended.
 
-    `whole` is what a run leaves that nothing happens to.
+    `whole` is what an undisturbed run leaves: the ETag and version of each object, by name.
+
+    Raises SystemExit for a run that fails by itself.
     """
     chance = random.Random(f"{kind} {seed} {attempt}")
     folder = f"killed-{kind}-{seed}-{attempt}"
     command = build_command("s3://bucket/in", f"s3://bucket/{folder}", arguments, "--engine", "ray")
     # From 0, which is while labels are read; two workers finish the last two shards together.
-    after, pause = chance.randrange(arguments.kill_shards - 1), 2 * chance.random()
+    after, pause = chance.randrange(max(1, arguments.kill_shards - 1)), 2 * chance.random()
     process = subprocess.Popen(
         command, env=build_environment(1), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
@@ -342,12 +346,14 @@ def measure_kill(
     time.sleep(pause)
     finished = list_finished(store, folder)
     victims = [process.pid] if kind == "driver" else find_workers(ANY_WORKER)
-    is_under_way = process.poll() is None and len(finished) < arguments.kill_shards
-    killed = is_under_way and bool(victims)
-    if killed:
+    killed = False
+    if process.poll() is None and len(finished) < arguments.kill_shards and victims:
         with suppress(ProcessLookupError):
             os.kill(chance.choice(victims), signal.SIGKILL)
+            killed = True
     code = process.wait()
+    if code and not killed:
+        raise SystemExit(f"{command} ended with {code}, though nothing was killed")
     if kind == "driver" and killed:
         while find_workers(ANY_WORKER):
             time.sleep(0.1)
@@ -388,7 +394,7 @@ def measure_kills(arguments: argparse.Namespace, rows: Rows) -> None:
         whole = list_versions(store, "whole")
     for asked in missing:
         began = time.monotonic()
-        # A new server for each, since the server keeps in memory all that it was ever sent.
+        # A new server for each, since a server keeps everything in memory that it was ever sent.
         with serve_bucket(folder) as store:
             for attempt in range(ATTEMPTS):
                 kind, seed = asked["kind"], asked["seed"]
@@ -428,19 +434,21 @@ def measure(arguments: argparse.Namespace) -> None:
     """Measure what was asked for and has no row yet."""
     rows = script.open_rows(arguments, dtype="as the engine chooses", device=arguments.device)
     about = {"weights": arguments.weights, "steps": arguments.steps}
+    if arguments.device != "cpu":
+        about["device"] = arguments.device
     sizes = {"pictures": arguments.pictures, "shards": arguments.shards, "side": arguments.side}
     whole = {**about, **sizes, "workers": arguments.workers}
     if "plain" in arguments.only and rows.is_missing("shards: plain", whole):
-        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        folder = make_all_shards(arguments)
         add_row(rows, "plain", whole, arguments.pictures, lambda: measure_plain(arguments, folder))
     if "local" in arguments.only and rows.is_missing("shards: local", whole):
-        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        folder = make_all_shards(arguments)
         add_row(rows, "local", whole, arguments.pictures, lambda: measure_local(arguments, folder))
     if "ray" in arguments.only and rows.is_missing("shards: ray", whole):
         plain = rows.find("shards: plain", whole)
-        if plain is None:
-            raise SystemExit("There is no row of `plain` with these settings; add it to --only.")
-        folder = make_shards(arguments.work / "in", *sizes_of(arguments))
+        if plain is None or identify_machine(plain) != identify_machine(rows.facts):
+            raise SystemExit("There is no row of `plain` of this machine; add it to --only.")
+        folder = make_all_shards(arguments)
         add_row(
             rows, "ray", whole, arguments.pictures, lambda: measure_ray(arguments, folder, plain)
         )
@@ -465,9 +473,10 @@ def add_row(
     script.say(f"{name}: {found}")
 
 
-def sizes_of(arguments: argparse.Namespace) -> tuple[int, int, int]:
-    """Return the number of shards and pictures, and the side of a picture."""
-    return arguments.shards, arguments.pictures, arguments.side
+def make_all_shards(arguments: argparse.Namespace) -> Path:
+    """Make the shards that were asked for, and return their folder."""
+    sizes = arguments.shards, arguments.pictures, arguments.side
+    return make_shards(arguments.work / "in-{}-{}-{}".format(*sizes), *sizes)
 
 
 def main() -> None:

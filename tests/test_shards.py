@@ -1082,11 +1082,15 @@ def main():
         def __init__(self, place):
             try:
                 open(place, "x").close()
-            except FileExistsError:
+            except FileExistsError:  # this is the second actor
                 time.sleep(2)
+                open(place + "-both", "x").close()
+            self.place = place
 
         def __call__(self, item):
-            time.sleep(6)
+            while not os.path.exists(self.place + "-both"):
+                time.sleep(0.1)
+            time.sleep(2)
             return {"worker": os.getpid()}
 
     with open_workers("ray", 2, None, "cpu") as workers:
@@ -1100,6 +1104,7 @@ main()
         capture_output=True,
         text=True,
         check=False,
+        timeout=PATIENCE,
     )
     assert ran.stdout == "2\n", ran.stderr
 

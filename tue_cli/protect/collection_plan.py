@@ -32,7 +32,7 @@ from tue_cli.events import Advanced, Event, Started
 from tue_cli.protect.codes import LOOKED_AT, MOST_LOOKED_AT, assign_codes, order_codes
 from tue_cli.protect.context import describe_run
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import Listing, Recipe, count_labels, inspect_classes
+from tue_cli.protect.sharding import Listing, Recipe, inspect_classes, scan_labels
 from tue_cli.storage.reading import MOST_STATE, explain_error, parse_json
 from tue_cli.weights import Weights
 
@@ -186,7 +186,8 @@ def plan_codes(
         if unknown:
             yield Started("Reading labels", len(unknown), "shards")
         began, pictures = time.monotonic(), 0
-        told = workers.run(count_labels, {"recipe": recipe}, [asdict(shard) for shard in unknown])
+        items = [asdict(shard) for shard in unknown]
+        told = workers.run(scan_labels, {"recipe": recipe}, items, on_device=False)
         for done, one in enumerate(told, 1):
             if one["whole"]:
                 known.scanned.add(one["mark"])

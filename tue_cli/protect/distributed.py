@@ -1,7 +1,7 @@
-"""Where workers run: processes on this machine, or actors of a Ray cluster by Ray Data.
+"""Where workers run: processes on this machine, or tasks and actors of a Ray cluster by Ray Data.
 
-Both call a stage once for each item, and yield what it returns. A stage is a function; or a class,
-of which each worker makes one instance with the arguments, which stays until the last item.
+Both call a stage with each item, and yield what it returns. A stage is a function of an item and
+the arguments; or a class, of which each worker makes one instance with the arguments.
 """
 
 from __future__ import annotations
@@ -46,18 +46,24 @@ class Workers:
         kind, processors = device.partition(":")[0], os.cpu_count() or 1
         on_gpu = kind in ("cuda", "mps", "directml") or (kind == "auto" and has_gpu())
         self.count = count or (1 if on_gpu else processors)
+        self._readers = count or processors
         # What decodes and encodes for a GPU.
         self.threads = max(1, processors // self.count) if on_gpu else 1
 
-    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
+    def run(
+        self, stage: Stage, arguments: Item, items: Sequence[Item], *, on_device: bool = True
+    ) -> Iterator[Item]:
         """Yield what a stage returns for each item, as it is finished.
+
+        `on_device` says whether the stage computes on the device; else a processor is enough.
 
         Raises:
             TueError: a worker died.
         """
         context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
+        count = self.count if on_device else self._readers
         pool = ProcessPoolExecutor(
-            min(self.count, max(1, len(items))),
+            min(count, max(1, len(items))),
             context,
             initializer=_begin,
             initargs=(stage, dict(arguments)),
@@ -66,7 +72,7 @@ class Workers:
         left = iter(items)
         try:
             while True:
-                while len(coming) < AHEAD * self.count and (item := next(left, None)) is not None:
+                while len(coming) < AHEAD * count and (item := next(left, None)) is not None:
                     coming.add(pool.submit(_call, item))
                 if not coming:
                     break
@@ -117,18 +123,23 @@ def _call(item: Item) -> Item:
 
 
 class RayWorkers:
-    """Actors of a Ray cluster, one for each GPU or processor; lost ones are replaced."""
+    """Tasks and actors of a Ray cluster, one for each GPU or processor; lost ones are replaced."""
 
     def __init__(self, cluster: Any, count: int, device: str) -> None:
         resources = cluster.cluster_resources()
         processors, gpus = int(resources.get("CPU", 1)), int(resources.get("GPU", 0))
         self._gpus = bool(gpus) and device.partition(":")[0] in ("auto", "cuda")
         self.count = count or (gpus if self._gpus else processors)
+        self._readers = count or processors
         # What decodes and encodes for a GPU are its share of the processors.
         self.threads = max(1, processors // gpus) if self._gpus else 1
 
-    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
+    def run(
+        self, stage: Stage, arguments: Item, items: Sequence[Item], *, on_device: bool = True
+    ) -> Iterator[Item]:
         """Yield what a stage returns for each item, as it is finished.
+
+        `on_device` says whether the stage computes on the device; else a processor is enough.
 
         Raises:
             TueError: Ray gave up.
@@ -139,22 +150,22 @@ class RayWorkers:
         if not items:
             return
         rows = [{"item": json.dumps(item)} for item in items]
-        count, told = min(self.count, len(rows)), {"stage": stage, "arguments": dict(arguments)}
-        # Tasks start sooner than actors, but what they make does not stay.
-        is_class = isinstance(stage, type)
-        call: Any = _RayStage if is_class else _call_stage
-        # One at a time, so that no item waits for a busy actor while another actor is idle.
-        actors = ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1)
+        count = min(self.count if on_device else self._readers, len(rows))
+        told = {"stage": stage, "arguments": dict(arguments)}
+        how: dict[str, Any]
+        if isinstance(stage, type):
+            # One at a time, so that no item waits for a busy actor while another actor is idle.
+            actors = ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1)
+            how = {"fn": _RayStage, "compute": actors, "fn_constructor_kwargs": told}
+        else:  # tasks start sooner, but keep nothing between items
+            how = {"fn": _call_stage, "compute": TaskPoolStrategy(count), "fn_kwargs": told}
         try:
             # One block an item: it is what is handed out, and made again if its worker is lost.
             made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
-                call,
                 batch_size=1,
-                compute=actors if is_class else TaskPoolStrategy(count),
-                num_cpus=self.threads,
-                num_gpus=1 if self._gpus else None,
-                fn_constructor_kwargs=told if is_class else None,
-                fn_kwargs=None if is_class else told,
+                num_cpus=self.threads if on_device else 1,
+                num_gpus=1 if self._gpus and on_device else None,
+                **how,
             )
             for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
                 for text in batch["result"]:
@@ -167,18 +178,22 @@ class RayWorkers:
 
 
 class _RayStage:
-    """A stage as Ray Data's actors call it: with batches of texts."""
+    """A class as a stage, as Ray Data's actors call it."""
 
     def __init__(self, stage: Stage, arguments: Item) -> None:
-        self._stage = _open_stage(stage, arguments)
+        self._call = _open_stage(stage, arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return {"result": [json.dumps(self._stage(json.loads(str(t)))) for t in batch["item"]]}
+        return _call_each(self._call, batch)
 
 
 def _call_stage(batch: dict[str, Any], stage: Stage, arguments: Item) -> dict[str, Any]:
-    """Call a stage as Ray Data's tasks do."""
-    return _RayStage(stage, arguments)(batch)
+    """Call a function as a stage, as Ray Data's tasks do."""
+    return _call_each(_open_stage(stage, arguments), batch)
+
+
+def _call_each(call: Callable[[Item], Item], batch: dict[str, Any]) -> dict[str, Any]:
+    return {"result": [json.dumps(call(json.loads(str(text)))) for text in batch["item"]]}
 
 
 @contextmanager

@@ -80,7 +80,7 @@ class Shard:
 
 @dataclass(frozen=True)
 class Recipe:
-    """What every worker needs to know; it is sent to each once."""
+    """What every worker needs to know."""
 
     sources: tuple[Place, ...]
     target: Place
@@ -129,10 +129,10 @@ def open_alone(spec: ProtectSpec, secret: Secret, former: str | None = None) -> 
     return copier
 
 
-def count_labels(told: Mapping[str, Any], *, recipe: Recipe) -> dict[str, Any]:
-    """Return how many pictures of each label a shard has.
+def scan_labels(told: Mapping[str, Any], *, recipe: Recipe) -> dict[str, Any]:
+    """Return a shard's `mark`, the `counts` of its pictures by label, and whether it is `whole`.
 
-    What is wrong with the shard is told when it is protected.
+    What is wrong with one that could not be read to its end is told when it is protected.
     """
     shard, labels = Shard.read(told), recipe.spec.labels
     counts: Counter[str] = Counter()
@@ -154,10 +154,13 @@ def inspect_classes(
 ) -> dict[str, Any]:
     """Return an engine's kind and description, and by new class how near it is to every code, (K,).
 
+    Where it cannot be opened, return `problem`: the message and the remedy of the error.
+
     Args:
-        told: `shards`, in which to look, and `wanted`, how many pictures of which class.
+        told: `shards`, in which to look; `labels`, which classes each has, by its mark; and
+            `wanted`, how many pictures of which class.
         recipe: of the run.
-        former: the kind of engine of former runs.
+        former: the kind of engine of former runs, if there were any.
     """
     try:
         copier = open_alone(recipe.spec, recipe.secret, former)
