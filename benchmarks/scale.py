@@ -215,42 +215,50 @@ def find_local(trial: Row, rows: Iterable[Row]) -> Row | None:
     return same[-1] if same else None
 
 
-def describe_trial(found: Row, local: Row | None) -> list[str]:
-    """Return how fast Ray was on one kind of machine, and what else was seen.
-
-    `local` is the same without S3 and Ray, where that was measured.
-    """
-    asked, memory, hardware = found["settings"], found["memory"], found["hardware"]
-    beside = ""
+def describe_trial(found: Row, local: Row | None) -> tuple[str, ...]:
+    """Return a line of the table of speeds; `local` is the run without S3 and Ray, if any."""
+    hardware, memory, speed = found["hardware"], found["memory"], found["pictures_a_second"]
+    beside = "not measured"
     if local is not None:
-        ratio = found["pictures_a_second"] / local["pictures_a_second"]
-        beside = (
-            f" The same command without S3 and Ray makes {local['pictures_a_second']:.1f}; Ray "
-            f"reaches {ratio:.2f} times that speed."
-        )
-    has_bfloat16 = "with" if hardware["bfloat16_by"] else "without"
-    return [
-        f"- {asked['pictures']:,} pictures of {asked['side']} × {asked['side']} pixels in "
-        f"{asked['shards']} shards, through an S3 server on the same machine and Ray with "
-        f"{asked['workers']} workers, on {hardware['cores']} processors of an {hardware['cpu']} "
-        f"{has_bfloat16} bfloat16 arithmetic (load {hardware['load_before'][0]:.1f} before): "
-        f"{found['pictures_a_second']:.1f} pictures a second, starting included "
-        f"({found['wall_seconds'] / 60:.1f} min; n = 1).{beside} As many processes in a bare loop, "
-        "which has no S3, measures no copy and writes no manifest, make "
-        f"{found['plain']['pictures_a_second']:.1f}; Ray reaches {found['over_plain']:.2f} times "
-        "that speed.",
-        f"  {found['equal_shards']} of the {asked['shards']} shards are, byte for byte, those that "
-        f"one machine writes without Ray. A worker's memory was {memory['peak_mib']:.0f} MiB at "
-        f"most, and in the last quarter of its life {memory['late_over_early']:.2f} times that of "
-        "the second.",
-    ]
+        other = local["pictures_a_second"]
+        beside = f"{other:.1f} ({speed / other:.2f})"
+    return (
+        f"{hardware['cores']} of an {hardware['cpu']}, "
+        f"{'bfloat16' if hardware['bfloat16_by'] else 'no bfloat16'}, "
+        f"load {hardware['load_before'][0]:.1f} before",
+        f"{speed:.1f}",
+        beside,
+        f"{found['plain']['pictures_a_second']:.1f} ({found['over_plain']:.2f})",
+        f"{memory['peak_mib']:.0f} MiB, {memory['late_over_early']:.2f}",
+        f"{found['equal_shards']} of {found['settings']['shards']}",
+    )
 
 
 def write_shards() -> str:
     """Return how fast Ray is, and how often a kill lost nothing."""
     rows = read_latest()
+    trials = list_trials(rows)
+    asked = trials[0]["settings"]
+    head = (
+        "processors",
+        "S3 and Ray",
+        "neither",
+        "a bare loop",
+        "memory of a worker",
+        "equal shards",
+    )
     lines = [
-        line for row in list_trials(rows) for line in describe_trial(row, find_local(row, rows))
+        f"Pictures a second, starting included, of {asked['pictures']:,} pictures of "
+        f"{asked['side']} × {asked['side']} pixels in {asked['shards']} shards with "
+        f"{asked['workers']} workers (n = 1 each). The S3 server is on the same machine. *Neither* "
+        "is the same command without S3 and Ray. A bare loop measures no copy and writes no "
+        "manifest. In parentheses is how many times that speed S3 and Ray reach.",
+        "",
+        format_table(head, [describe_trial(row, find_local(row, rows)) for row in trials]),
+        "",
+        "*Memory* is the most that a worker had, and the most of the last quarter of its life over "
+        "that of the second. *Equal shards* are, byte for byte, those of one machine without Ray.",
+        "",
     ]
     for kind in ("worker", "driver"):
         kills = [
