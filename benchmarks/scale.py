@@ -241,23 +241,24 @@ def write_shards() -> str:
     asked = trials[0]["settings"]
     head = (
         "processors",
-        "S3 and Ray",
-        "neither",
+        "with S3 and Ray",
+        "without",
         "a bare loop",
         "memory of a worker",
         "equal shards",
     )
     lines = [
-        f"Pictures a second, starting included, of {asked['pictures']:,} pictures of "
-        f"{asked['side']} × {asked['side']} pixels in {asked['shards']} shards with "
-        f"{asked['workers']} workers (n = 1 each). The S3 server is on the same machine. *Neither* "
+        f"The table has pictures a second, starting included, for {asked['pictures']:,} pictures "
+        f"of {asked['side']} × {asked['side']} pixels in {asked['shards']} shards with "
+        f"{asked['workers']} workers (n = 1 each). The S3 server is on the same machine. *Without* "
         "is the same command without S3 and Ray. A bare loop measures no copy and writes no "
-        "manifest. In parentheses is how many times that speed S3 and Ray reach.",
+        "manifest. In parentheses is the speed with S3 and Ray, divided by that speed.",
         "",
         format_table(head, [describe_trial(row, find_local(row, rows)) for row in trials]),
         "",
-        "*Memory* is the most that a worker had, and the most of the last quarter of its life over "
-        "that of the second. *Equal shards* are, byte for byte, those of one machine without Ray.",
+        "*Memory* is a worker's peak, and its peak in the last quarter of its life, divided by "
+        "that in the second quarter. *Equal shards* are, byte for byte, those of one machine "
+        "without Ray.",
         "",
     ]
     for kind in ("worker", "driver"):

@@ -36,7 +36,7 @@ from tue_cli.events import Done, Failed, Note
 from tue_cli.protect import collection_plan
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
 from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, write_plan
-from tue_cli.protect.distributed import open_workers
+from tue_cli.protect.distributed import Workers, open_workers
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
@@ -1068,6 +1068,24 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     assert events[-1]["already_done"] + events[-1]["shards"] == 6
     assert {p: p.stat().st_mtime_ns for p in finished if p.exists()} == finished
     assert snapshot(output) == snapshot(tmp_path / "local")
+
+
+def meet(item: Any, *, place: Path) -> dict[str, int]:
+    """Return this process once all items have been begun."""
+    (place / str(item["number"])).touch()
+    end = time.monotonic() + 30
+    while len(list(place.iterdir())) < 2 and time.monotonic() < end:
+        time.sleep(0.05)
+    return {"worker": os.getpid()}
+
+
+@pytest.mark.skipif((os.cpu_count() or 1) < 2, reason="needs two processors")
+def test_what_needs_no_gpu_runs_on_every_processor_beside_one(tmp_path: Path) -> None:
+    items = [{"number": 0}, {"number": 1}]
+    workers = Workers(0, "cuda")
+    assert workers.count == 1
+    found = list(workers.run(meet, {"place": tmp_path}, items, on_device=False))
+    assert len({told["worker"] for told in found}) == 2
 
 
 @pytest.mark.slow
