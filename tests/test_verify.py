@@ -390,14 +390,16 @@ def test_pretrained_victims_tell_the_recall_of_a_class_in_every_fold(
 def test_recall_tells_what_copies_hide_and_leaves_the_others(
     alone: VerifySpec, tmp_path: Path
 ) -> None:
-    # Flat copies of another colour teach nothing of the pictures; x and y look unlike each other.
-    for number, path in enumerate(sorted(alone.protected.rglob("*.png"))):
-        shade = 10 if number % 2 else 245
-        Image.new("RGB", (32, 32), (shade, shade, shade)).save(path)
+    # Red copies teach nothing of the blue pictures, which look more like those of x and y.
+    random = np.random.default_rng(2)
+    for path in sorted(alone.protected.rglob("*.png")):
+        pixels = (250, 60, 10) + random.normal(0, 25, (32, 32, 3))
+        Image.fromarray(pixels.clip(0, 255).astype(np.uint8)).save(path)
     others = pictures(tmp_path / "others", ("", "x", "y"), 40, seed=1)
     for path in others.glob("*.png"):  # those that look like the user's own
         path.unlink()
-    settings = replace(QUICK, seen=700, seeds=1)
+    victims = tuple(replace(victim, rate=0.02) for victim in QUICK.victims)
+    settings = replace(QUICK, victims=victims, seen=1100, seeds=1)  # 6 of 6 seeds pass
     _, result = run(replace(alone, background=others, settings=settings))
     (attack,) = result.attacks
     assert attack.others is not None and attack.floor == pytest.approx(1 / 3, abs=1e-4)
