@@ -10,6 +10,7 @@ import socket
 import subprocess
 import sys
 import tarfile
+import tempfile
 import time
 import urllib.request
 from collections.abc import Callable, Iterator
@@ -511,6 +512,16 @@ def test_an_output_that_is_not_ours_is_left_alone(run: Run, tmp_path: Path) -> N
     assert snapshot(tmp_path / "out") == before
 
 
+def test_protected_shards_are_not_protected_again(run: Run, tmp_path: Path) -> None:
+    source = make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    run(source.as_uri())  # a single shard is an input, too
+    before = snapshot(tmp_path)
+    for existing in ("skip", "overwrite"):
+        with pytest.raises(BadSetting, match="has protected copies that tue wrote"):
+            run(tmp_path / "out", (tmp_path / "twice").as_uri(), existing=existing)
+    assert snapshot(tmp_path) == before
+
+
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
     make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
     events, result = run(tmp_path / "in", dry_run=True)
@@ -937,20 +948,25 @@ def test_what_the_command_prints_as_json_is_what_the_page_says(
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("engine", ["local", pytest.param("ray", marks=needs_loopback)])
 @pytest.mark.skipif(sys.platform == "win32", reason="sends SIGINT")
 def test_an_interrupted_run_goes_on_with_the_same_command(
-    start: Start, run: Run, twin: Path, tmp_path: Path
+    start: Start, run: Run, twin: Path, tmp_path: Path, engine: str
 ) -> None:
     for number in range(4):
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
     output = tmp_path / "stopped"
-    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, "--jobs", "1")
+    more = ("--jobs", "1", "--engine", engine)
+    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, *more)
     driver = start(asked)
     wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=PATIENCE)
     if driver.returncode:  # it may have been faster
         assert driver.returncode == ExitCode.INTERRUPTED and "Traceback" not in said, said
+        assert "To continue:" in said
+    # Ray was shut down, not left behind.
+    assert not list(Path(tempfile.gettempdir()).glob(f"tue-ray-{driver.pid}-*"))
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     subprocess.run(asked, check=True, capture_output=True)
     assert {path: path.stat().st_mtime_ns for path in finished} == finished

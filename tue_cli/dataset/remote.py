@@ -191,7 +191,7 @@ class Place:
         try:
             system.invalidate_cache()
             system.info(self._locate(name))
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             return False
         except Exception as error:
             raise self.explain_read(error) from None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -199,8 +200,10 @@ def _protect(
             0, before, len(found.refused), 0, 0, {}, recipe.target.shown, 0.0, lacking
         )
         arguments = {"recipe": recipe, "threads": workers.threads}
-        outcomes = workers.run(Worker, arguments, [asdict(shard) for shard in pending])
-        return (yield from _tell(outcomes, result, found, len(pending)))
+        told = [asdict(shard) for shard in pending]
+        # Workers end before what they run in, wherever the run is stopped.
+        with closing(workers.run(Worker, arguments, told)) as outcomes:
+            return (yield from _tell(outcomes, result, found, len(pending)))
 
 
 def _select(recipe: Recipe, found: Listing, finished: set[str]) -> tuple[list[Shard], int, int]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Generator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -62,7 +63,9 @@ def to_url(text: str) -> str:
 
 
 def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
-    """Raise BadSetting for an output that cannot be one, or lies among the originals."""
+    """Raise BadSetting for an output that cannot be one or lies among the originals, or for an
+    input that is an output.
+    """
     refuse_unless(
         target.protocol not in READ_ONLY,
         f"{target.shown} can only be read.",
@@ -73,6 +76,11 @@ def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
             not source.contains(target) and not target.contains(source),
             f"The output {target.shown} and the input {source.shown} lie within each other.",
             "Choose another output with -o.",
+        )
+        refuse_unless(
+            source.protocol in READ_ONLY or not source.exists(PLAN),
+            f"{source.shown} has protected copies that tue wrote.",
+            "Give the place of the originals.",
         )
 
 
@@ -187,15 +195,15 @@ def plan_codes(
             yield Started("Reading labels", len(unknown), "shards")
         began, pictures = time.monotonic(), 0
         items = [asdict(shard) for shard in unknown]
-        told = workers.run(scan_labels, {"recipe": recipe}, items, on_device=False)
-        for done, one in enumerate(told, 1):
-            if one["whole"]:
-                known.scanned.add(one["mark"])
-            counts[one["mark"]] = one["counts"]
-            pictures += sum(one["counts"].values())
-            spent = time.monotonic() - began
-            left = (len(unknown) - done) * spent / done
-            yield Advanced(done, len(unknown), pictures / spent, left)
+        with closing(workers.run(scan_labels, {"recipe": recipe}, items, on_device=False)) as told:
+            for done, one in enumerate(told, 1):
+                if one["whole"]:
+                    known.scanned.add(one["mark"])
+                counts[one["mark"]] = one["counts"]
+                pictures += sum(one["counts"].values())
+                spent = time.monotonic() - began
+                left = (len(unknown) - done) * spent / done
+                yield Advanced(done, len(unknown), pictures / spent, left)
     labels = {name for here in counts.values() for name in here}
     chosen = read_codes()
     marks = {name: mark_class(recipe.secret, weights.sha256, name) for name in labels}
