@@ -29,6 +29,7 @@ from typer.testing import CliRunner
 
 from tue_cli.cli import app
 from tue_cli.config import ProtectSettings
+from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.remote import Place, expand, redact
 from tue_cli.dataset.secret import make_secret
 from tue_cli.dataset.shards import BadShard, read_tar, split_name
@@ -520,6 +521,10 @@ def test_protected_shards_are_not_protected_again(run: Run, tmp_path: Path) -> N
         with pytest.raises(BadSetting, match="has protected copies that tue wrote"):
             run(tmp_path / "out", (tmp_path / "twice").as_uri(), existing=existing)
     assert snapshot(tmp_path) == before
+    (tmp_path / "local").mkdir()
+    (tmp_path / "local" / MANIFEST).touch()  # what a run over a folder leaves
+    with pytest.raises(BadSetting, match="has protected copies that tue wrote"):
+        run(tmp_path / "local", (tmp_path / "twice").as_uri())
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -906,6 +911,14 @@ def find_children(process: int) -> Path:
     return Path(f"/proc/{process}/task/{process}/children")
 
 
+def is_alive(process: int | str) -> bool:
+    """Whether there is such a process, and it has not ended."""
+    try:
+        return bool(Path(f"/proc/{process}/cmdline").read_bytes())
+    except OSError:
+        return False
+
+
 Start = Callable[..., subprocess.Popen[str]]
 
 
@@ -1011,29 +1024,25 @@ def test_workers_end_when_the_process_that_started_them_is_killed(
     children = find_children(driver.pid).read_text().split()
     driver.kill()
     driver.wait()
-
-    def is_gone(child: str) -> bool:
-        try:
-            return not Path(f"/proc/{child}/cmdline").read_bytes()
-        except OSError:
-            return True
-
     assert children
-    wait_for(lambda: all(map(is_gone, children)))
+    wait_for(lambda: not any(map(is_alive, children)))
 
 
-def find_ray_workers() -> list[int]:
-    """The processes of this user that Ray runs workers in."""
-    found = []
+def find_ray_workers(driver: int) -> list[int]:
+    """The processes in which Ray runs the workers of a driver that is alive."""
+    parents, workers = {}, []
     for entry in Path("/proc").iterdir():
         if entry.name.isdecimal():
             try:
                 called = (entry / "cmdline").read_bytes()
+                # Behind the name, which may have spaces, stand the state and the parent.
+                parent = int((entry / "stat").read_text().rpartition(")")[2].split()[1])
             except OSError:
                 continue
+            parents[int(entry.name)] = parent
             if called.startswith(b"ray::MapWorker"):
-                found.append(int(entry.name))
-    return found
+                workers.append(int(entry.name))
+    return [worker for worker in workers if parents.get(parents[worker]) == driver]
 
 
 def wait_for(holds: Callable[[], Any]) -> Any:
@@ -1057,23 +1066,21 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     asked = command(
         str(tmp_path / "in"), str(output), twin, "--engine", "ray", "--jobs", "2", "--json"
     )
-    before = set(find_ray_workers())
     driver = start(asked, subprocess.PIPE)
     parts = output / ".tue" / "parts"
     wait_for(lambda: parts.is_dir() and len(list(parts.iterdir())) >= 1)
+    workers = find_ray_workers(driver.pid)
+    assert workers
     driver.kill()
     driver.communicate()
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     assert finished
-    # Ray's processes end with the driver's.
-    wait_for(lambda: not set(find_ray_workers()) - before)
+    wait_for(lambda: not any(map(is_alive, workers)))  # Ray's processes end with the driver's
     driver = start(asked, subprocess.PIPE)
     done = len(list(parts.iterdir()))
     if done < 5:
         wait_for(lambda: list((output / ".tue").glob("tue-scratch-*")))
-        for worker in set(find_ray_workers()) - before:
-            os.kill(worker, signal.SIGKILL)
-            break
+        os.kill(wait_for(lambda: find_ray_workers(driver.pid))[0], signal.SIGKILL)
     said, problems = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, problems
     events = [json.loads(line) for line in said.splitlines()]
@@ -1102,6 +1109,53 @@ def test_what_needs_no_gpu_runs_on_every_processor_beside_one(tmp_path: Path) ->
     assert workers.count == 1
     found = list(workers.run(meet, {"place": tmp_path}, items, on_device=False))
     assert len({told["worker"] for told in found}) == 2
+
+
+@pytest.mark.slow
+@needs_loopback
+@pytest.mark.skipif(sys.platform == "win32", reason="sends SIGKILL")
+def test_a_shard_that_no_worker_survives_is_named_and_the_others_are_written(
+    run: Run, twin: Path, tmp_path: Path
+) -> None:
+    for number in range(4):
+        make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
+    script = """
+import os, signal, sys
+from tue_cli.cli import main
+from tue_cli.protect import collection
+
+def go(deaths):
+    class Dies(collection.Worker):
+        def __call__(self, told):
+            if told["path"] == "1.tar":
+                with open(deaths, "a") as file:
+                    file.write("x")
+                os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is full
+            return super().__call__(told)
+
+    collection.Worker = Dies
+    main(sys.argv[2:])
+
+go(sys.argv[1])
+"""
+    output, deaths = tmp_path / "out", tmp_path / "deaths"
+    more = ("--engine", "ray", "--jobs", "2")
+    asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, *more)
+    ran = subprocess.run(
+        [asked[0], "-c", script, str(deaths), *asked[3:]],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=PATIENCE,
+    )
+    assert ran.returncode == ExitCode.SOME_FAILED, ran.stderr
+    assert "1.tar" in ran.stderr and "Every worker that began it died" in ran.stderr
+    assert deaths.read_text() == "xxx"
+    assert {path.name for path in output.glob("*.tar")} == {"0.tar", "2.tar", "3.tar"}
+    # The next run begins it again.
+    subprocess.run(asked, check=True, capture_output=True, timeout=PATIENCE)
+    run(tmp_path / "in", (tmp_path / "whole").as_uri())
+    assert snapshot(output) == snapshot(tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.manifest import are_keys, describe_differences
+from tue_cli.dataset.manifest import MANIFEST, are_keys, describe_differences
 from tue_cli.dataset.output import WORK
 from tue_cli.dataset.remote import READ_ONLY, Place, is_url
 from tue_cli.dataset.secret import (
@@ -78,7 +78,7 @@ def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
             "Choose another output with -o.",
         )
         refuse_unless(
-            source.protocol in READ_ONLY or not source.exists(PLAN),
+            source.protocol in READ_ONLY or not any(map(source.exists, (PLAN, MANIFEST))),
             f"{source.shown} has protected copies that tue wrote.",
             "Give the place of the originals.",
         )

@@ -1,7 +1,8 @@
 """Where workers run: processes on this machine, or tasks and actors of a Ray cluster by Ray Data.
 
 Both call a stage with each item, and yield what it returns. A stage is a function of an item and
-the arguments; or a class, of which each worker makes one instance with the arguments.
+the arguments; or a class, of which each worker makes one instance with the arguments. Such a class
+has `give_up`, which returns what is said of an item that no worker survived; only Ray calls it.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ import signal
 import socket
 import tempfile
 import threading
+from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -32,6 +34,8 @@ Item = Mapping[str, Any]
 Stage = Callable[..., Any]
 AHEAD = 2
 """Items that are handed out for each worker."""
+TRIES = 3
+"""So many workers may die of an item; then it is given up."""
 ANSWER_SECONDS = 10.0
 """After so long, nothing answers at an address."""
 LOOPBACK = "127.0.0.1"
@@ -156,6 +160,8 @@ class RayWorkers:
         if isinstance(stage, type):
             # One at a time, so that no item waits for a busy actor while another actor is idle.
             actors = ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1)
+            attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts)
+            told["attempts"] = attempts.remote()
             how = {"fn": _RayStage, "compute": actors, "fn_constructor_kwargs": told}
         else:  # tasks start sooner, but keep nothing between items
             how = {"fn": _call_stage, "compute": TaskPoolStrategy(count), "fn_kwargs": told}
@@ -177,14 +183,30 @@ class RayWorkers:
             ) from None
 
 
+class _Attempts:
+    """Counts how often each item was begun, in an actor of its own, which outlives workers."""
+
+    def __init__(self) -> None:
+        self._counts: Counter[str] = Counter()
+
+    def count(self, text: str) -> int:
+        self._counts[text] += 1
+        return self._counts[text]
+
+
 class _RayStage:
     """A class as a stage, as Ray Data's actors call it."""
 
-    def __init__(self, stage: Stage, arguments: Item) -> None:
+    def __init__(self, stage: Any, arguments: Item, attempts: Any) -> None:
+        self._stage, self._attempts = stage, attempts
         self._call = _open_stage(stage, arguments)
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
-        return _call_each(self._call, batch)
+        import ray
+
+        (text,) = map(str, batch["item"])
+        is_lost = ray.get(self._attempts.count.remote(text)) > TRIES
+        return _call_each(self._stage.give_up if is_lost else self._call, batch)
 
 
 def _call_stage(batch: dict[str, Any], stage: Stage, arguments: Item) -> dict[str, Any]:

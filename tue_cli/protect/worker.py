@@ -101,6 +101,12 @@ class Worker:
             outcome = Outcome(shard.path, "failed", "unreadable", message)
         return asdict(outcome)
 
+    @staticmethod
+    def give_up(told: Mapping[str, Any]) -> dict[str, Any]:
+        """Return the `Outcome`, as a mapping, of a shard that no worker survived."""
+        message = "Every worker that began it died, perhaps because there was not enough memory."
+        return asdict(Outcome(Shard.read(told).path, "failed", "worker-died", message))
+
     def _find_state(self, shard: Shard) -> str:
         """Return `done` for a shard that is to be made; another worker, which died, may have."""
         for failed, state in enumerate(() if shard.again else ("finished", "incomplete")):
@@ -225,13 +231,9 @@ class Worker:
         assert one.ready is not None and one.delta is not None
         try:
             copy = self._copier.finish(one.ready, one.delta)
+            place, label = one.name or one.sample.name, one.sample.label or ""
             record = describe_copy(
-                one.ready,
-                copy,
-                path=one.name or one.sample.name,
-                source=one.source,
-                label="" if one.sample.label is None else one.sample.label,
-                key=one.code,
+                one.ready, copy, path=place, source=one.source, label=label, key=one.code
             )
             one.record, one.data = make_plain(record), copy.encoded.data
         except ImageProblem as error:
