@@ -38,7 +38,7 @@ from tue_cli.events import Done, Failed, Note
 from tue_cli.protect import collection_plan
 from tue_cli.protect.collection import CollectionSpec, CollectionSummary, protect_collection
 from tue_cli.protect.collection_plan import Known, choose_looks, read_plan, write_plan
-from tue_cli.protect.distributed import Workers, open_workers
+from tue_cli.protect.distributed import Stage, Workers, open_workers
 from tue_cli.protect.protector import Protector
 from tue_cli.protect.request import ProtectSpec
 from tue_cli.protect.sharding import Listing, Recipe, Shard, read_samples
@@ -513,18 +513,21 @@ def test_an_output_that_is_not_ours_is_left_alone(run: Run, tmp_path: Path) -> N
     assert snapshot(tmp_path / "out") == before
 
 
-def test_protected_shards_are_not_protected_again(run: Run, tmp_path: Path) -> None:
-    source = make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
-    run(source.as_uri())  # a single shard is an input, too
-    before = snapshot(tmp_path)
-    for existing in ("skip", "overwrite"):
-        with pytest.raises(BadSetting, match="has protected copies that tue wrote"):
-            run(tmp_path / "out", (tmp_path / "twice").as_uri(), existing=existing)
-    assert snapshot(tmp_path) == before
-    (tmp_path / "local").mkdir()
-    (tmp_path / "local" / MANIFEST).touch()  # what a run over a folder leaves
-    with pytest.raises(BadSetting, match="has protected copies that tue wrote"):
-        run(tmp_path / "local", (tmp_path / "twice").as_uri())
+@pytest.mark.parametrize("sign", [MANIFEST, ".tue/journal.jsonl", ".tue/parts/0.tar.x.parquet"])
+def test_the_output_of_an_earlier_run_is_not_protected_again(
+    run: Run, tmp_path: Path, sign: str
+) -> None:
+    make_tar(tmp_path / "in" / "0.tar", list_members(0, 1))
+    for name in ("train/0.tar", f"train/{sign}"):  # what an earlier run left among the shards
+        (tmp_path / "in" / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "in" / name).write_bytes((tmp_path / "in" / "0.tar").read_bytes())
+    events, result = run(tmp_path / "in", dry_run=True)
+    assert result.shards == 1
+    (told,) = [event.message for event in events if isinstance(event, Note)]
+    assert told == "1 file ignored (in the output of an earlier run)."
+    with pytest.raises(BadSetting, match="is the output of an earlier run"):
+        run(tmp_path / "in" / "train", existing="overwrite")
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_dry_run_writes_nothing(run: Run, tmp_path: Path) -> None:
@@ -973,12 +976,14 @@ def test_an_interrupted_run_goes_on_with_the_same_command(
     asked = command((tmp_path / "in").as_uri(), output.as_uri(), twin, *more)
     driver = start(asked)
     wait_for(lambda: list((output / ".tue" / "parts").glob("*")))
+    workers = find_ray_workers(driver.pid)
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=PATIENCE)
     if driver.returncode:  # it may have been faster
         assert driver.returncode == ExitCode.INTERRUPTED and "Traceback" not in said, said
         assert "To continue:" in said
-    # Ray was shut down, not left behind.
+        assert workers or engine == "local" or not sys.platform.startswith("linux")
+    wait_for(lambda: not any(map(is_alive, workers)))
     assert not list(Path(tempfile.gettempdir()).glob(f"tue-ray-{driver.pid}-*"))
     finished = {path: path.stat().st_mtime_ns for path in output.glob("*.tar")}
     subprocess.run(asked, check=True, capture_output=True)
@@ -1029,9 +1034,9 @@ def test_workers_end_when_the_process_that_started_them_is_killed(
 
 
 def find_ray_workers(driver: int) -> list[int]:
-    """The processes in which Ray runs the workers of a driver that is alive."""
+    """The processes in which Ray runs the workers of a driver that is alive; on Linux."""
     parents, workers = {}, []
-    for entry in Path("/proc").iterdir():
+    for entry in Path("/proc").glob("*"):
         if entry.name.isdecimal():
             try:
                 called = (entry / "cmdline").read_bytes()
@@ -1079,8 +1084,12 @@ def test_ray_writes_what_one_machine_writes_though_a_worker_and_the_driver_are_k
     driver = start(asked, subprocess.PIPE)
     done = len(list(parts.iterdir()))
     if done < 5:
-        wait_for(lambda: list((output / ".tue").glob("tue-scratch-*")))
-        os.kill(wait_for(lambda: find_ray_workers(driver.pid))[0], signal.SIGKILL)
+
+        def find_busy() -> list[int]:
+            found = find_ray_workers(driver.pid)
+            return [w for w in found if any((output / ".tue").glob(f"tue-scratch-*-{w}-*"))]
+
+        os.kill(wait_for(find_busy)[0], signal.SIGKILL)
     said, problems = driver.communicate(timeout=PATIENCE)
     assert driver.returncode == 0, problems
     events = [json.loads(line) for line in said.splitlines()]
@@ -1107,7 +1116,7 @@ def test_what_needs_no_gpu_runs_on_every_processor_beside_one(tmp_path: Path) ->
     items = [{"number": 0}, {"number": 1}]
     workers = Workers(0, "cuda")
     assert workers.count == 1
-    found = list(workers.run(meet, {"place": tmp_path}, items, on_device=False))
+    found = list(workers.run(Stage(meet, dict, on_device=False), {"place": tmp_path}, items))
     assert len({told["worker"] for told in found}) == 2
 
 
@@ -1121,19 +1130,28 @@ def test_a_shard_that_no_worker_survives_is_named_and_the_others_are_written(
         make_tar(tmp_path / "in" / f"{number}.tar", list_members(8 * number, 8))
     script = """
 import os, signal, sys
+from dataclasses import replace
 from tue_cli.cli import main
-from tue_cli.protect import collection
+from tue_cli.protect import collection, collection_plan
 
 def go(deaths):
+    def die(told, letter):
+        if told["path"] == "1.tar":
+            with open(deaths, "a") as file:
+                file.write(letter)
+            os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is full
+
+    def scan(told, *, recipe, call=collection_plan.SCAN.call):
+        die(told, "s")
+        return call(told, recipe=recipe)
+
     class Dies(collection.Worker):
         def __call__(self, told):
-            if told["path"] == "1.tar":
-                with open(deaths, "a") as file:
-                    file.write("x")
-                os.kill(os.getpid(), signal.SIGKILL)  # as the system does where memory is full
+            die(told, "w")
             return super().__call__(told)
 
-    collection.Worker = Dies
+    collection_plan.SCAN = replace(collection_plan.SCAN, call=scan)
+    collection.PROTECT = replace(collection.PROTECT, call=Dies)
     main(sys.argv[2:])
 
 go(sys.argv[1])
@@ -1150,7 +1168,7 @@ go(sys.argv[1])
     )
     assert ran.returncode == ExitCode.SOME_FAILED, ran.stderr
     assert "1.tar" in ran.stderr and "Every worker that began it died" in ran.stderr
-    assert deaths.read_text() == "xxx"
+    assert deaths.read_text() == "ssswww"
     assert {path.name for path in output.glob("*.tar")} == {"0.tar", "2.tar", "3.tar"}
     # The next run begins it again.
     subprocess.run(asked, check=True, capture_output=True, timeout=PATIENCE)
@@ -1163,7 +1181,7 @@ go(sys.argv[1])
 def test_no_item_waits_for_a_busy_actor_while_another_is_idle(tmp_path: Path) -> None:
     script = """
 import os, sys, time
-from tue_cli.protect.distributed import open_workers
+from tue_cli.protect.distributed import Stage, open_workers
 
 def main():
     class Late:
@@ -1182,7 +1200,7 @@ def main():
             return {"worker": os.getpid()}
 
     with open_workers("ray", 2, None, "cpu") as workers:
-        found = list(workers.run(Late, {"place": sys.argv[1]}, [{}, {}]))
+        found = list(workers.run(Stage(Late, dict), {"place": sys.argv[1]}, [{}, {}]))
     print(len({told["worker"] for told in found}))
 
 main()

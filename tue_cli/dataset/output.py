@@ -8,6 +8,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 import stat
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -21,8 +22,13 @@ from tue_cli.text import escape
 WORK = ".tue"
 """Where a run keeps its state in the output."""
 JOURNAL = "journal.jsonl"
+PARTS = "parts"
+"""The folder of the manifest's parts of shards, in the work folder."""
 
 _LOCK = "lock"
+_SIGN = re.compile(
+    rf"(?:^|/)({re.escape(MANIFEST)}$|{re.escape(WORK)}/(?:{re.escape(JOURNAL)}$|{PARTS}/))"
+)
 _FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What of a file system's errors no other copy escapes either."""
 
@@ -46,6 +52,12 @@ def choose_default_output(paths: Sequence[Path]) -> Path:
             "Name a folder for them with -o.",
         )
     return folder.with_name(f"{folder.name}-protected")
+
+
+def find_output(name: str) -> str | None:
+    """Return the folder, with its slash, that a file's name says to be an output of a run."""
+    found = _SIGN.search(name)
+    return name[: found.start(1)] if found else None
 
 
 def is_output(folder: Path) -> bool:

@@ -19,7 +19,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any, BinaryIO, Final
 from urllib.parse import urlsplit
 
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import WORK, find_output
 from tue_cli.errors import BadSetting, OutputProblem, TueError, require
 from tue_cli.text import escape
 
@@ -134,9 +134,8 @@ class Place:
         return f"{self._opened[1]}/{name}" if name else self._opened[1]
 
     def list_files(self, *, may_miss: bool = False) -> list[Stored]:
-        """Return the files below it, but for hidden ones, in the order of their names.
-
-        `may_miss` says that a folder on this machine need not be there.
+        """Return the files below it, in the order of their names; of hidden ones, only those that
+        tell of an earlier run's output. `may_miss`: a folder on this machine need not be there.
 
         Raises:
             TueError: it cannot be listed.
@@ -158,9 +157,10 @@ class Place:
         stored = []
         for path, about in found.items():
             name = "" if path == root else path.removeprefix(root).lstrip("/")
-            is_hidden = any(part.startswith(".") for part in PurePosixPath(name).parts)
+            parts = PurePosixPath(name).parts
+            is_shown = find_output(name) is not None or not any(p.startswith(".") for p in parts)
             is_plain = about.get("type", "file") == "file" and not about.get("islink")
-            if is_plain and not is_hidden:
+            if is_plain and is_shown:
                 stored.append(Stored(name, about.get("size") or 0, _find_version(about)))
         return sorted(stored, key=lambda file: file.name)
 
@@ -191,7 +191,7 @@ class Place:
         try:
             system.invalidate_cache()
             system.info(self._locate(name))
-        except (FileNotFoundError, NotADirectoryError):
+        except FileNotFoundError:
             return False
         except Exception as error:
             raise self.explain_read(error) from None

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import PARTS, WORK
 from tue_cli.dataset.remote import Place, expand
 from tue_cli.dataset.shards import FIELD
 from tue_cli.errors import NothingToDo, OutputProblem, refuse_unless, require
@@ -28,9 +28,9 @@ from tue_cli.protect.collection_plan import (
     write_plan,
 )
 from tue_cli.protect.context import choose_weights
-from tue_cli.protect.distributed import open_workers
+from tue_cli.protect.distributed import Stage, open_workers
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import PARTS, Listing, Outcome, Recipe, Shard, list_shards
+from tue_cli.protect.sharding import Listing, Outcome, Recipe, Shard, list_shards
 from tue_cli.protect.worker import Worker
 from tue_cli.text import escape, format_count, format_duration
 from tue_cli.weights import Weights
@@ -120,6 +120,14 @@ class CollectionSummary:
     dry_run: bool = False
 
 
+def _give_up(told: Mapping[str, Any]) -> dict[str, Any]:
+    message = "Every worker that began it died, perhaps for lack of memory."
+    return asdict(Outcome(told["path"], "failed", "worker-died", message))
+
+
+PROTECT = Stage(Worker, _give_up)
+
+
 def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     """Protect the shards of a data set, yielding what happens; the consumer may stop at any event.
 
@@ -154,6 +162,10 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
         yield Note(
             f"{format_count(found.ignored, 'file')} ignored (not a shard, nor a picture in a "
             "source without shards)."
+        )
+    if found.copies:
+        yield Note(
+            f"{format_count(found.copies, 'file')} ignored (in the output of an earlier run)."
         )
     if spec.dry_run:
         yield _forecast(recipe, found, known, finished, weights)
@@ -201,8 +213,8 @@ def _protect(
         )
         arguments = {"recipe": recipe, "threads": workers.threads}
         told = [asdict(shard) for shard in pending]
-        # Workers end before what they run in, wherever the run is stopped.
-        with closing(workers.run(Worker, arguments, told)) as outcomes:
+        # So that workers end before what they run in, where the consumer stops.
+        with closing(workers.run(PROTECT, arguments, told)) as outcomes:
             return (yield from _tell(outcomes, result, found, len(pending)))
 
 

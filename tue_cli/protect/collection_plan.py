@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.manifest import MANIFEST, are_keys, describe_differences
+from tue_cli.dataset.manifest import are_keys, describe_differences
 from tue_cli.dataset.output import WORK
 from tue_cli.dataset.remote import READ_ONLY, Place, is_url
 from tue_cli.dataset.secret import (
@@ -32,8 +32,9 @@ from tue_cli.errors import BadSetting, TueError, refuse_unless
 from tue_cli.events import Advanced, Event, Started
 from tue_cli.protect.codes import LOOKED_AT, MOST_LOOKED_AT, assign_codes, order_codes
 from tue_cli.protect.context import describe_run
+from tue_cli.protect.distributed import Stage
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import Listing, Recipe, inspect_classes, scan_labels
+from tue_cli.protect.sharding import Listing, Recipe, Shard, inspect_classes, scan_labels
 from tue_cli.storage.reading import MOST_STATE, explain_error, parse_json
 from tue_cli.weights import Weights
 
@@ -63,9 +64,7 @@ def to_url(text: str) -> str:
 
 
 def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
-    """Raise BadSetting for an output that cannot be one or lies among the originals, or for an
-    input that is an output.
-    """
+    """Raise BadSetting for an output that cannot be one, or lies among the originals."""
     refuse_unless(
         target.protocol not in READ_ONLY,
         f"{target.shown} can only be read.",
@@ -76,11 +75,6 @@ def refuse_places(sources: tuple[Place, ...], target: Place) -> None:
             not source.contains(target) and not target.contains(source),
             f"The output {target.shown} and the input {source.shown} lie within each other.",
             "Choose another output with -o.",
-        )
-        refuse_unless(
-            source.protocol in READ_ONLY or not any(map(source.exists, (PLAN, MANIFEST))),
-            f"{source.shown} has protected copies that tue wrote.",
-            "Give the place of the originals.",
         )
 
 
@@ -182,6 +176,19 @@ def describe_collection(
     return plain
 
 
+def _pass_over(told: Mapping[str, Any]) -> dict[str, Any]:
+    return {"mark": Shard.read(told).mark, "whole": False, "counts": {}}
+
+
+def _explain_no_codes(_: Mapping[str, Any]) -> dict[str, Any]:
+    message = "Every worker that began to choose codes died, perhaps for lack of memory."
+    return {"problem": [message, "Run the same command again, with fewer --jobs."]}
+
+
+SCAN = Stage(scan_labels, _pass_over, on_device=False)
+INSPECT = Stage(inspect_classes, _explain_no_codes)
+
+
 def plan_codes(
     recipe: Recipe, found: Listing, known: Known, workers: Any, weights: Weights
 ) -> Generator[Event, None, Recipe]:
@@ -195,7 +202,7 @@ def plan_codes(
             yield Started("Reading labels", len(unknown), "shards")
         began, pictures = time.monotonic(), 0
         items = [asdict(shard) for shard in unknown]
-        with closing(workers.run(scan_labels, {"recipe": recipe}, items, on_device=False)) as told:
+        with closing(workers.run(SCAN, {"recipe": recipe}, items)) as told:
             for done, one in enumerate(told, 1):
                 if one["whole"]:
                     known.scanned.add(one["mark"])
@@ -213,7 +220,7 @@ def plan_codes(
     where = choose_looks(found, counts, new if looks else [])
     former = known.run["engine"] if known.run else None
     arguments = {"recipe": recipe, "former": former}
-    (seen,) = workers.run(inspect_classes, arguments, [where])
+    (seen,) = workers.run(INSPECT, arguments, [where])
     if "problem" in seen:
         raise TueError(*seen["problem"])
     run = describe_collection(spec, weights, recipe.secret, seen["kind"])

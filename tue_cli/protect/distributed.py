@@ -1,8 +1,6 @@
 """Where workers run: processes on this machine, or tasks and actors of a Ray cluster by Ray Data.
 
-Both call a stage with each item, and yield what it returns. A stage is a function of an item and
-the arguments; or a class, of which each worker makes one instance with the arguments. Such a class
-has `give_up`, which returns what is said of an item that no worker survived; only Ray calls it.
+Both call a stage with each item, and yield what it returns.
 """
 
 from __future__ import annotations
@@ -22,6 +20,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -31,7 +30,6 @@ from tue_cli.engine.select import has_gpu
 from tue_cli.errors import TueError, require
 
 Item = Mapping[str, Any]
-Stage = Callable[..., Any]
 AHEAD = 2
 """Items that are handed out for each worker."""
 TRIES = 3
@@ -41,6 +39,20 @@ ANSWER_SECONDS = 10.0
 LOOPBACK = "127.0.0.1"
 OBJECTS = 256 << 20
 """Bytes of Ray's store of objects on one machine; the items and outcomes are small."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What workers do with each item."""
+
+    call: Callable[..., Any]
+    """A function of an item and the arguments; or a class, of which each worker makes one instance
+    with the arguments, and calls it with each item."""
+    give_up: Callable[[Item], Item]
+    """What is said of an item that no worker survived. The death of a worker of Ray concerns its
+    item alone; that of one on this machine ends the run."""
+    on_device: bool = True
+    """Whether it computes on the device; else a processor is enough."""
 
 
 class Workers:
@@ -54,23 +66,19 @@ class Workers:
         # What decodes and encodes for a GPU.
         self.threads = max(1, processors // self.count) if on_gpu else 1
 
-    def run(
-        self, stage: Stage, arguments: Item, items: Sequence[Item], *, on_device: bool = True
-    ) -> Iterator[Item]:
+    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
         """Yield what a stage returns for each item, as it is finished.
-
-        `on_device` says whether the stage computes on the device; else a processor is enough.
 
         Raises:
             TueError: a worker died.
         """
         context, others = multiprocessing.get_context("spawn"), multiprocessing.active_children()
-        count = self.count if on_device else self._readers
+        count = self.count if stage.on_device else self._readers
         pool = ProcessPoolExecutor(
             min(count, max(1, len(items))),
             context,
             initializer=_begin,
-            initargs=(stage, dict(arguments)),
+            initargs=(stage.call, dict(arguments)),
         )
         coming: set[Future[Item]] = set()
         left = iter(items)
@@ -95,23 +103,23 @@ class Workers:
             pool.shutdown(wait=True, cancel_futures=True)
 
 
-def _open_stage(stage: Stage, arguments: Item) -> Callable[[Item], Item]:
+def _open_stage(call: Callable[..., Any], arguments: Item) -> Callable[[Item], Item]:
     """Return what is called with each item."""
-    opened = stage(**arguments) if isinstance(stage, type) else partial(stage, **arguments)
+    opened = call(**arguments) if isinstance(call, type) else partial(call, **arguments)
     return cast("Callable[[Item], Item]", opened)
 
 
 _stage: Callable[[Item], Item] | None = None
 
 
-def _begin(stage: Stage, arguments: dict[str, Any]) -> None:
+def _begin(call: Callable[..., Any], arguments: dict[str, Any]) -> None:
     """Make a stage in a worker's process, which Ctrl-C does not reach: its parent ends it, or
     that its parent was killed.
     """
     global _stage
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _stage = _open_stage(stage, arguments)
+    _stage = _open_stage(call, arguments)
 
 
 def _end_with_parent() -> None:
@@ -137,13 +145,11 @@ class RayWorkers:
         self._readers = count or processors
         # What decodes and encodes for a GPU are its share of the processors.
         self.threads = max(1, processors // gpus) if self._gpus else 1
+        lasting = cluster.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)
+        self._attempts = lasting(_Attempts).remote()
 
-    def run(
-        self, stage: Stage, arguments: Item, items: Sequence[Item], *, on_device: bool = True
-    ) -> Iterator[Item]:
+    def run(self, stage: Stage, arguments: Item, items: Sequence[Item]) -> Iterator[Item]:
         """Yield what a stage returns for each item, as it is finished.
-
-        `on_device` says whether the stage computes on the device; else a processor is enough.
 
         Raises:
             TueError: Ray gave up.
@@ -153,24 +159,22 @@ class RayWorkers:
 
         if not items:
             return
-        rows = [{"item": json.dumps(item)} for item in items]
-        count = min(self.count if on_device else self._readers, len(rows))
-        told = {"stage": stage, "arguments": dict(arguments)}
+        rows = [{"number": n, "item": json.dumps(item)} for n, item in enumerate(items)]
+        count = min(self.count if stage.on_device else self._readers, len(rows))
+        told = {"stage": stage, "arguments": dict(arguments), "attempts": self._attempts}
         how: dict[str, Any]
-        if isinstance(stage, type):
+        if isinstance(stage.call, type):
             # One at a time, so that no item waits for a busy actor while another actor is idle.
             actors = ActorPoolStrategy(size=count, max_tasks_in_flight_per_actor=1)
-            attempts = ray.remote(num_cpus=0, max_restarts=-1, max_task_retries=-1)(_Attempts)
-            told["attempts"] = attempts.remote()
             how = {"fn": _RayStage, "compute": actors, "fn_constructor_kwargs": told}
         else:  # tasks start sooner, but keep nothing between items
-            how = {"fn": _call_stage, "compute": TaskPoolStrategy(count), "fn_kwargs": told}
+            how = {"fn": _call_once, "compute": TaskPoolStrategy(count), "fn_kwargs": told}
         try:
             # One block an item: it is what is handed out, and made again if its worker is lost.
             made = ray.data.from_items(rows, override_num_blocks=len(rows)).map_batches(
                 batch_size=1,
-                num_cpus=self.threads if on_device else 1,
-                num_gpus=1 if self._gpus and on_device else None,
+                num_cpus=self.threads if stage.on_device else 1,
+                num_gpus=1 if self._gpus and stage.on_device else None,
                 **how,
             )
             for batch in made.iter_batches(batch_size=None, prefetch_batches=0):
@@ -184,38 +188,39 @@ class RayWorkers:
 
 
 class _Attempts:
-    """Counts how often each item was begun, in an actor of its own, which outlives workers."""
+    """Counts in an actor of its own how often each item of each stage was begun."""
 
     def __init__(self) -> None:
-        self._counts: Counter[str] = Counter()
+        self._counts: Counter[tuple[str, int]] = Counter()
 
-    def count(self, text: str) -> int:
-        self._counts[text] += 1
-        return self._counts[text]
+    def count(self, stage: str, number: int) -> int:
+        self._counts[stage, number] += 1
+        return self._counts[stage, number]
 
 
 class _RayStage:
-    """A class as a stage, as Ray Data's actors call it."""
+    """A stage, as Ray Data's actors call it: with a batch of one item."""
 
-    def __init__(self, stage: Any, arguments: Item, attempts: Any) -> None:
-        self._stage, self._attempts = stage, attempts
-        self._call = _open_stage(stage, arguments)
+    def __init__(self, stage: Stage, arguments: Item, attempts: Any) -> None:
+        self._stage, self._arguments, self._attempts = stage, arguments, attempts
+        self._call: Callable[[Item], Item] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
         import ray
 
-        (text,) = map(str, batch["item"])
-        is_lost = ray.get(self._attempts.count.remote(text)) > TRIES
-        return _call_each(self._stage.give_up if is_lost else self._call, batch)
+        (number,), (text,) = batch["number"], batch["item"]
+        item = json.loads(str(text))
+        begun = self._attempts.count.remote(self._stage.call.__name__, int(number))
+        if ray.get(begun) > TRIES:
+            return {"result": [json.dumps(self._stage.give_up(item))]}
+        # Opened here, so that an item is given up, too, if the worker dies of opening the stage.
+        self._call = self._call or _open_stage(self._stage.call, self._arguments)
+        return {"result": [json.dumps(self._call(item))]}
 
 
-def _call_stage(batch: dict[str, Any], stage: Stage, arguments: Item) -> dict[str, Any]:
+def _call_once(batch: dict[str, Any], **told: Any) -> dict[str, Any]:
     """Call a function as a stage, as Ray Data's tasks do."""
-    return _call_each(_open_stage(stage, arguments), batch)
-
-
-def _call_each(call: Callable[[Item], Item], batch: dict[str, Any]) -> dict[str, Any]:
-    return {"result": [json.dumps(call(json.loads(str(text)))) for text in batch["item"]]}
+    return _RayStage(**told)(batch)
 
 
 @contextmanager

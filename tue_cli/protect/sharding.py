@@ -23,6 +23,7 @@ import numpy as np
 from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.labels import OWNER, list_top_folders
+from tue_cli.dataset.output import find_output
 from tue_cli.dataset.remote import Place, Stored
 from tue_cli.dataset.secret import Secret
 from tue_cli.dataset.shards import Sample
@@ -40,8 +41,6 @@ LAYOUTS = {".tar": "tar", ".parquet": "parquet"}
 _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 PART = 256
 """Pictures of a folder in one unit of work."""
-PARTS = "parts"
-"""The folder of the manifest's parts, in the work folder of the output."""
 
 
 @dataclass(frozen=True)
@@ -239,6 +238,8 @@ class Listing:
     """Path, reason and message of what cannot be protected."""
     ignored: int
     """Files that are neither shards nor pictures, or pictures beside shards."""
+    copies: int = 0
+    """Files in outputs of earlier runs."""
 
     def count_labels(self, *, single: bool) -> dict[str, Mapping[str, int]]:
         """Return what is known of the labels without opening a file: by shard, pictures by label.
@@ -259,13 +260,14 @@ def list_shards(sources: Sequence[Place], spec: ProtectSpec) -> Listing:
 
     Raises:
         TueError: a source cannot be listed.
-        BadSetting: two shards would have one place.
+        BadSetting: a source is an output, or two shards would have one place.
     """
     units: list[Shard] = []
     refused: list[tuple[str, str, str]] = []
-    ignored = 0
+    ignored = copies = 0
     for number, source in enumerate(sources):
-        files = source.list_files()
+        files, inside = _leave_out_outputs(source)
+        copies += inside
         pictures = []
         before = len(units)
         for file in files:
@@ -294,7 +296,21 @@ def list_shards(sources: Sequence[Place], spec: ProtectSpec) -> Listing:
         f"Several inputs have a shard named {escape(twice[0] if twice else '')}.",
         "Protect them one after the other, into different outputs.",
     )
-    return Listing(tuple(units), tuple(refused), ignored)
+    return Listing(tuple(units), tuple(refused), ignored, copies)
+
+
+def _leave_out_outputs(source: Place) -> tuple[list[Stored], int]:
+    """Return the files that are in no output of an earlier run, and how many are."""
+    files = source.list_files()
+    outputs = tuple({found for file in files if (found := find_output(file.name)) is not None})
+    refuse_unless(
+        "" not in outputs,
+        f"{source.shown} is the output of an earlier run, so its pictures are protected.",
+        "Name the originals instead.",
+    )
+    outside = [file for file in files if not file.name.startswith(outputs)]
+    signs = sum(find_output(file.name) is not None for file in files)
+    return outside, len(files) - len(outside) - signs
 
 
 def _list_parts(

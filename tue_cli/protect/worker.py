@@ -16,7 +16,7 @@ from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.labels import OWNER
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import MARKED
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import PARTS, WORK
 from tue_cli.dataset.remote import Place, explain
 from tue_cli.dataset.shards import BadShard, Sample
 from tue_cli.errors import ImageProblem, OutOfMemory, TueError
@@ -26,7 +26,7 @@ from tue_cli.images.coding import choose_kind
 from tue_cli.protect.context import BATCH, LARGE
 from tue_cli.protect.copier import Prepared, describe_copy
 from tue_cli.protect.plan import change_suffix, explain_taken
-from tue_cli.protect.sharding import PARTS, Outcome, Recipe, Shard, open_alone, read_samples
+from tue_cli.protect.sharding import Outcome, Recipe, Shard, open_alone, read_samples
 from tue_cli.text import escape
 
 HELD = 1 << 28
@@ -100,12 +100,6 @@ class Worker:
             message = f"It cannot be protected: {type(error).__name__}: {explain(error)}."
             outcome = Outcome(shard.path, "failed", "unreadable", message)
         return asdict(outcome)
-
-    @staticmethod
-    def give_up(told: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the `Outcome`, as a mapping, of a shard that no worker survived."""
-        message = "Every worker that began it died, perhaps because there was not enough memory."
-        return asdict(Outcome(Shard.read(told).path, "failed", "worker-died", message))
 
     def _find_state(self, shard: Shard) -> str:
         """Return `done` for a shard that is to be made; another worker, which died, may have."""
@@ -231,9 +225,13 @@ class Worker:
         assert one.ready is not None and one.delta is not None
         try:
             copy = self._copier.finish(one.ready, one.delta)
-            place, label = one.name or one.sample.name, one.sample.label or ""
             record = describe_copy(
-                one.ready, copy, path=place, source=one.source, label=label, key=one.code
+                one.ready,
+                copy,
+                path=one.name or one.sample.name,
+                source=one.source,
+                label="" if one.sample.label is None else one.sample.label,
+                key=one.code,
             )
             one.record, one.data = make_plain(record), copy.encoded.data
         except ImageProblem as error:
