@@ -5,6 +5,7 @@ Both call a stage with each item, and yield what it returns.
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
 import multiprocessing
@@ -242,12 +243,11 @@ def open_workers(engine: str, jobs: int, address: str | None, device: str) -> It
     require("ray")
     _refuse_silence(address)
     _prepare_environment(is_own=address is None)
+    scratch = _make_scratch() if address is None else None
     import ray
 
-    scratch: Path | None = None
     own: dict[str, Any] = {"address": address}
-    if address is None:
-        scratch = _make_scratch()
+    if scratch is not None:
         own = {
             "address": "local",
             "num_cpus": jobs or None,
@@ -313,7 +313,10 @@ def _make_scratch() -> Path:
         number = path.name.removeprefix(prefix).partition("-")[0]
         if number.isdecimal() and not is_running(int(number)):
             shutil.rmtree(path, ignore_errors=True)
-    return Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
+    made = Path(tempfile.mkdtemp(prefix=f"{prefix}{os.getpid()}-"))
+    # If a second Ctrl-C does not wait for Ray, Ray ends when Python does, and then this is called.
+    atexit.register(shutil.rmtree, made, ignore_errors=True)
+    return made
 
 
 @contextmanager
