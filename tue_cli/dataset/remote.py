@@ -62,7 +62,7 @@ def redact(text: str) -> str:
 def explain(error: BaseException) -> str:
     """Return what went wrong with a URL, in one line and without secrets."""
     said = str(error) or type(error).__name__
-    if isinstance(error, FileNotFoundError) and is_url(said):
+    if isinstance(error, FileNotFoundError) and (is_url(said) or " " not in said):
         said = "there is nothing"
     elif isinstance(error, OSError) and error.filename and error.strerror:
         said = error.strerror  # the text has the path and a number too
@@ -149,8 +149,8 @@ class Place:
                 system.info(root) if is_file else system.ls(root)
             found = {root: system.info(root)} if system.isfile(root) else {}
             found = found or system.find(root, detail=True)
-            is_local = self.protocol == "file"
-            if not found and is_local and not may_miss and not system.exists(root):
+            top = root if self.protocol in ("file", *READ_ONLY) else root.partition("/")[0]
+            if not found and not may_miss and not system.exists(top):  # as Azure does not tell
                 raise FileNotFoundError("there is no such file or folder")
         except Exception as error:
             raise self.explain_read(error) from None
