@@ -513,7 +513,7 @@ def test_an_output_that_is_not_ours_is_left_alone(run: Run, tmp_path: Path) -> N
     assert snapshot(tmp_path / "out") == before
 
 
-@pytest.mark.parametrize("sign", [MANIFEST, ".tue/journal.jsonl", ".tue/parts/0.tar.x.parquet"])
+@pytest.mark.parametrize("sign", [MANIFEST, ".tue/journal.jsonl", ".tue/plan.json"])
 def test_the_output_of_an_earlier_run_is_not_protected_again(
     run: Run, tmp_path: Path, sign: str
 ) -> None:
@@ -1184,23 +1184,37 @@ import os, sys, time
 from tue_cli.protect.distributed import Stage, open_workers
 
 def main():
-    class Late:
-        def __init__(self, place):
+    driver = os.getpid()
+
+    def arrive(path):
+        if os.getpid() != driver:
             try:
-                open(place, "x").close()
-            except FileExistsError:  # this is the second actor
+                open(path, "x").close()
+            except FileExistsError:  # this is the second actor, which begins late
                 time.sleep(2)
-                open(place + "-both", "x").close()
-            self.place = place
+                open(path + "-both", "x").close()
+        return Place(path)
+
+    class Place:
+        def __init__(self, path):
+            self.path = path
+
+        def __reduce__(self):
+            return arrive, (self.path,)
+
+    class Wait:
+        def __init__(self, place):
+            self.path = place.path
 
         def __call__(self, item):
-            while not os.path.exists(self.place + "-both"):
+            end = time.monotonic() + 60
+            while not os.path.exists(self.path + "-both") and time.monotonic() < end:
                 time.sleep(0.1)
             time.sleep(2)
             return {"worker": os.getpid()}
 
     with open_workers("ray", 2, None, "cpu") as workers:
-        found = list(workers.run(Stage(Late, dict), {"place": sys.argv[1]}, [{}, {}]))
+        found = list(workers.run(Stage(Wait, dict), {"place": Place(sys.argv[1])}, [{}, {}]))
     print(len({told["worker"] for told in found}))
 
 main()

@@ -149,8 +149,11 @@ def protect_collection(asked: CollectionSpec) -> Job[CollectionSummary]:
     )
     found = list_shards(sources, spec)
     if not found.shards and not found.refused:
+        where = ", ".join(place.shown for place in sources[:3])
         raise NothingToDo(
-            f"There are no shards and no pictures in {', '.join(p.shown for p in sources[:3])}.",
+            f"What {where} contains lies in the outputs of earlier runs."
+            if found.copies
+            else f"There are no shards and no pictures in {where}.",
             "Name a folder with .tar files, .parquet files or pictures.",
         )
     known = read_plan(target)

@@ -15,7 +15,7 @@ import numpy as np
 
 from tue_cli.config import METHODS
 from tue_cli.dataset.manifest import are_keys, describe_differences
-from tue_cli.dataset.output import WORK
+from tue_cli.dataset.output import PLAN, WORK
 from tue_cli.dataset.remote import READ_ONLY, Place, is_url
 from tue_cli.dataset.secret import (
     Secret,
@@ -38,7 +38,7 @@ from tue_cli.protect.sharding import Listing, Recipe, Shard, inspect_classes, sc
 from tue_cli.storage.reading import MOST_STATE, explain_error, parse_json
 from tue_cli.weights import Weights
 
-PLAN = f"{WORK}/plan.json"
+_PLAN = f"{WORK}/{PLAN}"
 """In the output: what decides the copies' bytes, the codes, and the shards that were scanned."""
 SCHEMA = 1
 BEST = 8
@@ -96,7 +96,7 @@ def open_secret(*, keep: bool) -> Secret:
 def read_plan(target: Place) -> Known | None:
     """Return what former runs decided; None where there was none."""
     try:
-        data = target.read(PLAN, MOST_STATE)
+        data = target.read(_PLAN, MOST_STATE)
         if data is None:
             return None
         told = parse_json(data)
@@ -108,7 +108,7 @@ def read_plan(target: Place) -> Known | None:
         return Known(run, dict(keys or {}), set(map(str, told.get("scanned", ()))))
     except ValueError as error:
         raise BadSetting(
-            f"{target.shown}/{PLAN} cannot be read: {explain_error(error)}.",
+            f"{target.shown}/{_PLAN} cannot be read: {explain_error(error)}.",
             "Choose another output with -o.",
         ) from None
     except TueError:
@@ -131,7 +131,7 @@ def write_plan(target: Place, known: Known) -> None:
         f"The data set has {len(known.keys):,} classes, too many for one plan.",
         f"Name a column of labels with --labels {FIELD}NAME, or use --labels single.",
     )
-    target.write(PLAN, data)
+    target.write(_PLAN, data)
 
 
 def refuse_output(recipe: Recipe, known: Known | None, weights: Weights) -> None:
@@ -141,7 +141,7 @@ def refuse_output(recipe: Recipe, known: Known | None, weights: Weights) -> None
         return
     if known is None:
         refuse_unless(
-            not target.list_files(may_miss=True),
+            all(file.name.startswith(f"{WORK}/") for file in target.list_files(may_miss=True)),
             f"{target.shown} is not empty, and tue did not write what is there.",
             "Choose another output with -o, or use --existing overwrite.",
         )
@@ -182,7 +182,7 @@ def _pass_over(told: Mapping[str, Any]) -> dict[str, Any]:
 
 def _explain_no_codes(_: Mapping[str, Any]) -> dict[str, Any]:
     message = "Every worker that began to choose codes died, perhaps for lack of memory."
-    return {"problem": [message, "Run the same command again, with fewer --jobs."]}
+    return {"problem": [message, "Use machines with more memory, or --labels single."]}
 
 
 SCAN = Stage(scan_labels, _pass_over, on_device=False)

@@ -163,6 +163,7 @@ class RayWorkers:
         rows = [{"number": n, "item": json.dumps(item)} for n, item in enumerate(items)]
         count = min(self.count if stage.on_device else self._readers, len(rows))
         told = {"stage": stage, "arguments": dict(arguments), "attempts": self._attempts}
+        told["run"] = secrets.token_hex(8)
         how: dict[str, Any]
         if isinstance(stage.call, type):
             # One at a time, so that no item waits for a busy actor while another actor is idle.
@@ -189,21 +190,22 @@ class RayWorkers:
 
 
 class _Attempts:
-    """Counts in an actor of its own how often each item of each stage was begun."""
+    """Counts in an actor of its own how often each item of each run was begun."""
 
     def __init__(self) -> None:
         self._counts: Counter[tuple[str, int]] = Counter()
 
-    def count(self, stage: str, number: int) -> int:
-        self._counts[stage, number] += 1
-        return self._counts[stage, number]
+    def count(self, run: str, number: int) -> int:
+        self._counts[run, number] += 1
+        return self._counts[run, number]
 
 
 class _RayStage:
     """A stage, as Ray Data's actors call it: with a batch of one item."""
 
-    def __init__(self, stage: Stage, arguments: Item, attempts: Any) -> None:
-        self._stage, self._arguments, self._attempts = stage, arguments, attempts
+    def __init__(self, stage: Stage, arguments: Item, attempts: Any, run: str) -> None:
+        self._stage, self._arguments = stage, arguments
+        self._attempts, self._run = attempts, run
         self._call: Callable[[Item], Item] | None = None
 
     def __call__(self, batch: dict[str, Any]) -> dict[str, Any]:
@@ -211,8 +213,7 @@ class _RayStage:
 
         (number,), (text,) = batch["number"], batch["item"]
         item = json.loads(str(text))
-        begun = self._attempts.count.remote(self._stage.call.__name__, int(number))
-        if ray.get(begun) > TRIES:
+        if ray.get(self._attempts.count.remote(self._run, int(number))) > TRIES:
             return {"result": [json.dumps(self._stage.give_up(item))]}
         # Opened here, so that an item is given up, too, if the worker dies of opening the stage.
         self._call = self._call or _open_stage(self._stage.call, self._arguments)
@@ -294,6 +295,8 @@ def _prepare_environment(*, is_own: bool) -> None:
     a new one, which Ray would otherwise write into the home folder; another has one already.
     """
     os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
+    # Else a thread that still uses Ray when it has been shut down would start a cluster.
+    os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")  # what it logs goes to stderr
     os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
     if is_own:

@@ -23,7 +23,7 @@ import numpy as np
 from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.labels import OWNER, list_top_folders
-from tue_cli.dataset.output import find_output
+from tue_cli.dataset.output import WORK, find_output
 from tue_cli.dataset.remote import Place, Stored
 from tue_cli.dataset.secret import Secret
 from tue_cli.dataset.shards import Sample
@@ -305,8 +305,8 @@ def _leave_out_outputs(source: Place) -> tuple[list[Stored], int]:
     outputs = tuple({found for file in files if (found := find_output(file.name)) is not None})
     refuse_unless(
         "" not in outputs,
-        f"{source.shown} is the output of an earlier run, so its pictures are protected.",
-        "Name the originals instead.",
+        f"{source.shown} is the output of an earlier run.",
+        f"Name the originals instead. If it has no copies, remove {WORK} from it.",
     )
     outside = [file for file in files if not file.name.startswith(outputs)]
     signs = sum(find_output(file.name) is not None for file in files)
