@@ -149,8 +149,8 @@ class Place:
                 system.info(root) if is_file else system.ls(root)
             found = {root: system.info(root)} if system.isfile(root) else {}
             found = found or system.find(root, detail=True)
-            top = {"file": root, "adlfs": root.partition("/")[0]}.get(PROTOCOLS[self.protocol])
-            if not (found or may_miss or top is None or system.exists(top)):  # others tell it
+            top = {"fsspec": root, "adlfs": root.partition("/")[0]}.get(PROTOCOLS[self.protocol])
+            if not (found or may_miss or top is None or system.exists(top)):  # others raise
                 raise FileNotFoundError("there is no such file or folder")
         except Exception as error:
             raise self.explain_read(error) from None
