@@ -24,13 +24,10 @@ WORK = ".tue"
 JOURNAL = "journal.jsonl"
 PLAN = "plan.json"
 """What a run over shards decided, in the work folder."""
-PARTS = "parts"
-"""The folder of the manifest's parts of shards, in the work folder."""
 
 _LOCK = "lock"
 _SIGN = re.compile(
-    rf"(?:^|/)({re.escape(MANIFEST)}$|{re.escape(WORK)}/"
-    rf"(?:(?:{re.escape(JOURNAL)}|{re.escape(PLAN)})$|{PARTS}/))"
+    rf"(?:^|/)({re.escape(MANIFEST)}|{re.escape(WORK)}/(?:{re.escape(JOURNAL)}|{re.escape(PLAN)}))$"
 )
 _FATAL = {errno.ENOSPC, errno.EROFS, errno.ELOOP, getattr(errno, "EDQUOT", errno.ENOSPC)}
 """What of a file system's errors no other copy escapes either."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tue_cli.config import METHODS
-from tue_cli.dataset.output import PARTS, WORK
+from tue_cli.dataset.output import WORK
 from tue_cli.dataset.remote import Place, expand
 from tue_cli.dataset.shards import FIELD
 from tue_cli.errors import NothingToDo, OutputProblem, refuse_unless, require
@@ -30,7 +30,7 @@ from tue_cli.protect.collection_plan import (
 from tue_cli.protect.context import choose_weights
 from tue_cli.protect.distributed import Stage, open_workers
 from tue_cli.protect.request import ProtectSpec
-from tue_cli.protect.sharding import Listing, Outcome, Recipe, Shard, list_shards
+from tue_cli.protect.sharding import PARTS, Listing, Outcome, Recipe, Shard, list_shards
 from tue_cli.protect.worker import Worker
 from tue_cli.text import escape, format_count, format_duration
 from tue_cli.weights import Weights

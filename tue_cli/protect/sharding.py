@@ -23,6 +23,7 @@ import numpy as np
 from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.discover import normalize_name
 from tue_cli.dataset.labels import OWNER, list_top_folders
+from tue_cli.dataset.manifest import MANIFEST
 from tue_cli.dataset.output import WORK, find_output
 from tue_cli.dataset.remote import Place, Stored
 from tue_cli.dataset.secret import Secret
@@ -41,6 +42,8 @@ LAYOUTS = {".tar": "tar", ".parquet": "parquet"}
 _PACKED = (".tar.gz", ".tgz", ".tar.zst", ".tar.bz2", ".tar.xz")
 PART = 256
 """Pictures of a folder in one unit of work."""
+PARTS = "parts"
+"""The folder of the manifest's parts, in the work folder of the output."""
 
 
 @dataclass(frozen=True)
@@ -306,7 +309,7 @@ def _leave_out_outputs(source: Place) -> tuple[list[Stored], int]:
     refuse_unless(
         "" not in outputs,
         f"{source.shown} is the output of an earlier run.",
-        f"Name the originals instead. If it has no copies, remove {WORK} from it.",
+        f"Name the originals instead. If there are no copies in it, remove {MANIFEST} and {WORK}.",
     )
     outside = [file for file in files if not file.name.startswith(outputs)]
     signs = sum(find_output(file.name) is not None for file in files)

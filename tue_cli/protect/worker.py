@@ -16,7 +16,7 @@ from tue_cli.dataset import parquet, shards
 from tue_cli.dataset.labels import OWNER
 from tue_cli.dataset.manifest import sha256
 from tue_cli.dataset.match import MARKED
-from tue_cli.dataset.output import PARTS, WORK
+from tue_cli.dataset.output import WORK
 from tue_cli.dataset.remote import Place, explain
 from tue_cli.dataset.shards import BadShard, Sample
 from tue_cli.errors import ImageProblem, OutOfMemory, TueError
@@ -26,7 +26,7 @@ from tue_cli.images.coding import choose_kind
 from tue_cli.protect.context import BATCH, LARGE
 from tue_cli.protect.copier import Prepared, describe_copy
 from tue_cli.protect.plan import change_suffix, explain_taken
-from tue_cli.protect.sharding import Outcome, Recipe, Shard, open_alone, read_samples
+from tue_cli.protect.sharding import PARTS, Outcome, Recipe, Shard, open_alone, read_samples
 from tue_cli.text import escape
 
 HELD = 1 << 28
